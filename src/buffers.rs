@@ -1,0 +1,1 @@
+//! Pooled buffers under one global cap.

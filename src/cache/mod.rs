@@ -1,0 +1,1 @@
+//! Verified blobs and records on disk within a quota.

@@ -1,0 +1,3 @@
+//! Steps only: parse, run, exit code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Sockets: accept, handshake, limits, drain.

@@ -1,0 +1,1 @@
+//! Metric handles and log fields, passed in as values.

@@ -199,3 +199,309 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Coalescing<S> {
         Pin::new(&mut this.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    use proptest::prelude::*;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// A socket that takes as many bytes per write as it is told, 0 meaning that it is full.
+    #[derive(Debug, Default)]
+    struct Socket {
+        takes: VecDeque<usize>,
+        taken: Vec<u8>,
+        writes: usize,
+        /// A full socket promises a wake.
+        promised: bool,
+        is_shut: bool,
+    }
+
+    impl AsyncRead for Socket {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Socket {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            match self.takes.pop_front() {
+                Some(0) => {
+                    self.promised = true;
+                    Poll::Pending
+                }
+                limit => {
+                    let taken = buf.len().min(limit.unwrap_or(usize::MAX));
+                    self.taken.extend_from_slice(&buf[..taken]);
+                    self.writes += 1;
+                    Poll::Ready(Ok(taken))
+                }
+            }
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.is_shut = true;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    struct Scene {
+        stream: Coalescing<Socket>,
+        pulse: Arc<Pulse>,
+        wakes: Arc<Wakes>,
+    }
+
+    impl Scene {
+        fn new(pool: BufferPool, takes: impl IntoIterator<Item = usize>) -> Self {
+            let pulse = Pulse::new(Instant::now());
+            let socket = Socket {
+                takes: takes.into_iter().collect(),
+                ..Socket::default()
+            };
+            Self {
+                stream: Coalescing::new(socket, pool, Arc::clone(&pulse)),
+                pulse,
+                wakes: Arc::default(),
+            }
+        }
+
+        fn with<T>(
+            &mut self,
+            act: impl FnOnce(Pin<&mut Coalescing<Socket>>, &mut Context<'_>) -> T,
+        ) -> T {
+            let waker = Waker::from(Arc::clone(&self.wakes));
+            act(Pin::new(&mut self.stream), &mut Context::from_waker(&waker))
+        }
+
+        fn write(&mut self, bytes: &[u8]) -> Poll<usize> {
+            self.with(|stream, cx| stream.poll_write(cx, bytes))
+                .map(|written| written.expect("the socket has no errors"))
+        }
+
+        fn flush(&mut self) -> bool {
+            self.with(|stream, cx| stream.poll_flush(cx)).is_ready()
+        }
+
+        /// Reads, of which there is never anything.
+        fn read(&mut self) {
+            let mut buf = [0; 8];
+            let outcome = self.with(|stream, cx| stream.poll_read(cx, &mut ReadBuf::new(&mut buf)));
+            assert!(outcome.is_pending());
+        }
+
+        fn taken(&self) -> usize {
+            self.stream.inner.taken.len()
+        }
+
+        fn is_parked(&self) -> bool {
+            self.stream.parked.is_some()
+        }
+
+        fn woken(&self) -> usize {
+            self.wakes.0.load(Ordering::Relaxed)
+        }
+    }
+
+    fn pool() -> BufferPool {
+        BufferPool::new(64 * 1024, 2)
+    }
+
+    #[test]
+    fn a_small_flush_goes_out_at_once_and_the_buffer_goes_home() {
+        let pool = pool();
+        let mut scene = Scene::new(pool.clone(), []);
+        assert_eq!(scene.write(b"hello"), Poll::Ready(5));
+        assert_eq!((scene.taken(), pool.in_use()), (0, 1));
+        assert!(scene.flush());
+        assert_eq!((scene.taken(), pool.in_use(), scene.woken()), (5, 0, 0));
+    }
+
+    #[test]
+    fn larger_flushes_of_one_turn_become_one_write_in_the_next() {
+        let mut scene = Scene::new(pool(), []);
+        for _ in 0..3 {
+            assert_eq!(scene.write(&[7; SMALL]), Poll::Ready(SMALL));
+            assert!(scene.flush());
+        }
+        scene.read();
+        assert_eq!((scene.taken(), scene.woken()), (0, 1), "one wake, no write");
+        scene.pulse.begin_turn();
+        scene.read();
+        assert_eq!((scene.taken(), scene.stream.inner.writes), (3 * SMALL, 1));
+        assert!(!scene.is_parked());
+    }
+
+    #[test]
+    fn a_deferred_flush_is_kept_by_the_next_flush_too() {
+        let mut scene = Scene::new(pool(), []);
+        assert_eq!(scene.write(&[7; SMALL]), Poll::Ready(SMALL));
+        assert!(scene.flush());
+        scene.pulse.begin_turn();
+        assert!(scene.flush());
+        assert_eq!((scene.taken(), scene.is_parked()), (SMALL, false));
+    }
+
+    #[test]
+    fn bytes_nobody_flushed_leave_before_the_task_sleeps() {
+        let mut scene = Scene::new(pool(), []);
+        assert_eq!(
+            scene.write(b"a handshake that forgets to flush"),
+            Poll::Ready(33)
+        );
+        scene.read();
+        assert_eq!(scene.taken(), 33);
+    }
+
+    #[test]
+    fn an_empty_pool_and_a_large_write_pass_through() {
+        let pool = pool();
+        let all = [pool.try_take(), pool.try_take()];
+        let mut scene = Scene::new(pool.clone(), []);
+        assert_eq!(scene.write(&[7; SMALL]), Poll::Ready(SMALL));
+        assert_eq!(scene.taken(), SMALL);
+        drop(all);
+        assert_eq!(scene.write(&[7; 64 * 1024]), Poll::Ready(64 * 1024));
+        assert_eq!((scene.taken(), pool.in_use()), (SMALL + 64 * 1024, 0));
+    }
+
+    #[test]
+    fn a_full_buffer_and_a_full_socket_push_back() {
+        let mut scene = Scene::new(pool(), [0]);
+        assert_eq!(scene.write(&[7; 60 * 1024]), Poll::Ready(60 * 1024));
+        assert_eq!(scene.write(&[7; 60 * 1024]), Poll::Ready(4 * 1024));
+        assert_eq!(scene.write(&[7; 60 * 1024]), Poll::Pending);
+        assert!(scene.stream.inner.promised);
+        assert_eq!(scene.write(&[7; 1024]), Poll::Ready(1024));
+        assert_eq!(scene.taken(), 64 * 1024);
+    }
+
+    #[test]
+    fn shutdown_sends_what_is_parked_first() {
+        let mut scene = Scene::new(pool(), [100, 0]);
+        assert_eq!(scene.write(&[7; SMALL]), Poll::Ready(SMALL));
+        assert!(scene.flush());
+        assert!(
+            scene
+                .with(|stream, cx| stream.poll_shutdown(cx))
+                .is_pending()
+        );
+        assert!(!scene.stream.inner.is_shut);
+        assert!(scene.with(|stream, cx| stream.poll_shutdown(cx)).is_ready());
+        assert_eq!((scene.taken(), scene.stream.inner.is_shut), (SMALL, true));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(usize),
+        WriteVectored(usize, usize),
+        Flush,
+        Read,
+        NextTurn,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (1..100_000_usize).prop_map(Step::Write),
+            (0..20_000_usize, 0..20_000_usize).prop_map(|(a, b)| Step::WriteVectored(a, b)),
+            Just(Step::Flush),
+            Just(Step::Read),
+            Just(Step::NextTurn),
+        ]
+    }
+
+    /// A full socket now and then, single bytes, and anything up to more than a buffer.
+    fn takes() -> impl Strategy<Value = Vec<usize>> {
+        let take = prop_oneof![
+            1 => Just(0_usize),
+            1 => Just(1_usize),
+            3 => 1..100_000_usize,
+        ];
+        prop::collection::vec(take, 0..60)
+    }
+
+    proptest! {
+        #[test]
+        fn the_bytes_that_leave_are_the_bytes_that_came_and_none_sleeps(
+            steps in prop::collection::vec(step(), 0..60),
+            takes in takes(),
+            max_buffers in 0..2_usize,
+        ) {
+            let pool = BufferPool::new(64 * 1024, max_buffers);
+            let mut scene = Scene::new(pool.clone(), takes);
+            let mut sent: Vec<u8> = Vec::new();
+            let mut counter = 0_u32;
+            let mut bytes = |len: usize| -> Vec<u8> {
+                (0..len).map(|_| { counter = counter.wrapping_mul(31).wrapping_add(7); (counter >> 8) as u8 }).collect()
+            };
+            for step in steps {
+                match step {
+                    Step::Write(len) => {
+                        let data = bytes(len);
+                        if let Poll::Ready(taken) = scene.write(&data) {
+                            prop_assert!(taken > 0);
+                            sent.extend_from_slice(&data[..taken]);
+                        }
+                    }
+                    Step::WriteVectored(first, second) => {
+                        let (first, second) = (bytes(first), bytes(second));
+                        let slices = [IoSlice::new(&first), IoSlice::new(&second)];
+                        let outcome = scene.with(|stream, cx| stream.poll_write_vectored(cx, &slices));
+                        if let Poll::Ready(taken) = outcome {
+                            let taken = taken.expect("the socket has no errors");
+                            sent.extend([first, second].concat().into_iter().take(taken));
+                        }
+                    }
+                    Step::Flush => { scene.flush(); }
+                    Step::Read => scene.read(),
+                    Step::NextTurn => {
+                        // The end of a turn, as hyper ends it: flush, then read until it sleeps.
+                        scene.stream.inner.promised = false;
+                        let wakes = scene.woken();
+                        scene.flush();
+                        scene.read();
+                        let will_wake = scene.woken() > wakes
+                            || scene.stream.wake_is_scheduled()
+                            || scene.stream.inner.promised;
+                        prop_assert!(!scene.is_parked() || will_wake, "asleep with parked bytes");
+                        scene.pulse.begin_turn();
+                    }
+                }
+                prop_assert!(scene.is_parked() || pool.in_use() == 0, "a buffer held for nothing");
+                prop_assert!(sent.starts_with(&scene.stream.inner.taken));
+            }
+            // With a willing socket two flushes, the second in a later turn, send all there is.
+            scene.stream.inner.takes.clear();
+            prop_assert!(scene.flush());
+            scene.pulse.begin_turn();
+            prop_assert!(scene.flush());
+            prop_assert!(!scene.is_parked());
+            prop_assert_eq!(&scene.stream.inner.taken, &sent);
+        }
+    }
+}

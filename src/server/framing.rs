@@ -457,3 +457,201 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HeadGuard<S> {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::unconstrained;
+
+    use super::*;
+
+    fn judged(head: &str) -> Result<Follows, Refusal> {
+        let mut scan = HeadScan::default();
+        let end = scan.end_of(head.as_bytes(), 32 * 1024)?;
+        assert_eq!(end, Some(head.len()), "one whole head");
+        inspect(head.as_bytes())
+    }
+
+    fn with_lines(method: &str, lines: &str) -> Result<Follows, Refusal> {
+        judged(&format!("{method} /v2/ HTTP/1.1\r\nhost: a\r\n{lines}\r\n"))
+    }
+
+    #[test]
+    fn honest_heads_pass() {
+        assert_eq!(with_lines("GET", ""), Ok(Follows::Nothing));
+        assert_eq!(
+            with_lines("GET", "content-length: 0\r\n"),
+            Ok(Follows::Nothing)
+        );
+        assert_eq!(
+            with_lines("PUT", "Content-Length:12\r\n"),
+            Ok(Follows::Body(12))
+        );
+        assert_eq!(
+            with_lines("PATCH", "Transfer-Encoding: Chunked \r\n"),
+            Ok(Follows::Chunked)
+        );
+        assert_eq!(
+            with_lines("GET", "x-empty:\r\nx-text: caf\u{e9}\t!\r\n"),
+            Ok(Follows::Nothing)
+        );
+        assert_eq!(judged("GET / HTTP/1.0\r\n\r\n"), Ok(Follows::Nothing));
+        assert_eq!(judged("\r\nGET / HTTP/1.1\r\n\r\n"), Ok(Follows::Nothing));
+        assert_eq!(
+            judged("CONNECT a:443 HTTP/1.1\r\n\r\n"),
+            Ok(Follows::Nothing)
+        );
+    }
+
+    #[test]
+    fn p01_two_framings_and_bodies_of_reading_methods_are_refused() {
+        let both = "content-length: 4\r\ntransfer-encoding: chunked\r\n";
+        for method in ["GET", "PATCH", "PUT"] {
+            assert_eq!(with_lines(method, both), Err(Refusal::TwoFramings));
+        }
+        for lines in ["content-length: 4\r\n", "transfer-encoding: chunked\r\n"] {
+            assert_eq!(with_lines("GET", lines), Err(Refusal::UnexpectedBody));
+            assert_eq!(with_lines("HEAD", lines), Err(Refusal::UnexpectedBody));
+        }
+    }
+
+    #[test]
+    fn p02_odd_framings_are_refused() {
+        for value in [
+            "xchunked",
+            "chunked, identity",
+            "gzip, chunked",
+            "chunked, chunked",
+            "",
+        ] {
+            let line = format!("transfer-encoding: {value}\r\n");
+            assert_eq!(
+                with_lines("PUT", &line),
+                Err(Refusal::TransferEncoding),
+                "{value}"
+            );
+        }
+        let twice = "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n";
+        assert_eq!(with_lines("PUT", twice), Err(Refusal::TransferEncoding));
+        assert_eq!(
+            judged("PUT / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n"),
+            Err(Refusal::TransferEncoding)
+        );
+        for value in ["4, 4", "+4", "-4", "0x4", "", "4 4", "18446744073709551616"] {
+            let line = format!("content-length: {value}\r\n");
+            assert_eq!(
+                with_lines("PUT", &line),
+                Err(Refusal::ContentLength),
+                "{value}"
+            );
+        }
+        let twice = "content-length: 4\r\ncontent-length: 4\r\n";
+        assert_eq!(with_lines("PUT", twice), Err(Refusal::ContentLength));
+    }
+
+    #[test]
+    fn p03_line_grammar_is_strict() {
+        for (head, refusal) in [
+            ("GET / HTTP/1.1\nhost: a\n\n", Refusal::LineEnding),
+            ("GET / HTTP/1.1\r\nhost: a\n\r\n", Refusal::LineEnding),
+            (
+                "GET / HTTP/1.1\r\nhost: a\rb: c\r\n\r\n",
+                Refusal::LineEnding,
+            ),
+            ("GET / HTTP/1.1\r\nhost: a\0\r\n\r\n", Refusal::HeaderLine),
+            (
+                "GET / HTTP/1.1\r\nhost: a\r\n b: c\r\n\r\n",
+                Refusal::HeaderLine,
+            ),
+            ("GET / HTTP/1.1\r\nhost : a\r\n\r\n", Refusal::HeaderLine),
+            ("GET / HTTP/1.1\r\n: a\r\n\r\n", Refusal::HeaderLine),
+            ("GET / HTTP/1.1\r\nhost\r\n\r\n", Refusal::HeaderLine),
+            ("GET  / HTTP/1.1\r\n\r\n", Refusal::RequestLine),
+            ("GET /\r\n\r\n", Refusal::RequestLine),
+            ("GET /a b HTTP/1.1\r\n\r\n", Refusal::RequestLine),
+            ("GET /\u{e9} HTTP/1.1\r\n\r\n", Refusal::RequestLine),
+            ("GET / HTTP/1.2\r\n\r\n", Refusal::RequestLine),
+            ("PRI * HTTP/2.0\r\n\r\n", Refusal::RequestLine),
+            ("G@T / HTTP/1.1\r\n\r\n", Refusal::RequestLine),
+        ] {
+            assert_eq!(judged(head), Err(refusal), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn heads_have_limits() {
+        let judged_to = |head: &str| HeadScan::default().end_of(head.as_bytes(), 1024);
+        let long = "a".repeat(1100);
+        assert_eq!(
+            judged_to(&format!("GET /{long}")),
+            Err(Refusal::TargetTooLong)
+        );
+        assert_eq!(
+            judged_to(&format!("GET / HTTP/1.1\r\nx: {long}")),
+            Err(Refusal::HeadTooLarge)
+        );
+        let target = "a".repeat(MAX_TARGET_BYTES);
+        assert_eq!(
+            judged(&format!("GET /{target} HTTP/1.1\r\n\r\n")),
+            Err(Refusal::TargetTooLong)
+        );
+        let lines = "x: y\r\n".repeat(MAX_HEADER_LINES);
+        assert_eq!(with_lines("GET", &lines), Err(Refusal::HeadTooLarge));
+    }
+
+    /// What hyper would read of `pieces`, each of them one read of the socket.
+    async fn read_through(pieces: &[&[u8]]) -> (Vec<u8>, Arc<Pulse>) {
+        let pulse = Pulse::new(Instant::now());
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let mut guard = HeadGuard::new(server, Arc::clone(&pulse), 1024);
+        let mut seen = Vec::new();
+        for piece in pieces {
+            client.write_all(piece).await.expect("room");
+            let mut buf = [0; 48];
+            // Whatever is not ready now needs another piece; tokio's budget would end it earlier.
+            while let Some(read) = unconstrained(guard.read(&mut buf)).now_or_never() {
+                let read = read.expect("no errors");
+                seen.extend_from_slice(&buf[..read]);
+            }
+        }
+        (seen, pulse)
+    }
+
+    const FIRST: &[u8] = b"PUT /a HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello";
+    const SECOND: &[u8] = b"GET /b HTTP/1.1\r\nhost: a\r\n\r\n";
+    const HIDING: &[u8] =
+        b"PUT /c HTTP/1.1\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+
+    #[tokio::test]
+    async fn what_is_approved_arrives_unchanged_however_it_is_cut() {
+        let stream = [FIRST, SECOND, FIRST, SECOND].concat();
+        for cut in 1..stream.len() {
+            let pieces: Vec<&[u8]> = stream.chunks(cut).collect();
+            let (seen, pulse) = read_through(&pieces).await;
+            assert_eq!(seen, stream, "in pieces of {cut}");
+            assert_eq!(pulse.refusal_of(4), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn p01_nothing_behind_a_refused_head_is_seen_however_it_is_cut() {
+        let stream = [FIRST, SECOND, HIDING, SECOND].concat();
+        let expected = [FIRST, SECOND, IN_PLACE_OF_A_REFUSED_HEAD].concat();
+        for cut in 1..stream.len() {
+            let pieces: Vec<&[u8]> = stream.chunks(cut).collect();
+            let (seen, pulse) = read_through(&pieces).await;
+            assert_eq!(seen, expected, "in pieces of {cut}");
+            assert_eq!(pulse.refusal_of(2), Some(Refusal::TwoFramings));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_chunked_body_passes_and_its_request_is_the_last() {
+        let stream: &[u8] =
+            b"PATCH /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n";
+        let (seen, pulse) = read_through(&[SECOND, stream]).await;
+        assert_eq!(seen, [SECOND, stream].concat());
+        assert!(pulse.is_last(1) && !pulse.is_last(0));
+    }
+}

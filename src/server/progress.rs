@@ -256,27 +256,35 @@ mod tests {
         write: Duration::from_secs(30),
     };
 
-    #[tokio::test(start_paused = true)]
-    async fn each_state_has_its_deadline_and_a_served_request_has_none() {
+    #[test]
+    fn each_state_has_its_deadline_and_a_served_request_has_none() {
         let start = Instant::now();
         let pulse = Pulse::new(start);
         let seconds = |n| start + Duration::from_secs(n);
-        assert_eq!(
-            pulse.deadline(&LIMITS),
-            Some((seconds(10), Overdue::FirstRequest))
-        );
-        tokio::time::advance(Duration::from_secs(3)).await;
+        let due = || pulse.deadline(&LIMITS);
+        assert_eq!(due(), Some((seconds(10), Overdue::FirstRequest)));
+
         let (number, in_flight) = pulse.begin_request();
         assert_eq!(number, 0);
-        assert_eq!(pulse.deadline(&LIMITS), None);
-        pulse.blocked_since.store(pulse.now(), Ordering::Release);
-        assert_eq!(pulse.deadline(&LIMITS), Some((seconds(33), Overdue::Write)));
+        assert_eq!(due(), None);
+        pulse.blocked_since.store(3000, Ordering::Release);
+        assert_eq!(due(), Some((seconds(33), Overdue::Write)));
         pulse.blocked_since.store(NEVER, Ordering::Release);
+
         drop(in_flight);
-        assert_eq!(pulse.deadline(&LIMITS), Some((seconds(63), Overdue::Idle)));
-        pulse.head_began();
-        assert_eq!(pulse.deadline(&LIMITS), Some((seconds(8), Overdue::Header)));
+        pulse.idle_since.store(4000, Ordering::Release);
+        assert_eq!(due(), Some((seconds(64), Overdue::Idle)));
+        pulse.head_since.store(5000, Ordering::Release);
+        assert_eq!(due(), Some((seconds(10), Overdue::Header)));
         pulse.head_ended();
-        assert_eq!(pulse.deadline(&LIMITS), Some((seconds(63), Overdue::Idle)));
+        assert_eq!(due(), Some((seconds(64), Overdue::Idle)));
+    }
+
+    #[test]
+    fn a_head_began_when_its_first_byte_came() {
+        let pulse = Pulse::new(Instant::now());
+        pulse.head_since.store(5, Ordering::Release);
+        pulse.head_began();
+        assert_eq!(pulse.head_since.load(Ordering::Acquire), 5);
     }
 }

@@ -15,7 +15,6 @@ use super::shelf::{Repository, Shelf};
 
 const TARGET_PREFIX: &str = "AmazonEC2ContainerRegistry_V20150921.";
 
-#[derive(Debug)]
 pub(super) struct Api {
     pub(super) shelf: Arc<Shelf>,
     pub(super) credentials: Arc<Credentials>,

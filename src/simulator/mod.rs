@@ -80,7 +80,6 @@ pub enum StartError {
 }
 
 /// How a simulator is to be; see [`Simulator::builder`].
-#[derive(Debug)]
 #[must_use = "nothing runs until `start`"]
 pub struct Builder {
     identity: Identity,
@@ -200,13 +199,21 @@ fn tls_config(chain: &[u8], key: &[u8]) -> Result<Arc<rustls::ServerConfig>, Sta
     Ok(Arc::new(config))
 }
 
-/// A handle on a running simulator; clones share it.
-#[derive(Clone, Debug)]
+/// A handle on a running simulator; clones share it. Prints without its secrets.
+#[derive(Clone)]
 pub struct Simulator {
     parts: Arc<Parts>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for Simulator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Simulator")
+            .field("identity", &self.parts.shelf.identity)
+            .field("ports", &self.parts.ports)
+            .finish_non_exhaustive()
+    }
+}
+
 struct Parts {
     shelf: Arc<Shelf>,
     credentials: Arc<Credentials>,

@@ -11,6 +11,9 @@ use super::content::{BlobSource, PIECE_BYTES};
 use super::fault::Gate;
 use super::journal::Ticket;
 
+/// How much time lost to coarse timers a rate may make up for.
+const SLACK: Duration = Duration::from_millis(20);
+
 /// A rate shared by everything that holds a clone.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
@@ -36,10 +39,12 @@ impl Bucket {
         let turn = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            let turn = free_at.map_or(now, |at| at.max(now));
+            let oldest = now.checked_sub(SLACK).unwrap_or(now);
+            let start = free_at.map_or(now, |at| at.max(oldest));
             let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-            *free_at = Some(turn + cost);
-            turn + cost
+            let turn = start + cost;
+            *free_at = Some(turn);
+            turn
         };
         tokio::time::sleep_until(turn).await;
     }

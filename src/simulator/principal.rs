@@ -155,8 +155,8 @@ pub enum TokenReply {
     Hang,
 }
 
-/// A token as handed out.
-#[derive(Clone, Debug)]
+/// A token as handed out; prints without itself.
+#[derive(Clone)]
 pub struct IssuedToken {
     /// What GetAuthorizationToken returns: base64 of `AWS:<password>`.
     pub authorization_token: String,
@@ -164,6 +164,14 @@ pub struct IssuedToken {
     pub password: String,
     /// When it expires.
     pub expires_at: SystemTime,
+}
+
+impl std::fmt::Debug for IssuedToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IssuedToken")
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a registry credential is worth.
@@ -174,12 +182,10 @@ pub(super) enum Verdict {
 }
 
 /// The accounts' principals and every token issued.
-#[derive(Debug)]
 pub(super) struct Credentials {
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
 struct State {
     principals: Vec<Principal>,
     tokens: HashMap<String, (Principal, SystemTime)>,

@@ -10,7 +10,8 @@ use super::content::BlobSource;
 #[derive(Clone, Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
+    /// Boxed because replies travel as errors too.
+    pub(super) headers: Box<HeaderMap>,
     pub(super) content: BlobSource,
     /// The part of `content` that is the body.
     pub(super) first: u64,
@@ -22,7 +23,7 @@ impl Reply {
         let content = content.into();
         Self {
             status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-            headers: HeaderMap::new(),
+            headers: Box::default(),
             first: 0,
             len: content.len(),
             content,
@@ -82,7 +83,7 @@ impl Reply {
             self.status.canonical_reason().unwrap_or("Unknown")
         )
         .into_bytes();
-        for (name, value) in &self.headers {
+        for (name, value) in self.headers.iter() {
             head.extend_from_slice(name.as_str().as_bytes());
             head.extend_from_slice(b": ");
             head.extend_from_slice(value.as_bytes());

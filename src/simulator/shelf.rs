@@ -113,7 +113,6 @@ pub(super) struct Object {
     pub(super) source: BlobSource,
 }
 
-#[derive(Clone, Debug)]
 struct SignedUrl {
     path: String,
     expires_at: SystemTime,
@@ -127,13 +126,11 @@ pub(super) enum Admission {
 }
 
 /// Everything stored; all access goes through one lock, held only briefly.
-#[derive(Debug)]
 pub(super) struct Shelf {
     pub(super) identity: Identity,
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
 struct State {
     repositories: BTreeMap<String, Repository>,
     objects: HashMap<String, Object>,

@@ -9,7 +9,6 @@ use super::content::sha256_hex;
 use super::reply::Reply;
 use super::shelf::{Admission, Object, Shelf};
 
-#[derive(Debug)]
 pub(super) struct Storage {
     pub(super) shelf: Arc<Shelf>,
 }

@@ -19,7 +19,6 @@ use route::Route;
 /// What the registry says of a token past its life.
 const EXPIRED: &str = "Your authorization token has expired. Reauthenticate and try again.";
 
-#[derive(Debug)]
 pub(super) struct Registry {
     shelf: Arc<Shelf>,
     credentials: Arc<Credentials>,
@@ -134,7 +133,6 @@ impl Registry {
 }
 
 /// A request past authentication.
-#[derive(Clone, Debug)]
 struct Caller<'a> {
     registry: &'a Registry,
     principal: Principal,

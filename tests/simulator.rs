@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ecr_proxy::simulator::{
-    BlobSource, DENIED_ACCESS_KEY, End, ExpiredForm, FULL_ACCESS_KEY, Fault, Gate, ImageSpec,
-    Listener, Outage, PULL_ONLY_ACCESS_KEY, Pattern, Simulator, TokenReply,
+    BlobSource, DENIED_ACCESS_KEY, End, ExpiredForm, FULL_ACCESS_KEY, Fault, Flavour, Gate,
+    ImageSpec, Layer, LayerFile, Listener, Outage, PULL_ONLY_ACCESS_KEY, Pattern, Simulator,
+    TokenReply,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -737,4 +738,55 @@ async fn registry_and_storage_speak_tls_when_given_a_certificate() {
         "https://{}/",
         simulator.address(Listener::Storage)
     )));
+}
+
+/// Runs skopeo with `arguments`, its credentials being `password`'s.
+async fn skopeo(arguments: Vec<String>) {
+    let output = tokio::process::Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "--all"])
+        .args(&arguments)
+        .output()
+        .await
+        .expect("skopeo is installed");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "skopeo {arguments:?}: {said}");
+}
+
+#[tokio::test]
+async fn skopeo_pulls_and_pushes_an_image_with_several_platforms() {
+    let simulator = start().await;
+    let hello = Layer::Files(vec![LayerFile::plain("etc/hello", "hello")]);
+    for flavour in [Flavour::Oci, Flavour::Docker] {
+        let spec = ImageSpec::layers([
+            hello.clone(),
+            Layer::Blob(BlobSource::generated(5, 3 << 20)),
+        ])
+        .platforms(["linux/amd64", "linux/arm64/v8"])
+        .flavour(flavour);
+        let image = simulator.push_image("app", "v1", spec);
+        simulator.create_repository("copy");
+        let password = simulator.token(FULL_ACCESS_KEY).unwrap().password;
+        let folder = tempfile::tempdir().unwrap();
+        let directory = format!("dir:{}", folder.path().display());
+        let address = simulator.address(Listener::Registry);
+        let mut pull = vec!["--src-tls-verify=false".to_owned()];
+        pull.push(format!("--src-creds=AWS:{password}"));
+        pull.push(format!("docker://{address}/app:v1"));
+        pull.push(directory.clone());
+        skopeo(pull).await;
+        let mut push = vec!["--dest-tls-verify=false".to_owned()];
+        push.push(format!("--dest-creds=AWS:{password}"));
+        push.push("--preserve-digests".to_owned());
+        push.push(directory);
+        push.push(format!("docker://{address}/copy:v1"));
+        skopeo(push).await;
+        assert_eq!(
+            simulator.manifest("copy", "v1"),
+            simulator.manifest("app", "v1")
+        );
+        for blob in image.blobs() {
+            let copied = simulator.blob("copy", &blob.digest).unwrap();
+            assert_eq!(copied.digest(), blob.digest);
+        }
+    }
 }

@@ -439,9 +439,9 @@ impl Simulator {
         self.parts.shelf.set_url_life(life);
     }
 
-    /// Every password and URL signature handed out: what must appear nowhere else.
+    /// Every token, password and URL signature handed out: what must appear nowhere else.
     pub fn secrets(&self) -> Vec<String> {
-        let mut secrets = self.parts.credentials.passwords();
+        let mut secrets = self.parts.credentials.secrets();
         secrets.extend(self.parts.shelf.signatures());
         secrets
     }

@@ -241,7 +241,7 @@ impl Credentials {
         state.tokens.insert(password.clone(), known);
         state.issued.push(password.clone());
         IssuedToken {
-            authorization_token: STANDARD.encode(format!("AWS:{password}")),
+            authorization_token: authorization_token(&password),
             password,
             expires_at,
         }
@@ -278,8 +278,13 @@ impl Credentials {
         }
     }
 
-    pub(super) fn passwords(&self) -> Vec<String> {
-        self.state().issued.clone()
+    /// Every password issued, and every token in which one is wrapped.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let passwords = self.state().issued.clone();
+        let tokens = passwords
+            .iter()
+            .map(|password| authorization_token(password));
+        tokens.chain(passwords.iter().cloned()).collect()
     }
 
     pub(super) fn set_life(&self, life: Duration) {
@@ -305,6 +310,10 @@ impl Credentials {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn authorization_token(password: &str) -> String {
+    STANDARD.encode(format!("AWS:{password}"))
 }
 
 /// The time since 1970; a clock before that reads as 1970.

@@ -1,1 +1,3 @@
-//! Talking to a registry.
+//! Stub.
+mod registry;
+pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};

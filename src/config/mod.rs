@@ -39,6 +39,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// What is odd without being wrong; for the log at start.
     pub warnings: Vec<String>,
+    /// What `RUST_LOG` says, unparsed.
+    pub log_filter: Option<String>,
     /// `[server]`.
     pub server: Server,
     /// `[tls]`.
@@ -194,6 +196,14 @@ impl Config {
     /// Everything that is wrong, together.
     pub fn load(sources: Sources<'_>) -> Result<Self, Faults> {
         resolve::load(sources)
+    }
+
+    /// The state directory alone, for commands that need nothing else and should not insist on it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the form of the file, and with this key.
+    pub fn state_dir(sources: Sources<'_>) -> Result<PathBuf, Faults> {
+        resolve::state_dir(sources)
     }
 
     /// The effective values by key, for one event at start. Holds no secrets.

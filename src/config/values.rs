@@ -219,6 +219,17 @@ pub(super) fn host_and_port(text: &str) -> Result<String, String> {
     })
 }
 
+/// A host that redirects may lead to: as [`host_and_port`], or with `*.` before a domain.
+pub(super) fn redirect_host(text: &str) -> Result<String, String> {
+    match text.strip_prefix("*.") {
+        None => host_and_port(text),
+        Some(domain) if domain.contains('.') => {
+            host_and_port(domain).map(|domain| format!("*.{domain}"))
+        }
+        Some(_) => Err(format!("{text:?} stands for a whole top-level domain")),
+    }
+}
+
 /// The URL to connect to instead of the registry. Plain HTTP is for loopback only: it would
 /// carry the registry's credentials.
 pub(super) fn endpoint(text: &str) -> Result<Url, String> {
@@ -382,6 +393,15 @@ mod tests {
             "", "http://a", "a/b", "u@a", "a:b", "a?b", "a b", "a..b", "a_b",
         ] {
             assert!(host_and_port(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn redirect_hosts_may_stand_for_the_hosts_of_a_domain() {
+        assert_eq!(redirect_host("CDN.test"), Ok("cdn.test".into()));
+        assert_eq!(redirect_host("*.cdn.test"), Ok("*.cdn.test".into()));
+        for text in ["*", "*.", "*.test", "a.*.test", "*.*.test"] {
+            assert!(redirect_host(text).is_err(), "{text}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! `serve`: runs the proxy.
 
 use std::io::Write;
+use std::path::Path;
 
 use super::Failure;
 use super::settings::Settings;

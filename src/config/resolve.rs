@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::faults::{Fault, Faults, Origin};
-use super::sources::{self, Settings};
+use super::sources::{self, Settings, Strings};
 use super::values::{self, ListenAddress, Size};
 use super::{
     Access, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Server, Sources, Tls, Upstream,
 };
 use crate::access::{Network, Users};
-use crate::upstream::{Registry, RegistryKind};
+use crate::upstream::{HostPattern, Registry, RegistryKind};
 
 /// Of the file system, leaving room for what else lives there.
 const DEFAULT_MAX_SIZE: Size = Size::Percent(70.0);
@@ -51,6 +51,8 @@ struct Resolver {
     /// The folder of the file, to which its relative paths are relative.
     base: PathBuf,
     files: Files,
+    /// Whether the environment leads the AWS API elsewhere.
+    aws_endpoint: bool,
 }
 
 impl Resolver {
@@ -85,6 +87,7 @@ impl Resolver {
                 .map(Path::to_owned)
                 .unwrap_or_default(),
             files: sources.files,
+            aws_endpoint: aws_endpoint(sources.environment),
         };
         (resolver, file, warnings)
     }
@@ -301,7 +304,10 @@ impl Resolver {
         let endpoint = self.one("upstream.endpoint", values::endpoint);
         let endpoint_tls_name = self.one("upstream.endpoint_tls_name", values::domain);
         let ca = self.file("upstream.ca");
-        let redirect_hosts = self.many("upstream.redirect_hosts", values::redirect_host);
+        let redirect_hosts = self.many("upstream.redirect_hosts", |text| {
+            text.parse::<HostPattern>()
+                .map_err(|error| format!("{text:?}: {error}"))
+        });
         let tag_ttl = self.one("upstream.tag_ttl", values::duration);
         let trust_manifests = self.one("upstream.trust_manifests", |text| {
             text.parse::<bool>()
@@ -333,6 +339,7 @@ impl Resolver {
             redirect_hosts: redirect_hosts?.unwrap_or_default(),
             tag_ttl: tag_ttl?.unwrap_or(default_tag_ttl),
             trust_manifests: trust_manifests?,
+            aws_endpoint_in_environment: self.aws_endpoint,
         })
     }
 
@@ -491,6 +498,15 @@ impl Resolver {
             reason: reason.to_owned(),
         });
     }
+}
+
+/// Whether the AWS SDK will find an endpoint for the ECR API in the environment.
+fn aws_endpoint(environment: &dyn Strings) -> bool {
+    let ignored = environment
+        .get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let set = |name| environment.get(name).is_some_and(|value| !value.is_empty());
+    !ignored && (set("AWS_ENDPOINT_URL_ECR") || set("AWS_ENDPOINT_URL"))
 }
 
 /// The registry's host, made fit for a folder.

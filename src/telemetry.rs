@@ -333,10 +333,6 @@ pub struct FillMetrics {
     pub active: Gauge,
     /// Bodies whose bytes were not what their digest says.
     pub digest_mismatches: Counter,
-    /// Bodies that ended before their length.
-    pub truncated: Counter,
-    /// Bodies that made no progress in time.
-    pub stalled: Counter,
 }
 
 impl FillMetrics {
@@ -363,26 +359,11 @@ impl FillMetrics {
             "Attempts to go on with a broken body, by result",
             self.resumes.clone(),
         );
-        let totals = [
-            (
-                "digest_mismatch",
-                "Bodies whose bytes were not what their digest says",
-                &self.digest_mismatches,
-            ),
-            (
-                "upstream_truncated",
-                "Bodies that ended before their length",
-                &self.truncated,
-            ),
-            (
-                "upstream_stalled",
-                "Bodies that made no progress in time",
-                &self.stalled,
-            ),
-        ];
-        for (name, help, counter) in totals {
-            registry.register(name, help, counter.clone());
-        }
+        registry.register(
+            "digest_mismatch",
+            "Bodies whose bytes were not what their digest says",
+            self.digest_mismatches.clone(),
+        );
     }
 }
 

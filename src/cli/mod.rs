@@ -10,7 +10,9 @@ mod clients;
 mod hash_password;
 mod iam_policy;
 mod serve;
+mod service;
 mod settings;
+mod signals;
 pub mod start;
 
 use std::fmt;

@@ -4,7 +4,10 @@ use std::io::Write;
 use std::path::Path;
 
 use super::Failure;
+use super::service::Service;
 use super::settings::Settings;
+use super::signals::Signals;
+use super::start::{Bound, start_text};
 use crate::config::{Config, Files, Strings};
 use crate::telemetry::{Log, LogFormat, Metrics};
 
@@ -31,9 +34,26 @@ pub(super) fn run(
     let _log = Log::start(args.log_format, config.log_filter.as_deref(), dropped)
         .map_err(|error| Failure::Usage(error.to_string()))?;
     announce(&config);
-    super::runtime()?.block_on(async { Err(Failure::Failed("not wired".to_owned())) })?;
-    out.flush()?;
-    Ok(())
+    super::runtime()?.block_on(async {
+        let signals = Signals::watch()?;
+        let service = Service::bind(&config, metrics).await?;
+        let local_ca = service.local_ca();
+        let text = start_text(
+            &config,
+            &Bound {
+                listen: service.bound(),
+                admin: service.admin(),
+                local_ca: local_ca.as_ref().map(|(path, print)| (path.as_path(), print.as_str())),
+            },
+        );
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        tokio::select! {
+            () = service.run(signals.first()) => Ok(()),
+            // The second signal means at once.
+            () = signals.second() => Err(Failure::Failed("stopped before the drain ended".to_owned())),
+        }
+    })
 }
 
 /// Tells the log the effective values and what is odd about them.

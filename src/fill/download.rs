@@ -105,11 +105,6 @@ impl Download {
                 Err(error) if error.retryable() => error,
                 Err(error) => return Err(error.into()),
             };
-            match &broken {
-                UpstreamError::Truncated => self.metrics.truncated.inc(),
-                UpstreamError::TooSlow(_) => self.metrics.stalled.inc(),
-                _ => 0,
-            };
             self.resume(broken).await?;
         }
         // A body without a declared length may go on; one that breaks here has nothing left to lose.

@@ -22,6 +22,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::pin;
 use tokio::sync::{Semaphore, watch};
@@ -202,6 +203,47 @@ pub struct ServerMetrics {
     pub deadline_closed: Counter,
     /// Accepts that failed for want of descriptors or memory.
     pub accept_errors: Counter,
+}
+
+impl ServerMetrics {
+    /// Makes the handles readable.
+    pub fn register(&self, registry: &mut Registry) {
+        let counters = [
+            (
+                "connections",
+                "Connections taken from the listeners",
+                &self.connections_accepted,
+            ),
+            (
+                "connections_refused",
+                "Connections closed because a cap was reached",
+                &self.connections_refused,
+            ),
+            (
+                "handshake_failures",
+                "TLS handshakes that failed or were not finished in time",
+                &self.handshake_failures,
+            ),
+            (
+                "connections_expired",
+                "Connections closed because the client sent or took nothing in time",
+                &self.deadline_closed,
+            ),
+            (
+                "accept_errors",
+                "Accepts that failed for want of descriptors or memory",
+                &self.accept_errors,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register(
+            "connections_open",
+            "Connections that are open",
+            self.connections_open.clone(),
+        );
+    }
 }
 
 /// How a drain ended.

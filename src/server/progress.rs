@@ -85,6 +85,10 @@ impl Pulse {
         })
     }
 
+    pub(super) fn accepted(&self) -> Instant {
+        self.accepted
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(NEVER)
     }

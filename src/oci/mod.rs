@@ -1,1 +1,21 @@
-//! The vocabulary of registries.
+//! The vocabulary of registries: what the OCI distribution and image specifications name, parsed once.
+//!
+//! Pure: no I/O, no async, no sockets. Every type here has one way in, its parser, and prints back to
+//! what it was parsed from. It knows nothing of ECR, of caches or of this program's configuration.
+
+mod digest;
+mod error;
+pub mod header;
+mod manifest;
+mod range;
+mod reference;
+mod route;
+
+pub use digest::{Digest, Hasher, ParseDigestError};
+pub use error::{ErrorCode, error_body};
+pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, Platform, media_type};
+pub use range::{ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsatisfiable};
+pub use reference::{
+    ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,
+};
+pub use route::{ParseRequestError, Request, query_value};

@@ -1,0 +1,180 @@
+//! Header names and values of the distribution API that `http` does not define.
+
+use http::HeaderName;
+
+/// The digest of the content in the answer.
+pub const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// `registry/2.0`; old clients look for it on `/v2/`.
+pub const DOCKER_DISTRIBUTION_API_VERSION: HeaderName =
+    HeaderName::from_static("docker-distribution-api-version");
+/// Tells a pushing client that the registry keeps referrers itself.
+pub const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+/// Tells that a referrers answer is filtered.
+pub const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+/// How the cache answered: `hit`, `miss`, `joined`, `stale` or `bypass`.
+pub const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
+/// The id that log, error message and answer share.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The target of the `rel="next"` link of a `Link` header (RFC 8288), as it stands between `<` and `>`.
+pub fn next_link(header: &str) -> Option<&str> {
+    let mut rest = header;
+    loop {
+        let (_, after) = rest.split_once('<')?;
+        let (target, after) = after.split_once('>')?;
+        // Parameters reach to the next link-value; a comma inside a quoted parameter does not end them.
+        let parameters = after
+            .split_once('<')
+            .map_or(after, |(parameters, _)| parameters);
+        let is_next = parameters
+            .trim_end()
+            .trim_end_matches(',')
+            .split(';')
+            .filter_map(|parameter| parameter.trim().split_once('='))
+            .any(|(name, value)| {
+                name.trim().eq_ignore_ascii_case("rel")
+                    && value
+                        .trim()
+                        .trim_matches('"')
+                        .split_ascii_whitespace()
+                        .any(|rel| rel.eq_ignore_ascii_case("next"))
+            });
+        if is_next {
+            return Some(target);
+        }
+        rest = after;
+    }
+}
+
+/// A challenge of a `WWW-Authenticate` header (RFC 9110, 11.6.1) of the two schemes that registries use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Challenge {
+    /// Send user and password.
+    Basic,
+    /// Fetch a token at `realm` for `service` and `scope`.
+    Bearer {
+        /// The address of the token service. Not to be trusted: the caller checks it.
+        realm: String,
+        /// The `service` parameter.
+        service: Option<String>,
+        /// The `scope` parameter.
+        scope: Option<String>,
+    },
+}
+
+impl Challenge {
+    /// Reads the first challenge of a header; `None` for another scheme, or Bearer without a realm.
+    pub fn parse(header: &str) -> Option<Self> {
+        let header = header.trim();
+        let (scheme, parameters) = header
+            .split_once(|c: char| c.is_ascii_whitespace())
+            .unwrap_or((header, ""));
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Some(Self::Basic);
+        }
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let (mut realm, mut service, mut scope) = (None, None, None);
+        let mut rest = parameters.trim_start();
+        while !rest.is_empty() {
+            let (name, after) = rest.split_once('=')?;
+            let (value, after) = parameter_value(after.trim_start())?;
+            match name.trim().to_ascii_lowercase().as_str() {
+                "realm" => realm = Some(value),
+                "service" => service = Some(value),
+                "scope" => scope = Some(value),
+                _ => {}
+            }
+            rest = after.trim_start().trim_start_matches(',').trim_start();
+        }
+        realm.map(|realm| Self::Bearer {
+            realm,
+            service,
+            scope,
+        })
+    }
+}
+
+/// A token or quoted-string (RFC 9110, 5.6.4) and what follows it.
+fn parameter_value(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find(',').unwrap_or(text.len());
+        let (value, rest) = text.split_at(end);
+        return Some((value.trim_end().to_owned(), rest));
+    };
+    let mut value = String::new();
+    let mut characters = quoted.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return Some((value, &quoted[at + 1..])),
+            '\\' => value.push(characters.next()?.1),
+            other => value.push(other),
+        }
+    }
+    None
+}
+
+/// True when an `If-None-Match` or `If-Match` list (RFC 9110, 13.1) names the entity tag `etag`, given
+/// with its quotes, or is `*`. The comparison is weak, as `If-None-Match` asks.
+pub fn etag_list_matches(header: &str, etag: &str) -> bool {
+    header.split(',').map(str::trim).any(|candidate| {
+        candidate == "*" || candidate.strip_prefix("W/").unwrap_or(candidate) == etag
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_next_link_is_found_among_others() {
+        let ecr = r#"<https://1.dkr.ecr.us-west-2.amazonaws.com/v2/app/tags/list?last=abc%3D>; rel="next""#;
+        assert_eq!(
+            next_link(ecr),
+            Some("https://1.dkr.ecr.us-west-2.amazonaws.com/v2/app/tags/list?last=abc%3D")
+        );
+        assert_eq!(next_link("</a>; rel=prev, </b>; rel=next"), Some("/b"));
+        assert_eq!(
+            next_link(r#"</a>; title="x, y"; rel="last next""#),
+            Some("/a")
+        );
+        assert_eq!(next_link("</a>; rel=prev"), None);
+        assert_eq!(next_link("no link"), None);
+    }
+
+    #[test]
+    fn challenges_of_the_known_registries() {
+        let hub = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/alpine:pull,push""#;
+        assert_eq!(
+            Challenge::parse(hub),
+            Some(Challenge::Bearer {
+                realm: "https://auth.docker.io/token".into(),
+                service: Some("registry.docker.io".into()),
+                scope: Some("repository:library/alpine:pull,push".into()),
+            })
+        );
+        let ecr = r#"Basic realm="https://1.dkr.ecr.us-west-2.amazonaws.com/",service="ecr.amazonaws.com""#;
+        assert_eq!(Challenge::parse(ecr), Some(Challenge::Basic));
+        assert_eq!(Challenge::parse("Bearer service=x"), None);
+        assert_eq!(Challenge::parse(r#"Bearer realm="unterminated"#), None);
+        assert_eq!(Challenge::parse("Negotiate abc"), None);
+    }
+
+    #[test]
+    fn entity_tags_compare_weakly() {
+        assert!(etag_list_matches(r#""a", W/"b""#, r#""b""#));
+        assert!(etag_list_matches("*", r#""b""#));
+        assert!(!etag_list_matches(r#""a""#, r#""b""#));
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_the_parsers_panic(text in "(Bearer )?[a-z=\"\\\\,;<> ]{0,40}|.*") {
+            let _ = next_link(&text);
+            let _ = Challenge::parse(&text);
+            let _ = etag_list_matches(&text, "\"x\"");
+        }
+    }
+}

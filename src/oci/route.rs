@@ -1,0 +1,396 @@
+//! The paths of the distribution API (distribution-spec "Endpoints"), parsed once and printed back.
+
+use std::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use super::digest::{Digest, ParseDigestError};
+use super::reference::{ParseNameError, ParseReferenceError, Reference, RepositoryName};
+
+/// What is escaped in a query value: everything but RFC 3986's unreserved characters.
+const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// What a path and its query ask for, whatever the method.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// `/v2/`: does this host speak the API, and to me (end-1)?
+    Ping,
+    /// `/v2/<name>/manifests/<reference>` (end-3, end-7, end-9).
+    Manifest {
+        /// The repository.
+        repository: RepositoryName,
+        /// Tag or digest.
+        reference: Reference,
+    },
+    /// `/v2/<name>/blobs/<digest>` (end-2, end-10).
+    Blob {
+        /// The repository.
+        repository: RepositoryName,
+        /// The blob.
+        digest: Digest,
+    },
+    /// `/v2/<name>/tags/list` (end-8).
+    Tags {
+        /// The repository.
+        repository: RepositoryName,
+        /// `n`: how many names at most. Saturates at `u32::MAX`; the answerer clamps it.
+        limit: Option<u32>,
+        /// `last`: where the page before ended.
+        last: Option<String>,
+    },
+    /// `/v2/<name>/referrers/<digest>` (end-12).
+    Referrers {
+        /// The repository.
+        repository: RepositoryName,
+        /// The subject.
+        digest: Digest,
+        /// `artifactType`: only referrers of this type.
+        artifact_type: Option<String>,
+        /// Every other query parameter, by which an upstream pages.
+        page: Option<String>,
+    },
+    /// `/v2/<name>/blobs/uploads/` and what is below it (end-4, end-5, end-6, end-11, end-13).
+    Upload {
+        /// The repository.
+        repository: RepositoryName,
+    },
+    /// `/v2/_catalog`, Docker's list of repositories.
+    Catalog,
+}
+
+/// Why a path is not one of the API's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseRequestError {
+    /// No path of the API.
+    #[error("no such path in the distribution API")]
+    NotFound,
+    /// The repository name breaks the grammar.
+    #[error("{0}")]
+    Name(#[from] ParseNameError),
+    /// The digest of a blob or subject breaks the grammar.
+    #[error("{0}")]
+    Digest(#[from] ParseDigestError),
+    /// The reference of a manifest breaks the grammar.
+    #[error("{0}")]
+    Reference(#[from] ParseReferenceError),
+    /// A query parameter that decides something is malformed or repeated.
+    #[error("query parameter {0} is malformed or repeated")]
+    Query(&'static str),
+}
+
+impl Request {
+    /// Reads the path and query of a request target.
+    ///
+    /// A repository may be called `…/blobs` or `…/manifests`, so the path is read from its right end.
+    /// Nothing in a valid path needs percent-encoding, so an encoded byte is a malformed name.
+    ///
+    /// # Errors
+    /// Which part is malformed.
+    pub fn parse(path: &str, query: Option<&str>) -> Result<Self, ParseRequestError> {
+        let rest = match path {
+            "/v2" | "/v2/" => return Ok(Self::Ping),
+            "/v2/_catalog" => return Ok(Self::Catalog),
+            path => path
+                .strip_prefix("/v2/")
+                .ok_or(ParseRequestError::NotFound)?,
+        };
+        let Some((before, last)) = rest.rsplit_once('/') else {
+            return Err(ParseRequestError::NotFound);
+        };
+        let (before, word) = before.rsplit_once('/').unwrap_or(("", before));
+        match word {
+            "manifests" => Ok(Self::Manifest {
+                repository: before.parse()?,
+                reference: last.parse()?,
+            }),
+            "blobs" if last != "uploads" => Ok(Self::Blob {
+                repository: before.parse()?,
+                digest: last.parse()?,
+            }),
+            "blobs" => Ok(Self::Upload {
+                repository: before.parse()?,
+            }),
+            "uploads" => {
+                let repository = before
+                    .strip_suffix("/blobs")
+                    .ok_or(ParseRequestError::NotFound)?;
+                Ok(Self::Upload {
+                    repository: repository.parse()?,
+                })
+            }
+            "tags" if last == "list" => Self::tags(before.parse()?, query),
+            "referrers" => Self::referrers(before.parse()?, last.parse()?, query),
+            _ => Err(ParseRequestError::NotFound),
+        }
+    }
+
+    fn tags(repository: RepositoryName, query: Option<&str>) -> Result<Self, ParseRequestError> {
+        let limit = match single(query, "n")? {
+            None => None,
+            Some(n) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => {
+                Some(n.parse().unwrap_or(u32::MAX))
+            }
+            Some(_) => return Err(ParseRequestError::Query("n")),
+        };
+        Ok(Self::Tags {
+            repository,
+            limit,
+            last: single(query, "last")?,
+        })
+    }
+
+    fn referrers(
+        repository: RepositoryName,
+        digest: Digest,
+        query: Option<&str>,
+    ) -> Result<Self, ParseRequestError> {
+        let page: Vec<&str> = pairs(query)
+            .filter(|pair| !matches!(pair.split('=').next(), Some("artifactType" | "ns")))
+            .collect();
+        Ok(Self::Referrers {
+            repository,
+            digest,
+            artifact_type: single(query, "artifactType")?,
+            page: (!page.is_empty()).then(|| page.join("&")),
+        })
+    }
+
+    /// The repository it is about, if it is about one.
+    pub fn repository(&self) -> Option<&RepositoryName> {
+        match self {
+            Self::Ping | Self::Catalog => None,
+            Self::Manifest { repository, .. }
+            | Self::Blob { repository, .. }
+            | Self::Tags { repository, .. }
+            | Self::Referrers { repository, .. }
+            | Self::Upload { repository } => Some(repository),
+        }
+    }
+}
+
+/// The raw `name=value` pairs of a query.
+fn pairs(query: Option<&str>) -> impl Iterator<Item = &str> {
+    query
+        .unwrap_or_default()
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+}
+
+/// The decoded value of a parameter that may stand once. Parameters that nobody asks for are dropped.
+fn single(query: Option<&str>, name: &'static str) -> Result<Option<String>, ParseRequestError> {
+    let mut values = pairs(query).filter_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value)
+    });
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let decoded = percent_decode_str(value)
+        .decode_utf8()
+        .ok()
+        .filter(|text| !text.chars().any(char::is_control));
+    match (decoded, values.next()) {
+        (Some(decoded), None) => Ok(Some(decoded.into_owned())),
+        _ => Err(ParseRequestError::Query(name)),
+    }
+}
+
+/// The value of the query parameter `name` in a request target, decoded; `None` where it is absent,
+/// repeated or malformed. For parameters that only look something up, such as containerd's `ns`.
+pub fn query_value(query: Option<&str>, name: &'static str) -> Option<String> {
+    single(query, name).ok().flatten()
+}
+
+impl fmt::Display for Request {
+    /// The path and query, as a client would write them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ping => f.write_str("/v2/"),
+            Self::Catalog => f.write_str("/v2/_catalog"),
+            Self::Manifest {
+                repository,
+                reference,
+            } => {
+                write!(f, "/v2/{repository}/manifests/{reference}")
+            }
+            Self::Blob { repository, digest } => write!(f, "/v2/{repository}/blobs/{digest}"),
+            Self::Upload { repository } => write!(f, "/v2/{repository}/blobs/uploads/"),
+            Self::Tags {
+                repository,
+                limit,
+                last,
+            } => {
+                write!(f, "/v2/{repository}/tags/list")?;
+                let limit = limit.map(|limit| format!("n={limit}"));
+                let last = last
+                    .as_deref()
+                    .map(|last| format!("last={}", escaped(last)));
+                write_query(f, [limit, last])
+            }
+            Self::Referrers {
+                repository,
+                digest,
+                artifact_type,
+                page,
+            } => {
+                write!(f, "/v2/{repository}/referrers/{digest}")?;
+                let artifact_type = artifact_type
+                    .as_deref()
+                    .map(|artifact_type| format!("artifactType={}", escaped(artifact_type)));
+                write_query(f, [artifact_type, page.clone()])
+            }
+        }
+    }
+}
+
+fn escaped(value: &str) -> impl fmt::Display + '_ {
+    utf8_percent_encode(value, QUERY_VALUE)
+}
+
+fn write_query<const N: usize>(
+    f: &mut fmt::Formatter<'_>,
+    pairs: [Option<String>; N],
+) -> fmt::Result {
+    for (at, pair) in pairs.into_iter().flatten().enumerate() {
+        write!(f, "{}{pair}", if at == 0 { '?' } else { '&' })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(target: &str) -> Result<Request, ParseRequestError> {
+        match target.split_once('?') {
+            Some((path, query)) => Request::parse(path, Some(query)),
+            None => Request::parse(target, None),
+        }
+    }
+
+    #[test]
+    fn every_endpoint_parses_and_prints_back() {
+        let digest = Digest::of(b"x");
+        for target in [
+            "/v2/".to_owned(),
+            "/v2/_catalog".to_owned(),
+            "/v2/app/manifests/latest".to_owned(),
+            format!("/v2/team/app/manifests/{digest}"),
+            format!("/v2/team/app/blobs/{digest}"),
+            "/v2/app/blobs/uploads/".to_owned(),
+            "/v2/app/tags/list".to_owned(),
+            "/v2/app/tags/list?n=5&last=a%3Db%2B".to_owned(),
+            format!("/v2/app/referrers/{digest}"),
+            format!("/v2/app/referrers/{digest}?artifactType=a%2Fb&next=x%3D"),
+        ] {
+            let request = parse(&target).unwrap_or_else(|error| panic!("{target}: {error}"));
+            assert_eq!(request.to_string(), target);
+        }
+        assert_eq!(parse("/v2"), Ok(Request::Ping));
+    }
+
+    #[test]
+    fn repositories_may_be_called_like_endpoints() {
+        for (target, name) in [
+            ("/v2/a/blobs/manifests/latest", "a/blobs"),
+            ("/v2/manifests/manifests/latest", "manifests"),
+            ("/v2/tags/list/tags/list", "tags/list"),
+            ("/v2/a/blobs/uploads/some-session", "a"),
+            ("/v2/a/blobs/uploads", "a"),
+        ] {
+            let request = parse(target).unwrap();
+            assert_eq!(request.repository().unwrap().as_str(), name, "{target}");
+        }
+    }
+
+    #[test]
+    fn p08_escapes_from_the_name_are_refused() {
+        for target in [
+            "/v2/../manifests/latest",
+            "/v2/a/../b/manifests/latest",
+            "/v2//a/manifests/latest",
+            "/v2/a%2fb/manifests/latest",
+            "/v2/%2e%2e/manifests/latest",
+            r"/v2/a\b/manifests/latest",
+            "/v2/A/manifests/latest",
+            "/v2/a;b/manifests/latest",
+            "/v2/manifests/latest",
+        ] {
+            assert!(
+                matches!(parse(target), Err(ParseRequestError::Name(_))),
+                "{target}"
+            );
+        }
+        for target in [
+            "/",
+            "/v1/",
+            "/V2/",
+            "/v2/a",
+            "/v2/a/tags/other",
+            "/v2/a/b/c",
+            "//v2/",
+            "/v2/a/tags/list/",
+        ] {
+            assert_eq!(parse(target), Err(ParseRequestError::NotFound), "{target}");
+        }
+    }
+
+    #[test]
+    fn p09_a_digest_must_be_one() {
+        for target in [
+            "/v2/a/blobs/latest",
+            "/v2/a/blobs/sha256:ab",
+            "/v2/a/referrers/latest",
+        ] {
+            assert!(
+                matches!(parse(target), Err(ParseRequestError::Digest(_))),
+                "{target}"
+            );
+        }
+        assert!(matches!(
+            parse("/v2/a/manifests/sha256:zz"),
+            Err(ParseRequestError::Reference(ParseReferenceError::Digest(_)))
+        ));
+    }
+
+    #[test]
+    fn p10_queries() {
+        let limit = |target: &str| match parse(target) {
+            Ok(Request::Tags { limit, .. }) => Ok(limit),
+            Ok(other) => panic!("{other}"),
+            Err(error) => Err(error),
+        };
+        assert_eq!(limit("/v2/a/tags/list?n=1000000000000"), Ok(Some(u32::MAX)));
+        assert_eq!(limit("/v2/a/tags/list?n=0&ns=evil-host&x=y"), Ok(Some(0)));
+        assert_eq!(
+            limit("/v2/a/tags/list?n=-1"),
+            Err(ParseRequestError::Query("n"))
+        );
+        assert_eq!(
+            limit("/v2/a/tags/list?n=1&n=2"),
+            Err(ParseRequestError::Query("n"))
+        );
+        assert_eq!(
+            limit("/v2/a/tags/list?last=%0d%0a"),
+            Err(ParseRequestError::Query("last"))
+        );
+        assert_eq!(
+            limit("/v2/a/tags/list?last=%ff"),
+            Err(ParseRequestError::Query("last"))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_parses_prints_to_the_same_request(target in r"/v2/[a-z/.%-]{0,12}/(manifests|blobs|tags|referrers|uploads)/[a-z:0-9]{0,8}(\?[a-z=&%0-9]{0,12})?|.*") {
+            if let Ok(request) = parse(&target) {
+                prop_assert_eq!(parse(&request.to_string()), Ok(request));
+            }
+        }
+    }
+}

@@ -25,8 +25,9 @@ use super::service::{NextStream, Requests, StreamExecutor};
 use super::{ConnectionInfo, Handler, ServerMetrics, ServerOptions, TlsInfo};
 use crate::buffers::BufferPool;
 
-/// How long an idle h2 connection that was told to go away may take to do so.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// How long an idle connection that was told to go away may take to do so. An h2 client answers a
+/// ping and reads the last of what waits in h2's buffers; a silent one must not hold up a drain.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What all connections share.
 pub(super) struct Shared<H> {
@@ -111,7 +112,7 @@ async fn handshake<H: Handler>(
     shared: &Shared<H>,
     pulse: &Pulse,
 ) -> Result<Option<TlsStream>, Overdue> {
-    let deadline = Instant::now() + shared.options.first_request_timeout;
+    let deadline = pulse.accepted() + shared.options.first_request_timeout;
     let mut draining = shared.draining.clone();
     let work = async {
         // Waiting for a turn counts against the same deadline. The semaphore is never closed.

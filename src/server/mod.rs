@@ -33,11 +33,12 @@ use self::connection::{Accepted, Shared};
 use self::limits::Places;
 use crate::buffers::BufferPool;
 
-pub use self::framing::Refusal;
+pub use self::head::Refusal;
 
 mod coalesce;
 mod connection;
 mod framing;
+mod head;
 mod limits;
 mod progress;
 mod service;

@@ -15,7 +15,7 @@ use std::{fmt, io};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::framing::Refusal;
+use super::head::Refusal;
 
 /// An instant that has not come.
 const NEVER: u64 = u64::MAX;
@@ -83,6 +83,10 @@ impl Pulse {
             refused: OnceLock::new(),
             last: OnceLock::new(),
         })
+    }
+
+    pub(super) fn accepted(&self) -> Instant {
+        self.accepted
     }
 
     fn now(&self) -> u64 {

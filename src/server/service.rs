@@ -6,8 +6,8 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,11 +21,11 @@ use hyper::service::Service;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
-use super::framing::Refusal;
+use super::head::Refusal;
 use super::progress::{InFlight, Pulse};
 use super::{BoxError, ConnectionInfo, Handler};
 
-/// A body's last frame has not been taken yet, or never will be: see [`Offer`].
+/// No frame is on offer.
 const NOT_OFFERED: u64 = u64::MAX;
 
 /// Calls the handler for each request of one connection.
@@ -152,14 +152,12 @@ impl Offer {
 /// The offer of the stream between hyper's call of the service and its spawning of the stream.
 /// hyper does both in one step, so the slot never holds two.
 #[derive(Clone, Debug, Default)]
-pub(super) struct NextStream(Arc<std::sync::Mutex<Option<Arc<Offer>>>>);
+pub(super) struct NextStream(Arc<Mutex<Option<Arc<Offer>>>>);
 
 impl NextStream {
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Offer>>> {
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<Offer>>> {
         // A slot of one pointer cannot be left half-written.
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn announce(&self) -> Arc<Offer> {

@@ -321,7 +321,7 @@ pub fn server_config(certificates: &Certificates) -> Result<Arc<ServerConfig>, T
 /// The cryptographic library, its suites sorted by what they cost where AES is in hardware.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| rank(suite));
+    provider.cipher_suites.sort_by_key(rank);
     provider
 }
 

@@ -82,7 +82,7 @@ async fn token(upstream: &Upstream) -> (Vec<Finding>, bool) {
         }
         UpstreamError::NoToken(TokenError::Denied) => vec![
             Finding::ok(CREDENTIALS, "found in the AWS default chain"),
-            Finding::fail(TOKEN, text, "look whether the credentials are current"),
+            Finding::fail(TOKEN, text, ""),
             missing("ecr:GetAuthorizationToken", TRY_POLICY),
         ],
         UpstreamError::NoToken(TokenError::Unreachable | TokenError::TooSlow) => {

@@ -100,18 +100,16 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl Failure {
-    /// A failure with the whole chain of its causes.
-    fn from_error(error: &dyn std::error::Error) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        Self::Failed(text)
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
     }
+    text
 }
 
 /// Runs the command.
@@ -129,7 +127,7 @@ pub fn run(cli: Cli, environment: &dyn Strings, out: &mut dyn Write) -> Result<(
     }
 }
 
-/// Wall time is for messages only here: deadlines of commands use the runtime's clock.
+/// The runtime of a command.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::statvfs;
 
 use super::Finding;
+use crate::cli::chain;
 use crate::cli::clients::local_ca;
 use crate::clock::Clock;
 use crate::config::{Config, Size, Tls};
@@ -271,18 +272,6 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
             }
         })
         .collect()
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod finding;
 mod local;
+mod remote;
 
 pub(super) use finding::{Finding, Verdict};
 
@@ -10,7 +11,10 @@ use std::io::Write;
 use super::Failure;
 use super::settings::Settings;
 use crate::clock::Clock;
-use crate::config::{Files, Strings};
+use crate::config::{Config, Files, Strings};
+use crate::oci::RepositoryName;
+use crate::telemetry::{Log, LogFormat, Metrics};
+use crate::upstream::{Upstream, UpstreamMetrics};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -22,6 +26,9 @@ pub(super) struct Args {
     /// Print a JSON array of findings
     #[arg(long)]
     json: bool,
+    /// Try the IAM actions in this repository, where the policy names repositories
+    #[arg(long, value_name = "NAME")]
+    repository: Option<RepositoryName>,
 }
 
 pub(super) fn run(
@@ -45,6 +52,13 @@ pub(super) fn run(
     for finding in local::certificate(&config, &clock) {
         report.add(finding)?;
     }
+    // What AWS or the registry says in detail is logged where it is heard.
+    let filter = config.log_filter.as_deref().unwrap_or("warn");
+    let _log = Log::start(LogFormat::Text, Some(filter), Metrics::new().log_dropped)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    for finding in remote(&config, args.repository.as_ref())? {
+        report.add(finding)?;
+    }
     report.add(local::clock(&clock))?;
     for finding in local::disk(&config) {
         report.add(finding)?;
@@ -57,6 +71,28 @@ pub(super) fn run(
     } else {
         Ok(())
     }
+}
+
+/// What the upstream says, if it can be set up at all.
+fn remote(config: &Config, repository: Option<&RepositoryName>) -> Result<Vec<Finding>, Failure> {
+    let wrong = |error: &dyn std::error::Error| {
+        vec![Finding::fail(
+            "upstream",
+            super::chain(error),
+            "correct [[upstream]]",
+        )]
+    };
+    let options = match config.upstream_options() {
+        Ok(options) => options,
+        Err(error) => return Ok(wrong(&error)),
+    };
+    let findings = super::runtime()?.block_on(async {
+        match Upstream::new(options, &UpstreamMetrics::default()) {
+            Ok(upstream) => remote::upstream(&upstream, config, repository).await,
+            Err(error) => wrong(&error),
+        }
+    });
+    Ok(findings)
 }
 
 /// Findings on their way out: lines as they come, or one JSON array at the end.

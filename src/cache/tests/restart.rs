@@ -111,3 +111,32 @@ fn a_download_in_progress_keeps_the_lock_until_it_is_given_up() {
     assert_eq!(scene.fills(), 0);
     scene.open();
 }
+
+#[test]
+fn a_stamp_survives_an_end_that_comes_before_the_index_is_whole() {
+    let scene = Scene::new();
+    // Shards enough that the first walk takes longer than this.
+    let store = scene.open();
+    for n in 0..40 {
+        put(&store, &content(n, 10));
+    }
+    drop(store);
+    std::fs::remove_file(scene.dir.path().join("index")).unwrap();
+    let open = || Store::open(scene.options.clone(), scene.metrics.clone()).unwrap();
+    let store = open();
+    let content = content(99, 10);
+    put(&store, &content);
+    eventually("loaded", || {
+        store.flush().is_ok() && scene.dir.path().join("index").exists()
+    });
+    drop(store);
+    let store = scene.open();
+    assert!(
+        store
+            .blob(&Digest::of(&content))
+            .unwrap()
+            .unwrap()
+            .stamped()
+    );
+    assert_eq!(store.usage().blobs, 41);
+}

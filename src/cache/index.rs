@@ -47,6 +47,7 @@ pub(super) struct Index {
     by_use: BTreeMap<i64, Digest>,
     newest: i64,
     oldest: i64,
+    loaded: bool,
     ready: bool,
     events: Vec<Event>,
 }
@@ -55,6 +56,11 @@ impl Index {
     /// True once the store's content is known in full.
     pub(super) fn is_ready(&self) -> bool {
         self.ready
+    }
+
+    /// True once what was stored has been taken in.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.loaded
     }
 
     pub(super) fn set_ready(&mut self) {
@@ -162,12 +168,15 @@ impl Index {
     /// Takes in what was on disk. What happened since the start is newer and wins; returns the bytes
     /// that the ledger has not counted yet.
     pub(super) fn load(&mut self, stored: Vec<(Digest, Known)>) -> u64 {
+        self.loaded = true;
         let mut added = 0;
         for (digest, known) in stored.into_iter().rev() {
             match self.entries.get_mut(&digest) {
                 // Met before the index was loaded: the file is there, only its stamp is news.
                 Some(entry) if entry.known.stamp.is_none() && entry.known.size == known.size => {
                     entry.known.stamp = known.stamp;
+                    // The journal has it unstamped, from when it was met.
+                    self.events.push(Event::Put(digest, entry.known));
                 }
                 Some(_) => {}
                 None => {
@@ -232,6 +241,30 @@ mod tests {
         ];
         assert_eq!(index.load(stored), 12);
         assert_eq!(order(&index), [digest(0), digest(2), digest(1)]);
+    }
+
+    #[test]
+    fn a_stamp_that_was_stored_is_not_lost_to_a_use_before_loading() {
+        let mut index = Index::default();
+        index.put(digest(1), known(10));
+        let stamped = Known {
+            stamp: Some(Stamp {
+                identity: Identity {
+                    inode: 1,
+                    size: 10,
+                    mtime: 2,
+                    ctime: 3,
+                },
+                when: 4,
+            }),
+            ..known(10)
+        };
+        index.load(vec![(digest(1), stamped)]);
+        assert_eq!(index.known(&digest(1)), Some(stamped));
+        assert_eq!(
+            index.take_events().last(),
+            Some(&Event::Put(digest(1), stamped))
+        );
     }
 
     #[test]

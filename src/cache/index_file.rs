@@ -74,11 +74,10 @@ impl IndexFile {
         let Some(mut frames) = Frames::read(&bytes) else {
             return (this, loaded);
         };
-        let Some((generation, count)) = frames.next().and_then(|(_, head)| decode_head(head))
-        else {
+        let Some(head) = frames.next().and_then(|(_, head)| Head::decode(head)) else {
             return (this, loaded);
         };
-        this.generation = generation;
+        this.generation = head.generation;
         this.snapshot_len = bytes.len() as u64;
 
         let mut sequence = 0u64;
@@ -107,7 +106,7 @@ impl IndexFile {
                 apply(event);
             }
         }
-        loaded.whole = found == count;
+        loaded.whole = head.complete && found == head.count;
         loaded.whole &= this.load_journal(root, &mut apply);
         if !loaded.whole {
             // What the walk finds is in no journal; a new snapshot is wanted.
@@ -132,8 +131,8 @@ impl IndexFile {
         let Some(mut frames) = Frames::read(&bytes) else {
             return false;
         };
-        let head = frames.next().and_then(|(_, head)| decode_head(head));
-        if head.is_none_or(|(generation, _)| generation != self.generation) {
+        let head = frames.next().and_then(|(_, head)| Head::decode(head));
+        if head.is_none_or(|head| head.generation != self.generation) {
             return head.is_some();
         }
         for (_, payload) in frames.by_ref() {
@@ -197,7 +196,15 @@ impl IndexFile {
 
         let salt = Salt::random();
         let mut bytes = salt.header().to_vec();
-        salt.append(&mut bytes, &encode_head(self.generation, 0));
+        salt.append(
+            &mut bytes,
+            &Head {
+                generation: self.generation,
+                complete: true,
+                count: 0,
+            }
+            .encode(),
+        );
         layout::replace_file(root, JOURNAL, &bytes)?;
         self.journal = Some(Journal {
             file: layout::open_for_append(root, JOURNAL)?,
@@ -214,7 +221,15 @@ impl IndexFile {
         let salt = Salt::random();
         let mut bytes = Vec::with_capacity(HEADER_LEN + 100 * (index.len() + 1));
         bytes.extend_from_slice(&salt.header());
-        salt.append(&mut bytes, &encode_head(generation, index.len() as u64));
+        salt.append(
+            &mut bytes,
+            &Head {
+                generation,
+                complete: index.is_ready(),
+                count: index.len() as u64,
+            }
+            .encode(),
+        );
         for (digest, known) in index.in_order() {
             salt.append(&mut bytes, &encode(&Event::Put(digest, known)));
         }
@@ -240,20 +255,34 @@ fn read_all(root: &OwnedFd, name: &str) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn encode_head(generation: u64, count: u64) -> Vec<u8> {
-    let mut out = vec![FORMAT];
-    out.extend_from_slice(&generation.to_le_bytes());
-    out.extend_from_slice(&count.to_le_bytes());
-    out
+/// First payload of a snapshot or a journal.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    generation: u64,
+    /// False for a snapshot made before the whole store was known.
+    complete: bool,
+    /// Blobs in a snapshot.
+    count: u64,
 }
 
-fn decode_head(bytes: &[u8]) -> Option<(u64, u64)> {
-    let (format, rest) = bytes.split_first()?;
-    if *format != FORMAT || rest.len() != 16 {
-        return None;
+impl Head {
+    fn encode(self) -> Vec<u8> {
+        let mut out = vec![FORMAT, u8::from(self.complete)];
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.count.to_le_bytes());
+        out
     }
-    let number = |at: usize| Some(u64::from_le_bytes(rest[at..at + 8].try_into().ok()?));
-    Some((number(0)?, number(8)?))
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (&[format, complete], rest) = bytes.split_first_chunk::<2>()?;
+        let (generation, rest) = rest.split_first_chunk::<8>()?;
+        let (count, rest) = rest.split_first_chunk::<8>()?;
+        (format == FORMAT && rest.is_empty()).then_some(Self {
+            generation: u64::from_le_bytes(*generation),
+            complete: complete != 0,
+            count: u64::from_le_bytes(*count),
+        })
+    }
 }
 
 const PUT: u8 = 1;
@@ -365,6 +394,7 @@ mod tests {
     /// A store of three blobs in a snapshot, the first of them used and the second removed since.
     fn written(root: &OwnedFd) -> IndexFile {
         let mut index = Index::default();
+        index.set_ready();
         for n in 0..3 {
             index.put(digest(n), known(u64::from(n) << 33, n % 2 == 0));
         }
@@ -403,6 +433,7 @@ mod tests {
         let mut file = written(&root);
         let old = std::fs::read(dir.path().join(JOURNAL)).unwrap();
         let mut index = Index::default();
+        index.set_ready();
         index.put(digest(9), known(1, false));
         let snapshot = file.snapshot(&mut index);
         file.replace(&root, &snapshot).unwrap();

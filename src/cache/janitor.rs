@@ -181,23 +181,25 @@ impl Shared {
             if signal.stopped() {
                 return;
             }
-            let _names = self.name_lock(first_byte);
+            let names = self.name_lock(first_byte);
             match self
                 .layout
                 .directory(&[BLOBS[0], BLOBS[1], &layout::shard_name(first_byte)])
             {
                 Ok(shard) => foreign += self.walk_shard(&shard, first_byte, &mut unknown),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    for digest in lock(&self.index).in_shard(first_byte) {
+                    let known = lock(&self.index).in_shard(first_byte);
+                    for digest in known {
                         self.forget(&digest);
                     }
+                    continue;
                 }
                 // Cannot be read: what is known of it stays.
                 Err(error) => {
                     tracing::warn!(%error, "a directory of the cache cannot be read");
                 }
             }
-            drop(_names);
+            drop(names);
             std::thread::sleep(WALK_PAUSE);
         }
         drop(blobs);
@@ -322,7 +324,7 @@ impl Shared {
         let mut file = lock(&self.index_file);
         let before = file.len();
         let mut index = lock(&self.index);
-        if !index.is_ready() {
+        if !index.is_loaded() {
             // Events go after what is on disk, which has not been read yet.
             return Ok(());
         }

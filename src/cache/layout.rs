@@ -235,7 +235,17 @@ impl Layout {
                     }
                     made_any = true;
                     match rustix::fs::mkdirat(&directory, *component, Mode::RWXU) {
-                        Ok(()) => rustix::fs::fsync(&directory)?,
+                        Ok(()) => {
+                            if let Err(error) = rustix::fs::fsync(&directory) {
+                                // Made again, and synced then, by the next one who needs it.
+                                let _ = rustix::fs::unlinkat(
+                                    &directory,
+                                    *component,
+                                    AtFlags::REMOVEDIR,
+                                );
+                                return Err(error.into());
+                            }
+                        }
                         Err(Errno::EXIST) => {}
                         Err(error) => return Err(error.into()),
                     }

@@ -10,11 +10,11 @@
 //!
 //! | name on disk | is | written by |
 //! | --- | --- | --- |
-//! | `VERSION`, `LOCK` | layout number; the lock of the one owning process | [`layout`] |
-//! | `blobs/sha256/ab/<hex>` | a verified blob | [`store`] |
-//! | `repositories/<upstream>/<name>/_log` | what a repository holds, with proof | [`records`] |
-//! | `index`, `index.journal` | sizes, order of use, stamps; a hint | [`index_file`] |
-//! | `fills/` | downloads in progress | [`partial`] |
+//! | `VERSION`, `LOCK` | layout number; the lock of the one owning process | `layout` |
+//! | `blobs/sha256/ab/<hex>` | a verified blob | `store` |
+//! | `repositories/<upstream>/<name>/_log` | what a repository holds, with proof | `records` |
+//! | `index`, `index.journal` | sizes, order of use, stamps; a hint | `index_file` |
+//! | `fills/` | downloads in progress | `partial` |
 //!
 //! Everything here blocks on the disk and is meant for a blocking thread. Nothing here knows of
 //! clients, of upstreams, or of who may read what.
@@ -32,6 +32,7 @@ mod janitor;
 mod layout;
 mod mapping;
 mod metrics;
+mod names;
 mod open_files;
 mod partial;
 mod record;
@@ -61,3 +62,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

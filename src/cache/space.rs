@@ -114,7 +114,10 @@ impl Ledger {
     /// How many bytes are missing.
     pub(super) fn reserve(self: &Arc<Self>, len: u64, limit: u64, free: u64) -> Result<Space, u64> {
         self.change(|counts| {
-            let over_limit = counts.total().saturating_add(len).saturating_sub(limit);
+            let Some(total) = counts.total().checked_add(len) else {
+                return Err(len);
+            };
+            let over_limit = total.saturating_sub(limit);
             let over_free = counts.unallocated.saturating_add(len).saturating_sub(free);
             match over_limit.max(over_free) {
                 0 => {

@@ -328,7 +328,6 @@ impl Run {
                 dir.join("no-aws-credentials"),
             )
             .env("AWS_EC2_METADATA_DISABLED", "true")
-            .env("RUST_BACKTRACE", "1")
             .envs(env)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -9,6 +9,7 @@
 
 mod faults;
 mod keys;
+mod parts;
 mod resolve;
 mod sources;
 mod values;
@@ -17,6 +18,7 @@ mod values;
 mod tests;
 
 pub use faults::{Fault, Faults, Origin};
+pub use parts::FileError;
 pub use sources::{Flags, ProcessEnvironment, Strings};
 pub use values::{ListenAddress, Size};
 
@@ -24,10 +26,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use url::Url;
+use http::Uri;
 
 use crate::access::{Network, Users};
-use crate::upstream::Registry;
+use crate::upstream::{HostPattern, Registry};
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/ecr-proxy/config.toml";
@@ -39,6 +41,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// What is odd without being wrong; for the log at start.
     pub warnings: Vec<String>,
+    /// What `RUST_LOG` says, unparsed.
+    pub log_filter: Option<String>,
     /// `[server]`.
     pub server: Server,
     /// `[tls]`.
@@ -134,17 +138,20 @@ pub struct Upstream {
     /// How to log in.
     pub auth: Auth,
     /// Where to connect instead of the registry's own host.
-    pub endpoint: Option<Url>,
+    pub endpoint: Option<Uri>,
     /// The name that the endpoint's certificate must have, where it is not its host.
     pub endpoint_tls_name: Option<String>,
     /// Further roots to trust, PEM.
     pub ca: Option<PathBuf>,
-    /// Further hosts that blob redirects may lead to, lower case, with a port where one was given.
-    pub redirect_hosts: Vec<String>,
+    /// Further hosts that blob redirects may lead to.
+    pub redirect_hosts: Vec<HostPattern>,
     /// How long its tags are believed; already defaulted from [`Cache::tag_ttl`].
     pub tag_ttl: Duration,
     /// Whether a manifest proves that the repository holds its blobs; `None` to tell by registry.
     pub trust_manifests: Option<bool>,
+    /// Whether an `AWS_ENDPOINT_URL…` variable leads the AWS API elsewhere: [`Upstream::ca`] is
+    /// then trusted for it, too.
+    pub aws_endpoint_in_environment: bool,
 }
 
 /// How to log in to the upstream.
@@ -194,6 +201,14 @@ impl Config {
     /// Everything that is wrong, together.
     pub fn load(sources: Sources<'_>) -> Result<Self, Faults> {
         resolve::load(sources)
+    }
+
+    /// The state directory alone, for commands that need nothing else and should not insist on it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the form of the file, and with this key.
+    pub fn state_dir(sources: Sources<'_>) -> Result<PathBuf, Faults> {
+        resolve::state_dir(sources)
     }
 
     /// The effective values by key, for one event at start. Holds no secrets.
@@ -268,7 +283,8 @@ impl Config {
             values.push(("upstream.ca", path(ca)));
         }
         if !upstream.redirect_hosts.is_empty() {
-            values.push(("upstream.redirect_hosts", join(&upstream.redirect_hosts)));
+            let count = upstream.redirect_hosts.len();
+            values.push(("upstream.redirect_hosts", format!("{count} hosts")));
         }
         if let Some(trust) = upstream.trust_manifests {
             values.push(("upstream.trust_manifests", trust.to_string()));

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::faults::{Fault, Faults, Origin};
-use super::sources::{self, Settings};
+use super::sources::{self, Settings, Strings};
 use super::values::{self, ListenAddress, Size};
 use super::{
     Access, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Server, Sources, Tls, Upstream,
 };
 use crate::access::{Network, Users};
-use crate::upstream::{Registry, RegistryKind};
+use crate::upstream::{HostPattern, Registry, RegistryKind};
 
 /// Of the file system, leaving room for what else lives there.
 const DEFAULT_MAX_SIZE: Size = Size::Percent(70.0);
@@ -33,44 +33,16 @@ const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
 const MAX_USER_FILE_BYTES: u64 = 8 << 20;
 
 pub(super) fn load(sources: Sources<'_>) -> Result<Config, Faults> {
-    let default = Path::new(DEFAULT_FILE);
-    let file = sources
-        .file
-        .or_else(|| default.exists().then_some(default))
-        .map(Path::to_owned);
-    let mut settings = Settings::new();
-    let mut faults = Vec::new();
-    let mut warnings = Vec::new();
-    if let Some(file) = &file {
-        match fs::read_to_string(file) {
-            Ok(text) => sources::add_file(&text, &mut settings, &mut faults),
-            Err(error) => faults.push(Fault {
-                origin: Origin::Default,
-                key: String::new(),
-                reason: format!("cannot read {}: {error}", file.display()),
-            }),
-        }
-    }
-    sources::add_environment(sources.environment, &mut settings, &mut warnings);
-    sources::add_flags(sources.flags, &mut settings);
-    let mut resolver = Resolver {
-        settings,
-        faults,
-        base: file
-            .as_deref()
-            .and_then(Path::parent)
-            .map(Path::to_owned)
-            .unwrap_or_default(),
-        files: sources.files,
-    };
-    let config = resolver.config(file.clone(), warnings);
-    match config {
-        Some(config) if resolver.faults.is_empty() => Ok(config),
-        _ => {
-            let file = file.map(|file| file.display().to_string());
-            Err(Faults::new(file, resolver.faults))
-        }
-    }
+    let log_filter = sources.environment.get("RUST_LOG");
+    let (mut resolver, file, warnings) = Resolver::new(sources);
+    let config = resolver.config(file.clone(), warnings, log_filter);
+    resolver.finish(file, config)
+}
+
+pub(super) fn state_dir(sources: Sources<'_>) -> Result<PathBuf, Faults> {
+    let (mut resolver, file, _) = Resolver::new(sources);
+    let state_dir = resolver.state_dir();
+    resolver.finish(file, state_dir)
 }
 
 struct Resolver {
@@ -79,11 +51,69 @@ struct Resolver {
     /// The folder of the file, to which its relative paths are relative.
     base: PathBuf,
     files: Files,
+    /// Whether the environment leads the AWS API elsewhere.
+    aws_endpoint: bool,
 }
 
 impl Resolver {
+    /// With every setting read, the file that was read, and warnings so far.
+    fn new(sources: Sources<'_>) -> (Self, Option<PathBuf>, Vec<String>) {
+        let default = Path::new(DEFAULT_FILE);
+        let file = sources
+            .file
+            .or_else(|| default.exists().then_some(default))
+            .map(Path::to_owned);
+        let mut settings = Settings::new();
+        let mut faults = Vec::new();
+        let mut warnings = Vec::new();
+        if let Some(file) = &file {
+            match fs::read_to_string(file) {
+                Ok(text) => sources::add_file(&text, &mut settings, &mut faults),
+                Err(error) => faults.push(Fault {
+                    origin: Origin::Default,
+                    key: String::new(),
+                    reason: format!("cannot read {}: {error}", file.display()),
+                }),
+            }
+        }
+        sources::add_environment(sources.environment, &mut settings, &mut warnings);
+        sources::add_flags(sources.flags, &mut settings);
+        let resolver = Self {
+            settings,
+            faults,
+            base: file
+                .as_deref()
+                .and_then(Path::parent)
+                .map(Path::to_owned)
+                .unwrap_or_default(),
+            files: sources.files,
+            aws_endpoint: aws_endpoint(sources.environment),
+        };
+        (resolver, file, warnings)
+    }
+
+    /// The value, if nothing was wrong.
+    fn finish<T>(self, file: Option<PathBuf>, value: Option<T>) -> Result<T, Faults> {
+        match value {
+            Some(value) if self.faults.is_empty() => Ok(value),
+            _ => {
+                let file = file.map(|file| file.display().to_string());
+                Err(Faults::new(file, self.faults))
+            }
+        }
+    }
+
+    fn state_dir(&mut self) -> Option<PathBuf> {
+        self.directory("server.state_dir", "/var/lib/ecr-proxy")
+    }
+
     /// `None` only if a fault was noted.
-    fn config(&mut self, file: Option<PathBuf>, warnings: Vec<String>) -> Option<Config> {
+    fn config(
+        &mut self,
+        file: Option<PathBuf>,
+        warnings: Vec<String>,
+        log_filter: Option<String>,
+    ) -> Option<Config> {
         let server = self.server();
         let tls = self.tls(server.as_ref());
         let cache = self.cache();
@@ -93,6 +123,7 @@ impl Resolver {
         let mut config = Config {
             file,
             warnings,
+            log_filter,
             server: server?,
             tls: tls?,
             cache: cache?,
@@ -106,7 +137,7 @@ impl Resolver {
     fn server(&mut self) -> Option<Server> {
         let listen = self.many("server.listen", values::listen);
         let domains = self.many("server.domains", values::domain);
-        let state_dir = self.directory("server.state_dir", "/var/lib/ecr-proxy");
+        let state_dir = self.state_dir();
         let admin = self.one("server.admin", values::admin);
         let drain_timeout = self.one("server.drain_timeout", values::duration);
         let listen = listen?.unwrap_or_else(|| {
@@ -273,7 +304,10 @@ impl Resolver {
         let endpoint = self.one("upstream.endpoint", values::endpoint);
         let endpoint_tls_name = self.one("upstream.endpoint_tls_name", values::domain);
         let ca = self.file("upstream.ca");
-        let redirect_hosts = self.many("upstream.redirect_hosts", values::host_and_port);
+        let redirect_hosts = self.many("upstream.redirect_hosts", |text| {
+            text.parse::<HostPattern>()
+                .map_err(|error| format!("{text:?}: {error}"))
+        });
         let tag_ttl = self.one("upstream.tag_ttl", values::duration);
         let trust_manifests = self.one("upstream.trust_manifests", |text| {
             text.parse::<bool>()
@@ -305,6 +339,7 @@ impl Resolver {
             redirect_hosts: redirect_hosts?.unwrap_or_default(),
             tag_ttl: tag_ttl?.unwrap_or(default_tag_ttl),
             trust_manifests: trust_manifests?,
+            aws_endpoint_in_environment: self.aws_endpoint,
         })
     }
 
@@ -463,6 +498,15 @@ impl Resolver {
             reason: reason.to_owned(),
         });
     }
+}
+
+/// Whether the AWS SDK will find an endpoint for the ECR API in the environment.
+fn aws_endpoint(environment: &dyn Strings) -> bool {
+    let ignored = environment
+        .get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let set = |name| environment.get(name).is_some_and(|value| !value.is_empty());
+    !ignored && (set("AWS_ENDPOINT_URL_ECR") || set("AWS_ENDPOINT_URL"))
 }
 
 /// The registry's host, made fit for a folder.

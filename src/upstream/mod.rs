@@ -1,3 +1,397 @@
-//! Stub.
+//! Talking to a registry: logging in, asking, following redirects to storage, within deadlines.
+//!
+//! Invariants: a credential is sent to the origin it was obtained for and nowhere else; every wait ends;
+//! what comes back is what was asked for, or an [`UpstreamError`] that names no secret. Nothing happens
+//! on the network before something is asked.
+//!
+//! It knows nothing of clients, of the cache, or of who may read what.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `registry`, `origin` | what a registry's name says; where a request goes |
+//! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
+//! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
+//! | `ecr`, `bearer` | where tokens come from |
+//! | `gate`, `redirect` | obeying a registry that throttles; where blobs may be |
+//! | `manifest`, `blob`, `lists`, `check` | the questions |
+
+mod bearer;
+mod blob;
+mod check;
+mod client;
+mod connect;
+mod credentials;
+mod ecr;
+mod error;
+mod exchange;
+mod gate;
+mod lists;
+mod manifest;
+mod metrics;
+mod origin;
+mod redirect;
 mod registry;
+mod secret;
+mod token;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderValue, Uri};
+use rustls::pki_types::{CertificateDer, ServerName};
+
+pub use blob::{BlobBody, Span, Validator};
+pub use check::Ping;
+pub use ecr::{AwsOptions, StaticKeys};
+pub use error::{
+    Absent, Deadline, OddToken, RefusedRealm, RefusedRedirect, TokenError, Unreachable,
+    UpstreamError, Wrong,
+};
+pub use lists::{ReferrersPage, TagPage};
+pub use manifest::{FetchedManifest, ManifestHead};
+pub use metrics::UpstreamMetrics;
+pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
+pub use secret::Secret;
+pub use token::TokenStatus;
+
+use bearer::Realms;
+use client::Client;
+use connect::{Dialer, DialerOptions};
+use credentials::{Challenged, Credentials, Login};
+use ecr::EcrTokens;
+use gate::{Gate, RetryBudget};
+use metrics::Meter;
+use origin::{Origin, Reach};
+use redirect::RedirectPolicy;
+use token::Refresher;
+
+/// One upstream, as configured.
+#[derive(Clone, Debug)]
+pub struct UpstreamOptions {
+    /// The operator's name for it, in logs and metrics.
+    pub name: Arc<str>,
+    /// The registry.
+    pub registry: Registry,
+    /// How to log in.
+    pub auth: Auth,
+    /// Where to connect instead of at the registry's own name: scheme, host and port. `http` for
+    /// loopback only.
+    pub endpoint: Option<Uri>,
+    /// The name on the endpoint's certificate, if another than its host.
+    pub endpoint_tls_name: Option<String>,
+    /// Certificates to trust for the registry and its storage, beside the system's.
+    pub extra_roots: Vec<CertificateDer<'static>>,
+    /// Further hosts that redirects may lead to, private ones too.
+    pub redirect_hosts: Vec<HostPattern>,
+    /// Whether a manifest proves that the repository holds its blobs; told from the registry without.
+    pub trust_manifests: Option<bool>,
+    /// Deadlines and sizes.
+    pub limits: Limits,
+}
+
+/// How an upstream is logged in to.
+#[derive(Clone, Debug)]
+pub enum Auth {
+    /// By a token that AWS issues. For private ECR registries.
+    Aws(AwsOptions),
+    /// By user name and password, as the registry's challenge asks: sent to it, or to its token service.
+    Basic {
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// Not, or by a token that anybody gets.
+    Anonymous,
+}
+
+/// Deadlines and sizes of one upstream.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// For token and connection together.
+    pub connect: Duration,
+    /// From the request to the head of its answer.
+    pub first_byte: Duration,
+    /// Within which a body must bring something worth it, and for a small body the whole of it.
+    pub progress: Duration,
+    /// For one call for a token.
+    pub token: Duration,
+    /// For how long throttling is waited out before a request fails of it.
+    pub absorb_throttle: Duration,
+    /// Largest manifest, in bytes.
+    pub manifest_max_bytes: usize,
+    /// Blobs under way at once; as many other requests may be.
+    pub max_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            // Storage that fetches from a colder tier answers late, but it answers.
+            first_byte: Duration::from_secs(20),
+            progress: Duration::from_secs(30),
+            token: Duration::from_secs(10),
+            absorb_throttle: Duration::from_secs(20),
+            manifest_max_bytes: 4 * 1024 * 1024,
+            max_connections: 256,
+        }
+    }
+}
+
+/// Why an upstream cannot be set up as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Neither the endpoint nor the registry's name makes an address.
+    #[error("endpoint: expected https://host[:port] or, for loopback, http://host[:port]")]
+    Endpoint,
+    /// Plain HTTP would show the token to the network.
+    #[error("endpoint: http:// is for loopback only")]
+    PlainEndpoint,
+    /// Not a host name or address.
+    #[error("endpoint_tls_name: not a host name")]
+    TlsName,
+    /// AWS issues tokens for its own registries only.
+    #[error("auth: \"aws\" is for private ECR registries (ACCOUNT.dkr.ecr.REGION.amazonaws.com)")]
+    AwsElsewhere,
+    /// One of the extra roots is not a certificate.
+    #[error("ca: not a usable certificate")]
+    Roots(#[source] rustls::Error),
+}
+
+/// One registry. Clones are the same upstream.
+#[derive(Clone)]
+pub struct Upstream {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    registry: Registry,
+    trusts_manifests: bool,
+    /// Scheme and authority of where the registry is reached.
+    base: Uri,
+    /// The registry's own authority, whatever it is reached by.
+    host: HeaderValue,
+    client: Arc<Client>,
+    credentials: Credentials,
+    redirects: RedirectPolicy,
+    gate: Gate,
+    budget: RetryBudget,
+    limits: Limits,
+    meter: Meter,
+}
+
+impl Upstream {
+    /// Sets an upstream up, without touching the network.
+    ///
+    /// # Errors
+    /// When the options contradict each other, or one is not what it should be.
+    pub fn new(options: UpstreamOptions, metrics: &UpstreamMetrics) -> Result<Self, SetupError> {
+        let UpstreamOptions {
+            name,
+            registry,
+            auth,
+            endpoint,
+            endpoint_tls_name,
+            extra_roots,
+            redirect_hosts,
+            trust_manifests,
+            limits,
+        } = options;
+        let own_address: Uri = format!("https://{}/", registry.authority())
+            .parse()
+            .map_err(|_| SetupError::Endpoint)?;
+        let own = Origin::of(&own_address).ok_or(SetupError::Endpoint)?;
+        let base = endpoint.unwrap_or(own_address);
+        let home = Origin::of(&base).ok_or(SetupError::Endpoint)?;
+        if !matches!(
+            base.path_and_query().map(PathAndQuery::as_str),
+            None | Some("/")
+        ) {
+            return Err(SetupError::Endpoint);
+        }
+        if base.scheme() == Some(&Scheme::HTTP) && home.reach() != Reach::Loopback {
+            return Err(SetupError::PlainEndpoint);
+        }
+        let home_tls_name = endpoint_tls_name
+            .map(ServerName::try_from)
+            .transpose()
+            .map_err(|_| SetupError::TlsName)?;
+        let meter = metrics.meter(Arc::clone(&name));
+        let dialer = Dialer::new(DialerOptions {
+            home: home.clone(),
+            home_tls_name,
+            listed: redirect_hosts.clone(),
+            extra_roots: extra_roots.clone(),
+            timeout: limits.connect,
+        })
+        .map_err(SetupError::Roots)?;
+        let client = Arc::new(Client::new(
+            dialer,
+            limits.max_connections,
+            limits.first_byte,
+            limits.progress,
+            meter.clone(),
+        ));
+        let challenged = |login| {
+            Credentials::Challenged(Box::new(Challenged::new(
+                login,
+                Realms {
+                    registry: own.clone(),
+                    home: home.clone(),
+                    known: match registry.kind() {
+                        RegistryKind::DockerHub => &["auth.docker.io"],
+                        RegistryKind::Ecr(_) | RegistryKind::EcrPublic | RegistryKind::Other => &[],
+                    },
+                },
+                Arc::clone(&client),
+                limits.token,
+                meter.clone(),
+            )))
+        };
+        let credentials = match auth {
+            Auth::Aws(aws) => {
+                let host = registry.ecr().ok_or(SetupError::AwsElsewhere)?.clone();
+                let source = EcrTokens::new(name, host, aws, &extra_roots, limits.token);
+                let refresher = Refresher::new(source, home.clone(), limits.token, meter.tokens());
+                Credentials::Ecr(refresher)
+            }
+            Auth::Basic { username, password } => challenged(Some(Login { username, password })),
+            Auth::Anonymous => challenged(None),
+        };
+        let host = HeaderValue::from_str(registry.authority()).map_err(|_| SetupError::Endpoint)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                trusts_manifests: trust_manifests
+                    .unwrap_or_else(|| registry.refuses_incomplete_manifests()),
+                redirects: RedirectPolicy::new(&registry, home, redirect_hosts),
+                registry,
+                base,
+                host,
+                client,
+                credentials,
+                gate: Gate::open(),
+                budget: RetryBudget::full(),
+                limits,
+                meter,
+            }),
+        })
+    }
+
+    /// The operator's name for it.
+    pub fn name(&self) -> &Arc<str> {
+        self.shared.meter.upstream()
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> &Registry {
+        &self.shared.registry
+    }
+
+    /// True if a manifest of a repository proves that the repository holds its blobs.
+    pub fn trusts_manifests(&self) -> bool {
+        self.shared.trusts_manifests
+    }
+
+    /// What is known about the token.
+    pub fn token_status(&self) -> TokenStatus {
+        self.shared.credentials.status()
+    }
+
+    /// Obtains the token ahead of need and renews it ahead of expiry, for ever. Without it, tokens are
+    /// obtained when first needed.
+    ///
+    /// # Cancel safety
+    /// Dropping it stops only this.
+    pub async fn keep_token_fresh(&self) {
+        self.shared.credentials.keep_fresh().await;
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("name", self.name())
+            .field("registry", &self.shared.registry)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(registry: &str, auth: Auth) -> UpstreamOptions {
+        UpstreamOptions {
+            name: "test".into(),
+            registry: Registry::parse(registry).unwrap(),
+            auth,
+            endpoint: None,
+            endpoint_tls_name: None,
+            extra_roots: Vec::new(),
+            redirect_hosts: Vec::new(),
+            trust_manifests: None,
+            limits: Limits::default(),
+        }
+    }
+
+    fn set_up(options: UpstreamOptions) -> Result<Upstream, SetupError> {
+        Upstream::new(options, &UpstreamMetrics::default())
+    }
+
+    #[test]
+    fn endpoints_are_plain_on_loopback_only() {
+        for (endpoint, is_good) in [
+            ("http://127.0.0.1:5000", true),
+            ("http://localhost:5000/", true),
+            ("http://[::1]:5000", true),
+            ("https://vpce.example", true),
+            ("http://registry.example", false),
+            ("http://10.0.0.1:5000", false),
+            ("https://registry.example/path", false),
+            ("https://user@registry.example", false),
+            ("/path", false),
+        ] {
+            let mut options = options("registry.example", Auth::Anonymous);
+            options.endpoint = Some(endpoint.parse().unwrap());
+            assert_eq!(set_up(options).is_ok(), is_good, "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn aws_tokens_are_for_private_ecr() {
+        let aws = || Auth::Aws(AwsOptions::default());
+        let ecr = set_up(options(
+            "000042290000.dkr.ecr.us-west-2.amazonaws.com",
+            aws(),
+        ))
+        .unwrap();
+        assert!(ecr.trusts_manifests());
+        let elsewhere = set_up(options("registry.example", aws()));
+        assert!(matches!(elsewhere, Err(SetupError::AwsElsewhere)));
+    }
+
+    #[test]
+    fn s16_options_print_no_secrets() {
+        let keys = StaticKeys {
+            access_key_id: "canary".into(),
+            secret_access_key: Secret::new("canary"),
+        };
+        let aws = AwsOptions {
+            keys: Some(keys),
+            ..AwsOptions::default()
+        };
+        let basic = Auth::Basic {
+            username: "user".into(),
+            password: Secret::new("canary"),
+        };
+        for auth in [Auth::Aws(aws), basic] {
+            let options = options("000042290000.dkr.ecr.us-west-2.amazonaws.com", auth);
+            assert!(!format!("{options:?}").contains("canary"));
+            assert!(!format!("{:?}", set_up(options).unwrap()).contains("canary"));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Whether an upstream can be used, step by step, for an operator who asks.
+
+use std::time::{Duration, SystemTime};
+
+use http::{StatusCode, header};
+use tokio::time::Instant;
+
+use super::Upstream;
+use super::client::path_and_query;
+use super::error::{Absent, UpstreamError};
+use super::exchange::{Question, unanswered};
+use super::metrics::Kind;
+use super::token::TokenStatus;
+
+/// A registry answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// From the question to the answer's head.
+    pub took: Duration,
+    /// How far our clock is ahead of (`Ok`) or behind (`Err`) the registry's, where it told its time;
+    /// good to a second.
+    pub clock: Option<Result<Duration, Duration>>,
+}
+
+impl Upstream {
+    /// Obtains a token if there is none.
+    ///
+    /// # Errors
+    /// [`UpstreamError::NoToken`] if none comes within the deadline of one call for a token.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing; a call for a token that was begun goes on.
+    pub async fn check_token(&self) -> Result<TokenStatus, UpstreamError> {
+        let deadline = Instant::now() + self.shared.limits.token;
+        self.shared.credentials.current("", deadline).await?;
+        Ok(self.token_status())
+    }
+
+    /// Asks the registry whether it is there and takes our credentials (distribution-spec, end-1).
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says.
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub async fn ping(&self) -> Result<Ping, UpstreamError> {
+        let began = Instant::now();
+        let question = Question::get(Kind::ping, path_and_query("/v2/".to_owned())?, "");
+        let answer = self.shared.ask(&question).await?;
+        let took = began.elapsed();
+        if answer.status() != StatusCode::OK {
+            return Err(unanswered(answer, Absent::Repository).await);
+        }
+        let theirs = answer
+            .headers()
+            .get(header::DATE)
+            .and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let clock = theirs.map(|theirs| {
+            SystemTime::now()
+                .duration_since(theirs)
+                .map_err(|behind| behind.duration())
+        });
+        answer.discard().await;
+        Ok(Ping { took, clock })
+    }
+}

@@ -1,0 +1,356 @@
+//! One request and its answer over HTTP/1.1, with deadlines.
+//!
+//! Invariants: requests are built here from typed values, never copied from anybody; an answer whose
+//! framing could be read in two ways is refused and its connection not used again; every wait ends.
+//! Knows nothing of tokens' making, redirects or retries.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::connect::{ConnectError, Dialer};
+use super::error::{Deadline, Unreachable, UpstreamError, Wrong};
+use super::metrics::{Kind, Meter};
+use super::token::Token;
+
+/// Bounds the head of an answer (a megabyte of headers is refused), and the largest single read of a
+/// body; smaller reads make fills dearer.
+const MAX_BUFFER: usize = 256 * 1024;
+/// Shorter than the idle limits of load balancers (60 s), so that seldom a connection is reused at the
+/// moment its other end closes it.
+const POOL_IDLE: Duration = Duration::from_secs(50);
+const MAX_IDLE_PER_HOST: usize = 32;
+/// A body too small to matter is read to its end, so that its connection can be used again.
+const DISCARD_BYTES: usize = 64 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
+const USER_AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("ecr-proxy/", env!("CARGO_PKG_VERSION")));
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+
+/// Sends requests for one upstream.
+pub(super) struct Client {
+    http: legacy::Client<Dialer, Empty<Bytes>>,
+    /// Connections that carry blobs, which may take hours, do not crowd out the others.
+    bodies: Arc<Semaphore>,
+    short: Arc<Semaphore>,
+    first_byte: Duration,
+    progress: Duration,
+    meter: Meter,
+}
+
+/// A request, all of it.
+pub(super) struct Outgoing<'a> {
+    pub(super) kind: Kind,
+    pub(super) method: Method,
+    pub(super) target: Uri,
+    /// `Host`, where it is not that of `target`.
+    pub(super) host: Option<HeaderValue>,
+    pub(super) accept: Option<HeaderValue>,
+    /// `Range`.
+    pub(super) range: Option<HeaderValue>,
+    pub(super) token: Option<&'a Token>,
+}
+
+impl<'a> Outgoing<'a> {
+    pub(super) fn get(kind: Kind, target: Uri) -> Self {
+        Self {
+            kind,
+            method: Method::GET,
+            target,
+            host: None,
+            accept: None,
+            range: None,
+            token: None,
+        }
+    }
+}
+
+/// The head of an answer, and its body still to come. Dropping it unread closes its connection.
+pub(super) struct Answer {
+    response: Response<Incoming>,
+    kind: Kind,
+    progress: Duration,
+    connection: CaptureConnection,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Client {
+    pub(super) fn new(
+        dialer: Dialer,
+        max_connections: usize,
+        first_byte: Duration,
+        progress: Duration,
+        meter: Meter,
+    ) -> Self {
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
+            .http1_max_buf_size(MAX_BUFFER)
+            .build(dialer);
+        Self {
+            http,
+            bodies: Arc::new(Semaphore::new(max_connections)),
+            short: Arc::new(Semaphore::new(max_connections)),
+            first_byte,
+            progress,
+            meter,
+        }
+    }
+
+    /// Sends a request and waits for the head of its answer: until `connected_by` for a connection,
+    /// from then on for as long as a first byte may take.
+    ///
+    /// # Errors
+    /// Without an answer, or with one that is malformed.
+    ///
+    /// # Cancel safety
+    /// Leaving closes the connection, unless none was made yet.
+    pub(super) async fn send(
+        &self,
+        outgoing: &Outgoing<'_>,
+        connected_by: Instant,
+    ) -> Result<Answer, UpstreamError> {
+        let answer = self.exchange(outgoing, connected_by).await;
+        let status = answer.as_ref().ok().map(Answer::status);
+        self.meter.requested(outgoing.kind, status);
+        answer
+    }
+
+    async fn exchange(
+        &self,
+        outgoing: &Outgoing<'_>,
+        connected_by: Instant,
+    ) -> Result<Answer, UpstreamError> {
+        let lane = match outgoing.kind {
+            Kind::blob | Kind::storage => &self.bodies,
+            Kind::manifest_head
+            | Kind::manifest
+            | Kind::blob_probe
+            | Kind::tags
+            | Kind::referrers
+            | Kind::token
+            | Kind::ping => &self.short,
+        };
+        let slot = tokio::time::timeout_at(connected_by, Arc::clone(lane).acquire_owned())
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .ok_or(UpstreamError::TooSlow(Deadline::Slot))?;
+        let mut request = build(outgoing)?;
+        let mut connection = capture_connection(&mut request);
+        let response = self.http.request(request);
+        tokio::pin!(response);
+        let response = tokio::select! {
+            biased;
+            response = &mut response => response,
+            // The guard it returns must not be held while waiting on.
+            () = async { drop(connection.wait_for_connection_metadata().await) } => {
+                tokio::time::timeout(self.first_byte, response)
+                    .await
+                    .map_err(|_| UpstreamError::TooSlow(Deadline::FirstByte))?
+            }
+            () = tokio::time::sleep_until(connected_by) => {
+                return Err(UpstreamError::TooSlow(Deadline::Connect));
+            }
+        };
+        let answer = Answer {
+            response: response.map_err(|error| explain(&error))?,
+            kind: outgoing.kind,
+            progress: self.progress,
+            connection,
+            _slot: slot,
+        };
+        if !is_well_framed(&answer.response) {
+            answer.poison();
+            return Err(UpstreamError::Wrong(Wrong::Malformed));
+        }
+        Ok(answer)
+    }
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// The length of the content that the head declares, of a `HEAD` too.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        let value = self.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?;
+        value.trim().parse().ok()
+    }
+
+    /// True if the content comes as it is.
+    pub(super) fn is_identity(&self) -> bool {
+        self.headers()
+            .get_all(header::CONTENT_ENCODING)
+            .iter()
+            .all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    }
+
+    /// The whole body, if it has at most `limit` bytes.
+    ///
+    /// # Errors
+    /// When it is longer, encoded, breaks off or stalls.
+    pub(super) async fn read(self, limit: usize) -> Result<Bytes, UpstreamError> {
+        if !self.is_identity() {
+            return Err(UpstreamError::Wrong(Wrong::Encoded));
+        }
+        let too_large = UpstreamError::Wrong(Wrong::TooLarge);
+        if self
+            .content_length()
+            .is_some_and(|length| length > limit as u64)
+        {
+            return Err(too_large);
+        }
+        // One deadline for the whole: what is buffered is small, and a trickle must not hold it open.
+        let deadline = Instant::now() + self.progress;
+        let mut body = self.response.into_body();
+        let mut bytes = BytesMut::new();
+        loop {
+            let frame = tokio::time::timeout_at(deadline, body.frame())
+                .await
+                .map_err(|_| UpstreamError::TooSlow(Deadline::Progress))?;
+            match frame {
+                None => return Ok(bytes.freeze()),
+                Some(frame) => {
+                    let frame = frame.map_err(|error| broken_body(&error))?;
+                    if let Some(data) = frame.data_ref() {
+                        if bytes.len() + data.len() > limit {
+                            return Err(too_large);
+                        }
+                        bytes.extend_from_slice(data);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads a small body to its end and forgets it, so that the connection can be used again; a large
+    /// or slow one closes its connection.
+    pub(super) async fn discard(self) {
+        let is_small = self
+            .content_length()
+            .is_none_or(|length| length <= DISCARD_BYTES as u64);
+        if is_small {
+            let _ = tokio::time::timeout(DISCARD_TIME, self.read(DISCARD_BYTES)).await;
+        }
+    }
+
+    /// Sees to it that the connection is not used again.
+    pub(super) fn poison(&self) {
+        if let Some(connected) = &*self.connection.connection_metadata() {
+            connected.poison();
+        }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(super) fn progress(&self) -> Duration {
+        self.progress
+    }
+
+    /// The body, with what must live as long.
+    pub(super) fn into_body(self) -> (Incoming, OwnedSemaphorePermit) {
+        (self.response.into_body(), self._slot)
+    }
+}
+
+/// What a broken body says: a short one, or one that is not HTTP.
+pub(super) fn broken_body(error: &hyper::Error) -> UpstreamError {
+    if error.is_parse() {
+        UpstreamError::Wrong(Wrong::Malformed)
+    } else {
+        UpstreamError::Truncated
+    }
+}
+
+/// A path and query that is made of checked parts.
+///
+/// # Errors
+/// When it cannot stand in a request; what came from an upstream, such as a page's name, may be so.
+pub(super) fn path_and_query(text: String) -> Result<PathAndQuery, UpstreamError> {
+    PathAndQuery::try_from(text).map_err(|_| UpstreamError::Wrong(Wrong::Malformed))
+}
+
+fn build(outgoing: &Outgoing<'_>) -> Result<Request<Empty<Bytes>>, UpstreamError> {
+    let mut request = Request::new(Empty::new());
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = outgoing.target.clone();
+    let headers = request.headers_mut();
+    headers.insert(header::USER_AGENT, USER_AGENT);
+    // Some registries compress when not told otherwise, which breaks lengths and digests.
+    headers.insert(header::ACCEPT_ENCODING, IDENTITY);
+    let optional = [
+        (header::HOST, &outgoing.host),
+        (header::ACCEPT, &outgoing.accept),
+        (header::RANGE, &outgoing.range),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            headers.insert(name, value.clone());
+        }
+    }
+    if let Some(token) = outgoing.token {
+        token
+            .attach(&outgoing.target, headers)
+            .map_err(|_| UpstreamError::BadCredentials)?;
+    }
+    Ok(request)
+}
+
+/// False for heads that another reader may frame otherwise than we do (RFC 9112, 6.3).
+fn is_well_framed(response: &Response<Incoming>) -> bool {
+    let headers = response.headers();
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let encoding_is_plain = match (encodings.next(), encodings.next()) {
+        (None, _) => true,
+        (Some(encoding), None) => {
+            encoding.as_bytes().eq_ignore_ascii_case(b"chunked")
+                && !headers.contains_key(header::CONTENT_LENGTH)
+        }
+        (Some(_), Some(_)) => false,
+    };
+    let has_one_length = headers.get_all(header::CONTENT_LENGTH).iter().count() <= 1;
+    encoding_is_plain && has_one_length && !response.status().is_informational()
+}
+
+/// Why there was no answer.
+fn explain(error: &legacy::Error) -> UpstreamError {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(connect) = cause.downcast_ref::<ConnectError>() {
+            return (*connect).into();
+        }
+        if let Some(http) = cause.downcast_ref::<hyper::Error>()
+            && http.is_parse()
+        {
+            return UpstreamError::Wrong(Wrong::Malformed);
+        }
+        source = cause.source();
+    }
+    UpstreamError::Unreachable(if error.is_connect() {
+        Unreachable::Connect
+    } else {
+        Unreachable::Broken
+    })
+}

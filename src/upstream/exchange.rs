@@ -1,0 +1,337 @@
+//! One question to the registry, asked until it is answered: credentials renewed, throttling waited
+//! out, failures retried, all within bounds.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, StatusCode, Uri};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::client::{Answer, Outgoing};
+use super::credentials::{Scope, Verdict, verdict};
+use super::error::{Absent, RefusedRedirect, UpstreamError, Wrong};
+use super::gate::backoff;
+use super::metrics::Kind;
+use super::redirect;
+
+/// Attempts for one request, the first included.
+const MAX_ATTEMPTS: u32 = 3;
+/// Redirects in a row.
+const MAX_HOPS: u32 = 3;
+/// Times that a storage address is asked for anew.
+const MAX_RENEWALS: u32 = 2;
+/// Longest body of an error that is looked into.
+const MAX_ERROR_BODY: usize = 64 * 1024;
+
+/// A question to the registry.
+pub(super) struct Question<'a> {
+    pub(super) kind: Kind,
+    pub(super) method: Method,
+    pub(super) path: PathAndQuery,
+    pub(super) accept: Option<HeaderValue>,
+    pub(super) range: Option<HeaderValue>,
+    pub(super) scope: &'a Scope,
+}
+
+impl<'a> Question<'a> {
+    pub(super) fn get(kind: Kind, path: PathAndQuery, scope: &'a Scope) -> Self {
+        Self {
+            kind,
+            method: Method::GET,
+            path,
+            accept: None,
+            range: None,
+            scope,
+        }
+    }
+}
+
+impl Shared {
+    /// Asks the registry. The answer has any status but those of refused credentials, throttling and
+    /// failure, which are errors; a redirect is an answer.
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says.
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub(super) async fn ask(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
+        let target = self.at_home(&question.path)?;
+        let mut connected_by = Instant::now() + self.limits.connect;
+        let absorbed_by = Instant::now() + self.limits.absorb_throttle;
+        let mut attempt = 1;
+        let mut renewed = None;
+        self.budget.earn();
+        loop {
+            let pass = self
+                .gate
+                .pass(absorbed_by)
+                .await
+                .map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
+            // Time spent waiting at the gate is not time spent connecting.
+            connected_by = connected_by.max(Instant::now() + self.limits.connect / 2);
+            let token = match &renewed {
+                Some(token) => Some(Arc::clone(token)),
+                None => {
+                    self.credentials
+                        .current(question.scope, connected_by)
+                        .await?
+                }
+            };
+            let outgoing = Outgoing {
+                kind: question.kind,
+                method: question.method.clone(),
+                target: target.clone(),
+                host: Some(self.host.clone()),
+                accept: question.accept.clone(),
+                range: question.range.clone(),
+                token: token.as_deref(),
+            };
+            let answer = match self.client.send(&outgoing, connected_by).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    let again = matches!(error, UpstreamError::Unreachable(_));
+                    if !(again && self.may_retry(&mut attempt).await) {
+                        return Err(error);
+                    }
+                    continue;
+                }
+            };
+            let status = answer.status();
+            if status == StatusCode::TOO_MANY_REQUESTS {
+                self.meter.throttled();
+                let pause = pass.throttled(answer.headers());
+                answer.discard().await;
+                tracing::debug!(upstream.name = %self.meter.upstream(), pause_s = pause.as_secs(), "throttled");
+                continue;
+            }
+            pass.answered();
+            if is_failure(status) {
+                answer.discard().await;
+                if !self.may_retry(&mut attempt).await {
+                    return Err(UpstreamError::Failing {
+                        status: status.as_u16(),
+                    });
+                }
+                connected_by = Instant::now() + self.limits.connect;
+                continue;
+            }
+            let concerns_credentials = matches!(
+                status,
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST
+            );
+            if !concerns_credentials {
+                return Ok(answer);
+            }
+            let headers = answer.headers().clone();
+            // Without a readable body a 403 is a denial.
+            let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
+            match verdict(status, &body, token.is_some()) {
+                Some(Verdict::Renew) if renewed.is_none() => {
+                    connected_by = Instant::now() + self.limits.connect;
+                    let instead = self.credentials.instead_of(
+                        token.as_ref(),
+                        &headers,
+                        question.scope,
+                        connected_by,
+                    );
+                    renewed = Some(instead.await?);
+                }
+                Some(Verdict::Final) => return Err(self.refused(question, &body)),
+                Some(Verdict::Renew) if status != StatusCode::BAD_REQUEST => {
+                    return Err(UpstreamError::BadCredentials);
+                }
+                Some(Verdict::Renew) | None => {
+                    return Err(UpstreamError::Wrong(Wrong::Status(status.as_u16())));
+                }
+            }
+        }
+    }
+
+    /// Asks the registry and follows where it sends us, without credentials: to content, wherever it is.
+    /// A storage address that has expired is asked for anew.
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says; [`UpstreamError::Wrong`] for a redirect that is not followed.
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub(super) async fn fetch(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
+        let mut renewals = 0;
+        let mut attempt = 1;
+        loop {
+            let answer = self.ask(question).await?;
+            if !is_redirect(answer.status()) {
+                return Ok(answer);
+            }
+            let home = self.at_home(&question.path)?;
+            match self.follow(question, home, answer).await? {
+                Followed::Content(answer) => return Ok(answer),
+                Followed::Expired if renewals < MAX_RENEWALS => {
+                    renewals += 1;
+                    self.meter.redirect_renewed();
+                }
+                Followed::Expired => return Err(refuse(RefusedRedirect::Expired)),
+                Followed::Failed(error) => {
+                    if !self.may_retry(&mut attempt).await {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn follow(
+        &self,
+        question: &Question<'_>,
+        mut base: Uri,
+        mut answer: Answer,
+    ) -> Result<Followed, UpstreamError> {
+        for _ in 0..MAX_HOPS {
+            let target = self
+                .redirects
+                .follow(&base, answer.headers())
+                .map_err(refuse)?;
+            answer.discard().await;
+            let outgoing = Outgoing {
+                accept: question.accept.clone(),
+                range: question.range.clone(),
+                ..Outgoing::get(Kind::storage, target.clone())
+            };
+            let connected_by = Instant::now() + self.limits.connect;
+            answer = match self.client.send(&outgoing, connected_by).await {
+                Ok(answer) => answer,
+                Err(error @ UpstreamError::Unreachable(_)) => return Ok(Followed::Failed(error)),
+                Err(error) => return Err(error),
+            };
+            match answer.status() {
+                status if is_redirect(status) => base = target,
+                StatusCode::FORBIDDEN if redirect::is_signed(&target) => {
+                    answer.discard().await;
+                    return Ok(Followed::Expired);
+                }
+                status if is_failure(status) || status == StatusCode::TOO_MANY_REQUESTS => {
+                    answer.discard().await;
+                    return Ok(Followed::Failed(UpstreamError::Failing {
+                        status: status.as_u16(),
+                    }));
+                }
+                StatusCode::OK
+                | StatusCode::PARTIAL_CONTENT
+                | StatusCode::RANGE_NOT_SATISFIABLE => {
+                    return Ok(Followed::Content(answer));
+                }
+                // That storage does not have what the registry says it has is no word of the registry.
+                status => return Err(UpstreamError::Wrong(Wrong::Status(status.as_u16()))),
+            }
+        }
+        Err(refuse(RefusedRedirect::TooMany))
+    }
+
+    /// The address of a path of the registry's API.
+    pub(super) fn at_home(&self, path: &PathAndQuery) -> Result<Uri, UpstreamError> {
+        let mut parts = self.base.clone().into_parts();
+        parts.path_and_query = Some(path.clone());
+        Uri::from_parts(parts).map_err(|_| UpstreamError::Wrong(Wrong::Malformed))
+    }
+
+    /// Waits and counts, if there may be one more attempt.
+    async fn may_retry(&self, attempt: &mut u32) -> bool {
+        if *attempt >= MAX_ATTEMPTS || !self.budget.spend() {
+            return false;
+        }
+        tokio::time::sleep(backoff(*attempt)).await;
+        *attempt += 1;
+        self.meter.retried();
+        true
+    }
+
+    /// Logs what the registry says about our identity; callers learn only that it refused.
+    fn refused(&self, question: &Question<'_>, body: &Bytes) -> UpstreamError {
+        let said = said(body);
+        tracing::warn!(
+            upstream.name = %self.meter.upstream(),
+            oci.repository = question.scope,
+            upstream.said = said.as_ref().map_or("", |said| said.message.as_str()),
+            "upstream refuses our own identity",
+        );
+        UpstreamError::Refused
+    }
+}
+
+enum Followed {
+    Content(Answer),
+    /// Storage refuses an address that was good once.
+    Expired,
+    /// Worth another attempt from the start.
+    Failed(UpstreamError),
+}
+
+fn refuse(reason: RefusedRedirect) -> UpstreamError {
+    UpstreamError::Wrong(Wrong::Redirect(reason))
+}
+
+pub(super) fn is_redirect(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::MOVED_PERMANENTLY
+            | StatusCode::FOUND
+            | StatusCode::SEE_OTHER
+            | StatusCode::TEMPORARY_REDIRECT
+            | StatusCode::PERMANENT_REDIRECT
+    )
+}
+
+fn is_failure(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
+/// What an answer that is neither content nor an error of [`Shared::ask`] means, when `what` was asked.
+pub(super) async fn unanswered(answer: Answer, what: Absent) -> UpstreamError {
+    let status = answer.status();
+    match status {
+        StatusCode::NOT_FOUND => {
+            let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
+            match said(&body) {
+                Some(said) if said.code == "NAME_UNKNOWN" => {
+                    UpstreamError::Absent(Absent::Repository)
+                }
+                Some(_) | None => UpstreamError::Absent(what),
+            }
+        }
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
+            answer.discard().await;
+            UpstreamError::Unsupported
+        }
+        _ => UpstreamError::Wrong(Wrong::Status(status.as_u16())),
+    }
+}
+
+/// One error of a registry.
+#[derive(Deserialize)]
+struct Said {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+#[derive(Deserialize)]
+struct Errors {
+    errors: Vec<Said>,
+}
+
+/// The first error of a JSON error body.
+fn said(body: &[u8]) -> Option<Said> {
+    let Errors { errors } = serde_json::from_slice(body).ok()?;
+    errors.into_iter().next()
+}

@@ -1,0 +1,277 @@
+//! Obeying a registry that throttles, and not flooding one that fails: a gate that all requests to one
+//! upstream pass, and a budget for sending again.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, header};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// What a `Retry-After` is believed within; beyond, a broken or hostile clock would silence us for days.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// Lets requests through, or after throttling one probe at a time.
+pub(super) struct Gate {
+    state: watch::Sender<State>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Nothing passes before `until`, then one probe; `strikes` times in a row throttled.
+    Closed {
+        until: Instant,
+        strikes: u32,
+    },
+    /// One probe is under way.
+    Probing {
+        strikes: u32,
+    },
+}
+
+/// The right to send one request. Dropped without a verdict, a probe's pass lets the next probe go.
+pub(super) struct Pass<'a> {
+    gate: &'a Gate,
+    /// `Some` for a probe.
+    probe: Option<u32>,
+}
+
+impl Gate {
+    pub(super) fn open() -> Self {
+        Self {
+            state: watch::Sender::new(State::Open),
+        }
+    }
+
+    /// Waits until a request may go.
+    ///
+    /// # Errors
+    /// How long the upstream asks to be left alone, if that is beyond `deadline`.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing.
+    pub(super) async fn pass(&self, deadline: Instant) -> Result<Pass<'_>, Duration> {
+        let mut changes = self.state.subscribe();
+        loop {
+            let now = Instant::now();
+            let mut probe = None;
+            self.state.send_if_modified(|state| match *state {
+                State::Closed { until, strikes } if until <= now => {
+                    probe = Some(strikes);
+                    *state = State::Probing { strikes };
+                    true
+                }
+                State::Open | State::Closed { .. } | State::Probing { .. } => false,
+            });
+            if probe.is_some() {
+                return Ok(Pass { gate: self, probe });
+            }
+            let state = *changes.borrow_and_update();
+            match state {
+                State::Open => {
+                    return Ok(Pass {
+                        gate: self,
+                        probe: None,
+                    });
+                }
+                State::Closed { until, .. } if until > deadline => return Err(until - now),
+                State::Closed { until, .. } => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(until) => {}
+                        _ = changes.changed() => {}
+                    }
+                }
+                State::Probing { .. } => {
+                    // The sender is `self`, so only the deadline can end this without a change.
+                    if tokio::time::timeout_at(deadline, changes.changed())
+                        .await
+                        .is_err()
+                    {
+                        return Err(MIN_PAUSE);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// The request was answered, whatever the answer, without throttling.
+    pub(super) fn answered(mut self) {
+        if self.probe.take().is_some() {
+            self.gate.state.send_replace(State::Open);
+        }
+    }
+
+    /// The request was throttled: nothing goes for as long as the upstream asks, or where it asks
+    /// nothing for a time that doubles. Returns how long.
+    pub(super) fn throttled(mut self, headers: &HeaderMap) -> Duration {
+        let asked = retry_after(headers, SystemTime::now());
+        let strikes = self.probe.take();
+        let mut pause = MIN_PAUSE;
+        self.gate.state.send_modify(|state| {
+            let strikes = strikes.unwrap_or(0);
+            pause = asked
+                .unwrap_or_else(|| MIN_PAUSE.saturating_mul(1 << strikes.min(6)).min(MAX_PAUSE));
+            let until = Instant::now() + pause;
+            // Answers to requests sent before the gate closed must not open it earlier.
+            let until = match *state {
+                State::Closed { until: already, .. } => already.max(until),
+                State::Open | State::Probing { .. } => until,
+            };
+            *state = State::Closed {
+                until,
+                strikes: strikes.saturating_add(1),
+            };
+        });
+        pause
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if let Some(strikes) = self.probe {
+            self.gate.state.send_replace(State::Closed {
+                until: Instant::now(),
+                strikes,
+            });
+        }
+    }
+}
+
+/// How long `Retry-After` (RFC 9110, 10.2.3) asks for, within our bounds; `None` without a usable one.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let asked = if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
+    } else {
+        let date = httpdate::parse_http_date(value).ok()?;
+        date.duration_since(now).unwrap_or(Duration::ZERO)
+    };
+    Some(asked.clamp(MIN_PAUSE, MAX_PAUSE))
+}
+
+/// How many requests may be sent again: a share of those sent, so that a failing upstream sees little
+/// more than a healthy one.
+pub(super) struct RetryBudget {
+    /// Tenths of a retry.
+    tenths: Mutex<u32>,
+}
+
+impl RetryBudget {
+    /// Retries that may be made at once after a quiet time.
+    const RESERVE: u32 = 20;
+
+    pub(super) fn full() -> Self {
+        Self {
+            tenths: Mutex::new(Self::RESERVE * 10),
+        }
+    }
+
+    /// A first attempt is made; each earns a fifth of a retry.
+    pub(super) fn earn(&self) {
+        let mut tenths = self.tenths.lock().unwrap_or_else(PoisonError::into_inner);
+        *tenths = (*tenths + 2).min(Self::RESERVE * 10);
+    }
+
+    /// True if a retry may be made; it is then spent.
+    pub(super) fn spend(&self) -> bool {
+        let mut tenths = self.tenths.lock().unwrap_or_else(PoisonError::into_inner);
+        match tenths.checked_sub(10) {
+            Some(rest) => {
+                *tenths = rest;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// How long to wait before attempt `attempt` (the second is 1): doubling, with full jitter above a floor.
+pub(super) fn backoff(attempt: u32) -> Duration {
+    let ceiling = Duration::from_millis(200).saturating_mul(1 << attempt.min(4));
+    Duration::from_millis(50) + ceiling.mul_f64(fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(retry_after: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RETRY_AFTER, retry_after.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn u12_retry_after_is_obeyed_within_reason() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        for (value, seconds) in [
+            ("5", Some(5)),
+            ("0", Some(1)),
+            ("1000000000", Some(60)),
+            ("99999999999999999999999", Some(60)),
+            ("Sun, 09 Sep 2001 01:47:00 GMT", Some(20)),
+            ("Sun, 09 Sep 2001 01:00:00 GMT", Some(1)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(60)),
+            ("-5", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            let expected = seconds.map(Duration::from_secs);
+            assert_eq!(retry_after(&headers(value), now), expected, "{value}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn u12_a_closed_gate_lets_one_probe_through_at_a_time() {
+        let gate = Gate::open();
+        let began = Instant::now();
+        let deadline = began + Duration::from_secs(20);
+        gate.pass(deadline)
+            .await
+            .ok()
+            .unwrap()
+            .throttled(&headers("5"));
+        let probe = gate.pass(deadline).await.ok().unwrap();
+        assert_eq!(began.elapsed(), Duration::from_secs(5));
+        let second = gate.pass(began + Duration::from_secs(6));
+        assert_eq!(second.await.err(), Some(MIN_PAUSE), "a probe is under way");
+        probe.throttled(&HeaderMap::new());
+        let probe = gate.pass(deadline).await.ok().unwrap();
+        assert_eq!(
+            began.elapsed(),
+            Duration::from_secs(8),
+            "waits double without a wish"
+        );
+        drop(probe);
+        gate.pass(deadline).await.ok().unwrap().answered();
+        assert!(gate.pass(deadline).await.ok().unwrap().probe.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn u12_nobody_waits_for_longer_than_their_deadline() {
+        let gate = Gate::open();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        gate.pass(deadline)
+            .await
+            .ok()
+            .unwrap()
+            .throttled(&headers("60"));
+        let refused = gate.pass(deadline).await.err();
+        assert_eq!(refused, Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn u13_retries_are_a_share_of_requests() {
+        let budget = RetryBudget::full();
+        let mut retries = 0;
+        for _ in 0..100 {
+            budget.earn();
+            retries += u32::from(budget.spend());
+        }
+        assert!((20..=45).contains(&retries), "{retries}");
+    }
+}

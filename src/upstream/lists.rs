@@ -1,0 +1,170 @@
+//! Lists that a registry makes: tags, and manifests that refer to another.
+//!
+//! How a registry pages is its own affair: what names the next page is opaque here, and given back as
+//! it was.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+
+use crate::oci::header::{OCI_FILTERS_APPLIED, next_link};
+use crate::oci::media_type;
+use crate::oci::{Digest, RepositoryName};
+
+use super::Upstream;
+use super::client::path_and_query;
+use super::error::{Absent, UpstreamError, Wrong};
+use super::exchange::{Question, unanswered};
+use super::metrics::Kind;
+
+/// ECR refuses more at once.
+const MAX_TAGS: u32 = 1000;
+/// A thousand tags of the greatest length are a seventh of this.
+const MAX_LIST: usize = 4 * 1024 * 1024;
+
+/// The unreserved characters (RFC 3986, 2.3) stand for themselves.
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// One page of a repository's tags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagPage {
+    /// As the registry has them and in its order, which is not always that of the specification.
+    pub names: Vec<String>,
+    /// What to give as `last` for the next page: not always a tag.
+    pub next: Option<String>,
+}
+
+/// One page of the manifests that refer to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReferrersPage {
+    /// An image index, as it came.
+    pub bytes: Bytes,
+    /// The type it came with.
+    pub media_type: String,
+    /// True if the registry filtered by artifact type, as it was asked.
+    pub filters_applied: bool,
+    /// What to give as `page` for the next page.
+    pub next: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Tags {
+    /// `null` for an empty repository, in some registries.
+    tags: Option<Vec<String>>,
+}
+
+impl Upstream {
+    /// One page of tags: at most `n`, which is brought within what registries allow, after what `last`
+    /// names.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Unsupported`] where tags are not listed; otherwise as [`UpstreamError`] says.
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub async fn tags(
+        &self,
+        repository: &RepositoryName,
+        n: Option<u32>,
+        last: Option<&str>,
+    ) -> Result<TagPage, UpstreamError> {
+        let mut query = Vec::new();
+        if let Some(n) = n {
+            query.push(format!("n={}", n.clamp(1, MAX_TAGS)));
+        }
+        if let Some(last) = last {
+            query.push(format!("last={}", utf8_percent_encode(last, QUERY)));
+        }
+        let path = path_and_query(format!("/v2/{repository}/tags/list{}", joined(&query)))?;
+        let question = Question::get(Kind::tags, path, repository.as_str());
+        let answer = self.shared.fetch(&question).await?;
+        if answer.status() != StatusCode::OK {
+            return Err(unanswered(answer, Absent::Repository).await);
+        }
+        let next = next_page(answer.headers())
+            .and_then(|query| crate::oci::query_value(Some(&query), "last"));
+        let bytes = answer.read(MAX_LIST).await?;
+        // ECR calls it text/plain: the type says nothing.
+        let tags: Tags =
+            serde_json::from_slice(&bytes).map_err(|_| UpstreamError::Wrong(Wrong::Malformed))?;
+        Ok(TagPage {
+            names: tags.tags.unwrap_or_default(),
+            next,
+        })
+    }
+
+    /// One page of the manifests that refer to `digest`, of one artifact type where one is given. `page`
+    /// is what the page before named.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Absent`] and [`UpstreamError::Unsupported`] where the registry does not keep
+    /// referrers; otherwise as [`UpstreamError`] says.
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub async fn referrers(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+        page: Option<&str>,
+    ) -> Result<ReferrersPage, UpstreamError> {
+        let query = match (page, artifact_type) {
+            (Some(page), _) => format!("?{page}"),
+            (None, Some(wanted)) => {
+                format!("?artifactType={}", utf8_percent_encode(wanted, QUERY))
+            }
+            (None, None) => String::new(),
+        };
+        let path = path_and_query(format!("/v2/{repository}/referrers/{digest}{query}"))?;
+        let question = Question {
+            accept: Some(HeaderValue::from_static(media_type::OCI_INDEX)),
+            ..Question::get(Kind::referrers, path, repository.as_str())
+        };
+        let answer = self.shared.fetch(&question).await?;
+        if answer.status() != StatusCode::OK {
+            return Err(unanswered(answer, Absent::Manifest).await);
+        }
+        let filters_applied = answer
+            .headers()
+            .get(OCI_FILTERS_APPLIED)
+            .and_then(|filters| filters.to_str().ok())
+            .is_some_and(|filters| filters.split(',').any(|f| f.trim() == "artifactType"));
+        let next = next_page(answer.headers());
+        let bytes = answer.read(MAX_LIST).await?;
+        // Distribution-spec, "Listing Referrers": always an image index.
+        crate::oci::Manifest::parse(media_type::OCI_INDEX, &bytes)
+            .map_err(|_| UpstreamError::Wrong(Wrong::Malformed))?;
+        Ok(ReferrersPage {
+            bytes,
+            media_type: media_type::OCI_INDEX.to_owned(),
+            filters_applied,
+            next,
+        })
+    }
+}
+
+fn joined(query: &[String]) -> String {
+    if query.is_empty() {
+        String::new()
+    } else {
+        format!("?{}", query.join("&"))
+    }
+}
+
+/// The query of the next page's address. Its host and path are not looked at: the next request is built
+/// like this one.
+fn next_page(headers: &HeaderMap) -> Option<String> {
+    headers
+        .get_all(header::LINK)
+        .iter()
+        .find_map(|link| next_link(link.to_str().ok()?))
+        .and_then(|target| target.split_once('?'))
+        .map(|(_, query)| query.split('#').next().unwrap_or(query).to_owned())
+        .filter(|query| !query.is_empty())
+}

@@ -1,0 +1,244 @@
+//! Counters of what goes to upstreams. `Default` counts for nobody.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// What a request to an upstream is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the names are label values")]
+pub(super) enum Kind {
+    manifest_head,
+    manifest,
+    blob,
+    blob_probe,
+    tags,
+    referrers,
+    token,
+    ping,
+    storage,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    upstream: String,
+    kind: Kind,
+    /// `2xx` and so on; `none` without an answer.
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BodyLabels {
+    upstream: String,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamLabel {
+    upstream: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    upstream: String,
+    result: &'static str,
+}
+
+/// Counters of all upstreams, told apart by their name. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct UpstreamMetrics {
+    requests: Family<RequestLabels, Counter>,
+    body_bytes: Family<BodyLabels, Counter>,
+    redirect_renewals: Family<UpstreamLabel, Counter>,
+    token_refresh: Family<ResultLabels, Counter>,
+    token_expiry: Family<UpstreamLabel, Gauge>,
+    throttled: Family<UpstreamLabel, Counter>,
+    retries: Family<UpstreamLabel, Counter>,
+    truncated: Family<UpstreamLabel, Counter>,
+    stalled: Family<UpstreamLabel, Counter>,
+}
+
+impl UpstreamMetrics {
+    /// Makes the counters visible in `registry`, which gives them their prefix.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "upstream_requests",
+            "Requests sent upstream, by purpose and class of status",
+            self.requests.clone(),
+        );
+        registry.register(
+            "upstream_body_bytes",
+            "Bytes of bodies received from upstream, by purpose",
+            self.body_bytes.clone(),
+        );
+        registry.register(
+            "upstream_redirect_renewals",
+            "Storage addresses asked for anew because storage refused the first",
+            self.redirect_renewals.clone(),
+        );
+        registry.register(
+            "upstream_token_refresh",
+            "Attempts to obtain a token, by result",
+            self.token_refresh.clone(),
+        );
+        registry.register(
+            "upstream_token_expiry_seconds",
+            "When the last token obtained expires, in seconds since 1970",
+            self.token_expiry.clone(),
+        );
+        registry.register(
+            "upstream_throttled",
+            "Answers of upstreams that throttle us",
+            self.throttled.clone(),
+        );
+        registry.register(
+            "upstream_retries",
+            "Requests sent again after a failure",
+            self.retries.clone(),
+        );
+        registry.register(
+            "upstream_truncated",
+            "Bodies that ended before their declared length",
+            self.truncated.clone(),
+        );
+        registry.register(
+            "upstream_stalled",
+            "Bodies given up because nothing, or too little, came",
+            self.stalled.clone(),
+        );
+    }
+
+    pub(super) fn meter(&self, upstream: Arc<str>) -> Meter {
+        Meter {
+            metrics: self.clone(),
+            upstream,
+        }
+    }
+}
+
+/// The counters of one upstream.
+#[derive(Clone, Debug)]
+pub(super) struct Meter {
+    metrics: UpstreamMetrics,
+    upstream: Arc<str>,
+}
+
+impl Meter {
+    pub(super) fn upstream(&self) -> &Arc<str> {
+        &self.upstream
+    }
+
+    pub(super) fn requested(&self, kind: Kind, status: Option<http::StatusCode>) {
+        let status = match status.map(|status| status.as_u16() / 100) {
+            Some(1) => "1xx",
+            Some(2) => "2xx",
+            Some(3) => "3xx",
+            Some(4) => "4xx",
+            Some(5) => "5xx",
+            Some(_) => "other",
+            None => "none",
+        };
+        let labels = RequestLabels {
+            upstream: self.upstream.to_string(),
+            kind,
+            status,
+        };
+        self.metrics.requests.get_or_create(&labels).inc();
+    }
+
+    /// The counter of body bytes for `kind`, for use at every piece of a body.
+    pub(super) fn body_bytes(&self, kind: Kind) -> Counter {
+        let labels = BodyLabels {
+            upstream: self.upstream.to_string(),
+            kind,
+        };
+        self.metrics.body_bytes.get_or_create_owned(&labels)
+    }
+
+    pub(super) fn redirect_renewed(&self) {
+        self.metrics
+            .redirect_renewals
+            .get_or_create(&self.label())
+            .inc();
+    }
+
+    pub(super) fn throttled(&self) {
+        self.metrics.throttled.get_or_create(&self.label()).inc();
+    }
+
+    pub(super) fn retried(&self) {
+        self.metrics.retries.get_or_create(&self.label()).inc();
+    }
+
+    pub(super) fn truncated(&self) {
+        self.metrics.truncated.get_or_create(&self.label()).inc();
+    }
+
+    pub(super) fn stalled(&self) {
+        self.metrics.stalled.get_or_create(&self.label()).inc();
+    }
+
+    /// Counts refreshes of this upstream's tokens.
+    pub(super) fn tokens(&self) -> TokenMeter {
+        TokenMeter(self.clone())
+    }
+
+    fn label(&self) -> UpstreamLabel {
+        UpstreamLabel {
+            upstream: self.upstream.to_string(),
+        }
+    }
+
+    fn result(&self, result: &'static str) -> ResultLabels {
+        ResultLabels {
+            upstream: self.upstream.to_string(),
+            result,
+        }
+    }
+}
+
+/// Counts refreshes of tokens.
+#[derive(Clone, Debug)]
+pub(super) struct TokenMeter(Meter);
+
+#[cfg(test)]
+impl Default for TokenMeter {
+    fn default() -> Self {
+        UpstreamMetrics::default().meter("test".into()).tokens()
+    }
+}
+
+impl TokenMeter {
+    pub(super) fn upstream(&self) -> &str {
+        &self.0.upstream
+    }
+
+    pub(super) fn refreshed(&self, expires: SystemTime) {
+        let Self(meter) = self;
+        meter
+            .metrics
+            .token_refresh
+            .get_or_create(&meter.result("ok"))
+            .inc();
+        let since_epoch = expires.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        meter
+            .metrics
+            .token_expiry
+            .get_or_create(&meter.label())
+            .set(i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn failed(&self) {
+        let Self(meter) = self;
+        meter
+            .metrics
+            .token_refresh
+            .get_or_create(&meter.result("failed"))
+            .inc();
+    }
+}

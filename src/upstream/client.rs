@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::connect::{ConnectError, Dialer};
+use super::connect::{ConnectError, Dialer, HasAnswered};
 use super::error::{Deadline, Unreachable, UpstreamError, Wrong};
 use super::metrics::{Kind, Meter};
 use super::token::Token;
@@ -31,6 +31,8 @@ const MAX_BUFFER: usize = 256 * 1024;
 /// moment its other end closes it.
 const POOL_IDLE: Duration = Duration::from_secs(50);
 const MAX_IDLE_PER_HOST: usize = 32;
+/// Stale connections in a row that a request gets over.
+const MAX_STALE: u32 = 3;
 /// A body too small to matter is read to its end, so that its connection can be used again.
 const DISCARD_BYTES: usize = 64 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(1);
@@ -150,25 +152,9 @@ impl Client {
             .ok()
             .and_then(Result::ok)
             .ok_or(UpstreamError::TooSlow(Deadline::Slot))?;
-        let mut request = build(outgoing)?;
-        let mut connection = capture_connection(&mut request);
-        let response = self.http.request(request);
-        tokio::pin!(response);
-        let response = tokio::select! {
-            biased;
-            response = &mut response => response,
-            // The guard it returns must not be held while waiting on.
-            () = async { drop(connection.wait_for_connection_metadata().await) } => {
-                tokio::time::timeout(self.first_byte, response)
-                    .await
-                    .map_err(|_| UpstreamError::TooSlow(Deadline::FirstByte))?
-            }
-            () = tokio::time::sleep_until(connected_by) => {
-                return Err(UpstreamError::TooSlow(Deadline::Connect));
-            }
-        };
+        let (response, connection) = self.respond(outgoing, connected_by).await?;
         let answer = Answer {
-            response: response.map_err(|error| explain(&error))?,
+            response,
             kind: outgoing.kind,
             progress: self.progress,
             connection,
@@ -179,6 +165,55 @@ impl Client {
             return Err(UpstreamError::Wrong(Wrong::Malformed));
         }
         Ok(answer)
+    }
+
+    /// Sends until there is a response, or an error that is not a stale connection's.
+    async fn respond(
+        &self,
+        outgoing: &Outgoing<'_>,
+        connected_by: Instant,
+    ) -> Result<(Response<Incoming>, CaptureConnection), UpstreamError> {
+        let mut stale = 0;
+        loop {
+            let mut request = build(outgoing)?;
+            let mut connection = capture_connection(&mut request);
+            let response = self.http.request(request);
+            tokio::pin!(response);
+            let response = tokio::select! {
+                biased;
+                response = &mut response => response,
+                // The guard it returns must not be held while waiting on.
+                () = async { drop(connection.wait_for_connection_metadata().await) } => {
+                    tokio::time::timeout(self.first_byte, response)
+                        .await
+                        .map_err(|_| UpstreamError::TooSlow(Deadline::FirstByte))?
+                }
+                () = tokio::time::sleep_until(connected_by) => {
+                    return Err(UpstreamError::TooSlow(Deadline::Connect));
+                }
+            };
+            let has_answered = connection
+                .connection_metadata()
+                .as_ref()
+                .map(HasAnswered::of)
+                .unwrap_or_default();
+            match response {
+                Ok(response) => {
+                    has_answered.set();
+                    return Ok((response, connection));
+                }
+                Err(error) => {
+                    let error = explain(&error);
+                    let broke = error == UpstreamError::Unreachable(Unreachable::Broken);
+                    // All our requests may be repeated: they only ask.
+                    if !(broke && has_answered.get() && stale < MAX_STALE) {
+                        return Err(error);
+                    }
+                    stale += 1;
+                    self.meter.retried();
+                }
+            }
+        }
     }
 }
 

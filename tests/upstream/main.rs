@@ -1,0 +1,11 @@
+//! What comes from an upstream is what was asked for, or an error that says what went wrong: against the
+//! simulated ECR with every fault of its script, and against Debian's docker-registry.
+
+mod blobs;
+mod docker_registry;
+mod lists;
+mod manifests;
+mod origins;
+mod support;
+mod tls;
+mod tokens;

@@ -6,6 +6,7 @@ mod docker_registry;
 mod lists;
 mod manifests;
 mod origins;
+mod secrets;
 mod support;
 mod tls;
 mod tokens;

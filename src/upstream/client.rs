@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -82,8 +83,8 @@ impl<'a> Outgoing<'a> {
 /// The head of an answer, and its body still to come. Dropping it unread closes its connection.
 pub(super) struct Answer {
     response: Response<Incoming>,
-    kind: Kind,
     progress: Duration,
+    bytes: Counter,
     connection: CaptureConnection,
     _slot: OwnedSemaphorePermit,
 }
@@ -138,14 +139,14 @@ impl Client {
         connected_by: Instant,
     ) -> Result<Answer, UpstreamError> {
         let lane = match outgoing.kind {
-            Kind::blob | Kind::storage => &self.bodies,
-            Kind::manifest_head
-            | Kind::manifest
-            | Kind::blob_probe
-            | Kind::tags
-            | Kind::referrers
-            | Kind::token
-            | Kind::ping => &self.short,
+            Kind::Blob | Kind::Storage => &self.bodies,
+            Kind::ManifestHead
+            | Kind::Manifest
+            | Kind::BlobProbe
+            | Kind::Tags
+            | Kind::Referrers
+            | Kind::Token
+            | Kind::Ping => &self.short,
         };
         let slot = tokio::time::timeout_at(connected_by, Arc::clone(lane).acquire_owned())
             .await
@@ -155,8 +156,8 @@ impl Client {
         let (response, connection) = self.respond(outgoing, connected_by).await?;
         let answer = Answer {
             response,
-            kind: outgoing.kind,
             progress: self.progress,
+            bytes: self.meter.body_bytes(outgoing.kind),
             connection,
             _slot: slot,
         };
@@ -271,6 +272,7 @@ impl Answer {
                         if bytes.len() + data.len() > limit {
                             return Err(too_large);
                         }
+                        self.bytes.inc_by(data.len() as u64);
                         bytes.extend_from_slice(data);
                     }
                 }
@@ -296,8 +298,9 @@ impl Answer {
         }
     }
 
-    pub(super) fn kind(&self) -> Kind {
-        self.kind
+    /// Counts the bytes of bodies of this kind.
+    pub(super) fn counter(&self) -> &Counter {
+        &self.bytes
     }
 
     pub(super) fn progress(&self) -> Duration {

@@ -96,7 +96,7 @@ async fn whether_a_blob_is_there_is_asked_with_the_right_to_pull_alone() {
 }
 
 #[tokio::test]
-async fn u01_u02_a_short_body_is_an_error_where_its_length_is_known() {
+async fn u01_u02_u08_a_short_body_is_an_error_and_is_continued_where_it_broke() {
     let rig = rig().await;
     let blob = content(SIZE);
     let digest = rig.put(&blob);

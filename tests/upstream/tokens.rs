@@ -33,6 +33,11 @@ async fn u11_an_expired_token_is_renewed_once_for_all_and_callers_do_not_notice(
             pulled.unwrap();
         }
         assert_eq!(rig.asked(Listener::Api), 2, "{form:?}");
+        // The answer to a HEAD has no text to tell expiry by.
+        rig.sim.expire_tokens();
+        let v1: Reference = "v1".parse().unwrap();
+        rig.upstream.head_manifest(&app(), &v1).await.unwrap();
+        assert_eq!(rig.asked(Listener::Api), 3, "{form:?}");
     }
 }
 
@@ -77,7 +82,15 @@ async fn u11_a_denial_is_final_and_costs_no_token() {
 
 #[tokio::test]
 async fn u27_odd_token_replies_are_typed_errors_and_nothing_is_sent() {
-    for (reply, expected) in [
+    let odd = |(reply, expected)| async move {
+        let rig = with_image().await;
+        rig.sim.set_token_reply(reply);
+        let error = pull(&rig).await.unwrap_err();
+        assert_eq!(error, UpstreamError::NoToken(expected), "{reply:?}");
+        assert_eq!(rig.asked(Listener::Registry), 0);
+        assert!(rig.upstream.token_status().failing.is_some());
+    };
+    let replies = [
         (TokenReply::EmptyList, TokenError::Odd(OddToken::Missing)),
         (TokenReply::NotBase64, TokenError::Odd(OddToken::Malformed)),
         (TokenReply::NoColon, TokenError::Odd(OddToken::Malformed)),
@@ -86,14 +99,8 @@ async fn u27_odd_token_replies_are_typed_errors_and_nothing_is_sent() {
         (TokenReply::Denied, TokenError::Denied),
         (TokenReply::ServerError, TokenError::Failing),
         (TokenReply::Throttled, TokenError::Throttled),
-    ] {
-        let rig = with_image().await;
-        rig.sim.set_token_reply(reply);
-        let error = pull(&rig).await.unwrap_err();
-        assert_eq!(error, UpstreamError::NoToken(expected), "{reply:?}");
-        assert_eq!(rig.asked(Listener::Registry), 0);
-        assert!(rig.upstream.token_status().failing.is_some());
-    }
+    ];
+    futures_util::future::join_all(replies.map(odd)).await;
 }
 
 #[tokio::test]
@@ -168,6 +175,6 @@ async fn a_ping_tells_clock_and_time() {
     let rig = rig().await;
     let ping = rig.upstream.ping().await.unwrap();
     assert!(ping.took < Duration::from_secs(5));
-    let (Ok(skew) | Err(skew)) = ping.clock.expect("the registry sends its date");
-    assert!(skew < Duration::from_secs(5));
+    let clock = ping.clock.expect("the registry sends its date");
+    assert!(clock.size() < Duration::from_secs(5));
 }

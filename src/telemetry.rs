@@ -1,1 +1,494 @@
 //! Metric handles and log fields, passed in as values.
+//!
+//! Each mechanism has a struct of handles whose `Default` is silent: counting works and nobody
+//! reads it. What is to be read is registered with [`Metrics`], once, at start. Structs of
+//! other modules bring a `register(&self, &mut Registry)` of their own and are registered the
+//! same way. Names begin with `ecr_proxy_`, end in their unit, and counters in `_total`.
+//!
+//! # Log fields
+//! Messages are constant and values are fields. Nothing here ever holds a token, a password or
+//! the query of a signed URL.
+//!
+//! | field | is |
+//! | --- | --- |
+//! | `request.id` | what the answer's `X-Request-Id` says |
+//! | `client.addr` | the peer's address and port |
+//! | `client.user` | who was let in; `@anonymous` for nobody in particular |
+//! | `client.agent` | the client's `User-Agent` |
+//! | `http.method`, `http.status` | of the request and its answer |
+//! | `oci.repository`, `oci.reference`, `oci.digest` | what was asked for, as the client wrote it |
+//! | `cache.outcome` | `hit`, `miss`, `joined`, `stale` or `bypass` |
+//! | `upstream.host`, `upstream.status`, `upstream.attempt` | of a request to a registry |
+//! | `body.bytes` | bytes of the answer's body that were sent |
+//! | `elapsed_ms` | from the request's head to the end of its answer |
+//! | `error` | what went wrong, for operators |
+//!
+//! One event per finished request is at `info` and is the audit of who pulled what. `warn` is
+//! degraded service, `error` wants somebody to act.
+
+mod log;
+
+pub use log::{Log, LogFormat, StartLogError};
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+/// Seconds; from a manifest in memory to a large layer on a poor line.
+const DURATION_BUCKETS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 1800.0,
+];
+
+/// Defines an enum whose variants are words: of labels, headers and log fields alike.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// The word for it.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                self.as_str().encode(encoder)
+            }
+        }
+    };
+}
+
+words! {
+    /// What a request asked for.
+    RequestKind {
+        /// `/v2/`.
+        Ping = "ping",
+        /// A manifest.
+        Manifest = "manifest",
+        /// A blob.
+        Blob = "blob",
+        /// A list of tags.
+        Tags = "tags",
+        /// A list of referrers.
+        Referrers = "referrers",
+        /// Anything else, malformed and refused requests among them.
+        Other = "other",
+    }
+}
+
+words! {
+    /// How the cache took part in an answer.
+    Outcome {
+        /// From the cache.
+        Hit = "hit",
+        /// From upstream, by a fill that this request began.
+        Miss = "miss",
+        /// From a fill that was running.
+        Joined = "joined",
+        /// From the cache although it could not be revalidated.
+        Stale = "stale",
+        /// From upstream past the cache.
+        Bypass = "bypass",
+        /// Not at all; never said in `X-Cache`.
+        None = "none",
+    }
+}
+
+words! {
+    /// Why a caller was turned away.
+    Denial {
+        /// No credentials, or not good ones.
+        Unauthenticated = "unauthenticated",
+        /// No right.
+        Forbidden = "forbidden",
+        /// Too many logins at once.
+        Busy = "busy",
+        /// A name we do not answer to.
+        Domain = "domain",
+    }
+}
+
+words! {
+    /// How a fill ended.
+    FillResult {
+        /// Verified and kept.
+        Kept = "kept",
+        /// Verified and served, though it could not be kept.
+        Unkept = "unkept",
+        /// The bytes were not what their digest says.
+        Mismatch = "mismatch",
+        /// Upstream could not give it.
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// How an attempt to go on with a broken body ended.
+    ResumeResult {
+        /// It went on from the last good byte.
+        Resumed = "resumed",
+        /// Upstream's content had changed: never spliced.
+        Changed = "changed",
+        /// It could not be resumed.
+        Failed = "failed",
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    kind: RequestKind,
+    outcome: Outcome,
+    status: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: RequestKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabel {
+    cache: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: Denial,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FillLabel {
+    result: FillResult,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResumeLabel {
+    result: ResumeResult,
+}
+
+/// A request that has been answered, however it ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Completed {
+    /// What was asked for.
+    pub kind: RequestKind,
+    /// How the cache took part.
+    pub outcome: Outcome,
+    /// The status of the answer.
+    pub status: u16,
+    /// Bytes of its body that were sent.
+    pub body_bytes: u64,
+    /// From the request's head to the end of the answer.
+    pub elapsed: Duration,
+}
+
+/// Counters of the registry API. Cloning is cheap; clones count together.
+#[derive(Clone, Debug)]
+pub struct RequestMetrics {
+    requests: Family<RequestLabels, Counter>,
+    body_bytes: Family<CacheLabel, Counter>,
+    seconds: Family<KindLabel, Histogram, fn() -> Histogram>,
+    hits: Counter,
+    misses: Counter,
+    joins: Counter,
+    stale: Counter,
+    bypasses: Counter,
+    denied: Family<ReasonLabel, Counter>,
+    /// Requests being answered.
+    pub active: Gauge,
+    /// Tasks that panicked.
+    pub panics: Counter,
+}
+
+impl Default for RequestMetrics {
+    fn default() -> Self {
+        Self {
+            requests: Family::default(),
+            body_bytes: Family::default(),
+            seconds: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            hits: Counter::default(),
+            misses: Counter::default(),
+            joins: Counter::default(),
+            stale: Counter::default(),
+            bypasses: Counter::default(),
+            denied: Family::default(),
+            active: Gauge::default(),
+            panics: Counter::default(),
+        }
+    }
+}
+
+impl RequestMetrics {
+    /// Counts an answered request.
+    pub fn completed(&self, request: Completed) {
+        let Completed { kind, outcome, .. } = request;
+        let labels = RequestLabels {
+            kind,
+            outcome,
+            status: request.status.into(),
+        };
+        self.requests.get_or_create(&labels).inc();
+        if request.body_bytes > 0 {
+            self.body_bytes
+                .get_or_create(&CacheLabel { cache: outcome })
+                .inc_by(request.body_bytes);
+        }
+        self.seconds
+            .get_or_create(&KindLabel { kind })
+            .observe(request.elapsed.as_secs_f64());
+        match outcome {
+            Outcome::Hit => self.hits.inc(),
+            Outcome::Miss => self.misses.inc(),
+            Outcome::Joined => self.joins.inc(),
+            Outcome::Stale => self.stale.inc(),
+            Outcome::Bypass => self.bypasses.inc(),
+            Outcome::None => return,
+        };
+    }
+
+    /// Counts a caller that was turned away.
+    pub fn denied(&self, reason: Denial) {
+        self.denied.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Makes the handles readable.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "requests",
+            "Requests answered, by what was asked, how the cache took part and the status",
+            self.requests.clone(),
+        );
+        registry.register(
+            "response_bytes",
+            "Bytes of bodies sent to clients, by how the cache took part",
+            self.body_bytes.clone(),
+        );
+        registry.register(
+            "request_duration_seconds",
+            "From a request's head to the end of its answer",
+            self.seconds.clone(),
+        );
+        let totals = [
+            ("hits", "Answers from the cache", &self.hits),
+            (
+                "misses",
+                "Answers by a fill that the request began",
+                &self.misses,
+            ),
+            ("joins", "Answers from a fill that was running", &self.joins),
+            (
+                "stale",
+                "Answers from the cache that could not be revalidated",
+                &self.stale,
+            ),
+            (
+                "bypasses",
+                "Answers from upstream past the cache",
+                &self.bypasses,
+            ),
+            ("panics", "Tasks that panicked", &self.panics),
+        ];
+        for (name, help, counter) in totals {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register(
+            "denied",
+            "Callers turned away, by reason",
+            self.denied.clone(),
+        );
+        registry.register(
+            "requests_active",
+            "Requests being answered",
+            self.active.clone(),
+        );
+    }
+}
+
+/// Counters of fills. Cloning is cheap; clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct FillMetrics {
+    results: Family<FillLabel, Counter>,
+    resumes: Family<ResumeLabel, Counter>,
+    /// Fills that are running.
+    pub active: Gauge,
+    /// Bodies whose bytes were not what their digest says.
+    pub digest_mismatches: Counter,
+}
+
+impl FillMetrics {
+    /// Counts a fill that ended.
+    pub fn ended(&self, result: FillResult) {
+        self.results.get_or_create(&FillLabel { result }).inc();
+    }
+
+    /// Counts an attempt to go on with a broken body.
+    pub fn resumed(&self, result: ResumeResult) {
+        self.resumes.get_or_create(&ResumeLabel { result }).inc();
+    }
+
+    /// Makes the handles readable.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("fills", "Fills that ended, by result", self.results.clone());
+        registry.register(
+            "fills_active",
+            "Fills that are running",
+            self.active.clone(),
+        );
+        registry.register(
+            "upstream_resumes",
+            "Attempts to go on with a broken body, by result",
+            self.resumes.clone(),
+        );
+        registry.register(
+            "digest_mismatch",
+            "Bodies whose bytes were not what their digest says",
+            self.digest_mismatches.clone(),
+        );
+    }
+}
+
+/// Everything that can be read at `/metrics`, under the prefix `ecr_proxy`.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// When the certificate in use ends, seconds since 1970; 0 without TLS.
+    pub certificate_expiry: Gauge,
+    /// Log lines that were not written.
+    pub log_dropped: Counter,
+}
+
+impl Metrics {
+    /// A registry that holds what belongs to the process as a whole.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("ecr_proxy");
+        let certificate_expiry = Gauge::default();
+        let log_dropped = Counter::default();
+        let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("build", "The version that is running", Info::new(version));
+        registry.register(
+            "certificate_expiry_seconds",
+            "When the certificate in use ends, seconds since 1970; 0 without TLS",
+            certificate_expiry.clone(),
+        );
+        registry.register(
+            "log_dropped",
+            "Log lines that were not written",
+            log_dropped.clone(),
+        );
+        Self {
+            registry,
+            certificate_expiry,
+            log_dropped,
+        }
+    }
+
+    /// Where handles are registered.
+    pub fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
+    /// Ends registration.
+    pub fn finish(self) -> MetricsPage {
+        MetricsPage {
+            registry: Arc::new(self.registry),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The metrics as they are read. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct MetricsPage {
+    registry: Arc<Registry>,
+}
+
+impl MetricsPage {
+    /// The media type of [`MetricsPage::render`].
+    pub const CONTENT_TYPE: &'static str =
+        "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+    /// All values now, as OpenMetrics text.
+    ///
+    /// # Errors
+    /// A metric cannot be written as text.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_prefix_unit_and_total() {
+        let mut metrics = Metrics::new();
+        let requests = RequestMetrics::default();
+        let fills = FillMetrics::default();
+        requests.register(metrics.registry());
+        fills.register(metrics.registry());
+        requests.completed(Completed {
+            kind: RequestKind::Blob,
+            outcome: Outcome::Hit,
+            status: 206,
+            body_bytes: 7,
+            elapsed: Duration::from_millis(3),
+        });
+        requests.denied(Denial::Unauthenticated);
+        fills.ended(FillResult::Kept);
+        fills.resumed(ResumeResult::Resumed);
+        metrics.certificate_expiry.set(1_900_000_000);
+        let page = metrics.finish().render().expect("page");
+        for line in [
+            "ecr_proxy_requests_total{kind=\"blob\",outcome=\"hit\",status=\"206\"} 1",
+            "ecr_proxy_response_bytes_total{cache=\"hit\"} 7",
+            "ecr_proxy_request_duration_seconds_count{kind=\"blob\"} 1",
+            "ecr_proxy_hits_total 1",
+            "ecr_proxy_misses_total 0",
+            "ecr_proxy_denied_total{reason=\"unauthenticated\"} 1",
+            "ecr_proxy_fills_total{result=\"kept\"} 1",
+            "ecr_proxy_upstream_resumes_total{result=\"resumed\"} 1",
+            "ecr_proxy_certificate_expiry_seconds 1900000000",
+            "ecr_proxy_log_dropped_total 0",
+        ] {
+            assert!(page.contains(line), "{line} in\n{page}");
+        }
+        assert!(page.contains("ecr_proxy_build_info{version="), "{page}");
+        assert!(page.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn silent_handles_count_without_a_registry() {
+        let requests = RequestMetrics::default();
+        let clone = requests.clone();
+        clone.active.inc();
+        assert_eq!(requests.active.get(), 1);
+    }
+}

@@ -1,1 +1,304 @@
-//! Who is asking and what they may do.
+//! Who is asking, and what they may do.
+//!
+//! Invariant: a [`Right`] exists only where [`Access::decide`] made it, so code that wants one
+//! cannot have skipped the decision. Closed by default: without users and without anonymous
+//! access nobody is let in.
+//!
+//! This module knows nothing of requests, upstreams or the cache. Passwords never appear in a
+//! `Debug`, a `Display` or an error made here.
+
+mod basic;
+mod decide;
+mod networks;
+mod passwords;
+mod users;
+
+pub use decide::{Action, Denied, Right, Who};
+pub use networks::{Network, ParseNetworkError};
+pub use users::{ParseUsersError, RESERVED_NAME, UserFault, Users};
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use http::header::GetAll;
+
+use crate::oci::RepositoryName;
+use basic::Credentials;
+use passwords::Passwords;
+
+/// The one challenge ever sent: it names no host, no realm of an upstream, no user.
+const CHALLENGE: &str = "Basic realm=\"ecr-proxy\"";
+
+/// Whom [`Access`] lets in.
+#[derive(Clone, Debug, Default)]
+pub struct AccessOptions {
+    /// Named users and their password hashes.
+    pub users: Users,
+    /// Networks from which anybody may pull without credentials; empty for nobody.
+    ///
+    /// Not to be combined with users: clients decide by the answer to `/v2/` whether to send
+    /// credentials at all, so the configuration refuses the pair.
+    pub anonymous_from: Vec<Network>,
+}
+
+/// The decisions about callers. Cloning is cheap.
+#[derive(Clone)]
+pub struct Access {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    challenge: HeaderValue,
+    anonymous_from: Vec<Network>,
+    passwords: Passwords,
+}
+
+impl Access {
+    /// Builds the decisions from what the operator allowed.
+    ///
+    /// # Errors
+    /// The operating system's random source failed; without it the memory of verdicts would be
+    /// guessable.
+    pub fn new(options: AccessOptions) -> std::io::Result<Self> {
+        Ok(Self {
+            inner: Arc::new(Inner {
+                challenge: HeaderValue::from_static(CHALLENGE),
+                anonymous_from: options.anonymous_from,
+                passwords: Passwords::new(options.users)?,
+            }),
+        })
+    }
+
+    /// Whether anybody at all is let in.
+    pub fn open(&self) -> bool {
+        self.anonymous() || !self.inner.passwords.nobody()
+    }
+
+    /// Whether `/v2/` is answered with 200 to those who send no credentials.
+    pub fn anonymous(&self) -> bool {
+        !self.inner.anonymous_from.is_empty()
+    }
+
+    /// The `WWW-Authenticate` value of every 401.
+    pub fn challenge(&self) -> &HeaderValue {
+        &self.inner.challenge
+    }
+
+    /// Tells who is asking, from all `Authorization` values of a request and the peer's address.
+    ///
+    /// Where anonymous access is on, well-formed credentials are ignored: docker goes on sending
+    /// a login that it once stored for this name, and refusing it would lock out exactly the
+    /// clients that need none. Malformed ones are refused in either case.
+    ///
+    /// # Errors
+    /// [`Denied::BadRequest`] for more than one value, [`Denied::Unauthenticated`] for absent,
+    /// malformed or wrong credentials or an address outside the anonymous networks,
+    /// [`Denied::Busy`] when too many passwords wait to be checked.
+    ///
+    /// # Cancel safety
+    /// Safe: a check already running on the blocking pool ends there and is remembered.
+    pub async fn identify(
+        &self,
+        authorization: GetAll<'_, HeaderValue>,
+        peer: IpAddr,
+    ) -> Result<Who, Denied> {
+        let mut values = authorization.iter();
+        let value = values.next();
+        if values.next().is_some() {
+            return Err(Denied::BadRequest);
+        }
+        let credentials = value
+            .map(Credentials::parse)
+            .transpose()
+            .map_err(|_| Denied::Unauthenticated)?;
+        if self.anonymous() {
+            let peer = peer.to_canonical();
+            let mut near = self.inner.anonymous_from.iter();
+            return if near.any(|network| network.contains(peer)) {
+                Ok(Who::Anonymous)
+            } else {
+                Err(Denied::Unauthenticated)
+            };
+        }
+        let credentials = credentials.ok_or(Denied::Unauthenticated)?;
+        let user = credentials.user.clone();
+        if self.inner.passwords.check(credentials).await? {
+            Ok(Who::User(user))
+        } else {
+            Err(Denied::Unauthenticated)
+        }
+    }
+
+    /// Decides whether `who` may do `action` in `repository`. Every caller that is let in may
+    /// pull from every repository; nobody may push or delete.
+    ///
+    /// # Errors
+    /// [`Denied::Unauthenticated`] to the anonymous, so that a client which has credentials
+    /// sends them; [`Denied::Forbidden`] to everybody else.
+    pub fn decide(
+        &self,
+        who: &Who,
+        repository: &RepositoryName,
+        action: Action,
+    ) -> Result<Right, Denied> {
+        decide::decide(who, repository, action)
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access")
+            .field("anonymous_from", &self.inner.anonymous_from)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use http::HeaderMap;
+    use http::header::AUTHORIZATION;
+
+    const NEAR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const FAR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 9));
+
+    fn with_users() -> Access {
+        let line = format!("ci:{}\n", bcrypt::hash("secret", 4).expect("hash"));
+        Access::new(AccessOptions {
+            users: Users::parse(&line).expect("users"),
+            anonymous_from: Vec::new(),
+        })
+        .expect("access")
+    }
+
+    fn with_anonymous() -> Access {
+        Access::new(AccessOptions {
+            users: Users::default(),
+            anonymous_from: vec![Network::Loopback],
+        })
+        .expect("access")
+    }
+
+    fn headers(values: &[&[u8]]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for value in values {
+            map.append(
+                AUTHORIZATION,
+                HeaderValue::from_bytes(value).expect("value"),
+            );
+        }
+        map
+    }
+
+    fn basic(pair: &[u8]) -> Vec<u8> {
+        format!("Basic {}", STANDARD.encode(pair)).into_bytes()
+    }
+
+    async fn ask(access: &Access, values: &[&[u8]], peer: IpAddr) -> Result<Who, Denied> {
+        let map = headers(values);
+        access.identify(map.get_all(AUTHORIZATION), peer).await
+    }
+
+    #[tokio::test]
+    async fn nobody_is_let_in_by_default() {
+        let access = Access::new(AccessOptions::default()).expect("access");
+        assert!(!access.open());
+        assert_eq!(ask(&access, &[], NEAR).await, Err(Denied::Unauthenticated));
+        let login = basic(b"ci:secret");
+        assert_eq!(
+            ask(&access, &[&login], NEAR).await,
+            Err(Denied::Unauthenticated)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_user_is_known_by_the_right_password_only() {
+        let access = with_users();
+        assert!(access.open());
+        let right = basic(b"ci:secret");
+        assert_eq!(
+            ask(&access, &[&right], FAR).await,
+            Ok(Who::User("ci".into()))
+        );
+        for wrong in [&b"ci:Secret"[..], b"ci:secret ", b"CI:secret", b"ic:secret"] {
+            let wrong = basic(wrong);
+            assert_eq!(
+                ask(&access, &[&wrong], FAR).await,
+                Err(Denied::Unauthenticated)
+            );
+        }
+        assert_eq!(ask(&access, &[], FAR).await, Err(Denied::Unauthenticated));
+    }
+
+    #[tokio::test]
+    async fn anonymous_callers_are_let_in_from_their_networks_only() {
+        let access = with_anonymous();
+        assert!(access.open());
+        assert_eq!(ask(&access, &[], NEAR).await, Ok(Who::Anonymous));
+        assert_eq!(ask(&access, &[], FAR).await, Err(Denied::Unauthenticated));
+        let mapped: IpAddr = "::ffff:127.0.0.1".parse().expect("address");
+        assert_eq!(ask(&access, &[], mapped).await, Ok(Who::Anonymous));
+        let stale = basic(b"someone:stale");
+        assert_eq!(ask(&access, &[&stale], NEAR).await, Ok(Who::Anonymous));
+    }
+
+    #[tokio::test]
+    async fn s21_bad_authorization_is_never_let_in_and_two_are_a_bad_request() {
+        let long = vec![b'A'; 64 * 1024];
+        let bad: Vec<Vec<u8>> = vec![
+            b"Basic".to_vec(),
+            b"Basic ".to_vec(),
+            b"Basic !!!".to_vec(),
+            b"Bearer abc".to_vec(),
+            b"Basic\xff".to_vec(),
+            basic(b"no-colon"),
+            basic(b":"),
+            basic(b"ci:"),
+            basic(b":secret"),
+            basic(b"ci:\0secret"),
+            basic(b"ci\0:secret"),
+            basic(b"\xff\xfe:secret"),
+            [b"Basic ".to_vec(), long].concat(),
+        ];
+        let right = basic(b"ci:secret");
+        for access in [with_users(), with_anonymous()] {
+            for value in &bad {
+                assert_eq!(
+                    ask(&access, &[value], NEAR).await,
+                    Err(Denied::Unauthenticated)
+                );
+            }
+            assert_eq!(
+                ask(&access, &[&right, &right], NEAR).await,
+                Err(Denied::BadRequest)
+            );
+        }
+    }
+
+    #[test]
+    fn a_right_to_pull_is_given_and_no_other() {
+        let access = with_users();
+        let repository: RepositoryName = "team/app".parse().expect("name");
+        let user = Who::User("ci".into());
+        let right = access
+            .decide(&user, &repository, Action::Pull)
+            .expect("pull");
+        assert_eq!(right.repository(), &repository);
+        assert_eq!(right.who(), &user);
+        assert_eq!(right.action(), Action::Pull);
+        for action in [Action::Push, Action::Delete] {
+            assert_eq!(
+                access.decide(&user, &repository, action),
+                Err(Denied::Forbidden)
+            );
+            assert_eq!(
+                access.decide(&Who::Anonymous, &repository, action),
+                Err(Denied::Unauthenticated)
+            );
+        }
+    }
+}

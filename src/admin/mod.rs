@@ -1,1 +1,230 @@
-//! The operator's listener: metrics and health.
+//! The operator's listener: metrics and health, nothing that changes anything.
+//!
+//! `/metrics` is OpenMetrics text, `/healthz` says that the process answers, `/readyz` whether
+//! hits can be served and what is degraded. What is degraded is asked for through [`Readiness`];
+//! this module knows no mechanism by name.
+
+mod readiness;
+
+pub use readiness::{Degraded, Health, Phase, Readiness};
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::telemetry::MetricsPage;
+
+/// Scrapers and probes are few; more than this is somebody else.
+const MAX_CONNECTIONS: usize = 64;
+/// From accept, or the answer before, to a complete request head.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection lives no longer: nothing here takes long, and a reader that stops must not hold
+/// one of the few.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(300);
+/// Pause after an accept error: running out of descriptors must not become a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the listener shows. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    metrics: MetricsPage,
+    readiness: Readiness,
+}
+
+impl Admin {
+    /// Pages over these values.
+    pub fn new(metrics: MetricsPage, readiness: Readiness) -> Self {
+        Self { metrics, readiness }
+    }
+
+    /// Answers on `listener` until `shutdown` is done; then connections are dropped, whatever
+    /// they are doing.
+    ///
+    /// # Cancel safety
+    /// Safe: dropping the future closes the listener and all connections.
+    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        let places = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            let accepted: io::Result<(TcpStream, _)> = tokio::select! {
+                () = &mut shutdown => return,
+                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "the admin listener cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            // Beyond the cap the connection is closed at once.
+            let Ok(place) = std::sync::Arc::clone(&places).try_acquire_owned() else {
+                continue;
+            };
+            let admin = self.clone();
+            connections.spawn(async move {
+                let _place = place;
+                let serve = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_DEADLINE)
+                    .serve_connection(
+                        TokioIo::new(stream),
+                        service_fn(move |request| {
+                            let answer = admin.answer(&request);
+                            async move { Ok::<_, Infallible>(answer) }
+                        }),
+                    );
+                // However a connection ends, there is nobody to tell.
+                let _ = tokio::time::timeout(CONNECTION_DEADLINE, serve).await;
+            });
+        }
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let mut response = match (request.uri().path(), request.method()) {
+            ("/metrics" | "/healthz" | "/readyz", method)
+                if *method != Method::GET && *method != Method::HEAD =>
+            {
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
+                let allowed = HeaderValue::from_static("GET, HEAD");
+                response.headers_mut().insert(ALLOW, allowed);
+                response
+            }
+            ("/metrics", _) => match self.metrics.render() {
+                Ok(page) => page_of(StatusCode::OK, MetricsPage::CONTENT_TYPE, page),
+                Err(_) => text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the metrics cannot be written\n",
+                ),
+            },
+            ("/healthz", _) => text(StatusCode::OK, "ok\n"),
+            ("/readyz", _) => {
+                let strict = request.uri().query().is_some_and(is_strict);
+                let state = self.readiness.state();
+                let status = if state.ready(strict) {
+                    StatusCode::OK
+                } else {
+                    StatusCode::SERVICE_UNAVAILABLE
+                };
+                page_of(status, "application/json", state.to_json())
+            }
+            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+        };
+        let no_store = HeaderValue::from_static("no-store");
+        response.headers_mut().insert(CACHE_CONTROL, no_store);
+        response
+    }
+}
+
+/// `?strict`, `?strict=1` and their like.
+fn is_strict(query: &str) -> bool {
+    query
+        .split('&')
+        .any(|part| part == "strict" || part.starts_with("strict="))
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    page_of(status, "text/plain; charset=utf-8", body)
+}
+
+fn page_of(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Metrics;
+    use http_body_util::BodyExt as _;
+
+    fn admin(health: Health) -> Admin {
+        let readiness = Readiness::new(move || health.clone());
+        Admin::new(Metrics::new().finish(), readiness)
+    }
+
+    async fn ask(admin: &Admin, method: &str, target: &str) -> (u16, String) {
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
+            .body(())
+            .expect("request");
+        let response = admin.answer(&request);
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.expect("body");
+        let body = body.to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_phase_degradation_and_strictness() {
+        let degraded = Health {
+            unusable: None,
+            degraded: vec![Degraded {
+                what: "upstream",
+                why: "no credentials".to_owned(),
+            }],
+        };
+        let admin = admin(degraded);
+        assert_eq!(ask(&admin, "GET", "/readyz").await.0, 503);
+        admin.readiness.enter(Phase::Serving);
+        let (status, body) = ask(&admin, "GET", "/readyz").await;
+        assert_eq!(status, 200);
+        let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+        assert_eq!(body["phase"], "serving");
+        assert_eq!(body["degraded"][0]["what"], "upstream");
+        assert_eq!(body["degraded"][0]["why"], "no credentials");
+        assert_eq!(ask(&admin, "GET", "/readyz?strict").await.0, 503);
+        assert_eq!(ask(&admin, "GET", "/readyz?strict=1").await.0, 503);
+        assert_eq!(ask(&admin, "GET", "/readyz?stricter").await.0, 200);
+        admin.readiness.enter(Phase::Draining);
+        assert_eq!(ask(&admin, "GET", "/readyz").await.0, 503);
+        assert_eq!(ask(&admin, "GET", "/healthz").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn an_unusable_store_is_not_ready() {
+        let admin = admin(Health {
+            unusable: Some("gone".to_owned()),
+            degraded: Vec::new(),
+        });
+        admin.readiness.enter(Phase::Serving);
+        let (status, body) = ask(&admin, "GET", "/readyz").await;
+        assert_eq!(status, 503);
+        assert!(body.contains("\"unusable\":\"gone\""), "{body}");
+    }
+
+    #[tokio::test]
+    async fn pages_are_read_only_and_few() {
+        let admin = admin(Health::default());
+        assert_eq!(ask(&admin, "GET", "/").await.0, 404);
+        assert_eq!(ask(&admin, "GET", "/metrics/").await.0, 404);
+        assert_eq!(ask(&admin, "POST", "/metrics").await.0, 405);
+        assert_eq!(ask(&admin, "DELETE", "/readyz").await.0, 405);
+        let (status, page) = ask(&admin, "GET", "/metrics").await;
+        assert_eq!(status, 200);
+        assert!(page.ends_with("# EOF\n"));
+    }
+}

@@ -1,1 +1,67 @@
 //! Verified blobs and records on disk within a quota.
+//!
+//! The invariant: **a file under a final name hashes to that name.** [`Store::commit`] is the only
+//! writer under `blobs/`, it takes nothing but a [`Verified`], and only [`Partial::verify`] makes
+//! one. What the disk does to a file afterwards (rot, truncation, exchange) is caught by the
+//! verification stamp: a file whose stamp is missing or differs is not yet believed, see
+//! [`Blob::stamped`].
+//!
+//! What is where:
+//!
+//! | name on disk | is | written by |
+//! | --- | --- | --- |
+//! | `VERSION`, `LOCK` | layout number; the lock of the one owning process | `layout` |
+//! | `blobs/sha256/ab/<hex>` | a verified blob | `store` |
+//! | `repositories/<upstream>/<name>/_log` | what a repository holds, with proof | `records` |
+//! | `index`, `index.journal` | sizes, order of use, stamps; a hint | `index_file` |
+//! | `fills/` | downloads in progress | `partial` |
+//!
+//! Everything here blocks on the disk and is meant for a blocking thread. Nothing here knows of
+//! clients, of upstreams, or of who may read what.
+//!
+//! Lock order, outermost first: `evicting`, a `names` shard, `open`, `index`, ledger. Records have
+//! locks of their own and take only the ledger's inside them.
+
+mod content;
+mod eviction;
+mod frames;
+mod health;
+mod index;
+mod index_file;
+mod janitor;
+mod layout;
+mod mapping;
+mod metrics;
+mod names;
+mod open_files;
+mod partial;
+mod record;
+mod records;
+mod repository_log;
+mod space;
+mod store;
+
+pub use content::{Blob, ContentFile};
+pub use health::{Degradation, StoreHealth};
+pub use layout::OpenError;
+pub use mapping::Mapping;
+pub use metrics::{BytesLabels, BytesState, CacheMetrics, WriteErrorLabels};
+pub use partial::{AppendError, Mismatch, Partial, PartialReader, Verified};
+pub use record::{Held, HeldBy, StoredManifest, TagRecord};
+pub use records::Records;
+pub use space::{Limit, Usage};
+pub use store::{BeginError, CommitError, Damage, ReadError, Store, StoreOptions};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks `mutex` whether or not a thread panicked while holding it.
+///
+/// One panicking task must not take the store from everybody else. Every critical section here
+/// leaves its data usable at each step, and what could drift (byte counts) is reconciled with the
+/// disk at the next start.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,155 @@
-//! One file per command.
+//! The commands, one file each.
+//!
+//! A command is handed the environment and an output and returns its end; only `main` touches
+//! the process. Exit codes: 0 fine, 1 it failed, 2 wrong usage or configuration.
+
+mod ca;
+mod check;
+mod client_config;
+mod clients;
+mod hash_password;
+mod iam_policy;
+mod serve;
+mod service;
+mod settings;
+mod signals;
+pub mod start;
+
+use std::fmt;
+use std::io::{self, Write};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Faults, Strings};
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ecr-proxy",
+    version,
+    about = "The caching front door for AWS ECR, under your own domain",
+    arg_required_else_help = true,
+    after_help = "Example, enough to run it:\n  ecr-proxy serve --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com --anonymous-pull"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy
+    Serve(serve::Args),
+    /// Tell what works and what does not
+    Check(check::Args),
+    /// Print the least AWS policy for this configuration
+    IamPolicy(iam_policy::Args),
+    /// Make a line for the user file
+    HashPassword(hash_password::Args),
+    /// Print ready-to-paste client set-up for this configuration
+    ClientConfig(client_config::Args),
+    /// The local CA
+    Ca(ca::Args),
+}
+
+/// Why a command did not end well.
+#[derive(Debug)]
+pub enum Failure {
+    /// The configuration is wrong: exit code 2.
+    Configuration(Faults),
+    /// It was used wrongly: exit code 2.
+    Usage(String),
+    /// It failed: exit code 1.
+    Failed(String),
+    /// It failed, and has said so itself on its output: this exit code.
+    Told(u8),
+}
+
+impl Failure {
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Configuration(_) | Self::Usage(_) => 2,
+            Self::Failed(_) => 1,
+            Self::Told(code) => *code,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configuration(faults) => faults.fmt(f),
+            Self::Usage(reason) | Self::Failed(reason) => f.write_str(reason),
+            Self::Told(_) => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<Faults> for Failure {
+    fn from(faults: Faults) -> Self {
+        Self::Configuration(faults)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Why it did not end well; [`Failure::exit_code`] says with which code the process should end.
+pub fn run(cli: Cli, environment: &dyn Strings, out: &mut dyn Write) -> Result<(), Failure> {
+    match cli.command {
+        Command::Serve(args) => serve::run(args, environment, out),
+        Command::Check(args) => check::run(args, environment, out),
+        Command::IamPolicy(args) => iam_policy::run(args, environment, out),
+        Command::HashPassword(args) => hash_password::run(&args, out),
+        Command::ClientConfig(args) => client_config::run(args, environment, out),
+        Command::Ca(args) => ca::run(args, environment, out),
+    }
+}
+
+/// The runtime of a command.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_command_has_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands() {
+            if sub.get_name() == "help" {
+                continue;
+            }
+            let help = sub.clone().render_long_help().to_string();
+            assert!(help.contains("Example"), "{}: {help}", sub.get_name());
+        }
+    }
+}

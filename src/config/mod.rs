@@ -1,1 +1,294 @@
-//! File, environment and flags become one checked configuration.
+//! What the operator wrote, checked once.
+//!
+//! File, environment and flags become one [`Config`] in a single pass that reports every fault
+//! together with its key and place. Flags win over the environment, which wins over the file.
+//! Nothing below this module sees a [`Config`]: each mechanism has its own options, filled from
+//! it here. The environment is read through [`Strings`], so tests bring a map.
+//!
+//! A `Config` holds paths of secrets, never secrets; hashes of the user file do not print.
+
+mod faults;
+mod keys;
+mod parts;
+mod resolve;
+mod sources;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use faults::{Fault, Faults, Origin};
+pub use parts::FileError;
+pub use sources::{Flags, ProcessEnvironment, Strings};
+pub use values::{ListenAddress, Size};
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::Uri;
+
+use crate::access::{Network, Users};
+use crate::upstream::{HostPattern, Registry};
+
+/// The file that is read when none is named, if it exists.
+pub const DEFAULT_FILE: &str = "/etc/ecr-proxy/config.toml";
+
+/// The whole configuration, every value checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it was read from, if any.
+    pub file: Option<PathBuf>,
+    /// What is odd without being wrong; for the log at start.
+    pub warnings: Vec<String>,
+    /// What `RUST_LOG` says, unparsed.
+    pub log_filter: Option<String>,
+    /// `[server]`.
+    pub server: Server,
+    /// `[tls]`.
+    pub tls: Tls,
+    /// `[cache]`.
+    pub cache: Cache,
+    /// `[access]`.
+    pub access: Access,
+    /// The one `[[upstream]]`.
+    pub upstream: Upstream,
+}
+
+/// `[server]`: the registry's own door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Where the registry API is served.
+    pub listen: Vec<ListenAddress>,
+    /// Names (or addresses) that clients use, lower case; empty only where every listener is on
+    /// loopback, which answers any name.
+    pub domains: Vec<String>,
+    /// What must survive besides the cache: the local CA.
+    pub state_dir: PathBuf,
+    /// Metrics and health; `None` for off.
+    pub admin: Option<SocketAddr>,
+    /// How long bodies in flight may take to finish after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// `[tls]`: where the certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// No listener speaks TLS.
+    Off,
+    /// The operator's certificate chain and key, PEM.
+    Files {
+        /// The chain, leaf first.
+        cert: PathBuf,
+        /// The private key.
+        key: PathBuf,
+    },
+    /// A CA of our own, kept under [`Server::state_dir`].
+    LocalCa,
+}
+
+/// `[cache]`: what is kept, and how long it is believed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cache {
+    /// The store.
+    pub dir: PathBuf,
+    /// The most it may occupy, temporary files counted.
+    pub max_size: Size,
+    /// What it leaves free on its file system.
+    pub min_free: Size,
+    /// How long a tag is believed without asking, unless the upstream says otherwise.
+    pub tag_ttl: Duration,
+    /// How long an absence is believed.
+    pub absent_ttl: Duration,
+    /// After how long a repository's record of a digest is rechecked in the background.
+    pub record_ttl: Duration,
+    /// Largest manifest taken from the upstream, bytes.
+    pub max_manifest_size: u64,
+}
+
+/// `[access]`: who is let in.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// The user file.
+    pub users_file: Option<PathBuf>,
+    /// Its users; empty if it was not read (see [`Files`]).
+    pub users: Users,
+    /// Whether anybody may pull from [`Access::anonymous_networks`].
+    pub anonymous: Anonymous,
+    /// Where the anonymous may come from.
+    pub anonymous_networks: Vec<Network>,
+}
+
+/// What those without credentials may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anonymous {
+    /// Nothing.
+    None,
+    /// Pull.
+    Pull,
+}
+
+/// `[[upstream]]`: the registry behind the proxy.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Its name: a folder of the store and a label of metrics.
+    pub name: String,
+    /// The registry.
+    pub registry: Registry,
+    /// How to log in.
+    pub auth: Auth,
+    /// Where to connect instead of the registry's own host.
+    pub endpoint: Option<Uri>,
+    /// The name that the endpoint's certificate must have, where it is not its host.
+    pub endpoint_tls_name: Option<String>,
+    /// Further roots to trust, PEM.
+    pub ca: Option<PathBuf>,
+    /// Further hosts that blob redirects may lead to.
+    pub redirect_hosts: Vec<HostPattern>,
+    /// How long its tags are believed; already defaulted from [`Cache::tag_ttl`].
+    pub tag_ttl: Duration,
+    /// Whether a manifest proves that the repository holds its blobs; `None` to tell by registry.
+    pub trust_manifests: Option<bool>,
+    /// Whether an `AWS_ENDPOINT_URL…` variable leads the AWS API elsewhere: [`Upstream::ca`] is
+    /// then trusted for it, too.
+    pub aws_endpoint_in_environment: bool,
+}
+
+/// How to log in to the upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// ECR tokens through the AWS default chain.
+    Aws {
+        /// The profile to use instead of the default one.
+        profile: Option<String>,
+    },
+    /// A user and a password.
+    Basic {
+        /// The user.
+        username: String,
+        /// The file that holds the password; a trailing newline is not part of it.
+        password_file: PathBuf,
+    },
+    /// No credentials of our own.
+    Anonymous,
+}
+
+/// Whether the files that the configuration names must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Files {
+    /// They are read or at least opened: for commands that run the proxy or check it.
+    Required,
+    /// They are not looked at: for commands that only print, perhaps on another machine.
+    Ignored,
+}
+
+/// Where a configuration comes from.
+pub struct Sources<'a> {
+    /// The file; `None` for [`DEFAULT_FILE`] if it exists.
+    pub file: Option<&'a Path>,
+    /// The environment.
+    pub environment: &'a dyn Strings,
+    /// The command line.
+    pub flags: Flags,
+    /// What to do with files named in it.
+    pub files: Files,
+}
+
+impl Config {
+    /// Reads and checks the whole configuration.
+    ///
+    /// # Errors
+    /// Everything that is wrong, together.
+    pub fn load(sources: Sources<'_>) -> Result<Self, Faults> {
+        resolve::load(sources)
+    }
+
+    /// The state directory alone, for commands that need nothing else and should not insist on it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the form of the file, and with this key.
+    pub fn state_dir(sources: Sources<'_>) -> Result<PathBuf, Faults> {
+        resolve::state_dir(sources)
+    }
+
+    /// The effective values by key, for one event at start. Holds no secrets.
+    pub fn effective(&self) -> Vec<(&'static str, String)> {
+        fn join<T: ToString>(items: &[T]) -> String {
+            let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+            items.join(",")
+        }
+        let duration = |d: Duration| humantime::format_duration(d).to_string();
+        let path = |p: &Path| p.display().to_string();
+        let (server, cache) = (&self.server, &self.cache);
+        let (access, upstream) = (&self.access, &self.upstream);
+        let admin = server.admin.map_or("off".to_owned(), |a| a.to_string());
+        let mut values = vec![
+            ("server.listen", join(&server.listen)),
+            ("server.domains", join(&server.domains)),
+            ("server.state_dir", path(&server.state_dir)),
+            ("server.admin", admin),
+            ("server.drain_timeout", duration(server.drain_timeout)),
+        ];
+        match &self.tls {
+            Tls::Off => values.push(("tls", "off".to_owned())),
+            Tls::LocalCa => values.push(("tls", "local CA".to_owned())),
+            Tls::Files { cert, key } => {
+                values.extend([("tls.cert", path(cert)), ("tls.key", path(key))]);
+            }
+        }
+        let anonymous = match access.anonymous {
+            Anonymous::None => "none",
+            Anonymous::Pull => "pull",
+        };
+        values.extend([
+            ("cache.dir", path(&cache.dir)),
+            ("cache.max_size", cache.max_size.to_string()),
+            ("cache.min_free", cache.min_free.to_string()),
+            ("cache.absent_ttl", duration(cache.absent_ttl)),
+            ("cache.record_ttl", duration(cache.record_ttl)),
+            (
+                "cache.max_manifest_size",
+                Size::Bytes(cache.max_manifest_size).to_string(),
+            ),
+            ("access.anonymous", anonymous.to_owned()),
+        ]);
+        if access.anonymous == Anonymous::Pull {
+            let networks = join(&access.anonymous_networks);
+            values.push(("access.anonymous_networks", networks));
+        }
+        if let Some(file) = &access.users_file {
+            values.push(("access.users", path(file)));
+        }
+        let (auth, login) = match &upstream.auth {
+            Auth::Aws { profile } => ("aws", profile.clone().map(|p| ("upstream.profile", p))),
+            Auth::Basic { username, .. } => {
+                ("basic", Some(("upstream.username", username.clone())))
+            }
+            Auth::Anonymous => ("anonymous", None),
+        };
+        values.extend([
+            ("upstream.name", upstream.name.clone()),
+            ("upstream.registry", upstream.registry.to_string()),
+            ("upstream.auth", auth.to_owned()),
+            ("upstream.tag_ttl", duration(upstream.tag_ttl)),
+        ]);
+        values.extend(login);
+        if let Some(endpoint) = &upstream.endpoint {
+            values.push(("upstream.endpoint", endpoint.to_string()));
+        }
+        if let Some(name) = &upstream.endpoint_tls_name {
+            values.push(("upstream.endpoint_tls_name", name.clone()));
+        }
+        if let Some(ca) = &upstream.ca {
+            values.push(("upstream.ca", path(ca)));
+        }
+        if !upstream.redirect_hosts.is_empty() {
+            let count = upstream.redirect_hosts.len();
+            values.push(("upstream.redirect_hosts", format!("{count} hosts")));
+        }
+        if let Some(trust) = upstream.trust_manifests {
+            values.push(("upstream.trust_manifests", trust.to_string()));
+        }
+        values
+    }
+}

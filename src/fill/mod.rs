@@ -1,1 +1,695 @@
-//! The one gate to content.
+//! The one gate to content: proof that a repository holds a digest, one upstream body, its readers, the
+//! disk.
+//!
+//! Three rules are held by construction:
+//! - **No content without proof.** [`Fills::open`] wants a [`Pass`], only [`Fills::prove`] makes one, and it
+//!   wants a [`Right`] and the repository's own record, or the upstream's word, that it holds the digest.
+//!   That another repository holds the same blob is never enough.
+//! - **Fetched once.** A fill is a task of its own, one a digest; whoever asks meanwhile follows it, and
+//!   whoever leaves changes nothing.
+//! - **Right bytes or no end.** What a [`Reader`] yields is bounded by the front of its flow, and only
+//!   `Front::released` says how far that is.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `mod.rs` | who may have what, and where it comes from: hit, join, fill or bypass |
+//! | `filling.rs`, `download.rs` | the task of a fill; its upstream body, continued past what breaks it |
+//! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
+//! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
+//! | `verifying.rs` | a file on disk that is not yet believed |
+//! | `manifests.rs`, `recorded.rs`, `flight.rs` | tags and manifests; what records say; one question at a time |
+//!
+//! It knows nothing of HTTP requests and answers.
+
+mod download;
+mod error;
+mod filling;
+mod flight;
+mod flow;
+mod front;
+mod manifests;
+mod reader;
+mod recorded;
+mod room;
+mod solo;
+mod verifying;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+pub use error::FillError;
+pub use manifests::{FoundManifest, ManifestOptions};
+pub use reader::{Reader, Step};
+
+use crate::access::Right;
+use crate::buffers::BufferPool;
+use crate::cache::{Blob, Damage, HeldBy, Store};
+use crate::clock::Clock;
+use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
+use crate::telemetry::{FillMetrics, FillResult, Outcome};
+use crate::upstream::{Absent, BlobBody, Span, Upstream, UpstreamError, Validator};
+use filling::Filling;
+use flight::{Flights, Lost};
+use flow::{Attendance, Flow};
+use front::{Front, Phase, TAIL};
+use manifests::Manifests;
+use reader::{Following, Source};
+use recorded::Recorded;
+use verifying::Belief;
+
+/// How far ahead of a fill's front a range may begin and still wait for it, in bytes; and the size from
+/// which a single range from the start is taken for the wish to have it all (design, "Ranges").
+const NEAR: u64 = 8 * 1024 * 1024;
+
+/// Of a cold blob, what part of it must have been asked for by ranges before the whole is fetched.
+const ASKED_ENOUGH: u64 = 4;
+
+/// How fills behave.
+#[derive(Clone, Debug)]
+pub struct FillOptions {
+    /// How many fills run at once; more wait for their turn.
+    pub max_fills: usize,
+    /// How long a request waits for the head of an upstream's answer. Below the 30 s after which
+    /// containerd gives up.
+    pub head_deadline: Duration,
+    /// A repository's record of a blob, where it rests on upstream's word, is asked for again in the
+    /// background after this.
+    pub record_ttl: Duration,
+    /// Tags, manifests and absence.
+    pub manifests: ManifestOptions,
+}
+
+impl Default for FillOptions {
+    fn default() -> Self {
+        Self {
+            max_fills: 64,
+            head_deadline: Duration::from_secs(25),
+            record_ttl: Duration::from_secs(24 * 60 * 60),
+            manifests: ManifestOptions::default(),
+        }
+    }
+}
+
+/// Proof that somebody may have a blob: a right, and a repository that holds the digest. Made by
+/// [`Fills::prove`] alone.
+#[derive(Clone, Debug)]
+pub struct Pass {
+    repo: RepoKey,
+    digest: Digest,
+    /// The size that the repository's record tells.
+    size: Option<u64>,
+}
+
+/// What of a blob is wanted, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Want {
+    /// Only these ranges.
+    pub ranges: Option<RangeSet>,
+    /// The bytes go to a socket as they are, so they may come as a mapping of the file.
+    pub mapped: bool,
+}
+
+/// A blob, or parts of it, ready to be sent.
+pub struct Content {
+    /// The size of the whole blob in bytes.
+    pub size: u64,
+    /// Where it comes from.
+    pub outcome: Outcome,
+    /// What was wanted of it.
+    pub parts: Parts,
+}
+
+/// What was wanted of a blob.
+pub enum Parts {
+    /// All of it; nothing to read when it is empty.
+    Whole(Option<Reader>),
+    /// One range.
+    One(ByteRange, Reader),
+    /// Several ranges, in the order asked.
+    Many(Vec<(ByteRange, Reader)>),
+}
+
+/// The gate. Clone is cheap and shares everything.
+#[derive(Clone)]
+pub struct Fills {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Store,
+    upstream: Upstream,
+    buffers: BufferPool,
+    options: FillOptions,
+    metrics: FillMetrics,
+    clock: Clock,
+    manifests: Manifests,
+    recorded: Recorded,
+    running: Mutex<HashMap<Digest, Arc<Flow>>>,
+    verifying: Mutex<HashMap<Digest, Arc<Flow>>>,
+    /// How much of cold blobs was asked for by ranges: bounded, lost on restart.
+    asked: moka::sync::Cache<Digest, u64>,
+    /// Absent blobs, remembered for a moment.
+    absent: moka::sync::Cache<(RepoKey, Digest), Absent>,
+    probes: Flights<(RepoKey, Digest), Result<Option<u64>, UpstreamError>>,
+    slots: Arc<Semaphore>,
+    /// One at a time: hashing a file again must not take both cores from those who are served.
+    verifiers: Arc<Semaphore>,
+}
+
+/// Where a fill's bytes come from, and how to tell that they still do.
+#[derive(Clone)]
+struct Origin {
+    upstream: Upstream,
+    repository: RepositoryName,
+    validator: Arc<OnceLock<Validator>>,
+}
+
+impl Origin {
+    fn new(upstream: Upstream, repository: RepositoryName) -> Self {
+        Self {
+            upstream,
+            repository,
+            validator: Arc::default(),
+        }
+    }
+
+    /// The same place, with no memory of what was there.
+    fn afresh(&self) -> Self {
+        Self::new(self.upstream.clone(), self.repository.clone())
+    }
+
+    /// A body from `from` to `to` (or the end), of the content that was opened first.
+    async fn open(
+        &self,
+        digest: Digest,
+        from: u64,
+        to: Option<u64>,
+    ) -> Result<BlobBody, FillError> {
+        let (span, same_as) = (Span { from, to }, self.validator.get());
+        let body = self
+            .upstream
+            .blob(&self.repository, &digest, span, same_as)
+            .await?;
+        let _ = self.validator.set(body.validator().clone());
+        Ok(body)
+    }
+}
+
+impl Fills {
+    /// Puts the parts together. Nothing runs until something is asked.
+    pub fn new(
+        store: Store,
+        upstream: Upstream,
+        buffers: BufferPool,
+        clock: Clock,
+        options: FillOptions,
+        metrics: FillMetrics,
+    ) -> Self {
+        let absent_ttl = options.manifests.absent_ttl;
+        let recorded = Recorded::new(store.clone());
+        let manifests = Manifests::new(
+            recorded.clone(),
+            upstream.clone(),
+            clock.clone(),
+            options.manifests.clone(),
+        );
+        Self {
+            shared: Arc::new(Shared {
+                manifests,
+                recorded,
+                running: Mutex::default(),
+                verifying: Mutex::default(),
+                asked: moka::sync::Cache::builder()
+                    .max_capacity(10_000)
+                    .time_to_idle(Duration::from_secs(60 * 60))
+                    .build(),
+                absent: moka::sync::Cache::builder()
+                    .max_capacity(10_000)
+                    .time_to_live(absent_ttl)
+                    .build(),
+                probes: Flights::default(),
+                slots: Arc::new(Semaphore::new(options.max_fills)),
+                verifiers: Arc::new(Semaphore::new(1)),
+                store,
+                upstream,
+                buffers,
+                options,
+                metrics,
+                clock,
+            }),
+        }
+    }
+
+    /// The manifest that `reference` names in `repo`, by its record or from upstream.
+    ///
+    /// # Errors
+    /// The upstream's, where nothing kept may be served instead.
+    ///
+    /// # Cancel safety
+    /// Questions to the upstream run in tasks of their own and are shared; a caller may leave.
+    pub async fn manifest(
+        &self,
+        right: &Right,
+        repo: &RepoKey,
+        reference: &crate::oci::Reference,
+    ) -> Result<FoundManifest, FillError> {
+        debug_assert_eq!(right.action(), crate::access::Action::Pull);
+        self.shared.manifests.find(repo, reference).await
+    }
+
+    /// Proves that `repo` holds the blob `digest`: by a manifest that upstream returned for this very
+    /// repository, where the registry takes no manifest without its blobs, or by upstream's word.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Absent`] where upstream says that the repository does not hold it; other errors
+    /// where it could not be asked.
+    ///
+    /// # Cancel safety
+    /// The question is shared and goes on without the caller.
+    pub async fn prove(
+        &self,
+        right: &Right,
+        repo: &RepoKey,
+        digest: Digest,
+    ) -> Result<Pass, FillError> {
+        debug_assert_eq!(right.action(), crate::access::Action::Pull);
+        let pass = |size| Pass {
+            repo: repo.clone(),
+            digest,
+            size,
+        };
+        let key = (repo.clone(), digest);
+        match self.shared.recorded.held(repo, digest).await? {
+            Some(held) if held.by == HeldBy::Upstream => {
+                if self.shared.clock.since(held.checked_at) > self.shared.options.record_ttl {
+                    let shared = Arc::clone(&self.shared);
+                    tokio::spawn(async move { shared.ask_whether_held(key).await });
+                }
+                Ok(pass(held.size))
+            }
+            Some(held) if self.shared.upstream.trusts_manifests() => Ok(pass(held.size)),
+            known => {
+                if let Some(absent) = self.shared.absent.get(&key) {
+                    return Err(UpstreamError::Absent(absent).into());
+                }
+                let size = self.shared.ask_whether_held(key).await?;
+                Ok(pass(size.or(known.and_then(|held| held.size))))
+            }
+        }
+    }
+
+    /// The size of a blob in bytes, and where it was learned, as a GET would tell it.
+    ///
+    /// # Errors
+    /// The upstream's, where neither the store nor a record tells.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is kept of a question half asked.
+    pub async fn size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
+        if let Some(blob) = self.shared.stored(pass).await? {
+            return Ok((blob.len(), Outcome::Hit));
+        }
+        let running = self
+            .shared
+            .running()
+            .get(&pass.digest)
+            .and_then(|flow| flow.len());
+        if let Some(len) = running {
+            return Ok((len, Outcome::Joined));
+        }
+        self.size_when_cold(pass)
+            .await
+            .map(|size| (size, Outcome::Miss))
+    }
+
+    async fn size_when_cold(&self, pass: &Pass) -> Result<u64, FillError> {
+        if let Some(size) = pass.size {
+            return Ok(size);
+        }
+        let repository = &pass.repo.repository;
+        let size = self
+            .shared
+            .upstream
+            .blob_size(repository, &pass.digest)
+            .await?;
+        let now = self.shared.clock.now();
+        self.shared
+            .recorded
+            .note_held(&pass.repo, pass.digest, Some(size), now)
+            .await;
+        Ok(size)
+    }
+
+    /// Opens a blob, or parts of it: from the store, from a running fill, from a fill begun now, or past
+    /// the cache, as design 2.3 "Ranges" has it.
+    ///
+    /// # Errors
+    /// When there is nothing to send: the upstream's error, an unsatisfiable range, or several ranges of
+    /// a blob that is not whole on disk.
+    ///
+    /// # Cancel safety
+    /// A fill that was begun goes on without the caller.
+    pub async fn open(&self, pass: &Pass, want: &Want) -> Result<Content, FillError> {
+        if let Some(content) = self.open_stored(pass, want).await? {
+            return Ok(content);
+        }
+        let Some(ranges) = &want.ranges else {
+            let (outcome, attendance) = self.start(pass);
+            let (size, attendance) = self.begun(attendance).await?;
+            let whole = (size > 0).then_some(ByteRange {
+                start: 0,
+                end: size,
+            });
+            return Ok(Content {
+                size,
+                outcome,
+                parts: Parts::Whole(whole.map(|range| self.follow(pass, range, attendance))),
+            });
+        };
+        if ranges.is_multiple() {
+            return Err(FillError::OneRangeAtATime);
+        }
+        let running = self.shared.running().get(&pass.digest).map(Flow::attend);
+        match running {
+            Some(attendance) => {
+                let (size, attendance) = self.begun(attendance).await?;
+                let range = only(ranges, size)?;
+                self.part(pass, size, range, Some((Outcome::Joined, attendance)))
+                    .await
+            }
+            None => {
+                let size = self.size_when_cold(pass).await?;
+                let range = only(ranges, size)?;
+                let fill = self.wants_it_all(pass.digest, ranges, range, size);
+                let mut started = None;
+                if fill {
+                    let (outcome, attendance) = self.start(pass);
+                    started = Some((outcome, self.begun(attendance).await?.1));
+                }
+                self.part(pass, size, range, started).await
+            }
+        }
+    }
+
+    /// One range of a blob that is not whole on disk: from the fill if it comes by soon, else past it.
+    async fn part(
+        &self,
+        pass: &Pass,
+        size: u64,
+        range: ByteRange,
+        fill: Option<(Outcome, Attendance)>,
+    ) -> Result<Content, FillError> {
+        if let Some((outcome, attendance)) = fill
+            && range.start <= attendance.flow().contiguous() + NEAR
+        {
+            let reader = self.follow(pass, range, attendance);
+            return Ok(Content {
+                size,
+                outcome,
+                parts: Parts::One(range, reader),
+            });
+        }
+        let origin = self.shared.origin(pass);
+        let body = origin
+            .open(pass.digest, range.start, Some(range.end))
+            .await?;
+        if let Some(declared) = body.total().filter(|declared| *declared != size) {
+            return Err(FillError::SizeMismatch {
+                expected: size,
+                declared,
+            });
+        }
+        let reader = Reader::new(
+            range,
+            Source::Relay(Box::new(body)),
+            self.shared.buffers.clone(),
+        );
+        Ok(Content {
+            size,
+            outcome: Outcome::Bypass,
+            parts: Parts::One(range, reader),
+        })
+    }
+
+    /// Whether a range of a cold blob is the beginning of having it all.
+    fn wants_it_all(&self, digest: Digest, ranges: &RangeSet, range: ByteRange, size: u64) -> bool {
+        if range.start == 0 && (ranges.is_open_ended() || range.len() > NEAR) {
+            return true;
+        }
+        let asked = self
+            .shared
+            .asked
+            .get(&digest)
+            .unwrap_or(0)
+            .saturating_add(range.len());
+        self.shared.asked.insert(digest, asked);
+        asked >= size / ASKED_ENOUGH
+    }
+
+    /// Waits for the head of the upstream's answer, and for the verdict on a blob that is sent only when
+    /// verified, so that what fails so far is still an answer of its own.
+    async fn begun(&self, attendance: Attendance) -> Result<(u64, Attendance), FillError> {
+        let deadline = Instant::now() + self.shared.options.head_deadline;
+        let mut front = attendance.flow().subscribe();
+        let ready = front.wait_for(|front| match front.phase {
+            Phase::Connecting => false,
+            Phase::Running { len } => len > TAIL,
+            Phase::Verified { .. } | Phase::Failed(_) => true,
+        });
+        let phase = match timeout_at(deadline, ready).await {
+            Ok(Ok(front)) => front.phase.clone(),
+            Ok(Err(_)) => return Err(FillError::Lost),
+            Err(_elapsed) => return Err(FillError::TooSlow),
+        };
+        match phase {
+            Phase::Running { len } | Phase::Verified { len } => Ok((len, attendance)),
+            Phase::Failed(error) => Err(error),
+            Phase::Connecting => Err(FillError::TooSlow),
+        }
+    }
+
+    fn follow(&self, pass: &Pass, range: ByteRange, attendance: Attendance) -> Reader {
+        let following = Following::new(attendance, Some(self.shared.origin(pass)));
+        Reader::new(range, Source::Flow(following), self.shared.buffers.clone())
+    }
+
+    /// Begins a fill, or joins the one that somebody began a moment ago.
+    fn start(&self, pass: &Pass) -> (Outcome, Attendance) {
+        let mut running = self.shared.running();
+        if let Some(flow) = running.get(&pass.digest) {
+            return (Outcome::Joined, flow.attend());
+        }
+        let flow = Flow::new(pass.digest, Front::connecting(), None);
+        running.insert(pass.digest, Arc::clone(&flow));
+        drop(running);
+        let attendance = flow.attend();
+        let filling = Filling {
+            flow: Arc::clone(&flow),
+            origin: self.shared.origin(pass),
+            expected: pass.size,
+            store: self.shared.store.clone(),
+            buffers: self.shared.buffers.clone(),
+            metrics: self.shared.metrics.clone(),
+        };
+        self.shared.metrics.active.inc();
+        let outcome = Err(FillError::Lost);
+        let landing = Landing {
+            shared: Arc::clone(&self.shared),
+            flow,
+            outcome,
+        };
+        tokio::spawn(run_fill(filling, landing, Arc::clone(&self.shared.slots)));
+        (Outcome::Miss, attendance)
+    }
+
+    /// Waits until every fill that was begun has ended and its blob is kept, until `deadline` at the
+    /// latest.
+    pub async fn drain(&self, deadline: Instant) {
+        // Every fill holds a slot until its end, and a semaphore serves in order.
+        let all = u32::try_from(self.shared.options.max_fills).unwrap_or(u32::MAX);
+        let _ = timeout_at(deadline, self.shared.slots.acquire_many(all)).await;
+    }
+
+    /// What is whole on disk.
+    async fn open_stored(&self, pass: &Pass, want: &Want) -> Result<Option<Content>, FillError> {
+        let Some(blob) = self.shared.stored(pass).await? else {
+            return Ok(None);
+        };
+        let size = blob.len();
+        let source = match self.shared.believe(&blob).await? {
+            Belief::Believed if want.mapped => mapped(&blob, &self.shared.store),
+            Belief::Believed => Believed::File(blob, self.shared.store.clone()),
+            Belief::Verifying(flow) => Believed::Flow(flow),
+            Belief::Damaged => return Ok(None),
+        };
+        let read = |range| {
+            let source = match &source {
+                Believed::Mapped(bytes) => Source::Mapped(bytes.clone()),
+                Believed::File(blob, store) => Source::File {
+                    blob: blob.clone(),
+                    store: store.clone(),
+                },
+                Believed::Flow(flow) => Source::Flow(Following::new(flow.attend(), None)),
+            };
+            (
+                range,
+                Reader::new(range, source, self.shared.buffers.clone()),
+            )
+        };
+        let parts = match &want.ranges {
+            None => Parts::Whole((size > 0).then(|| {
+                read(ByteRange {
+                    start: 0,
+                    end: size,
+                })
+                .1
+            })),
+            Some(ranges) => {
+                let ranges = ranges
+                    .resolve(size)
+                    .map_err(|_| FillError::Unsatisfiable { size })?;
+                match ranges[..] {
+                    [range] => {
+                        let (range, reader) = read(range);
+                        Parts::One(range, reader)
+                    }
+                    _ => Parts::Many(ranges.into_iter().map(read).collect()),
+                }
+            }
+        };
+        Ok(Some(Content {
+            size,
+            outcome: Outcome::Hit,
+            parts,
+        }))
+    }
+}
+
+/// How a file on disk is read.
+enum Believed {
+    Mapped(Bytes),
+    File(Blob, Store),
+    Flow(Arc<Flow>),
+}
+
+/// Maps a blob for the socket; one that cannot be mapped is read instead.
+fn mapped(blob: &Blob, store: &Store) -> Believed {
+    match blob.map() {
+        Ok(mapping) => Believed::Mapped(Bytes::from_owner(mapping)),
+        Err(_) => Believed::File(blob.clone(), store.clone()),
+    }
+}
+
+/// The one range of a blob that is not whole on disk.
+fn only(ranges: &RangeSet, size: u64) -> Result<ByteRange, FillError> {
+    let resolved = ranges
+        .resolve(size)
+        .map_err(|_| FillError::Unsatisfiable { size })?;
+    resolved
+        .first()
+        .copied()
+        .ok_or(FillError::Unsatisfiable { size })
+}
+
+async fn run_fill(filling: Filling, mut landing: Landing, slots: Arc<Semaphore>) {
+    let Ok(_slot) = slots.acquire().await else {
+        return;
+    };
+    landing.outcome = filling.run().await;
+    // Off the map, told to the readers, and only then out of the slot.
+    drop(landing);
+}
+
+/// Takes a fill off the map however its task ends, by panic as well, and then tells its readers why, so
+/// that whoever asks again begins anew.
+struct Landing {
+    shared: Arc<Shared>,
+    flow: Arc<Flow>,
+    outcome: Result<FillResult, FillError>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.shared.running().remove(&self.flow.digest);
+        self.shared.metrics.active.dec();
+        self.shared.metrics.ended(match &self.outcome {
+            Ok(result) => *result,
+            Err(FillError::DigestMismatch) => FillResult::Mismatch,
+            Err(_) => FillResult::Failed,
+        });
+        if let Err(error) = &self.outcome {
+            tracing::warn!(oci.digest = %self.flow.digest, %error, "fill failed");
+            self.flow.enter(Phase::Failed(error.clone()));
+        }
+    }
+}
+
+impl Shared {
+    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flow>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn origin(&self, pass: &Pass) -> Origin {
+        Origin::new(self.upstream.clone(), pass.repo.repository.clone())
+    }
+
+    /// The file under the blob's name, if it is one and has the size that a manifest tells.
+    async fn stored(&self, pass: &Pass) -> Result<Option<Blob>, FillError> {
+        let blob = match self.store.blob_now(&pass.digest) {
+            Some(blob) => Some(blob),
+            None => {
+                let (store, digest) = (self.store.clone(), pass.digest);
+                let opened = tokio::task::spawn_blocking(move || store.blob(&digest)).await;
+                opened.map_err(|_| FillError::Lost)?.unwrap_or_else(|error| {
+                    // A disk that cannot tell is a miss: the upstream has it as well.
+                    tracing::warn!(oci.digest = %pass.digest, %error, "cannot look into the cache");
+                    None
+                })
+            }
+        };
+        match (blob, pass.size) {
+            (Some(blob), Some(size)) if blob.len() != size => {
+                let store = self.store.clone();
+                let damage = Damage::Length(size);
+                let _ = tokio::task::spawn_blocking(move || store.quarantine(&blob, damage)).await;
+                Ok(None)
+            }
+            (blob, _) => Ok(blob),
+        }
+    }
+
+    async fn ask_whether_held(
+        self: &Arc<Self>,
+        key: (RepoKey, Digest),
+    ) -> Result<Option<u64>, FillError> {
+        let shared = Arc::clone(self);
+        let (repo, digest) = key.clone();
+        let answer = self
+            .probes
+            .run(key.clone(), move || async move {
+                let answer = shared.upstream.probe_blob(&repo.repository, &digest).await;
+                match &answer {
+                    Ok(size) => {
+                        let now = shared.clock.now();
+                        shared.recorded.note_held(&repo, digest, *size, now).await;
+                    }
+                    Err(UpstreamError::Absent(absent)) => {
+                        shared.absent.insert((repo.clone(), digest), *absent);
+                        shared.recorded.forget_blob(&repo, digest).await;
+                    }
+                    Err(_) => {}
+                }
+                answer
+            })
+            .await;
+        match answer {
+            Ok(answer) => Ok(answer?),
+            Err(Lost) => Err(FillError::Lost),
+        }
+    }
+}

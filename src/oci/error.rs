@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// A code of the distribution-spec.
+/// A code of the distribution-spec, and `UNAVAILABLE`, which docker's registry adds for what may work
+/// later: the specification has no code for an answer of class 5xx.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names are the specification's own")]
 pub enum ErrorCode {
@@ -20,6 +21,7 @@ pub enum ErrorCode {
     Denied,
     Unsupported,
     TooManyRequests,
+    Unavailable,
 }
 
 impl ErrorCode {
@@ -40,6 +42,7 @@ impl ErrorCode {
             Self::Denied => "DENIED",
             Self::Unsupported => "UNSUPPORTED",
             Self::TooManyRequests => "TOOMANYREQUESTS",
+            Self::Unavailable => "UNAVAILABLE",
         }
     }
 }

@@ -1,1 +1,398 @@
-//! What a request means.
+//! What a request means: the story of a request, top to bottom.
+//!
+//! [`Proxy::answer`] is that story: the host it came to, who is asking, what is asked, whether they may,
+//! and then one of [`pull`] and [`lists`]. What goes wrong becomes a [`Refusal`], and only
+//! [`Refusal::answer`] says with what status. Content comes from the fill gate alone; nothing of a
+//! client's request is copied to an upstream, and no header of an upstream's answer is copied back.
+//!
+//! It knows nothing of sockets, of TLS, or of where content is kept.
+
+mod body;
+mod completion;
+mod error;
+mod lists;
+mod pull;
+
+use std::sync::Arc;
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+pub use body::Body;
+
+use crate::access::{Access, Action, Denied};
+use crate::fill::Fills;
+use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
+use crate::oci::{self, RepoKey, RepositoryName, error_body, query_value};
+use crate::server::{self, ConnectionInfo, Handler};
+use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics};
+use crate::upstream::Upstream;
+use body::Said;
+use completion::Completion;
+use error::Refusal;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
+const CACHE_CONTROL: HeaderValue = HeaderValue::from_static("private, max-age=0");
+
+/// The registry API, as clients see it. Clone is cheap.
+#[derive(Clone)]
+pub struct Proxy {
+    parts: Arc<Parts>,
+}
+
+/// What a [`Proxy`] is made of.
+pub struct Parts {
+    /// The names we answer to, in lower case; loopback listeners answer to any.
+    pub domains: Vec<String>,
+    /// Who may do what.
+    pub access: Access,
+    /// Where lists are asked for.
+    pub upstream: Upstream,
+    /// The gate to content.
+    pub fills: Fills,
+    /// What is counted.
+    pub metrics: RequestMetrics,
+}
+
+/// A request that was let in, with what its answer needs of it.
+struct Asked<'a> {
+    headers: &'a HeaderMap,
+    is_head: bool,
+    /// The bytes go to the socket as they are: no TLS is in between.
+    is_plain: bool,
+}
+
+/// An answer that is not a refusal.
+struct Reply {
+    status: StatusCode,
+    headers: HeaderMap,
+    said: Said,
+    /// The length that a GET would have, told on HEAD.
+    length: u64,
+    outcome: Outcome,
+}
+
+impl Reply {
+    fn new(status: StatusCode, said: Said) -> Self {
+        let length = said.len();
+        Self {
+            status,
+            headers: HeaderMap::new(),
+            said,
+            length,
+            outcome: Outcome::None,
+        }
+    }
+
+    fn json(text: impl Into<bytes::Bytes>) -> Self {
+        let mut reply = Self::new(StatusCode::OK, Said::text(text));
+        reply.headers.insert(header::CONTENT_TYPE, JSON);
+        reply
+    }
+
+    /// The same answer without its content, as HEAD has it.
+    fn without_content(mut self) -> Self {
+        self.said = Said::nothing();
+        self
+    }
+}
+
+impl Proxy {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts: Arc::new(parts),
+        }
+    }
+
+    /// The story of a request.
+    async fn answer(
+        &self,
+        request: &Request<Incoming>,
+        connection: &ConnectionInfo,
+        completion: &mut Completion,
+    ) -> Result<Reply, Refusal> {
+        let host = host(request)?;
+        if !self.answers_to(host, connection) {
+            return Err(Refusal::Misdirected);
+        }
+
+        let authorization = request.headers().get_all(header::AUTHORIZATION);
+        let who = self
+            .parts
+            .access
+            .identify(authorization, connection.peer.ip())
+            .await?;
+        completion.who = Some(who.clone());
+
+        let uri = request.uri();
+        let wanted = oci::Request::parse(uri.path(), uri.query())?;
+        note(completion, &wanted);
+
+        let is_head = match *request.method() {
+            Method::GET => false,
+            Method::HEAD => true,
+            Method::POST | Method::PUT | Method::PATCH | Method::DELETE => {
+                return Err(Refusal::Unsupported("this proxy serves pulls only"));
+            }
+            _ => return Err(Refusal::Unsupported("the registry API has no such method")),
+        };
+        let asked = Asked {
+            headers: request.headers(),
+            is_head,
+            is_plain: connection.tls.is_none(),
+        };
+
+        let Some(repository) = wanted.repository() else {
+            return match wanted {
+                oci::Request::Ping => Ok(Reply::json("{}")),
+                _ => Err(Refusal::Unsupported(
+                    "this proxy does not list repositories",
+                )),
+            };
+        };
+        let repo = self.route(repository, uri.query())?;
+        let right = self.parts.access.decide(&who, repository, Action::Pull)?;
+
+        match &wanted {
+            oci::Request::Manifest { reference, .. } => {
+                pull::manifest(&self.parts.fills, &right, &repo, reference, &asked).await
+            }
+            oci::Request::Blob { digest, .. } => {
+                pull::blob(&self.parts.fills, &right, &repo, *digest, &asked).await
+            }
+            oci::Request::Tags { limit, last, .. } => {
+                lists::tags(&self.parts.upstream, &repo, *limit, last.as_deref()).await
+            }
+            oci::Request::Referrers {
+                digest,
+                artifact_type,
+                page,
+                ..
+            } => {
+                let (artifact_type, page) = (artifact_type.as_deref(), page.as_deref());
+                lists::referrers(&self.parts.upstream, &repo, *digest, artifact_type, page).await
+            }
+            oci::Request::Ping | oci::Request::Catalog | oci::Request::Upload { .. } => {
+                Err(Refusal::Unsupported("this proxy serves pulls only"))
+            }
+        }
+    }
+
+    /// Whether a host is ours. A listener that only this machine can reach answers to any name.
+    fn answers_to(&self, host: &str, connection: &ConnectionInfo) -> bool {
+        connection.local.ip().to_canonical().is_loopback()
+            || self
+                .parts
+                .domains
+                .iter()
+                .any(|domain| domain.eq_ignore_ascii_case(host))
+    }
+
+    /// Which upstream repository a name means. containerd's `ns` tells which registry the image was
+    /// named after: it is looked up, never dialled, and anything but our one upstream is refused.
+    fn route(&self, repository: &RepositoryName, query: Option<&str>) -> Result<RepoKey, Refusal> {
+        let upstream = &self.parts.upstream;
+        if let Some(ns) = query_value(query, "ns") {
+            let is_ours = self
+                .parts
+                .domains
+                .iter()
+                .any(|domain| domain.eq_ignore_ascii_case(&ns));
+            if !is_ours && !upstream.registry().name().eq_ignore_ascii_case(&ns) {
+                return Err(Refusal::ForeignNamespace);
+            }
+        }
+        Ok(RepoKey {
+            upstream: Arc::clone(upstream.name()),
+            repository: repository.clone(),
+        })
+    }
+
+    fn count_denial(&self, refusal: &Refusal) {
+        let reason = match refusal {
+            Refusal::Denied(Denied::Unauthenticated | Denied::BadRequest) => {
+                Denial::Unauthenticated
+            }
+            Refusal::Denied(Denied::Forbidden) => Denial::Forbidden,
+            Refusal::Denied(Denied::Busy) => Denial::Busy,
+            Refusal::Misdirected | Refusal::Host => Denial::Domain,
+            _ => return,
+        };
+        self.parts.metrics.denied(reason);
+    }
+
+    fn refusal(&self, refusal: &Refusal, completion: &mut Completion) -> Reply {
+        self.count_denial(refusal);
+        completion.failed(refusal);
+        let answer = refusal.answer();
+        let message = format!("{} (request {})", answer.message, completion.id);
+        let mut reply = Reply::json(error_body(answer.code, &message));
+        reply.status = answer.status;
+        if answer.status == StatusCode::UNAUTHORIZED {
+            let challenge = self.parts.access.challenge().clone();
+            reply.headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if let Some(pause) = answer.retry_after {
+            reply
+                .headers
+                .insert(header::RETRY_AFTER, pause.as_secs().max(1).into());
+        }
+        if let Some(range) = refusal.content_range() {
+            reply.headers.insert(header::CONTENT_RANGE, range);
+        }
+        if answer.status == StatusCode::METHOD_NOT_ALLOWED {
+            reply
+                .headers
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        reply
+    }
+
+    fn finish(&self, reply: Reply, mut completion: Completion) -> Response<Body> {
+        completion.status = reply.status.as_u16();
+        completion.outcome = reply.outcome;
+        completion.length = reply.said.len();
+        let mut headers = reply.headers;
+        headers.insert(header::CONTENT_LENGTH, reply.length.into());
+        headers.insert(
+            DOCKER_DISTRIBUTION_API_VERSION,
+            HeaderValue::from_static("registry/2.0"),
+        );
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        if reply.outcome != Outcome::None {
+            headers.insert(X_CACHE, HeaderValue::from_static(reply.outcome.as_str()));
+            headers.insert(header::CACHE_CONTROL, CACHE_CONTROL);
+        }
+        if let Ok(id) = HeaderValue::from_str(&completion.id) {
+            headers.insert(X_REQUEST_ID, id);
+        }
+        let mut response = Response::new(Body::new(reply.said, completion));
+        *response.status_mut() = reply.status;
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+impl Handler for Proxy {
+    type Body = Body;
+
+    async fn call(
+        &self,
+        request: Request<Incoming>,
+        connection: Arc<ConnectionInfo>,
+    ) -> Response<Body> {
+        let metrics = self.parts.metrics.clone();
+        let mut completion = Completion::begin(metrics, request.method().clone(), connection.peer);
+        completion.agent = agent(request.headers());
+        let reply = match self.answer(&request, &connection, &mut completion).await {
+            Ok(reply) => reply,
+            Err(refusal) => self.refusal(&refusal, &mut completion),
+        };
+        let reply = if request.method() == Method::HEAD {
+            reply.without_content()
+        } else {
+            reply
+        };
+        self.finish(reply, completion)
+    }
+
+    fn refuse(&self, refusal: server::Refusal, connection: Arc<ConnectionInfo>) -> Response<Body> {
+        let metrics = self.parts.metrics.clone();
+        // The request was not understood, so what method it has is not known.
+        let mut completion = Completion::begin(metrics, Method::GET, connection.peer);
+        let reply = self.refusal(&Refusal::Framing(refusal), &mut completion);
+        self.finish(reply, completion)
+    }
+}
+
+/// The one host of a request, without its port: what routing, policy and log go by. An absolute target
+/// and h2's `:authority` must agree with a `Host` beside them.
+fn host(request: &Request<Incoming>) -> Result<&str, Refusal> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let from_header = match hosts.next() {
+        Some(host) => Some(host.to_str().map_err(|_| Refusal::Host)?),
+        None => None,
+    };
+    let from_target = request.uri().authority().map(http::uri::Authority::as_str);
+    let authority = match (from_target, from_header) {
+        (Some(target), Some(header)) if !target.eq_ignore_ascii_case(header) => None,
+        (Some(target), _) => Some(target),
+        (None, header) => header,
+    };
+    let authority = authority
+        .filter(|_| hosts.next().is_none())
+        .ok_or(Refusal::Host)?;
+    without_port(authority).ok_or(Refusal::Host)
+}
+
+/// The host of an authority; `None` for user information, an empty host or a port that is not one.
+fn without_port(authority: &str) -> Option<&str> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            (
+                host,
+                rest.strip_prefix(':').or(rest.is_empty().then_some("0"))?,
+            )
+        }
+        None => authority.split_once(':').unwrap_or((authority, "0")),
+    };
+    // A name may be written with the root's dot behind it.
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':');
+    (!host.is_empty() && host.bytes().all(is_host) && port.parse::<u16>().is_ok()).then_some(host)
+}
+
+fn agent(headers: &HeaderMap) -> Option<String> {
+    let agent = headers.get(header::USER_AGENT)?;
+    Some(completion::cut(&String::from_utf8_lossy(agent.as_bytes())))
+}
+
+/// What the request is about, for its completion event.
+fn note(completion: &mut Completion, wanted: &oci::Request) {
+    completion.repository = wanted.repository().map(ToString::to_string);
+    (completion.kind, completion.reference) = match wanted {
+        oci::Request::Ping => (RequestKind::Ping, None),
+        oci::Request::Manifest { reference, .. } => {
+            (RequestKind::Manifest, Some(reference.to_string()))
+        }
+        oci::Request::Blob { digest, .. } => (RequestKind::Blob, Some(digest.to_string())),
+        oci::Request::Tags { .. } => (RequestKind::Tags, None),
+        oci::Request::Referrers { digest, .. } => {
+            (RequestKind::Referrers, Some(digest.to_string()))
+        }
+        oci::Request::Upload { .. } | oci::Request::Catalog => (RequestKind::Other, None),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p05_a_host_is_read_one_way() {
+        for (authority, host) in [
+            ("registry.example", Some("registry.example")),
+            ("registry.example:443", Some("registry.example")),
+            ("registry.example.", Some("registry.example")),
+            ("[::1]:5000", Some("::1")),
+            ("[::1]", Some("::1")),
+            ("user@registry.example", None),
+            ("registry.example:", None),
+            ("registry.example:99999", None),
+            ("registry.example:1:2", None),
+            ("", None),
+            (":443", None),
+            ("[::1]x", None),
+            ("a/b", None),
+        ] {
+            assert_eq!(without_port(authority), host, "{authority}");
+        }
+    }
+}

@@ -1,1 +1,449 @@
-//! Sockets: accept, handshake, limits, drain.
+//! Sockets: accept, handshake, protocol, limits, drain.
+//!
+//! ALPN chooses hyper's HTTP/1.1 or h2 server, plain listeners speak HTTP/1.1 only, and one
+//! deadline runs from accept to the first complete request head. Every connection is a task of its
+//! own that [`run`] owns, under a cap on connections in all and from one address.
+//!
+//! Invariant: whatever a client does or leaves undone, its connection ends at a finite limit, and
+//! what it sent reaches the handler only where every reader would frame it alike.
+//! Knows sockets and HTTP framing; nothing of registries, names or rights.
+
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::pin;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+use self::connection::{Accepted, Shared};
+use self::limits::Places;
+use crate::buffers::BufferPool;
+
+pub use self::head::Refusal;
+
+mod coalesce;
+mod connection;
+mod framing;
+mod head;
+mod limits;
+mod progress;
+mod service;
+
+/// Size of a coalescing buffer: 512 KiB of body in TLS records, with the overhead of 32 records or
+/// h2 frames, so that one round of writing does not leave a small remainder.
+const WRITE_BUFFER_BYTES: usize = (512 + 8) * 1024;
+
+/// First and longest pause after an accept that failed for want of descriptors or memory. Without
+/// one the loop spins; a longer one delays recovery.
+const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// An error that a handler's body ends with; the client sees an abnormal end.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// Who is at the other end, as far as sockets know.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// Our address that it connected to.
+    pub local: SocketAddr,
+    /// What the handshake settled; `None` on a plain listener.
+    pub tls: Option<TlsInfo>,
+}
+
+/// What a TLS handshake settled.
+#[derive(Clone, Debug)]
+pub struct TlsInfo {
+    /// The name the client asked for (SNI), in lower case.
+    pub server_name: Option<String>,
+    /// Whether ALPN chose h2.
+    pub is_h2: bool,
+}
+
+/// What answers requests. A clone is made per request.
+pub trait Handler: Clone + Send + Sync + 'static {
+    /// The body of an answer.
+    type Body: Body<Data = Bytes, Error = BoxError> + Send + 'static;
+
+    /// Answers one request.
+    ///
+    /// Cancel safety: the future is dropped when the client goes away or the server stops.
+    fn call(
+        &self,
+        request: Request<Incoming>,
+        connection: Arc<ConnectionInfo>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
+
+    /// Words the answer to a request that was refused for its framing, so that its text and log
+    /// entry are the handler's. On HTTP/1.1 the connection closes after it, and no byte that
+    /// follows the refused head is interpreted.
+    fn refuse(&self, refusal: Refusal, connection: Arc<ConnectionInfo>) -> Response<Self::Body>;
+}
+
+/// A bound socket, and the TLS it speaks.
+#[derive(Debug)]
+pub struct Listener {
+    /// Where to accept.
+    pub socket: TcpListener,
+    /// `None` for plain HTTP/1.1. Certificates are swapped inside, by its resolver.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// Limits and deadlines of [`run`].
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// From accept, through the handshake, to the first complete request head.
+    pub first_request_timeout: Duration,
+    /// From the first byte of a later head to its last.
+    pub header_timeout: Duration,
+    /// From the end of an answer to the next complete head.
+    pub idle_timeout: Duration,
+    /// How long a client may take no byte from its connection, or no frame from an h2 stream,
+    /// before that is closed. With body frames of 256 KiB the default asks for 4.3 KiB/s.
+    pub write_timeout: Duration,
+    /// How long requests may go on after shutdown.
+    pub drain_timeout: Duration,
+    /// Most connections at once; more are accepted and closed.
+    pub max_connections: usize,
+    /// Most connections at once from one IPv4 address or IPv6 /64.
+    pub max_connections_per_address: usize,
+    /// Most TLS handshakes in progress at once; others wait, under their own deadline.
+    pub max_handshakes: usize,
+    /// Largest HTTP/1.1 request head, in bytes.
+    pub max_header_bytes: usize,
+    /// Most coalescing buffers (520 KiB each) lent to TLS connections at once; beyond it they write
+    /// without gathering.
+    pub max_write_buffers: usize,
+    /// Limits of h2 connections.
+    pub h2: Http2Options,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            first_request_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(25),
+            max_connections: 4096,
+            max_connections_per_address: 1024,
+            max_handshakes: 256,
+            max_header_bytes: 32 * 1024,
+            max_write_buffers: 32,
+            h2: Http2Options::default(),
+        }
+    }
+}
+
+/// Limits of h2 connections. All are finite: h2's own defaults are not, or not everywhere.
+#[derive(Clone, Debug)]
+pub struct Http2Options {
+    /// Most requests in flight on one connection. A client pulls a handful of layers at a time.
+    pub max_concurrent_streams: u32,
+    /// Largest decoded header list of a request, in bytes.
+    pub max_header_list_bytes: u32,
+    /// How much of a request body may be in flight per stream, in bytes.
+    pub stream_window_bytes: u32,
+    /// The same for the whole connection.
+    pub connection_window_bytes: u32,
+    /// How much of one answer may wait inside h2, in bytes. One body frame of 256 KiB fits.
+    pub max_send_buffer_bytes: usize,
+    /// Streams that the client may reset before they are accepted (rapid reset).
+    pub max_pending_accept_reset_streams: usize,
+    /// Streams that we may be made to reset.
+    pub max_local_error_reset_streams: usize,
+    /// Between two pings.
+    pub keep_alive_interval: Duration,
+    /// How long a ping may stay unanswered.
+    pub keep_alive_timeout: Duration,
+}
+
+impl Default for Http2Options {
+    fn default() -> Self {
+        Self {
+            max_concurrent_streams: 128,
+            max_header_list_bytes: 32 * 1024,
+            stream_window_bytes: 1024 * 1024,
+            connection_window_bytes: 2 * 1024 * 1024,
+            max_send_buffer_bytes: 256 * 1024,
+            max_pending_accept_reset_streams: 20,
+            max_local_error_reset_streams: 64,
+            keep_alive_interval: Duration::from_secs(30),
+            keep_alive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// What the server counts. The silent form is [`ServerMetrics::default`], registered nowhere.
+#[derive(Clone, Debug, Default)]
+pub struct ServerMetrics {
+    /// Connections taken from the listeners, refused ones included.
+    pub connections_accepted: Counter,
+    /// Connections that are open.
+    pub connections_open: Gauge,
+    /// Connections closed at once because a cap was reached.
+    pub connections_refused: Counter,
+    /// TLS handshakes that failed or were not finished in time.
+    pub handshake_failures: Counter,
+    /// Connections closed because the client sent or took nothing in time; idle ones apart.
+    pub deadline_closed: Counter,
+    /// Accepts that failed for want of descriptors or memory.
+    pub accept_errors: Counter,
+}
+
+impl ServerMetrics {
+    /// Makes the handles readable.
+    pub fn register(&self, registry: &mut Registry) {
+        let counters = [
+            (
+                "connections",
+                "Connections taken from the listeners",
+                &self.connections_accepted,
+            ),
+            (
+                "connections_refused",
+                "Connections closed because a cap was reached",
+                &self.connections_refused,
+            ),
+            (
+                "handshake_failures",
+                "TLS handshakes that failed or were not finished in time",
+                &self.handshake_failures,
+            ),
+            (
+                "connections_expired",
+                "Connections closed because the client sent or took nothing in time",
+                &self.deadline_closed,
+            ),
+            (
+                "accept_errors",
+                "Accepts that failed for want of descriptors or memory",
+                &self.accept_errors,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register(
+            "connections_open",
+            "Connections that are open",
+            self.connections_open.clone(),
+        );
+    }
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Connections that were open when it began.
+    pub open: usize,
+    /// Of these, those still busy at the end of the drain timeout, and cut.
+    pub cut: usize,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Accepts and serves until `shutdown` resolves, then closes the listening sockets, lets requests
+/// finish for up to the drain timeout, and reports.
+///
+/// Cancel safety: dropping the future closes the listening sockets and all connections at once.
+pub async fn run<H: Handler>(
+    listeners: Vec<Listener>,
+    handler: H,
+    options: ServerOptions,
+    metrics: ServerMetrics,
+    shutdown: impl Future<Output = ()>,
+) -> DrainReport {
+    let (drain, draining) = watch::channel(false);
+    let places = Places::new(options.max_connections, options.max_connections_per_address);
+    let drain_timeout = options.drain_timeout;
+    let shared = Arc::new(Shared {
+        handler,
+        metrics: metrics.clone(),
+        write_buffers: BufferPool::new(WRITE_BUFFER_BYTES, options.max_write_buffers),
+        handshakes: Semaphore::new(options.max_handshakes),
+        draining,
+        options,
+    });
+
+    let mut connections = JoinSet::new();
+    let mut acceptor = Acceptor::new(listeners, metrics.clone());
+    pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(ended) = connections.join_next() => {
+                report_panic(ended);
+                continue;
+            }
+            accepted = acceptor.next() => accepted,
+        };
+        metrics.connections_accepted.inc();
+        let Some(place) = places.take(accepted.peer.ip()) else {
+            metrics.connections_refused.inc();
+            tracing::debug!(client.addr = %accepted.peer, "connection refused: too many");
+            continue;
+        };
+        let open = Open::new(metrics.connections_open.clone());
+        let shared = Arc::clone(&shared);
+        connections.spawn(async move {
+            let _counted = (place, open);
+            connection::serve(accepted, shared).await;
+        });
+    }
+
+    drop(acceptor);
+    let began = Instant::now();
+    let open = connections.len();
+    // An error means that nobody listens, for there are no connections.
+    let _ = drain.send(true);
+    let finish = async {
+        while let Some(ended) = connections.join_next().await {
+            report_panic(ended);
+        }
+    };
+    let cut = match tokio::time::timeout(drain_timeout, finish).await {
+        Ok(()) => 0,
+        Err(_) => {
+            let cut = connections.len();
+            connections.shutdown().await;
+            cut
+        }
+    };
+    DrainReport {
+        open,
+        cut,
+        elapsed: began.elapsed(),
+    }
+}
+
+fn report_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "connection task failed");
+    }
+}
+
+/// Counts an open connection until dropped, also by a panic.
+struct Open(Gauge);
+
+impl Open {
+    fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Accepts from several listeners in turn.
+struct Acceptor {
+    listeners: Vec<Listener>,
+    /// Which listener is asked first, so that a busy one does not starve the others.
+    first: usize,
+    /// While accepts fail: the length of the pause, and when it ends.
+    pause: Option<(Duration, Instant)>,
+    metrics: ServerMetrics,
+}
+
+impl Acceptor {
+    fn new(listeners: Vec<Listener>, metrics: ServerMetrics) -> Self {
+        Self {
+            listeners,
+            first: 0,
+            pause: None,
+            metrics,
+        }
+    }
+
+    /// The next connection.
+    ///
+    /// Cancel safety: no accepted connection is lost, and a pause goes on where it was.
+    async fn next(&mut self) -> Accepted {
+        loop {
+            if let Some((_, until)) = self.pause {
+                tokio::time::sleep_until(until).await;
+            }
+            match self.accept_any().await {
+                Ok(accepted) => {
+                    self.pause = None;
+                    return accepted;
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    let (first, longest) = ACCEPT_PAUSE;
+                    let pause = self
+                        .pause
+                        .map_or(first, |(pause, _)| (pause * 2).min(longest));
+                    self.metrics.accept_errors.inc();
+                    if self.pause.is_none() {
+                        tracing::warn!(%error, "cannot accept connections; trying again");
+                    }
+                    self.pause = Some((pause, Instant::now() + pause));
+                }
+            }
+        }
+    }
+
+    async fn accept_any(&mut self) -> io::Result<Accepted> {
+        let count = self.listeners.len();
+        let (index, accepted) = std::future::poll_fn(|cx| {
+            for turn in 0..count {
+                let index = (self.first + turn) % count;
+                if let Poll::Ready(accepted) = self.listeners[index].socket.poll_accept(cx) {
+                    return Poll::Ready((index, accepted));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        self.first = index + 1;
+        let (stream, peer) = accepted?;
+        prepare(&stream);
+        Ok(Accepted {
+            local: stream.local_addr()?,
+            tls: self.listeners[index].tls.clone(),
+            stream,
+            peer,
+        })
+    }
+}
+
+/// Answers leave when they are flushed; a socket that cannot be told so works all the same.
+fn prepare(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+}
+
+/// Whether an accept failed because of the connection rather than of us.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::InvalidInput
+    )
+}

@@ -41,7 +41,8 @@ pub enum Fault {
     /// Sends these bytes after the promised end of the body and keeps the connection open. A whole
     /// response here is an unsolicited second answer.
     Extra(Bytes),
-    /// Sends these bytes in place of a response, then closes.
+    /// Sends these bytes in place of a response, then closes in order. None at all is what a stale
+    /// connection does.
     Raw(Bytes),
     /// Answers this instead, without doing what was asked.
     Answer(CannedAnswer),

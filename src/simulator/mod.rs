@@ -21,6 +21,25 @@
 //! pass. The servers run on the runtime that started them and end with the last handle or at
 //! [`Simulator::shutdown`].
 //!
+//! ```
+//! use ecr_proxy::simulator::{Fault, ImageSpec, Listener, Pattern, Simulator};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let simulator = Simulator::builder().start().await?;
+//! let image = simulator.push_image("app", "v1", ImageSpec::generated(1, [10 << 20]));
+//! let layer = &image.manifests[0].layers[0].digest;
+//! simulator
+//!     .faults()
+//!     .on(Listener::Storage, "GET", Pattern::digest(layer))
+//!     .times(1)
+//!     .then(Fault::ResetAfter(3 << 20));
+//! // … pull it, then:
+//! let journal = simulator.journal();
+//! assert_eq!(journal.count(|e| e.digest.as_ref() == Some(layer)), 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! It knows nothing of the proxy, checks no AWS signature, and keeps all it holds in memory.
 
 mod api;
@@ -128,7 +147,7 @@ impl Builder {
         self
     }
 
-    /// Opens the three listeners.
+    /// Opens the three listeners on the current Tokio runtime.
     ///
     /// # Errors
     /// [`StartError`] where an address is taken or the certificate is bad.
@@ -310,10 +329,13 @@ impl Simulator {
 
     /// Builds an image and stores it under `tag`, making the repository if need be. Hashes
     /// everything on the calling thread.
+    ///
+    /// # Panics
+    /// Where the path of a [`LayerFile`] is absolute or holds `..`.
     pub fn push_image(&self, repository: &str, tag: &str, spec: ImageSpec) -> PushedImage {
         self.create_repository(repository);
         image::store(&self.parts.shelf, repository, tag, &spec)
-            .expect("the archive is written to memory, and its paths are the caller's")
+            .expect("an archive in memory fails only by its paths, as documented")
     }
 
     /// Stores a blob, making the repository if need be, and answers its digest. Hashes it on the

@@ -198,6 +198,7 @@ impl Shelf {
             referenced,
         });
         blob.source = source.clone();
+        blob.referenced |= referenced;
         let object = Object {
             repository: name.into(),
             digest: digest.into(),

@@ -1,10 +1,11 @@
 //! Faults, gates and outages do what they say, and the journal tells of it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{
-    BlobSource, End, Entry, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern,
+    BlobSource, End, Entry, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern, Simulator,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -261,4 +262,19 @@ async fn secrets_are_listed_and_handles_print_without_them() {
     for secret in simulator.secrets() {
         assert!(!printed.contains(&secret));
     }
+}
+
+#[tokio::test]
+async fn it_comes_back_at_the_same_addresses() {
+    // A loopback address of its own, so that no test beside it is given the ports in between.
+    let free = SocketAddr::from(([127, 99, 0, 1], 0));
+    let builder = Simulator::builder().bind(free, free, free);
+    let simulator = builder.start().await.unwrap();
+    let [api, registry, bucket] = Listener::ALL.map(|listener| simulator.address(listener));
+    simulator.shutdown().await;
+    let builder = Simulator::builder().bind(registry, bucket, api);
+    let simulator = builder.start().await.unwrap();
+    assert_eq!(simulator.address(Listener::Registry), registry);
+    let client = Client::new(&simulator, FULL_ACCESS_KEY);
+    assert_eq!(client.get("/v2/").await.status, 200);
 }

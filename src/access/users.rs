@@ -1,0 +1,201 @@
+//! The user file: htpasswd lines, bcrypt only.
+//!
+//! Invariant: every hash in [`Users`] is a well-formed bcrypt hash of bounded cost, every name is
+//! there once. Knows nothing of how a password is checked.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr as _;
+
+/// Reserved for ECR tokens, which log in under this name.
+pub const RESERVED_NAME: &str = "AWS";
+
+/// Highest accepted bcrypt cost. Each step doubles the time: 16 is several seconds, and one
+/// such user could keep a core busy by logging in.
+const MAX_COST: u32 = 16;
+
+/// Named users and their password hashes.
+#[derive(Clone, Default)]
+pub struct Users {
+    hashes: BTreeMap<String, String>,
+}
+
+/// What is wrong with one line of a user file. Never holds the hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserFault {
+    /// The line, counted from 1.
+    pub line: usize,
+    /// What is wrong and how to mend it.
+    pub reason: String,
+}
+
+/// Everything that is wrong with a user file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseUsersError(pub Vec<UserFault>);
+
+impl Users {
+    /// Parses htpasswd lines: `name:hash`, empty lines and lines that begin with `#` ignored.
+    ///
+    /// # Errors
+    /// Every faulty line: no colon, an empty or reserved name, a name given twice, a hash that is
+    /// not bcrypt (`$2a$`, `$2b$` or `$2y$`), or one that costs too much to check.
+    pub fn parse(text: &str) -> Result<Self, ParseUsersError> {
+        let mut hashes = BTreeMap::new();
+        let mut faults = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            match parse_line(line) {
+                Ok((name, hash)) => {
+                    if hashes.insert(name.to_owned(), hash.to_owned()).is_some() {
+                        faults.push(UserFault {
+                            line: index + 1,
+                            reason: format!("user {name:?} is there twice"),
+                        });
+                    }
+                }
+                Err(reason) => faults.push(UserFault {
+                    line: index + 1,
+                    reason,
+                }),
+            }
+        }
+        if faults.is_empty() {
+            Ok(Self { hashes })
+        } else {
+            Err(ParseUsersError(faults))
+        }
+    }
+
+    /// Whether nobody is in it.
+    pub fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
+    /// How many users are in it.
+    pub fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    pub(super) fn hash(&self, name: &str) -> Option<&str> {
+        self.hashes.get(name).map(String::as_str)
+    }
+
+    /// The hash of some user, the same one for the same `pick`; `None` if there are no users.
+    pub(super) fn any_hash(&self, pick: u64) -> Option<&str> {
+        let count = u64::try_from(self.hashes.len()).ok()?;
+        let index = usize::try_from(pick.checked_rem(count)?).ok()?;
+        self.hashes.values().nth(index).map(String::as_str)
+    }
+}
+
+fn parse_line(line: &str) -> Result<(&str, &str), String> {
+    let Some((name, hash)) = line.split_once(':') else {
+        return Err("expected name:hash".to_owned());
+    };
+    if name.is_empty() {
+        return Err("the name is empty".to_owned());
+    }
+    if name.chars().any(char::is_control) {
+        return Err("the name has a control character".to_owned());
+    }
+    if name == RESERVED_NAME {
+        return Err(format!(
+            "the name {RESERVED_NAME:?} is reserved for ECR tokens"
+        ));
+    }
+    if !["$2a$", "$2b$", "$2y$"]
+        .iter()
+        .any(|prefix| hash.starts_with(prefix))
+    {
+        return Err(format!(
+            "the password of {name:?} is not a bcrypt hash ($2a$, $2b$ or $2y$); \
+             `ecr-proxy hash-password {name}` or `htpasswd -nB {name}` make one"
+        ));
+    }
+    let cost = match bcrypt::HashParts::from_str(hash) {
+        Ok(parts) if hash.len() == 60 => parts.get_cost(),
+        _ => return Err(format!("the bcrypt hash of {name:?} is damaged")),
+    };
+    if !(4..=MAX_COST).contains(&cost) {
+        return Err(format!(
+            "the bcrypt hash of {name:?} has cost {cost}; from 4 to {MAX_COST} are accepted"
+        ));
+    }
+    Ok((name, hash))
+}
+
+impl fmt::Debug for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.hashes.keys()).finish()
+    }
+}
+
+impl fmt::Display for ParseUsersError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}line {}: {}", fault.line, fault.reason)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ParseUsersError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "$2b$04$abcdefghijklmnopqrstuuEAPhVgmc7bVzTSVxzVkAZnTyYrGVCVq";
+
+    fn faults(text: &str) -> Vec<(usize, String)> {
+        let error = Users::parse(text).expect_err("faults");
+        error.0.into_iter().map(|f| (f.line, f.reason)).collect()
+    }
+
+    #[test]
+    fn comments_empty_lines_and_all_three_prefixes_are_accepted() {
+        let y = HASH.replace("$2b$", "$2y$");
+        let a = HASH.replace("$2b$", "$2a$");
+        let text = format!("# team\n\na:{HASH}\r\n b:{y} \nc:{a}");
+        let users = Users::parse(&text).expect("users");
+        assert_eq!(users.len(), 3);
+        assert_eq!(users.hash("a"), Some(HASH));
+        assert_eq!(users.hash("b"), Some(y.as_str()));
+        assert_eq!(users.hash("d"), None);
+    }
+
+    #[test]
+    fn every_faulty_line_is_named() {
+        let text = format!(
+            "a:{HASH}\nno colon\n:{HASH}\nAWS:{HASH}\na:{HASH}\nm:$apr1$x$y\ns:{{SHA}}abc\np:plain\nshort:$2b$04$abc\nslow:{}",
+            HASH.replace("$04$", "$20$")
+        );
+        let faults = faults(&text);
+        let lines: Vec<usize> = faults.iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert!(faults[2].1.contains("reserved"));
+        assert!(faults[3].1.contains("twice"));
+        assert!(faults[4].1.contains("bcrypt"));
+        assert!(faults[7].1.contains("damaged"));
+        assert!(faults[8].1.contains("cost 20"));
+    }
+
+    #[test]
+    fn hashes_do_not_print() {
+        let users = Users::parse(&format!("a:{HASH}")).expect("users");
+        assert_eq!(format!("{users:?}"), "{\"a\"}");
+        let error = Users::parse("a:hunter2").expect_err("fault");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn some_hash_is_picked_unless_there_is_none() {
+        assert_eq!(Users::default().any_hash(7), None);
+        let users = Users::parse(&format!("a:{HASH}")).expect("users");
+        assert_eq!(users.any_hash(u64::MAX), Some(HASH));
+    }
+}

@@ -1,0 +1,281 @@
+//! What blobs there are, how large, in which order they were used, and which of them are verified.
+//!
+//! A hint in memory: the disk is the truth, and whatever is missing or wrong here is put right when
+//! the file is met. Order of use is a sequence, not a time, so a clock that jumps evicts nothing.
+//! Knows no files; changes are kept as [`Event`]s for the journal.
+
+use std::collections::BTreeMap;
+
+use crate::oci::Digest;
+
+use super::content::Identity;
+
+/// Proof that the file with this identity was hashed in full, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub(super) identity: Identity,
+    /// Seconds since the epoch.
+    pub(super) when: i64,
+}
+
+/// What is known of one blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) size: u64,
+    /// Seconds since the epoch, for people; the order is kept apart from it.
+    pub(super) last_use: i64,
+    pub(super) stamp: Option<Stamp>,
+}
+
+/// A change, as the journal tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    Put(Digest, Known),
+    Removed(Digest),
+    Used(Digest, i64),
+}
+
+#[derive(Debug)]
+struct Entry {
+    known: Known,
+    sequence: i64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    entries: BTreeMap<Digest, Entry>,
+    by_use: BTreeMap<i64, Digest>,
+    newest: i64,
+    oldest: i64,
+    loaded: bool,
+    ready: bool,
+    events: Vec<Event>,
+}
+
+impl Index {
+    /// True once the store's content is known in full.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// True once what was stored has been taken in.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
+    pub(super) fn set_ready(&mut self) {
+        self.ready = true;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn known(&self, digest: &Digest) -> Option<Known> {
+        self.entries.get(digest).map(|entry| entry.known)
+    }
+
+    /// Adds or replaces a blob as the most recently used; returns the size it had.
+    pub(super) fn put(&mut self, digest: Digest, known: Known) -> Option<u64> {
+        self.events.push(Event::Put(digest, known));
+        self.newest += 1;
+        self.place(digest, known, self.newest)
+    }
+
+    /// Adds a blob as the least recently used, unless it is known.
+    pub(super) fn put_oldest(&mut self, digest: Digest, known: Known) -> bool {
+        if self.entries.contains_key(&digest) {
+            return false;
+        }
+        self.oldest -= 1;
+        self.place(digest, known, self.oldest);
+        true
+    }
+
+    fn place(&mut self, digest: Digest, known: Known, sequence: i64) -> Option<u64> {
+        let old = self.entries.insert(digest, Entry { known, sequence });
+        if let Some(old) = &old {
+            self.by_use.remove(&old.sequence);
+        }
+        self.by_use.insert(sequence, digest);
+        old.map(|old| old.known.size)
+    }
+
+    /// Forgets a blob; returns the size it had.
+    pub(super) fn remove(&mut self, digest: &Digest) -> Option<u64> {
+        let entry = self.entries.remove(digest)?;
+        self.by_use.remove(&entry.sequence);
+        self.events.push(Event::Removed(*digest));
+        Some(entry.known.size)
+    }
+
+    /// Makes a blob the most recently used.
+    pub(super) fn touch(&mut self, digest: &Digest, now: i64) {
+        if let Some(entry) = self.entries.get_mut(digest) {
+            self.by_use.remove(&entry.sequence);
+            self.newest += 1;
+            entry.sequence = self.newest;
+            entry.known.last_use = now;
+            self.by_use.insert(self.newest, *digest);
+            self.events.push(Event::Used(*digest, now));
+        }
+    }
+
+    pub(super) fn set_stamp(&mut self, digest: &Digest, stamp: Stamp) {
+        if let Some(entry) = self.entries.get_mut(digest) {
+            entry.known.stamp = Some(stamp);
+            self.events.push(Event::Put(*digest, entry.known));
+        }
+    }
+
+    /// Up to `count` blobs in order of use, the least recent first, after sequence `after`.
+    pub(super) fn least_used(&self, after: Option<i64>, count: usize) -> Vec<(i64, Digest, u64)> {
+        let from = after.map_or(i64::MIN, |after| after.saturating_add(1));
+        self.by_use
+            .range(from..)
+            .take(count)
+            .filter_map(|(sequence, digest)| {
+                let size = self.entries.get(digest)?.known.size;
+                Some((*sequence, *digest, size))
+            })
+            .collect()
+    }
+
+    /// The sequence number of the latest use.
+    pub(super) fn newest(&self) -> i64 {
+        self.newest
+    }
+
+    /// The blobs whose digest begins with `first_byte`.
+    pub(super) fn in_shard(&self, first_byte: u8) -> Vec<Digest> {
+        let mut low = [0; 32];
+        low[0] = first_byte;
+        let mut high = [0xff; 32];
+        high[0] = first_byte;
+        self.entries
+            .range(Digest::from_sha256(low)..=Digest::from_sha256(high))
+            .map(|(digest, _)| *digest)
+            .collect()
+    }
+
+    /// All blobs, the least recently used first.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = (Digest, Known)> + '_ {
+        self.by_use
+            .values()
+            .filter_map(|digest| Some((*digest, self.entries.get(digest)?.known)))
+    }
+
+    /// Takes in what was on disk. What happened since the start is newer and wins; returns the bytes
+    /// that the ledger has not counted yet.
+    pub(super) fn load(&mut self, stored: Vec<(Digest, Known)>) -> u64 {
+        self.loaded = true;
+        let mut added = 0;
+        for (digest, known) in stored.into_iter().rev() {
+            match self.entries.get_mut(&digest) {
+                // Met before the index was loaded: the file is there, only its stamp is news.
+                Some(entry) if entry.known.stamp.is_none() && entry.known.size == known.size => {
+                    entry.known.stamp = known.stamp;
+                    // The journal has it unstamped, from when it was met.
+                    self.events.push(Event::Put(digest, entry.known));
+                }
+                Some(_) => {}
+                None => {
+                    self.put_oldest(digest, known);
+                    added += known.size;
+                }
+            }
+        }
+        added
+    }
+
+    pub(super) fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// The changes since the last call.
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(n: u8) -> Digest {
+        Digest::of(&[n])
+    }
+
+    fn known(size: u64) -> Known {
+        Known {
+            size,
+            last_use: 0,
+            stamp: None,
+        }
+    }
+
+    fn order(index: &Index) -> Vec<Digest> {
+        index.in_order().map(|(digest, _)| digest).collect()
+    }
+
+    #[test]
+    fn use_decides_the_order_and_the_clock_does_not() {
+        let mut index = Index::default();
+        for n in 0..3 {
+            index.put(digest(n), known(1));
+        }
+        index.touch(&digest(0), -5);
+        assert_eq!(order(&index), [digest(1), digest(2), digest(0)]);
+        index.remove(&digest(2));
+        assert_eq!(order(&index), [digest(1), digest(0)]);
+    }
+
+    #[test]
+    fn what_was_stored_is_older_than_what_was_met_since_the_start() {
+        let mut index = Index::default();
+        index.put(digest(1), known(10));
+        let stored = vec![
+            (digest(0), known(5)),
+            (digest(1), known(10)),
+            (digest(2), known(7)),
+        ];
+        assert_eq!(index.load(stored), 12);
+        assert_eq!(order(&index), [digest(0), digest(2), digest(1)]);
+    }
+
+    #[test]
+    fn a_stamp_that_was_stored_is_not_lost_to_a_use_before_loading() {
+        let mut index = Index::default();
+        index.put(digest(1), known(10));
+        let stamped = Known {
+            stamp: Some(Stamp {
+                identity: Identity {
+                    inode: 1,
+                    size: 10,
+                    mtime: 2,
+                    ctime: 3,
+                },
+                when: 4,
+            }),
+            ..known(10)
+        };
+        index.load(vec![(digest(1), stamped)]);
+        assert_eq!(index.known(&digest(1)), Some(stamped));
+        assert_eq!(
+            index.take_events().last(),
+            Some(&Event::Put(digest(1), stamped))
+        );
+    }
+
+    #[test]
+    fn a_shard_is_a_range() {
+        let mut index = Index::default();
+        for n in 0..200 {
+            index.put(digest(n), known(1));
+        }
+        let total: usize = (0..=255).map(|byte| index.in_shard(byte).len()).sum();
+        assert_eq!(total, 200);
+        let byte = digest(7).as_bytes()[0];
+        assert!(index.in_shard(byte).contains(&digest(7)));
+    }
+}

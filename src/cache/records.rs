@@ -1,0 +1,529 @@
+//! What repositories hold, with proof: the table of loaded logs and the thread that writes them.
+//!
+//! The invariant: an answer comes from memory or from a log on disk, a change is in memory at once
+//! and on disk within a second, and no caller waits for the writing. A record that cannot be written
+//! stays in memory and is written when the disk works again.
+//!
+//! Lock order: `writing`, then a repository, then the table's and the queue's, which are held for
+//! nothing else.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, FileType};
+
+use crate::oci::{Digest, RepoKey, Tag};
+
+use super::janitor::names_in;
+use super::layout::REPOSITORIES;
+use super::lock;
+use super::record::{Held, StoredManifest, TagRecord};
+use super::repository_log::{Batch, LOG, RepositoryLog};
+use super::store::Shared;
+
+/// How long changes gather before they are written: well within the second that is promised, long
+/// enough that a pull's records share one sync.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// Pause after a failed write.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Most repositories kept loaded while nobody uses them. A loaded one costs about 100 bytes for each
+/// of its records; the manifests' bytes are not among them.
+const LOADED: usize = 512;
+
+/// Bytes of manifests kept in memory: the images that are pulled all day.
+const HOT_BYTES: u64 = 16 << 20;
+
+/// The records of all repositories. Clones are handles of the same.
+///
+/// All methods may read the disk once for each repository, and to read a manifest that was not asked
+/// for lately; none waits for a write.
+#[derive(Clone, Debug)]
+pub struct Records {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    table: Mutex<Table>,
+    queue: Mutex<Queue>,
+    queued: Condvar,
+    /// One writer at a time.
+    writing: Mutex<()>,
+    hot: moka::sync::Cache<(RepoKey, Digest), StoredManifest>,
+    /// Size of each log, by its path.
+    sizes: Mutex<HashMap<String, u64>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    repositories: HashMap<RepoKey, (Arc<Repository>, u64)>,
+    clock: u64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    dirty: Vec<Arc<Repository>>,
+    stop: bool,
+}
+
+#[derive(Debug)]
+struct Repository {
+    name: String,
+    /// From the store's root.
+    components: Vec<String>,
+    /// Loaded on first use.
+    log: Mutex<Option<RepositoryLog>>,
+}
+
+impl Repository {
+    fn new(key: &RepoKey) -> Self {
+        let mut components = vec![REPOSITORIES.to_owned(), component(&key.upstream)];
+        components.extend(key.repository.as_str().split('/').map(component));
+        Self {
+            name: key.to_string(),
+            components,
+            log: Mutex::default(),
+        }
+    }
+
+    fn borrowed(&self) -> Vec<&str> {
+        self.components.iter().map(String::as_str).collect()
+    }
+
+    fn directory(&self, shared: &Shared) -> io::Result<OwnedFd> {
+        shared.layout.directory(&self.borrowed())
+    }
+
+    fn path(&self) -> String {
+        self.components[1..].join("/")
+    }
+}
+
+/// A name as one component of a path. Repository names pass unchanged.
+fn component(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for (at, byte) in name.bytes().enumerate() {
+        let plain = byte.is_ascii_lowercase()
+            || byte.is_ascii_digit()
+            || (at > 0 && matches!(byte, b'.' | b'-' | b'_'));
+        if plain {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02x}"));
+        }
+    }
+    out
+}
+
+impl Records {
+    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
+        let inner = Arc::new(Inner {
+            shared,
+            table: Mutex::default(),
+            queue: Mutex::default(),
+            queued: Condvar::new(),
+            writing: Mutex::default(),
+            hot: moka::sync::Cache::builder()
+                .max_capacity(HOT_BYTES)
+                .weigher(|_, manifest: &StoredManifest| {
+                    u32::try_from(manifest.bytes.len() + 256).unwrap_or(u32::MAX)
+                })
+                .build(),
+            sizes: Mutex::default(),
+            thread: Mutex::default(),
+        });
+        let writer = inner.clone();
+        let thread = std::thread::Builder::new()
+            .name("cache-records".into())
+            .spawn(move || {
+                while !lock(&writer.queue).stop {
+                    if catch_unwind(AssertUnwindSafe(|| writer.write_loop())).is_err() {
+                        tracing::error!("the writer of records panicked and is started again");
+                    }
+                }
+            })?;
+        *lock(&inner.thread) = Some(thread);
+        Ok(Self { inner })
+    }
+
+    /// A stored manifest of this repository.
+    pub fn manifest(&self, repo: &RepoKey, digest: &Digest) -> Option<StoredManifest> {
+        let inner = &self.inner;
+        let key = (repo.clone(), *digest);
+        inner.with(repo, |repository, log| {
+            // The log decides whether it is held; the memory only spares reading it.
+            if !log.has_manifest(digest) {
+                return None;
+            }
+            if let Some(manifest) = inner.hot.get(&key) {
+                return Some(manifest);
+            }
+            let directory = || repository.directory(&inner.shared);
+            let manifest = log.manifest(digest, directory).unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot read a stored manifest");
+                None
+            })?;
+            inner.hot.insert(key, manifest.clone());
+            Some(manifest)
+        })?
+    }
+
+    /// Like [`Self::manifest`] without waiting for the disk; the outer `None` says only that
+    /// [`Self::manifest`] has to be asked.
+    pub fn manifest_now(&self, repo: &RepoKey, digest: &Digest) -> Option<Option<StoredManifest>> {
+        let held = self.inner.with_now(repo, |log| log.has_manifest(digest))?;
+        if !held {
+            return Some(None);
+        }
+        self.inner.hot.get(&(repo.clone(), *digest)).map(Some)
+    }
+
+    /// Like [`Self::holds`] without waiting for the disk; the outer `None` says only that
+    /// [`Self::holds`] has to be asked.
+    pub fn holds_now(&self, repo: &RepoKey, digest: &Digest) -> Option<Option<Held>> {
+        self.inner.with_now(repo, |log| log.holds(digest))
+    }
+
+    /// Like [`Self::tag`] without waiting for the disk; the outer `None` says only that
+    /// [`Self::tag`] has to be asked.
+    pub fn tag_now(&self, repo: &RepoKey, tag: &Tag) -> Option<Option<TagRecord>> {
+        self.inner.with_now(repo, |log| log.tag(tag))
+    }
+
+    /// Stores a manifest that upstream returned for this repository at `at`, hashing it; the config
+    /// and layers it names are held from now on. Returns its digest.
+    pub fn put_manifest(
+        &self,
+        repo: &RepoKey,
+        media_type: &str,
+        bytes: Bytes,
+        at: SystemTime,
+    ) -> Digest {
+        let manifest = StoredManifest {
+            digest: Digest::of(&bytes),
+            media_type: media_type.into(),
+            bytes,
+        };
+        let digest = manifest.digest;
+        self.inner
+            .change(repo, |log| log.put_manifest(&manifest, at));
+        self.inner.hot.insert((repo.clone(), digest), manifest);
+        digest
+    }
+
+    /// Proof that this repository holds a blob, if there is one.
+    pub fn holds(&self, repo: &RepoKey, digest: &Digest) -> Option<Held> {
+        self.inner.with(repo, |_, log| log.holds(digest))?
+    }
+
+    /// Upstream said at `at` that this repository holds a blob.
+    pub fn put_held(&self, repo: &RepoKey, digest: Digest, size: Option<u64>, at: SystemTime) {
+        self.inner
+            .change(repo, |log| log.put_held(digest, size, at));
+    }
+
+    /// What a tag pointed to when it was last checked.
+    pub fn tag(&self, repo: &RepoKey, tag: &Tag) -> Option<TagRecord> {
+        self.inner.with(repo, |_, log| log.tag(tag))?
+    }
+
+    /// Upstream said at `at` what a tag points to. A tag found unchanged is written at most once a
+    /// minute.
+    pub fn put_tag(&self, repo: &RepoKey, tag: &Tag, digest: Digest, at: SystemTime) {
+        self.inner.change(repo, |log| log.put_tag(tag, digest, at));
+    }
+
+    /// Upstream said that this repository does not hold a blob.
+    pub fn forget_blob(&self, repo: &RepoKey, digest: &Digest) {
+        self.inner.change(repo, |log| log.forget_blob(digest));
+    }
+
+    /// Upstream said that this repository does not hold a manifest. What rested on it goes too.
+    pub fn forget_manifest(&self, repo: &RepoKey, digest: &Digest) {
+        self.inner.change(repo, |log| log.forget_manifest(digest));
+        self.inner.hot.invalidate(&(repo.clone(), *digest));
+    }
+
+    /// Upstream said that this repository has no such tag.
+    pub fn forget_tag(&self, repo: &RepoKey, tag: &Tag) {
+        self.inner.change(repo, |log| log.forget_tag(tag));
+    }
+
+    /// Writes all that is pending, durably.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.inner.write_out()
+    }
+
+    /// Ends the thread and writes what is pending, exact times included.
+    pub(super) fn stop(&self) {
+        lock(&self.inner.queue).stop = true;
+        self.inner.queued.notify_all();
+        if let Some(thread) = lock(&self.inner.thread).take() {
+            // Its panics are caught and logged inside.
+            let _ = thread.join();
+        }
+        let loaded: Vec<_> = {
+            let table = lock(&self.inner.table);
+            table
+                .repositories
+                .values()
+                .map(|(r, _)| r.clone())
+                .collect()
+        };
+        for repository in loaded {
+            if let Some(log) = &mut *lock(&repository.log) {
+                log.log_times();
+            }
+            lock(&self.inner.queue).dirty.push(repository);
+        }
+        if let Err(error) = self.inner.write_out() {
+            tracing::warn!(%error, "the last records were not written");
+        }
+    }
+
+    /// Counts the logs on disk. A walk of directories, for the janitor.
+    pub(super) fn measure(&self) {
+        let mut directories = vec![String::new()];
+        while let Some(path) = directories.pop() {
+            let components: Vec<&str> = std::iter::once(REPOSITORIES)
+                .chain(path.split('/').filter(|component| !component.is_empty()))
+                .collect();
+            let Ok(directory) = self.inner.shared.layout.directory(&components) else {
+                continue;
+            };
+            for name in names_in(&directory).unwrap_or_default() {
+                let Ok(stat) = rustix::fs::statat(&directory, &*name, AtFlags::SYMLINK_NOFOLLOW)
+                else {
+                    continue;
+                };
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory if path.is_empty() => directories.push(name),
+                    FileType::Directory => directories.push(format!("{path}/{name}")),
+                    FileType::RegularFile if name == LOG => {
+                        let size = u64::try_from(stat.st_size).unwrap_or(0);
+                        self.inner.measured(path.clone(), size);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn repository(&self, key: &RepoKey) -> Arc<Repository> {
+        let mut table = lock(&self.table);
+        table.clock += 1;
+        let now = table.clock;
+        if let Some((repository, used)) = table.repositories.get_mut(key) {
+            *used = now;
+            return repository.clone();
+        }
+        let repository = Arc::new(Repository::new(key));
+        table
+            .repositories
+            .insert(key.clone(), (repository.clone(), now));
+        if table.repositories.len() > LOADED {
+            unload(&mut table);
+        }
+        repository
+    }
+
+    /// Runs `f` on a repository's records; `None` if they cannot be read at the moment, and then
+    /// nothing is known and nothing kept.
+    fn with<T>(
+        &self,
+        key: &RepoKey,
+        f: impl FnOnce(&Repository, &mut RepositoryLog) -> T,
+    ) -> Option<T> {
+        self.with_log(&self.repository(key), f)
+    }
+
+    /// Like [`Self::with`] if it can be had without waiting.
+    fn with_now<T>(&self, key: &RepoKey, f: impl FnOnce(&RepositoryLog) -> T) -> Option<T> {
+        let repository = self.repository(key);
+        let guard = repository.log.try_lock().ok()?;
+        guard.as_ref().map(f)
+    }
+
+    fn with_log<T>(
+        &self,
+        repository: &Repository,
+        f: impl FnOnce(&Repository, &mut RepositoryLog) -> T,
+    ) -> Option<T> {
+        let mut guard = lock(&repository.log);
+        let log = match &mut *guard {
+            Some(log) => log,
+            empty => {
+                let directory = match repository.directory(&self.shared) {
+                    Ok(directory) => Ok(Some(directory)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(error),
+                };
+                let loaded = directory.and_then(|directory| {
+                    RepositoryLog::load(repository.name.clone(), directory.as_ref())
+                });
+                match loaded {
+                    Ok(log) => empty.insert(log),
+                    Err(error) => {
+                        tracing::warn!(
+                            %error,
+                            oci.repository = %repository.name,
+                            "cannot read a repository's records"
+                        );
+                        return None;
+                    }
+                }
+            }
+        };
+        Some(f(repository, log))
+    }
+
+    fn change(&self, key: &RepoKey, f: impl FnOnce(&mut RepositoryLog)) {
+        // Held until it is queued, so that it is not unloaded in between.
+        let repository = self.repository(key);
+        let dirty = self.with_log(&repository, |_, log| {
+            let before = log.is_dirty();
+            f(log);
+            log.is_dirty() && !before
+        });
+        if dirty == Some(true) {
+            self.enqueue(repository);
+        }
+    }
+
+    fn enqueue(&self, repository: Arc<Repository>) {
+        let mut queue = lock(&self.queue);
+        if !queue
+            .dirty
+            .iter()
+            .any(|known| Arc::ptr_eq(known, &repository))
+        {
+            queue.dirty.push(repository);
+        }
+        drop(queue);
+        self.queued.notify_all();
+    }
+
+    fn write_loop(&self) {
+        loop {
+            let queue = self
+                .queued
+                .wait_while(lock(&self.queue), |queue| {
+                    queue.dirty.is_empty() && !queue.stop
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            drop(queue);
+            if self.pause(GATHER) || (self.write_out().is_err() && self.pause(RETRY)) {
+                return;
+            }
+        }
+    }
+
+    /// Waits; true if it is time to stop.
+    fn pause(&self, time: Duration) -> bool {
+        let waited = self
+            .queued
+            .wait_timeout_while(lock(&self.queue), time, |queue| !queue.stop);
+        waited.unwrap_or_else(PoisonError::into_inner).0.stop
+    }
+
+    /// Writes what is queued. What fails stays queued.
+    fn write_out(&self) -> io::Result<()> {
+        let _writing = lock(&self.writing);
+        let dirty = std::mem::take(&mut lock(&self.queue).dirty);
+        let mut result = Ok(());
+        for repository in dirty {
+            match self.write_one(&repository) {
+                Ok(()) => {}
+                Err(error) => {
+                    self.shared.write_failed(&error);
+                    if let Some(log) = &mut *lock(&repository.log) {
+                        log.write_failed();
+                    }
+                    lock(&self.queue).dirty.push(repository);
+                    result = Err(error);
+                }
+            }
+        }
+        result
+    }
+
+    fn write_one(&self, repository: &Repository) -> io::Result<()> {
+        let batch = lock(&repository.log)
+            .as_mut()
+            .and_then(RepositoryLog::take_batch);
+        let Some(batch) = batch else {
+            return Ok(());
+        };
+        let directory = self.shared.layout.make_directory(&repository.borrowed())?;
+        match batch {
+            Batch::Append {
+                at,
+                frames,
+                manifests,
+            } => {
+                RepositoryLog::append_to(&directory, at, &frames)?;
+                if let Some(log) = &mut *lock(&repository.log) {
+                    log.appended(at, frames.len(), &manifests);
+                }
+            }
+            Batch::Rewrite {
+                salt,
+                small,
+                manifests,
+            } => {
+                let name = &repository.name;
+                let rewritten = RepositoryLog::write_new(name, &directory, salt, small, manifests)?;
+                if let Some(log) = &mut *lock(&repository.log) {
+                    log.adopt(&directory, rewritten)?;
+                }
+                rustix::fs::fsync(&directory)?;
+            }
+        }
+        self.shared.health.written();
+        let size = lock(&repository.log).as_ref().map(RepositoryLog::len);
+        if let Some(size) = size {
+            self.resized(repository.path(), size);
+        }
+        Ok(())
+    }
+
+    fn resized(&self, path: String, size: u64) {
+        let old = lock(&self.sizes).insert(path, size);
+        self.shared.ledger.records_changed(size, old.unwrap_or(0));
+    }
+
+    /// A log of `size` bytes was found by the walk; what its writer said since is newer.
+    fn measured(&self, path: String, size: u64) {
+        if let std::collections::hash_map::Entry::Vacant(entry) = lock(&self.sizes).entry(path) {
+            entry.insert(size);
+            self.shared.ledger.records_changed(size, 0);
+        }
+    }
+}
+
+/// Forgets a quarter of the loaded repositories, the least recently used that nobody is using and
+/// that have nothing to write.
+fn unload(table: &mut Table) {
+    let mut idle: Vec<(u64, RepoKey)> = table
+        .repositories
+        .iter()
+        .filter(|(_, (repository, _))| Arc::strong_count(repository) == 1)
+        .map(|(key, (_, used))| (*used, key.clone()))
+        .collect();
+    idle.sort_unstable_by_key(|(used, _)| *used);
+    for (_, key) in idle.into_iter().take(LOADED / 4) {
+        table.repositories.remove(&key);
+    }
+}

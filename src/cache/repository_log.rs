@@ -1,0 +1,478 @@
+//! What one repository holds, in memory and as its log.
+//!
+//! The log is `repositories/<upstream>/<name>/_log`: repository names contain `/` and a component
+//! may be called `log`, so a file of that name could stand where the repository `<name>/log` wants
+//! its directory; no component begins with `_`.
+//!
+//! The memory holds what the log says, except the manifests' bytes: those stay in the log and are
+//! checked against their digest when read. How they are written is in [`writing`]. Knows nothing of
+//! threads, tables or when to write.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use crate::oci::{Digest, Manifest, Tag};
+
+use super::frames::{Frames, Salt};
+use super::layout;
+use super::record::{Held, HeldBy, Record, StoredManifest, TagRecord};
+
+mod writing;
+
+pub(super) use writing::Batch;
+
+pub(super) const LOG: &str = "_log";
+
+/// A tag confirmed again is written at most this often: a tag that is asked for all day must not
+/// keep the disk busy, and after a restart at worst one more HEAD is sent.
+const TAG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The same for manifests and blobs, whose records are believed for hours.
+const HELD_INTERVAL: Duration = Duration::from_secs(3600);
+
+#[derive(Debug)]
+struct StoredAt {
+    media_type: Arc<str>,
+    checked: Checked,
+    body: Body,
+    /// Config and layers.
+    blobs: Vec<Digest>,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    /// Not on disk yet.
+    Memory(Bytes),
+    Disk {
+        offset: u64,
+        len: usize,
+    },
+}
+
+/// When something was confirmed, and which of those times the log knows.
+#[derive(Clone, Copy, Debug)]
+struct Checked {
+    at: SystemTime,
+    logged: SystemTime,
+}
+
+impl Checked {
+    fn logged(at: SystemTime) -> Self {
+        Self { at, logged: at }
+    }
+
+    /// Moves the time; true if the log has to know of it.
+    fn renew(&mut self, at: SystemTime, interval: Duration) -> bool {
+        self.at = at;
+        // A clock that was set back must be logged, or it would stay unlogged for long.
+        let recent = at
+            .duration_since(self.logged)
+            .is_ok_and(|since| since < interval);
+        if !recent {
+            self.logged = at;
+        }
+        !recent
+    }
+}
+
+#[derive(Debug)]
+struct ByUpstream {
+    size: Option<u64>,
+    checked: Checked,
+}
+
+#[derive(Debug)]
+struct ByManifests {
+    size: u64,
+    /// How many stored manifests name it.
+    manifests: u32,
+    checked_at: SystemTime,
+}
+
+/// A repository's records.
+#[derive(Debug)]
+pub(super) struct RepositoryLog {
+    name: String,
+    manifests: HashMap<Digest, StoredAt>,
+    by_upstream: HashMap<Digest, ByUpstream>,
+    by_manifests: HashMap<Digest, ByManifests>,
+    tags: HashMap<Tag, (Digest, Checked)>,
+
+    salt: Salt,
+    /// Bytes of the file that are good; what is behind them is cut before appending.
+    len: u64,
+    /// The file is to be written anew rather than appended to.
+    rewrite: bool,
+    pending: Vec<u8>,
+    /// Manifests in `pending`, with their bodies' offset there and length.
+    pending_manifests: Vec<(Digest, usize, usize)>,
+}
+
+impl RepositoryLog {
+    fn empty(name: String) -> Self {
+        Self {
+            name,
+            manifests: HashMap::new(),
+            by_upstream: HashMap::new(),
+            by_manifests: HashMap::new(),
+            tags: HashMap::new(),
+            salt: Salt::random(),
+            len: 0,
+            rewrite: true,
+            pending: Vec::new(),
+            pending_manifests: Vec::new(),
+        }
+    }
+
+    /// Reads the log in `directory`, `None` if there is no such directory.
+    ///
+    /// # Errors
+    /// The disk's; what is merely damaged is skipped.
+    pub(super) fn load(name: String, directory: Option<&OwnedFd>) -> io::Result<Self> {
+        let mut this = Self::empty(name);
+        let file = directory.map(|directory| layout::open_file(directory, LOG));
+        let mut file = match file {
+            None => return Ok(this),
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(this),
+            Some(file) => file?,
+        };
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+        file.read_to_end(&mut bytes)?;
+        this.take_in(&bytes);
+        Ok(this)
+    }
+
+    fn take_in(&mut self, bytes: &[u8]) {
+        let Some(mut frames) = Frames::read(bytes) else {
+            return;
+        };
+        let mut named = false;
+        for (offset, payload) in frames.by_ref() {
+            match Record::decode(payload) {
+                Some(Record::Repository(name)) if name == self.name => named = true,
+                // Somebody moved a log here that belongs to another repository: it proves nothing.
+                Some(Record::Repository(_)) => {
+                    *self = Self::empty(std::mem::take(&mut self.name));
+                    return;
+                }
+                Some(record) => self.apply(&record, offset + payload.len()),
+                None => {}
+            }
+        }
+        self.salt = frames.salt();
+        self.len = frames.end() as u64;
+        // The name was damaged: the records are whole and the salt ties them to this file, but the
+        // next reader should find the name again.
+        self.rewrite = !named;
+        if frames.skipped() > 0 {
+            tracing::warn!(
+                oci.repository = %self.name,
+                skipped = frames.skipped(),
+                "a repository's log was damaged; what was readable is kept"
+            );
+        }
+    }
+
+    /// `end` is where the payload ends in the file.
+    fn apply(&mut self, record: &Record<'_>, end: usize) {
+        match *record {
+            Record::Repository(_) => {}
+            Record::Manifest {
+                digest,
+                at,
+                media_type,
+                bytes,
+            } => {
+                let body = Body::Disk {
+                    offset: (end - bytes.len()) as u64,
+                    len: bytes.len(),
+                };
+                self.insert_manifest(digest, at, media_type, bytes, body);
+            }
+            Record::ManifestChecked { digest, at } => {
+                self.manifest_checked(&digest, at);
+                if let Some(manifest) = self.manifests.get_mut(&digest) {
+                    manifest.checked = Checked::logged(at);
+                }
+            }
+            Record::Held { digest, at, size } => {
+                let checked = Checked::logged(at);
+                self.by_upstream
+                    .insert(digest, ByUpstream { size, checked });
+            }
+            Record::Tag { digest, at, tag } => {
+                if let Ok(tag) = tag.parse() {
+                    self.tags.insert(tag, (digest, Checked::logged(at)));
+                }
+            }
+            Record::ForgetBlob(digest) => {
+                self.by_upstream.remove(&digest);
+                self.by_manifests.remove(&digest);
+            }
+            Record::ForgetManifest(digest) => self.remove_manifest(&digest),
+            Record::ForgetTag(tag) => {
+                if let Ok(tag) = tag.parse::<Tag>() {
+                    self.tags.remove(&tag);
+                }
+            }
+        }
+    }
+
+    fn insert_manifest(
+        &mut self,
+        digest: Digest,
+        at: SystemTime,
+        media_type: &str,
+        bytes: &[u8],
+        body: Body,
+    ) {
+        self.remove_manifest(&digest);
+        // One that cannot be understood is stored like any other, and proves nothing.
+        let parsed = Manifest::parse(media_type, bytes).ok();
+        let mut blobs = Vec::new();
+        for blob in parsed.iter().flat_map(Manifest::blobs) {
+            let held = self.by_manifests.entry(blob.digest).or_insert(ByManifests {
+                size: blob.size,
+                manifests: 0,
+                checked_at: at,
+            });
+            held.manifests += 1;
+            held.checked_at = held.checked_at.max(at);
+            blobs.push(blob.digest);
+        }
+        let stored = StoredAt {
+            media_type: media_type.into(),
+            checked: Checked::logged(at),
+            body,
+            blobs,
+        };
+        self.manifests.insert(digest, stored);
+    }
+
+    fn remove_manifest(&mut self, digest: &Digest) {
+        let Some(manifest) = self.manifests.remove(digest) else {
+            return;
+        };
+        for blob in manifest.blobs {
+            // A blob that upstream denied may be missing here.
+            if let Some(held) = self.by_manifests.get_mut(&blob) {
+                held.manifests -= 1;
+                if held.manifests == 0 {
+                    self.by_manifests.remove(&blob);
+                }
+            }
+        }
+    }
+
+    fn manifest_checked(&mut self, digest: &Digest, at: SystemTime) -> bool {
+        let Some(manifest) = self.manifests.get_mut(digest) else {
+            return false;
+        };
+        for blob in &manifest.blobs {
+            if let Some(held) = self.by_manifests.get_mut(blob) {
+                held.checked_at = held.checked_at.max(at);
+            }
+        }
+        manifest.checked.renew(at, HELD_INTERVAL)
+    }
+
+    fn log(&mut self, record: &Record<'_>) {
+        // A rewrite takes everything from memory.
+        if !self.rewrite {
+            self.salt.append(&mut self.pending, &record.encode());
+        }
+    }
+
+    /// True if there is something to write.
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.pending.is_empty() || (self.rewrite && !self.is_empty())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.manifests.is_empty() && self.by_upstream.is_empty() && self.tags.is_empty()
+            // Once there is a log, its last record may be removed as well.
+            && self.len == 0
+    }
+
+    // Asking.
+
+    pub(super) fn has_manifest(&self, digest: &Digest) -> bool {
+        self.manifests.contains_key(digest)
+    }
+
+    /// Reads a manifest, from the log in `directory` if need be; one that does not hash to its name
+    /// any more is forgotten.
+    pub(super) fn manifest(
+        &mut self,
+        digest: &Digest,
+        directory: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> io::Result<Option<StoredManifest>> {
+        let Some(manifest) = self.manifests.get(digest) else {
+            return Ok(None);
+        };
+        let bytes = match &manifest.body {
+            Body::Memory(bytes) => bytes.clone(),
+            Body::Disk { offset, len } => {
+                let file = layout::open_file(&directory()?, LOG)?;
+                match read_body(&file, *offset, *len, digest)? {
+                    Some(bytes) => bytes,
+                    None => {
+                        tracing::warn!(
+                            oci.repository = %self.name,
+                            oci.digest = %digest,
+                            "a stored manifest was damaged and is forgotten"
+                        );
+                        self.forget_manifest(digest);
+                        return Ok(None);
+                    }
+                }
+            }
+        };
+        Ok(Some(StoredManifest {
+            digest: *digest,
+            media_type: manifest.media_type.clone(),
+            bytes,
+        }))
+    }
+
+    pub(super) fn holds(&self, digest: &Digest) -> Option<Held> {
+        let named = self.by_manifests.get(digest);
+        if let Some(word) = self.by_upstream.get(digest) {
+            return Some(Held {
+                size: word.size.or(named.map(|named| named.size)),
+                by: HeldBy::Upstream,
+                checked_at: word.checked.at,
+            });
+        }
+        named.map(|named| Held {
+            size: Some(named.size),
+            by: HeldBy::Manifest,
+            checked_at: named.checked_at,
+        })
+    }
+
+    pub(super) fn tag(&self, tag: &Tag) -> Option<TagRecord> {
+        self.tags.get(tag).map(|(digest, checked)| TagRecord {
+            digest: *digest,
+            checked_at: checked.at,
+        })
+    }
+
+    // Telling.
+
+    pub(super) fn put_manifest(&mut self, manifest: &StoredManifest, at: SystemTime) {
+        let digest = manifest.digest;
+        let same = self
+            .manifests
+            .get(&digest)
+            .is_some_and(|known| known.media_type == manifest.media_type);
+        if same {
+            if self.manifest_checked(&digest, at) {
+                self.log(&Record::ManifestChecked { digest, at });
+            }
+            return;
+        }
+        let record = Record::Manifest {
+            digest,
+            at,
+            media_type: &manifest.media_type,
+            bytes: &manifest.bytes,
+        };
+        if !self.rewrite {
+            let payload = record.encode();
+            if let Some(offset) = self.salt.append(&mut self.pending, &payload) {
+                let len = manifest.bytes.len();
+                let body = offset + payload.len() - len;
+                self.pending_manifests.push((digest, body, len));
+            }
+        }
+        let body = Body::Memory(manifest.bytes.clone());
+        self.insert_manifest(digest, at, &manifest.media_type, &manifest.bytes, body);
+    }
+
+    pub(super) fn put_held(&mut self, digest: Digest, size: Option<u64>, at: SystemTime) {
+        match self.by_upstream.get_mut(&digest) {
+            Some(held) if size.is_none() || held.size == size => {
+                if held.checked.renew(at, HELD_INTERVAL) {
+                    let size = held.size;
+                    self.log(&Record::Held { digest, at, size });
+                }
+            }
+            _ => {
+                let checked = Checked::logged(at);
+                self.by_upstream
+                    .insert(digest, ByUpstream { size, checked });
+                self.log(&Record::Held { digest, at, size });
+            }
+        }
+    }
+
+    pub(super) fn put_tag(&mut self, tag: &Tag, digest: Digest, at: SystemTime) {
+        let renewed = match self.tags.get_mut(tag) {
+            Some((known, checked)) if *known == digest => checked.renew(at, TAG_INTERVAL),
+            _ => {
+                self.tags.insert(tag.clone(), (digest, Checked::logged(at)));
+                true
+            }
+        };
+        if renewed {
+            let tag = tag.as_str();
+            self.log(&Record::Tag { digest, at, tag });
+        }
+    }
+
+    pub(super) fn forget_blob(&mut self, digest: &Digest) {
+        let known = self.by_upstream.remove(digest).is_some();
+        if self.by_manifests.remove(digest).is_some() || known {
+            self.log(&Record::ForgetBlob(*digest));
+        }
+    }
+
+    pub(super) fn forget_manifest(&mut self, digest: &Digest) {
+        if self.manifests.contains_key(digest) {
+            self.remove_manifest(digest);
+            self.log(&Record::ForgetManifest(*digest));
+        }
+    }
+
+    pub(super) fn forget_tag(&mut self, tag: &Tag) {
+        if self.tags.remove(tag).is_some() {
+            self.log(&Record::ForgetTag(tag.as_str()));
+        }
+    }
+
+    /// Logs the times that were kept in memory only; for an orderly end.
+    pub(super) fn log_times(&mut self) {
+        let mut late: Vec<(Tag, Digest, SystemTime)> = Vec::new();
+        for (tag, (digest, checked)) in &mut self.tags {
+            if checked.at != checked.logged {
+                checked.logged = checked.at;
+                late.push((tag.clone(), *digest, checked.at));
+            }
+        }
+        for (tag, digest, at) in late {
+            let tag = tag.as_str();
+            self.log(&Record::Tag { digest, at, tag });
+        }
+    }
+}
+
+fn read_body(file: &File, offset: u64, len: usize, digest: &Digest) -> io::Result<Option<Bytes>> {
+    let mut bytes = vec![0; len];
+    match file.read_exact_at(&mut bytes, offset) {
+        Ok(()) => Ok((Digest::of(&bytes) == *digest).then(|| bytes.into())),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}

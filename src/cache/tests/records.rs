@@ -1,0 +1,331 @@
+//! Repositories know what they hold, after a restart and whatever happened to their logs.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::cache::{Held, HeldBy};
+use crate::oci::{RepoKey, Tag};
+
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+fn repo(name: &str) -> RepoKey {
+    RepoKey {
+        upstream: "prod".into(),
+        repository: name.parse().unwrap(),
+    }
+}
+
+fn tag(name: &str) -> Tag {
+    name.parse().unwrap()
+}
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+/// A manifest with a config and a layer.
+fn manifest(config: &Digest, layer: &Digest) -> Bytes {
+    format!(
+        r#"{{"schemaVersion":2,"mediaType":"{IMAGE}",
+        "config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":7}},
+        "layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{layer}","size":9}}]}}"#
+    )
+    .into()
+}
+
+fn digest(n: u8) -> Digest {
+    Digest::of(&[n])
+}
+
+fn log_of(scene: &Scene, name: &str) -> PathBuf {
+    scene
+        .dir
+        .path()
+        .join("repositories/prod")
+        .join(name)
+        .join("_log")
+}
+
+#[test]
+fn what_a_repository_holds_survives_a_restart() {
+    let scene = Scene::new();
+    let app = repo("team/app");
+    let bytes = manifest(&digest(1), &digest(2));
+    let store = scene.open();
+    let records = store.records();
+    let named = records.put_manifest(&app, IMAGE, bytes.clone(), at(100));
+    assert_eq!(named, Digest::of(&bytes));
+    records.put_held(&app, digest(3), Some(33), at(200));
+    records.put_tag(&app, &tag("v1"), named, at(300));
+
+    let check = |store: &Store| {
+        let records = store.records();
+        let stored = records.manifest(&app, &named).unwrap();
+        assert_eq!((&*stored.media_type, &stored.bytes), (IMAGE, &bytes));
+        assert_eq!(stored.digest, named);
+        let held = Held {
+            size: Some(9),
+            by: HeldBy::Manifest,
+            checked_at: at(100),
+        };
+        assert_eq!(records.holds(&app, &digest(2)), Some(held));
+        let held = Held {
+            size: Some(33),
+            by: HeldBy::Upstream,
+            checked_at: at(200),
+        };
+        assert_eq!(records.holds(&app, &digest(3)), Some(held));
+        let found = records.tag(&app, &tag("v1")).unwrap();
+        assert_eq!((found.digest, found.checked_at), (named, at(300)));
+        // Another repository holds none of it, whatever its name.
+        for other in [repo("team/ap"), repo("team"), repo("team/app/sub")] {
+            assert_eq!(records.manifest(&other, &named), None);
+            assert_eq!(records.holds(&other, &digest(2)), None);
+            assert_eq!(records.holds(&other, &digest(3)), None);
+            assert_eq!(records.tag(&other, &tag("v1")), None);
+        }
+    };
+    check(&store);
+    store.flush().unwrap();
+    check(&store);
+    drop(store);
+    check(&scene.open());
+}
+
+#[test]
+fn appends_are_on_disk_soon_without_anybody_asking() {
+    let scene = Scene::new();
+    let store = scene.open();
+    store
+        .records()
+        .put_held(&repo("app"), digest(1), None, at(1));
+    eventually("the log is there", || log_of(&scene, "app").exists());
+    let first = log_of(&scene, "app").metadata().unwrap().len();
+    store
+        .records()
+        .put_held(&repo("app"), digest(2), None, at(1));
+    eventually("the log has grown", || {
+        log_of(&scene, "app").metadata().unwrap().len() > first
+    });
+    store.flush().unwrap();
+    let on_disk = disk_bytes(scene.dir.path(), &|name| {
+        name == "_log" || name.starts_with("index")
+    });
+    assert_eq!(store.usage().record_bytes, on_disk);
+}
+
+#[test]
+fn no_upstream_no_record() {
+    let scene = Scene::new();
+    let app = repo("app");
+    let store = scene.open();
+    let records = store.records();
+    let named = records.put_manifest(&app, IMAGE, manifest(&digest(1), &digest(2)), at(1));
+    let other = records.put_manifest(&app, IMAGE, manifest(&digest(1), &digest(3)), at(1));
+    records.put_held(&app, digest(4), None, at(1));
+    records.put_tag(&app, &tag("v1"), named, at(1));
+    store.flush().unwrap();
+
+    records.forget_manifest(&app, &named);
+    records.forget_blob(&app, &digest(4));
+    records.forget_blob(&app, &digest(3));
+    records.forget_tag(&app, &tag("v1"));
+    let check = |store: &Store| {
+        let records = store.records();
+        assert_eq!(records.manifest(&app, &named), None);
+        assert!(records.manifest(&app, &other).is_some());
+        assert!(
+            records.holds(&app, &digest(1)).is_some(),
+            "another manifest names it"
+        );
+        for n in 2..5 {
+            assert_eq!(records.holds(&app, &digest(n)), None, "{n}");
+        }
+        assert_eq!(records.tag(&app, &tag("v1")), None);
+    };
+    check(&store);
+    drop(store);
+    check(&scene.open());
+    check(&scene.open());
+}
+
+#[test]
+fn a_repository_called_like_a_log_is_a_repository() {
+    let scene = Scene::new();
+    let store = scene.open();
+    for name in ["a", "a/log", "a/log/log"] {
+        store
+            .records()
+            .put_held(&repo(name), Digest::of(name.as_bytes()), None, at(1));
+    }
+    drop(store);
+    let store = scene.open();
+    for name in ["a", "a/log", "a/log/log"] {
+        let held = store
+            .records()
+            .holds(&repo(name), &Digest::of(name.as_bytes()));
+        assert!(held.is_some(), "{name}");
+    }
+}
+
+#[test]
+fn a_tag_confirmed_all_day_does_not_grow_the_log() {
+    let scene = Scene::new();
+    let app = repo("app");
+    let store = scene.open();
+    let records = store.records();
+    let named = records.put_manifest(&app, IMAGE, manifest(&digest(1), &digest(2)), at(1));
+    for minute in 0..5000 {
+        for second in (0..60).step_by(5) {
+            records.put_tag(&app, &tag("latest"), named, at(minute * 60 + second));
+        }
+        if minute % 500 == 0 {
+            store.flush().unwrap();
+        }
+    }
+    store.flush().unwrap();
+    records.put_tag(&app, &tag("latest"), named, at(5000 * 60));
+    store.flush().unwrap();
+    let len = log_of(&scene, "app").metadata().unwrap().len();
+    assert!(len < 128 << 10, "{len}");
+    records.put_tag(&app, &tag("latest"), named, at(5000 * 60 + 7));
+    drop(store);
+    let store = scene.open();
+    let found = store.records().tag(&app, &tag("latest")).unwrap();
+    assert_eq!(
+        found.checked_at,
+        at(5000 * 60 + 7),
+        "an orderly end keeps the exact time"
+    );
+    assert!(
+        store.records().manifest(&app, &named).is_some(),
+        "through the compaction"
+    );
+}
+
+#[test]
+fn what_is_asked_for_without_waiting_is_answered_once_it_is_in_memory() {
+    let scene = Scene::new();
+    let app = repo("app");
+    let store = scene.open();
+    let named = store
+        .records()
+        .put_manifest(&app, IMAGE, manifest(&digest(1), &digest(2)), at(1));
+    drop(store);
+    let store = scene.open();
+    let records = store.records();
+    assert_eq!(records.manifest_now(&app, &named), None);
+    assert_eq!(records.holds_now(&app, &digest(2)), None);
+    assert!(records.manifest(&app, &named).is_some());
+    assert!(records.manifest_now(&app, &named).unwrap().is_some());
+    assert!(records.holds_now(&app, &digest(2)).unwrap().is_some());
+    assert_eq!(records.tag_now(&app, &tag("v1")), Some(None));
+}
+
+#[test]
+fn d09_a_manifest_damaged_on_disk_is_not_served() {
+    let scene = Scene::new();
+    let app = repo("app");
+    let store = scene.open();
+    let bytes = manifest(&digest(1), &digest(2));
+    let named = store
+        .records()
+        .put_manifest(&app, IMAGE, bytes.clone(), at(1));
+    drop(store);
+    // Loaded whole, and damaged before its bytes are read.
+    let store = scene.open();
+    assert!(store.records().holds(&app, &digest(1)).is_some());
+    let path = log_of(&scene, "app");
+    let mut log = std::fs::read(&path).unwrap();
+    let position = log
+        .windows(bytes.len())
+        .position(|window| window == bytes)
+        .unwrap();
+    log[position] ^= 1;
+    std::fs::write(&path, log).unwrap();
+    assert_eq!(store.records().manifest(&app, &named), None);
+    assert_eq!(store.records().holds(&app, &digest(1)), None);
+}
+
+#[test]
+fn records_wait_for_a_disk_that_refuses_them() {
+    let scene = Scene::new();
+    let app = repo("app");
+    let store = scene.open();
+    // A file where the repository's directory belongs.
+    let path = scene.dir.path().join("repositories/prod");
+    std::fs::write(&path, "").unwrap();
+    // It cannot even be looked for there, so nothing is known and nothing kept.
+    store.records().put_held(&app, digest(1), None, at(1));
+    std::fs::remove_file(&path).unwrap();
+    store.records().put_held(&app, digest(2), None, at(1));
+    std::fs::write(&path, "").unwrap();
+    store.flush().unwrap_err();
+    assert!(!store.health().is_whole());
+    assert!(store.records().holds(&app, &digest(2)).is_some());
+    std::fs::remove_file(&path).unwrap();
+    store.flush().unwrap();
+    drop(store);
+    let store = scene.open();
+    assert!(store.records().holds(&app, &digest(2)).is_some());
+}
+
+#[test]
+fn a_log_moved_to_another_repository_proves_nothing() {
+    let scene = Scene::new();
+    let store = scene.open();
+    store
+        .records()
+        .put_held(&repo("private"), digest(1), None, at(1));
+    drop(store);
+    std::fs::rename(
+        log_of(&scene, "private").parent().unwrap(),
+        log_of(&scene, "public").parent().unwrap(),
+    )
+    .unwrap();
+    let store = scene.open();
+    assert_eq!(store.records().holds(&repo("public"), &digest(1)), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn c05_a_damaged_log_loses_records_and_invents_none(
+        cut: prop::sample::Index,
+        flip: Option<(prop::sample::Index, u8)>,
+    ) {
+        let scene = Scene::new();
+        let app = repo("app");
+        let store = scene.open();
+        for n in 0..10 {
+            store.records().put_held(&app, digest(n), Some(n.into()), at(n.into()));
+            if n == 4 {
+                store.flush().unwrap();
+            }
+        }
+        drop(store);
+        let path = log_of(&scene, "app");
+        let mut log = std::fs::read(&path).unwrap();
+        log.truncate(cut.index(log.len() + 1));
+        if let Some((at, with)) = flip && !log.is_empty() {
+            let at = at.index(log.len());
+            log[at] ^= with;
+        }
+        std::fs::write(&path, log).unwrap();
+        let store = scene.open();
+        let records = store.records();
+        for n in 0..20 {
+            if let Some(held) = records.holds(&app, &digest(n)) {
+                prop_assert_eq!((held.size, held.checked_at), (Some(n.into()), at(n.into())));
+                prop_assert!(n < 10);
+            }
+        }
+        // What is written now is read back, past whatever was cut.
+        records.put_held(&app, digest(30), None, at(1));
+        drop(store);
+        prop_assert!(scene.open().records().holds(&app, &digest(30)).is_some());
+    }
+}

@@ -1,0 +1,142 @@
+//! What survives the end of the process, orderly or not, and what is found instead of what was left.
+
+use super::*;
+use crate::cache::OpenError;
+
+#[test]
+fn blobs_their_stamps_and_their_order_of_use_survive_a_restart() {
+    let scene = Scene::with_limit(100_000);
+    let contents: Vec<_> = (0..3).map(|n| content(n, 30_000)).collect();
+    let store = scene.open();
+    for content in &contents {
+        put(&store, content);
+    }
+    assert!(found(&store, &contents[0]));
+    drop(store);
+
+    let store = scene.open();
+    assert_eq!(store.usage().blobs, 3);
+    put(&store, &content(9, 30_000));
+    assert!(!found(&store, &contents[1]), "the least recently used one");
+    let blob = store.blob(&Digest::of(&contents[0])).unwrap().unwrap();
+    assert!(blob.stamped());
+}
+
+#[test]
+fn c05_a_lost_or_damaged_index_is_rebuilt_from_the_files() {
+    let scene = Scene::new();
+    let content = content(1, 300);
+    let digest = put(&scene.open(), &content).digest();
+    let index = scene.dir.path().join("index");
+    for damage in [None, Some(&b""[..]), Some(&b"noise noise noise"[..])] {
+        match damage {
+            None => std::fs::remove_file(&index).unwrap(),
+            Some(bytes) => std::fs::write(&index, bytes).unwrap(),
+        }
+        let store = scene.open();
+        let usage = store.usage();
+        assert_eq!((usage.blobs, usage.final_bytes), (1, 300));
+        let blob = store.blob(&digest).unwrap().unwrap();
+        assert!(!blob.stamped(), "nobody knows who wrote it");
+        store.mark_verified(&blob);
+        drop((blob, store));
+        let store = scene.open();
+        assert!(store.blob(&digest).unwrap().unwrap().stamped());
+    }
+}
+
+#[test]
+fn blobs_that_the_index_does_not_know_or_that_are_gone_are_found_out() {
+    let scene = Scene::new();
+    let store = scene.open();
+    let (kept, gone, planted) = (content(1, 10), content(2, 20), content(3, 30));
+    put(&store, &kept);
+    put(&store, &gone);
+    drop(store);
+    std::fs::remove_file(scene.path_of(&Digest::of(&gone))).unwrap();
+    let path = scene.path_of(&Digest::of(&planted));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, &planted).unwrap();
+    let store = scene.open();
+    eventually("the index agrees with the disk", || {
+        let usage = store.usage();
+        (usage.blobs, usage.final_bytes) == (2, 40)
+    });
+    let blob = store.blob(&Digest::of(&planted)).unwrap().unwrap();
+    assert!(!blob.stamped());
+}
+
+#[test]
+fn d14_debris_of_earlier_runs_is_removed_and_other_files_are_left() {
+    let scene = Scene::new();
+    drop(scene.open());
+    let fills = scene.dir.path().join("fills");
+    let hex = Digest::of(b"x").hex();
+    std::fs::write(fills.join(format!("{hex}.00000000000000ff-7.part")), "old").unwrap();
+    let foreign = ["notes.txt", "x.00000000000000ff-7.part"].map(|name| fills.join(name));
+    for path in &foreign {
+        std::fs::write(path, "theirs").unwrap();
+    }
+    std::fs::create_dir(scene.dir.path().join("lost+found")).unwrap();
+    let store = scene.open();
+    let live = partial(&store, &content(1, 10));
+    eventually("old temporaries are gone, the live one is not", || {
+        scene.fills() == 3
+    });
+    assert!(foreign.iter().all(|path| path.exists()));
+    eventually("they are counted", || {
+        scene.metrics.foreign_files.get() == 2
+    });
+    store.commit(live.verify().unwrap()).unwrap();
+}
+
+#[test]
+fn d20_a_second_owner_is_refused_while_the_first_lives() {
+    let scene = Scene::new();
+    let store = scene.open();
+    let second = Store::open(scene.options.clone(), CacheMetrics::default());
+    assert!(matches!(second, Err(OpenError::InUse { .. })));
+    drop(store);
+    scene.open();
+}
+
+#[test]
+fn a_download_in_progress_keeps_the_lock_until_it_is_given_up() {
+    let scene = Scene::new();
+    let store = scene.open();
+    let partial = partial(&store, &content(1, 10));
+    drop(store);
+    Store::open(scene.options.clone(), CacheMetrics::default()).unwrap_err();
+    drop(partial);
+    assert_eq!(scene.fills(), 0);
+    scene.open();
+}
+
+#[test]
+fn a_stamp_survives_an_end_that_comes_before_the_index_is_whole() {
+    let scene = Scene::new();
+    // Shards enough that the first walk takes longer than this.
+    let store = scene.open();
+    for n in 0..40 {
+        put(&store, &content(n, 10));
+    }
+    drop(store);
+    std::fs::remove_file(scene.dir.path().join("index")).unwrap();
+    let open = || Store::open(scene.options.clone(), scene.metrics.clone()).unwrap();
+    let store = open();
+    let content = content(99, 10);
+    put(&store, &content);
+    eventually("loaded", || {
+        store.flush().is_ok() && scene.dir.path().join("index").exists()
+    });
+    drop(store);
+    let store = scene.open();
+    assert!(
+        store
+            .blob(&Digest::of(&content))
+            .unwrap()
+            .unwrap()
+            .stamped()
+    );
+    assert_eq!(store.usage().blobs, 41);
+}

@@ -1,0 +1,311 @@
+//! What `check` can tell without the network: certificate, clock, disk, ports.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::statvfs;
+
+use super::Finding;
+use crate::cli::chain;
+use crate::cli::clients::local_ca;
+use crate::clock::Clock;
+use crate::config::{Config, Size, Tls};
+use crate::tls::Pair;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Renewals are usually set to 30 days; less than half of that left means that they fail.
+const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// 2025-01-01: before this program was made. Signed requests and certificates fail with a clock
+/// as wrong as that.
+const EARLIEST_NOW: Duration = Duration::from_secs(1_735_689_600);
+
+/// Less room than this and a single big image displaces the others.
+const SMALL_CACHE_BYTES: u64 = 2 << 30;
+
+pub(super) fn configuration(config: &Config) -> Finding {
+    const SUBJECT: &str = "configuration";
+    let place = config.file.as_deref().map_or_else(
+        || "flags and environment".to_owned(),
+        |file| file.display().to_string(),
+    );
+    if config.warnings.is_empty() {
+        Finding::ok(SUBJECT, place)
+    } else {
+        Finding::warn(
+            SUBJECT,
+            format!("{place}: {}", config.warnings.join("; ")),
+            "",
+        )
+    }
+}
+
+pub(super) fn certificate(config: &Config, clock: &Clock) -> Vec<Finding> {
+    const SUBJECT: &str = "certificate";
+    let (cert, key) = match &config.tls {
+        Tls::Off => return vec![Finding::ok(SUBJECT, "none needed, no listener speaks TLS")],
+        Tls::Files { cert, key } => (cert.clone(), key.clone()),
+        Tls::LocalCa => {
+            let folder = config.server.state_dir.join("tls");
+            let made = local_ca(config).is_some_and(|ca| ca.exists());
+            if !made {
+                let text = "a local CA will be made at the first start";
+                return vec![Finding::ok(SUBJECT, text)];
+            }
+            (folder.join("server.pem"), folder.join("server.key"))
+        }
+    };
+    let pair = match Pair::load(&cert, &key) {
+        Ok(pair) => pair,
+        Err(error) => {
+            let mend = "tls.cert wants the chain, leaf first, and tls.key its key, both PEM";
+            return vec![Finding::fail(SUBJECT, chain(&error), mend)];
+        }
+    };
+    // The local CA issues anew at start whatever is missing or about to end.
+    let own = matches!(config.tls, Tls::LocalCa);
+    let mut findings = vec![dates(&pair, clock.now(), own)];
+    let missing: Vec<&str> = config
+        .server
+        .domains
+        .iter()
+        .filter(|domain| !pair.covers(domain))
+        .map(String::as_str)
+        .collect();
+    if missing.is_empty() {
+        let names = pair.names().join(", ");
+        findings.push(Finding::ok(SUBJECT, format!("names {names}")));
+    } else if own {
+        let text = format!("will be issued anew for {}", missing.join(", "));
+        findings.push(Finding::ok(SUBJECT, text));
+    } else {
+        findings.push(Finding::fail(
+            SUBJECT,
+            format!(
+                "is not for {} but for {}",
+                missing.join(", "),
+                pair.names().join(", ")
+            ),
+            "obtain one for every name in server.domains, or correct the names",
+        ));
+    }
+    findings
+}
+
+fn dates(pair: &Pair, now: SystemTime, own: bool) -> Finding {
+    const SUBJECT: &str = "certificate";
+    let renew = if own { "restart the proxy" } else { "renew it" };
+    let shown = humantime::format_rfc3339_seconds(pair.not_after());
+    if now < pair.not_before() {
+        let from = humantime::format_rfc3339_seconds(pair.not_before());
+        let text = format!("is valid only from {from}");
+        return Finding::fail(SUBJECT, text, "look at this host's clock");
+    }
+    match pair.not_after().duration_since(now) {
+        Err(_) => Finding::fail(SUBJECT, format!("ended {shown}"), renew),
+        Ok(left) if left < EXPIRY_WARNING => {
+            let days = left.as_secs() / DAY.as_secs();
+            Finding::warn(SUBJECT, format!("ends in {days} days, {shown}"), renew)
+        }
+        Ok(_) => Finding::ok(SUBJECT, format!("valid until {shown}, key matches")),
+    }
+}
+
+pub(super) fn clock(clock: &Clock) -> Finding {
+    const SUBJECT: &str = "clock";
+    let now = clock.now();
+    let shown = humantime::format_rfc3339_seconds(now);
+    if now < SystemTime::UNIX_EPOCH + EARLIEST_NOW {
+        let text = format!("{shown} is in the past");
+        Finding::fail(SUBJECT, text, "set it, for example by an NTP client")
+    } else {
+        Finding::ok(SUBJECT, shown.to_string())
+    }
+}
+
+pub(super) fn disk(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (subject, folder) in [
+        ("cache.dir", &config.cache.dir),
+        ("server.state_dir", &config.server.state_dir),
+    ] {
+        findings.push(folder_works(subject, folder));
+    }
+    findings.push(space(config));
+    findings
+}
+
+/// Whether files can be made, synced and renamed in `folder`, or in the nearest folder above it
+/// that exists.
+fn folder_works(subject: &'static str, folder: &Path) -> Finding {
+    let existing = nearest_existing(folder);
+    let shown = folder.display();
+    match try_folder(&existing) {
+        Ok(()) if existing == folder => Finding::ok(subject, format!("{shown} is writable")),
+        Ok(()) => Finding::ok(subject, format!("{shown} will be made at the first start")),
+        Err(error) => Finding::fail(
+            subject,
+            format!("{}: {error}", existing.display()),
+            format!("make {shown} and give it to the user that runs the proxy"),
+        ),
+    }
+}
+
+fn nearest_existing(folder: &Path) -> PathBuf {
+    let mut existing = folder;
+    while !existing.exists() {
+        match existing.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => existing = parent,
+            _ => return PathBuf::from("."),
+        }
+    }
+    existing.to_owned()
+}
+
+/// The steps of a commit, on a file of our own.
+fn try_folder(folder: &Path) -> io::Result<()> {
+    let unique = std::process::id();
+    let first = folder.join(format!(".ecr-proxy-check-{unique}"));
+    let second = folder.join(format!(".ecr-proxy-check-{unique}-renamed"));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&first)?;
+    let tried = file
+        .write_all(b"check\n")
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&first, &second))
+        .and_then(|()| File::open(folder)?.sync_all());
+    // At most one of the two is there; the error that counts is the first one above.
+    let removed = fs::remove_file(&second).or_else(|_| fs::remove_file(&first));
+    tried.and(removed)
+}
+
+fn space(config: &Config) -> Finding {
+    const SUBJECT: &str = "disk space";
+    let folder = nearest_existing(&config.cache.dir);
+    let stat = match statvfs(&folder) {
+        Ok(stat) => stat,
+        Err(error) => {
+            let text = format!("{}: {error}", folder.display());
+            return Finding::fail(SUBJECT, text, "look at the file system");
+        }
+    };
+    let total = stat.f_blocks.saturating_mul(stat.f_frsize);
+    let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let of = |size: Size| match size {
+        Size::Bytes(bytes) => bytes,
+        Size::Percent(percent) => share(total, percent),
+    };
+    let (limit, free) = (of(config.cache.max_size), of(config.cache.min_free));
+    let text = format!(
+        "{} of {} available; the cache may take {}, leaving {} free",
+        gib(available),
+        gib(total),
+        gib(limit),
+        gib(free)
+    );
+    if stat.f_files > 0 && stat.f_favail == 0 {
+        let text = format!("{} has no inodes left", folder.display());
+        Finding::fail(SUBJECT, text, "remove files, or choose another cache.dir")
+    } else if limit > total {
+        Finding::fail(
+            SUBJECT,
+            text,
+            "cache.max_size is larger than the file system",
+        )
+    } else if limit.saturating_add(free) > total {
+        let mend = "cache.max_size and cache.min_free together are more than the file system";
+        Finding::warn(SUBJECT, text, mend)
+    } else if available <= free {
+        let mend = "nothing new can be kept: make room, lower cache.min_free, or move cache.dir";
+        Finding::warn(SUBJECT, text, mend)
+    } else if limit < SMALL_CACHE_BYTES {
+        Finding::warn(SUBJECT, text, "cache.max_size holds hardly one big image")
+    } else {
+        Finding::ok(SUBJECT, text)
+    }
+}
+
+/// `percent` of `total`, exact to a millionth.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a checked share lies between 0 and 100"
+)]
+fn share(total: u64, percent: f64) -> u64 {
+    let millionths = (percent * 10_000.0).round() as u64;
+    let share = u128::from(total) * u128::from(millionths) / 1_000_000;
+    u64::try_from(share).unwrap_or(total)
+}
+
+fn gib(bytes: u64) -> String {
+    let tenths = bytes / ((1 << 30) / 10);
+    format!("{}.{} GiB", tenths / 10, tenths % 10)
+}
+
+pub(super) fn ports(config: &Config) -> Vec<Finding> {
+    let admin = config.server.admin.map(|address| ("server.admin", address));
+    let listen = config.server.listen.iter();
+    listen
+        .map(|listen| ("server.listen", listen.address))
+        .chain(admin)
+        .map(|(subject, address)| match TcpListener::bind(address) {
+            Ok(_) => Finding::ok(subject, format!("{address} is free")),
+            Err(error) => {
+                let text = format!("{address}: {error}");
+                match error.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        Finding::warn(subject, text, "fine if it is this proxy that runs there")
+                    }
+                    io::ErrorKind::PermissionDenied => Finding::fail(
+                        subject,
+                        text,
+                        "give the program CAP_NET_BIND_SERVICE, or choose a port from 1024 up",
+                    ),
+                    _ => Finding::fail(subject, text, "name an address of this host"),
+                }
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::Verdict;
+
+    #[test]
+    fn a_folder_is_tried_and_left_clean() {
+        let folder = tempfile::tempdir().expect("folder");
+        let finding = folder_works("cache.dir", folder.path());
+        assert_eq!(finding.verdict(), Verdict::Ok, "{finding}");
+        assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 0);
+        let deeper = folder.path().join("a/b");
+        let finding = folder_works("cache.dir", &deeper);
+        assert_eq!(finding.verdict(), Verdict::Ok, "{finding}");
+        assert!(!deeper.exists());
+        let file = folder.path().join("file");
+        fs::write(&file, "").expect("file");
+        let finding = folder_works("cache.dir", &file);
+        assert_eq!(finding.verdict(), Verdict::Fail, "{finding}");
+    }
+
+    #[test]
+    fn shares_are_exact() {
+        assert_eq!(share(1_000, 70.0), 700);
+        assert_eq!(share(u64::MAX, 100.0), u64::MAX);
+        assert_eq!(share(1 << 40, 0.5), (1 << 40) / 200);
+    }
+
+    #[test]
+    fn a_clock_in_the_past_fails() {
+        let past = Clock::settable(SystemTime::UNIX_EPOCH);
+        assert_eq!(clock(&past).verdict(), Verdict::Fail);
+        assert_eq!(clock(&Clock::system()).verdict(), Verdict::Ok);
+    }
+}

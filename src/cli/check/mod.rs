@@ -1,0 +1,132 @@
+//! `check`: tells in order what works, and how to mend what does not.
+
+mod finding;
+mod local;
+mod remote;
+
+pub(super) use finding::{Finding, Verdict};
+
+use std::io::Write;
+
+use super::Failure;
+use super::settings::Settings;
+use crate::clock::Clock;
+use crate::config::{Config, Files, Strings};
+use crate::oci::RepositoryName;
+use crate::telemetry::{Log, LogFormat, Metrics};
+use crate::upstream::{Upstream, UpstreamMetrics};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Ends with 0 if nothing fails, 1 if something does, 2 if the configuration is wrong.\n\nExample:\n  ecr-proxy check --config /etc/ecr-proxy/config.toml"
+)]
+pub(super) struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    /// Print a JSON array of findings
+    #[arg(long)]
+    json: bool,
+    /// Try the IAM actions in this repository, where the policy names repositories
+    #[arg(long, value_name = "NAME")]
+    repository: Option<RepositoryName>,
+}
+
+pub(super) fn run(
+    args: Args,
+    environment: &dyn Strings,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let clock = Clock::system();
+    let mut report = Report::new(args.json, out);
+    let config = match args.settings.load(environment, Files::Required) {
+        Ok(config) => config,
+        Err(faults) => {
+            for fault in faults.iter() {
+                report.add(Finding::fail("configuration", fault.to_string(), ""))?;
+            }
+            report.end()?;
+            return Err(Failure::Told(2));
+        }
+    };
+    report.add(local::configuration(&config))?;
+    for finding in local::certificate(&config, &clock) {
+        report.add(finding)?;
+    }
+    // What AWS or the registry says in detail is logged where it is heard.
+    let filter = config.log_filter.as_deref().unwrap_or("warn");
+    let _log = Log::start(LogFormat::Text, Some(filter), Metrics::new().log_dropped)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    for finding in remote(&config, args.repository.as_ref())? {
+        report.add(finding)?;
+    }
+    report.add(local::clock(&clock))?;
+    for finding in local::disk(&config) {
+        report.add(finding)?;
+    }
+    for finding in local::ports(&config) {
+        report.add(finding)?;
+    }
+    if report.end()? {
+        Err(Failure::Told(1))
+    } else {
+        Ok(())
+    }
+}
+
+/// What the upstream says, if it can be set up at all.
+fn remote(config: &Config, repository: Option<&RepositoryName>) -> Result<Vec<Finding>, Failure> {
+    let wrong = |error: &dyn std::error::Error| {
+        vec![Finding::fail(
+            "upstream",
+            super::chain(error),
+            "correct [[upstream]]",
+        )]
+    };
+    let options = match config.upstream_options() {
+        Ok(options) => options,
+        Err(error) => return Ok(wrong(&error)),
+    };
+    let findings = super::runtime()?.block_on(async {
+        match Upstream::new(options, &UpstreamMetrics::default()) {
+            Ok(upstream) => remote::upstream(&upstream, config, repository).await,
+            Err(error) => wrong(&error),
+        }
+    });
+    Ok(findings)
+}
+
+/// Findings on their way out: lines as they come, or one JSON array at the end.
+struct Report<'a> {
+    json: bool,
+    out: &'a mut dyn Write,
+    findings: Vec<Finding>,
+}
+
+impl<'a> Report<'a> {
+    fn new(json: bool, out: &'a mut dyn Write) -> Self {
+        Self {
+            json,
+            out,
+            findings: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, finding: Finding) -> std::io::Result<()> {
+        if !self.json {
+            writeln!(self.out, "{finding}")?;
+            self.out.flush()?;
+        }
+        self.findings.push(finding);
+        Ok(())
+    }
+
+    /// Ends the output; tells whether anything failed.
+    fn end(self) -> std::io::Result<bool> {
+        if self.json {
+            let findings: Vec<_> = self.findings.iter().map(Finding::to_json).collect();
+            writeln!(self.out, "{:#}", serde_json::Value::Array(findings))?;
+        }
+        let fails = |finding: &Finding| finding.verdict() == Verdict::Fail;
+        Ok(self.findings.iter().any(fails))
+    }
+}

@@ -1,0 +1,199 @@
+//! What `check` can tell only by asking: token, upstream, IAM actions, the clock's error.
+
+use std::time::Duration;
+
+use super::Finding;
+use crate::cli::iam_policy::PULL_ACTIONS;
+use crate::config::{Auth, Config};
+use crate::oci::{Digest, Reference, RepositoryName};
+use crate::upstream::{Ping, TokenError, Upstream, UpstreamError};
+
+/// Beyond this AWS refuses signed requests.
+const MAX_SKEW: Duration = Duration::from_secs(5 * 60);
+
+/// More than a round trip and the one-second grain of `Date`.
+const NOTABLE_SKEW: Duration = Duration::from_secs(10);
+
+/// A repository that hardly exists: IAM decides before ECR looks for it.
+const NO_REPOSITORY: &str = "ecr-proxy-check/none";
+
+const TRY_POLICY: &str = "attach what `ecr-proxy iam-policy` prints to the proxy's identity";
+
+/// Everything about the upstream, in the order in which one thing needs another.
+pub(super) async fn upstream(
+    upstream: &Upstream,
+    config: &Config,
+    repository: Option<&RepositoryName>,
+) -> Vec<Finding> {
+    let aws = matches!(config.upstream.auth, Auth::Aws { .. });
+    let mut findings = Vec::new();
+    let mut logged_in = true;
+    if aws {
+        let (found, good) = token(upstream).await;
+        findings.extend(found);
+        logged_in = good;
+    } else {
+        let how = match &config.upstream.auth {
+            Auth::Basic { username, .. } => format!("user {username}"),
+            Auth::Aws { .. } | Auth::Anonymous => "none, the registry is asked anonymously".into(),
+        };
+        findings.push(Finding::ok("credentials", how));
+    }
+    if !logged_in {
+        let text = "not asked, for want of a token";
+        findings.push(Finding::warn("upstream", text, ""));
+        return findings;
+    }
+    let ping = upstream.ping().await;
+    if aws && ping.is_ok() {
+        findings.extend(actions(upstream, repository).await);
+    }
+    findings.push(reachable(config, &ping));
+    if let Ok(Ping {
+        clock: Some(skew), ..
+    }) = ping
+    {
+        findings.push(clock(skew));
+    }
+    findings
+}
+
+/// Credentials and token; whether there is one.
+async fn token(upstream: &Upstream) -> (Vec<Finding>, bool) {
+    const CREDENTIALS: &str = "credentials";
+    const TOKEN: &str = "token";
+    let error = match upstream.check_token().await {
+        Ok(status) => {
+            let until = status.valid_until.map_or_else(
+                || "obtained".to_owned(),
+                |until| format!("valid until {}", humantime::format_rfc3339_seconds(until)),
+            );
+            let found = Finding::ok(CREDENTIALS, "found in the AWS default chain");
+            return (vec![found, Finding::ok(TOKEN, until)], true);
+        }
+        Err(error) => error,
+    };
+    let text = error.to_string();
+    let credentials = "give the proxy AWS credentials: an instance or pod role, AWS_… variables, \
+                       or a profile";
+    let findings = match &error {
+        UpstreamError::NoToken(TokenError::NoCredentials) => {
+            vec![Finding::fail(CREDENTIALS, text, credentials)]
+        }
+        UpstreamError::NoToken(TokenError::Denied) => vec![
+            Finding::ok(CREDENTIALS, "found in the AWS default chain"),
+            Finding::fail(TOKEN, text, ""),
+            missing("ecr:GetAuthorizationToken", TRY_POLICY),
+        ],
+        UpstreamError::NoToken(TokenError::Unreachable | TokenError::TooSlow) => {
+            let mend = "let the proxy reach the AWS API of the registry's region, over port 443";
+            vec![Finding::fail(TOKEN, text, mend)]
+        }
+        _ => vec![Finding::fail(
+            TOKEN,
+            text,
+            "look at the warnings beside this",
+        )],
+    };
+    (findings, false)
+}
+
+fn missing(action: &str, mend: &str) -> Finding {
+    Finding::fail("IAM", format!("{action} is missing"), mend)
+}
+
+/// The actions that a pull takes, each tried where it can do no harm.
+async fn actions(upstream: &Upstream, repository: Option<&RepositoryName>) -> Vec<Finding> {
+    const SUBJECT: &str = "IAM";
+    let fallback = NO_REPOSITORY.parse();
+    let (Some(name), Ok(latest)) = (
+        repository.or(fallback.as_ref().ok()),
+        "latest".parse::<Reference>(),
+    ) else {
+        return Vec::new();
+    };
+    let none = Digest::of(b"ecr-proxy check");
+    let manifest = upstream.manifest(name, &latest).await.map(drop);
+    let blob = upstream.probe_blob(name, &none).await.map(drop);
+    let mend = match repository {
+        Some(_) => TRY_POLICY.to_owned(),
+        None => format!("{TRY_POLICY}; if it names repositories, try --repository NAME of one"),
+    };
+    PULL_ACTIONS
+        .into_iter()
+        .zip([manifest, blob])
+        .map(|(action, answer)| match answer {
+            Ok(()) | Err(UpstreamError::Absent(_)) => {
+                Finding::ok(SUBJECT, format!("{action} in {name}"))
+            }
+            Err(UpstreamError::Refused) => missing(action, &mend),
+            Err(error) => Finding::warn(SUBJECT, format!("{action} is not known: {error}"), ""),
+        })
+        .collect()
+}
+
+fn reachable(config: &Config, ping: &Result<Ping, UpstreamError>) -> Finding {
+    const SUBJECT: &str = "upstream";
+    let registry = &config.upstream.registry;
+    let error = match ping {
+        Ok(ping) => {
+            let took = ping.took.as_millis();
+            return Finding::ok(SUBJECT, format!("{registry} answers in {took} ms"));
+        }
+        Err(error) => error,
+    };
+    let mend = match error {
+        UpstreamError::Unreachable(_) | UpstreamError::TooSlow(_) => {
+            "look at name resolution, routes and firewalls between this host and the registry"
+        }
+        UpstreamError::BadCredentials | UpstreamError::Refused => {
+            "look whether the credentials are current and meant for this registry"
+        }
+        UpstreamError::Wrong(_) => {
+            "look whether it is a registry that answers there, and whether upstream.ca is its CA"
+        }
+        UpstreamError::NoToken(_) => "look at the registry's token service",
+        UpstreamError::Absent(_)
+        | UpstreamError::Unsupported
+        | UpstreamError::Throttled { .. }
+        | UpstreamError::Failing { .. }
+        | UpstreamError::Truncated
+        | UpstreamError::TooMuch
+        | UpstreamError::ContentChanged
+        | UpstreamError::IgnoredRange => "try again later, or look whether it is a registry",
+    };
+    Finding::fail(SUBJECT, format!("{registry}: {error}"), mend)
+}
+
+/// Our clock against the registry's: ahead of it, or behind it.
+fn clock(skew: Result<Duration, Duration>) -> Finding {
+    const SUBJECT: &str = "clock against upstream";
+    const MEND: &str = "set this host's clock, for example by an NTP client";
+    let (by, way) = match skew {
+        Ok(ahead) => (ahead, "ahead"),
+        Err(behind) => (behind, "behind"),
+    };
+    let text = format!("{} s {way}", by.as_secs());
+    if by > MAX_SKEW {
+        Finding::fail(SUBJECT, text, MEND)
+    } else if by > NOTABLE_SKEW {
+        Finding::warn(SUBJECT, text, MEND)
+    } else {
+        Finding::ok(SUBJECT, "agrees")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::Verdict;
+
+    #[test]
+    fn a_skew_fails_where_aws_refuses_signatures() {
+        let seconds = Duration::from_secs;
+        assert_eq!(clock(Ok(seconds(2))).verdict(), Verdict::Ok);
+        assert_eq!(clock(Err(seconds(60))).verdict(), Verdict::Warn);
+        assert_eq!(clock(Ok(seconds(301))).verdict(), Verdict::Fail);
+        assert_eq!(clock(Err(seconds(301))).verdict(), Verdict::Fail);
+    }
+}

@@ -1,0 +1,201 @@
+//! How clients reach the proxy and come to trust its local CA, in their own words.
+//!
+//! Paths and formats are those of dockerd's `certs.d`, containerd's `hosts.toml` and
+//! containers-certs.d(5).
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, ListenAddress, Tls};
+
+/// A tool that pulls images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Client {
+    /// dockerd and the docker command
+    Docker,
+    /// containerd, and Kubernetes through it
+    Containerd,
+    /// podman, CRI-O, buildah and skopeo
+    Podman,
+}
+
+impl Client {
+    pub(super) const ALL: [Self; 3] = [Self::Docker, Self::Containerd, Self::Podman];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Containerd => "containerd",
+            Self::Podman => "podman",
+        }
+    }
+
+    /// Where the client looks for the CA of `host`.
+    pub(super) fn folder(self, host: &ClientHost) -> String {
+        match self {
+            Self::Docker => format!("/etc/docker/certs.d/{host}"),
+            Self::Containerd => format!("/etc/containerd/certs.d/{host}"),
+            Self::Podman => format!("/etc/containers/certs.d/{host}"),
+        }
+    }
+}
+
+/// The host part of image names, with its port unless that is the scheme's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ClientHost {
+    name: String,
+    port: Option<u16>,
+    /// Whether TLS is spoken there.
+    pub(super) tls: bool,
+}
+
+impl fmt::Display for ClientHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.name.parse::<Ipv6Addr>().is_ok() {
+            write!(f, "[{}]", self.name)?;
+        } else {
+            f.write_str(&self.name)?;
+        }
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What clients call us: every domain at the first TLS listener's port; where there is none, at
+/// the first plain one's. `listen` are the configured or the bound addresses.
+pub(super) fn hosts(config: &Config, listen: &[ListenAddress]) -> Vec<ClientHost> {
+    let first = listen.iter().find(|l| l.tls).or_else(|| listen.first());
+    let Some(listen) = first else {
+        return Vec::new();
+    };
+    let at = |name: &str| {
+        let port = listen.address.port();
+        let own = if listen.tls { 443 } else { 80 };
+        ClientHost {
+            name: name.to_owned(),
+            port: (port != own).then_some(port),
+            tls: listen.tls,
+        }
+    };
+    if config.server.domains.is_empty() {
+        return vec![at("localhost")];
+    }
+    config.server.domains.iter().map(|name| at(name)).collect()
+}
+
+/// Where the local CA's certificate is, once there is one.
+pub(super) fn local_ca_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("tls").join("ca.pem")
+}
+
+/// Where the local CA's certificate is, if one is used.
+pub(super) fn local_ca(config: &Config) -> Option<PathBuf> {
+    matches!(config.tls, Tls::LocalCa).then(|| local_ca_path(&config.server.state_dir))
+}
+
+/// The lines by which `client`, on the proxy's own host, trusts the CA at `ca` for `host`.
+pub(super) fn trust_lines(client: Client, host: &ClientHost, ca: &Path) -> String {
+    let folder = client.folder(host);
+    let ca = quoted(&ca.display().to_string());
+    let quoted_folder = quoted(&folder);
+    let mut lines = format!("sudo mkdir -p {quoted_folder}\nsudo cp {ca} {quoted_folder}/ca.crt\n");
+    if client == Client::Containerd {
+        lines.push_str(&hosts_toml(host, Some(&folder)));
+    }
+    lines
+}
+
+/// The lines that write containerd's `hosts.toml` for `host`.
+pub(super) fn hosts_toml(host: &ClientHost, ca_folder: Option<&str>) -> String {
+    let scheme = if host.tls { "https" } else { "http" };
+    let folder = Client::Containerd.folder(host);
+    let mut toml = format!(
+        "server = \"{scheme}://{host}\"\n\n[host.\"{scheme}://{host}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+    );
+    if let Some(ca_folder) = ca_folder {
+        toml.push_str(&format!("  ca = \"{ca_folder}/ca.crt\"\n"));
+    }
+    here_document(&format!("{folder}/hosts.toml"), &toml)
+}
+
+/// The lines that write `text` to `path` as root.
+pub(super) fn here_document(path: &str, text: &str) -> String {
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    format!(
+        "sudo tee {} > /dev/null <<'END'\n{text}{end}END\n",
+        quoted(path)
+    )
+}
+
+/// As one word for a shell.
+fn quoted(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-:".contains(&b);
+    if !text.is_empty() && text.bytes().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str, port: Option<u16>) -> ClientHost {
+        ClientHost {
+            name: name.to_owned(),
+            port,
+            tls: true,
+        }
+    }
+
+    #[test]
+    fn each_client_has_its_own_folder_with_the_port_in_it() {
+        let host = host("registry.mydomain.com", Some(8443));
+        let ca = Path::new("/var/lib/ecr-proxy/tls/ca.pem");
+        let lines = trust_lines(Client::Docker, &host, ca);
+        assert_eq!(
+            lines,
+            "sudo mkdir -p /etc/docker/certs.d/registry.mydomain.com:8443\n\
+             sudo cp /var/lib/ecr-proxy/tls/ca.pem \
+             /etc/docker/certs.d/registry.mydomain.com:8443/ca.crt\n"
+        );
+        let lines = trust_lines(Client::Podman, &host, ca);
+        assert!(lines.contains("/etc/containers/certs.d/registry.mydomain.com:8443/ca.crt"));
+    }
+
+    #[test]
+    fn containerd_is_told_by_a_hosts_toml_that_is_toml() {
+        let lines = trust_lines(
+            Client::Containerd,
+            &host("a.test", None),
+            Path::new("/ca.pem"),
+        );
+        let (_, document) = lines.split_once("<<'END'\n").expect("a here-document");
+        let toml: toml::Table = document.trim_end_matches("END\n").parse().expect("TOML");
+        let server = toml["server"].as_str().expect("server");
+        assert_eq!(server, "https://a.test");
+        let host = &toml["host"][server];
+        assert_eq!(
+            host["ca"].as_str(),
+            Some("/etc/containerd/certs.d/a.test/ca.crt")
+        );
+    }
+
+    #[test]
+    fn addresses_are_written_as_image_names_have_them() {
+        assert_eq!(host("::1", Some(443)).to_string(), "[::1]:443");
+        assert_eq!(host("a.test", None).to_string(), "a.test");
+    }
+
+    #[test]
+    fn words_are_quoted_for_the_shell() {
+        assert_eq!(quoted("/a/b-c_d.e:1"), "/a/b-c_d.e:1");
+        assert_eq!(quoted("/a b"), "'/a b'");
+        assert_eq!(quoted("/it's"), "'/it'\\''s'");
+        assert_eq!(quoted("[::1]"), "'[::1]'");
+    }
+}

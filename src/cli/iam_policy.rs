@@ -1,0 +1,107 @@
+//! `iam-policy`: the least AWS policy for the configuration.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+
+use super::Failure;
+use super::settings::Settings;
+use crate::config::{Auth, Config, Files, Strings};
+use crate::upstream::EcrHost;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  ecr-proxy iam-policy --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com > policy.json\n  aws iam put-role-policy --role-name ecr-proxy --policy-name pull \\\n    --policy-document file://policy.json"
+)]
+pub(super) struct Args {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What pulling a repository's images takes.
+pub(super) const PULL_ACTIONS: [&str; 2] = ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"];
+
+pub(super) fn run(
+    args: Args,
+    environment: &dyn Strings,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let config = args.settings.load(environment, Files::Ignored)?;
+    let policy = policy(&config).ok_or_else(|| {
+        Failure::Failed(format!(
+            "{} is not reached with AWS credentials: no policy is needed",
+            config.upstream.registry
+        ))
+    })?;
+    writeln!(out, "{policy:#}")?;
+    Ok(())
+}
+
+/// The policy, if AWS credentials are used.
+fn policy(config: &Config) -> Option<Value> {
+    let Auth::Aws { .. } = config.upstream.auth else {
+        return None;
+    };
+    let ecr = config.upstream.registry.ecr()?;
+    let partition = partition(ecr);
+    let EcrHost {
+        region, account, ..
+    } = ecr;
+    Some(json!({
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Sid": "Login",
+                "Effect": "Allow",
+                "Action": "ecr:GetAuthorizationToken",
+                // IAM knows no narrower resource for it.
+                "Resource": "*",
+            },
+            {
+                "Sid": "Pull",
+                "Effect": "Allow",
+                "Action": PULL_ACTIONS,
+                "Resource": format!("arn:{partition}:ecr:{region}:{account}:repository/*"),
+            },
+        ],
+    }))
+}
+
+/// The partition in ARNs: told from the DNS suffix, and within `amazonaws.com` from the region.
+fn partition(ecr: &EcrHost) -> &'static str {
+    match ecr.dns_suffix {
+        "amazonaws.com.cn" => "aws-cn",
+        "amazonaws.eu" => "aws-eusc",
+        "c2s.ic.gov" => "aws-iso",
+        "sc2s.sgov.gov" => "aws-iso-b",
+        "cloud.adc-e.uk" => "aws-iso-e",
+        "csp.hci.ic.gov" => "aws-iso-f",
+        _ if ecr.region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::Registry;
+
+    #[test]
+    fn every_partition_has_its_arn() {
+        for (host, expected) in [
+            ("dkr.ecr.us-west-2.amazonaws.com", "aws"),
+            ("dkr-ecr.us-west-2.on.aws", "aws"),
+            ("dkr.ecr-fips.us-gov-west-1.amazonaws.com", "aws-us-gov"),
+            ("dkr.ecr.cn-north-1.amazonaws.com.cn", "aws-cn"),
+            ("dkr-ecr.cn-north-1.on.amazonwebservices.com.cn", "aws-cn"),
+            ("dkr.ecr.eusc-de-east-1.amazonaws.eu", "aws-eusc"),
+            ("dkr.ecr.us-iso-east-1.c2s.ic.gov", "aws-iso"),
+            ("dkr.ecr.us-isob-east-1.sc2s.sgov.gov", "aws-iso-b"),
+            ("dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk", "aws-iso-e"),
+            ("dkr.ecr.us-isof-south-1.csp.hci.ic.gov", "aws-iso-f"),
+        ] {
+            let registry = Registry::parse(&format!("000042290000.{host}")).expect("registry");
+            assert_eq!(registry.ecr().map(partition), Some(expected), "{host}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `serve`: runs the proxy.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::Failure;
+use super::service::Service;
+use super::settings::Settings;
+use super::signals::Signals;
+use super::start::{Bound, start_text};
+use crate::config::{Config, Files, Strings};
+use crate::telemetry::{Log, LogFormat, Metrics};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without --tls-cert it makes a local CA and prints how clients trust it.\n\nExample:\n  ecr-proxy serve --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com --anonymous-pull"
+)]
+pub(super) struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    /// Form of the log on standard error
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+pub(super) fn run(
+    args: Args,
+    environment: &dyn Strings,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let config = args.settings.load(environment, Files::Required)?;
+    let metrics = Metrics::new();
+    let dropped = metrics.log_dropped.clone();
+    let _log = Log::start(args.log_format, config.log_filter.as_deref(), dropped)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    announce(&config);
+    super::runtime()?.block_on(async {
+        let signals = Signals::watch()?;
+        let service = Service::bind(&config, metrics).await?;
+        let local_ca = service.local_ca();
+        let text = start_text(
+            &config,
+            &Bound {
+                listen: service.bound(),
+                admin: service.admin(),
+                local_ca: local_ca.as_ref().map(|(path, print)| (path.as_path(), print.as_str())),
+            },
+        );
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        tokio::select! {
+            () = service.run(signals.first()) => Ok(()),
+            // The second signal means at once.
+            () = signals.second() => Err(Failure::Failed("stopped before the drain ended".to_owned())),
+        }
+    })
+}
+
+/// Tells the log the effective values and what is odd about them.
+fn announce(config: &Config) {
+    let values: serde_json::Map<String, serde_json::Value> = config
+        .effective()
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.into()))
+        .collect();
+    let file = config.file.as_deref().map(Path::display);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config.file = file.map(tracing::field::display),
+        config.values = %serde_json::Value::Object(values),
+        "starting"
+    );
+    for warning in &config.warnings {
+        tracing::warn!(config.warning = %warning, "configuration");
+    }
+}

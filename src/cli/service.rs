@@ -1,0 +1,336 @@
+//! The running proxy: every mechanism built from the configuration, bound, run and drained.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::Failure;
+use crate::access::Access;
+use crate::admin::{Admin, Degraded, Health, Phase, Readiness};
+use crate::buffers::BufferPool;
+use crate::cache::{CacheMetrics, Store};
+use crate::clock::Clock;
+use crate::config::{Config, ListenAddress, Tls};
+use crate::fill::{FillOptions, Fills, ManifestOptions};
+use crate::proxy::{Parts, Proxy};
+use crate::server::{self, Listener, ServerMetrics, ServerOptions};
+use crate::telemetry::{FillMetrics, Metrics, RequestMetrics};
+use crate::tls::{self, Certificates, LocalCa, Pair};
+use crate::upstream::{Upstream, UpstreamMetrics};
+
+/// Size of a read buffer, in bytes: with smaller ones the number of socket writes begins to cost, larger
+/// ones pin more memory for each slow reader.
+const READ_BUFFER_BYTES: usize = 256 * 1024;
+
+/// How many read buffers there are at most. With the coalescing buffers of the server they bound what
+/// bodies in flight hold to some 32 MiB; beyond, readers make do with less.
+const READ_BUFFERS: usize = 64;
+
+/// How often the certificate is looked at: a leaf of the local CA is renewed a month ahead.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(60 * 60);
+
+/// Everything that runs, bound to its sockets and not yet serving.
+pub(super) struct Service {
+    proxy: Proxy,
+    fills: Fills,
+    store: Store,
+    upstream: Upstream,
+    listeners: Vec<Listener>,
+    bound: Vec<ListenAddress>,
+    admin: Option<(TcpListener, Admin)>,
+    readiness: Readiness,
+    options: ServerOptions,
+    metrics: ServerMetrics,
+    certificates: Certificates,
+    certificate_expiry: Gauge,
+    local_ca: Option<LocalCa>,
+}
+
+impl Service {
+    /// Builds every part and binds the sockets.
+    ///
+    /// # Errors
+    /// What cannot be built, or bound, and why.
+    pub(super) async fn bind(config: &Config, mut metrics: Metrics) -> Result<Self, Failure> {
+        let cache_metrics = CacheMetrics::default();
+        let upstream_metrics = UpstreamMetrics::default();
+        let fill_metrics = FillMetrics::default();
+        let request_metrics = RequestMetrics::default();
+        let server_metrics = ServerMetrics::default();
+        cache_metrics.register(metrics.registry());
+        upstream_metrics.register(metrics.registry());
+        fill_metrics.register(metrics.registry());
+        request_metrics.register(metrics.registry());
+        server_metrics.register(metrics.registry());
+        let certificate_expiry = metrics.certificate_expiry.clone();
+
+        let (certificates, local_ca) = certificates(config)?;
+        let access = Access::new(config.access_options())?;
+        let store = Store::open(config.store_options(), cache_metrics)
+            .map_err(|error| Failure::from_error(&error))?;
+        let options = config
+            .upstream_options()
+            .map_err(|error| Failure::from_error(&error))?;
+        let upstream = Upstream::new(options, &upstream_metrics)
+            .map_err(|error| Failure::from_error(&error))?;
+        let fills = Fills::new(
+            store.clone(),
+            upstream.clone(),
+            BufferPool::new(READ_BUFFER_BYTES, READ_BUFFERS),
+            Clock::system(),
+            FillOptions {
+                record_ttl: config.cache.record_ttl,
+                manifests: ManifestOptions {
+                    tag_ttl: config.upstream.tag_ttl,
+                    absent_ttl: config.cache.absent_ttl,
+                },
+                ..FillOptions::default()
+            },
+            fill_metrics,
+        );
+        let proxy = Proxy::new(Parts {
+            domains: config.server.domains.clone(),
+            access,
+            upstream: upstream.clone(),
+            fills: fills.clone(),
+            metrics: request_metrics,
+        });
+        let readiness = readiness(store.clone(), upstream.clone());
+        let (listeners, bound) = listeners(config, &certificates).await?;
+        let admin = match config.server.admin {
+            None => None,
+            Some(address) => {
+                let listener = listen(address).await?;
+                Some((listener, Admin::new(metrics.finish(), readiness.clone())))
+            }
+        };
+        let service = Self {
+            proxy,
+            fills,
+            store,
+            upstream,
+            listeners,
+            bound,
+            admin,
+            readiness,
+            options: config.server_options(),
+            metrics: server_metrics,
+            certificates,
+            certificate_expiry,
+            local_ca,
+        };
+        service.note_expiry();
+        Ok(service)
+    }
+
+    /// Where the registry API is bound to.
+    pub(super) fn bound(&self) -> &[ListenAddress] {
+        &self.bound
+    }
+
+    /// Where metrics and health are bound to.
+    pub(super) fn admin(&self) -> Option<SocketAddr> {
+        self.admin
+            .as_ref()
+            .and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// The certificate and fingerprint of the local CA, if one is used.
+    pub(super) fn local_ca(&self) -> Option<(PathBuf, String)> {
+        self.local_ca
+            .as_ref()
+            .map(|ca| (ca.ca_path(), ca.fingerprint().to_owned()))
+    }
+
+    /// Serves until `shutdown` resolves, then lets what is in flight finish within the drain timeout.
+    pub(super) async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let (stop, stopped) = watch::channel(false);
+        let mut background = JoinSet::new();
+        let upstream = self.upstream.clone();
+        background.spawn(async move { upstream.keep_token_fresh().await });
+        if let Some((listener, admin)) = self.admin.take() {
+            tracing::info!(listen.addr = %Address(&listener), "admin listening");
+            let mut stopped = stopped.clone();
+            background.spawn(async move {
+                let stopped = async move {
+                    let _ = stopped.wait_for(|stopped| *stopped).await;
+                };
+                admin.run(listener, stopped).await;
+            });
+        }
+        for address in &self.bound {
+            tracing::info!(listen.addr = %address, "listening");
+        }
+        self.readiness.enter(Phase::Serving);
+
+        let drain_timeout = self.options.drain_timeout;
+        let listeners = std::mem::take(&mut self.listeners);
+        let (proxy, options) = (self.proxy.clone(), self.options.clone());
+        let readiness = self.readiness.clone();
+        let (draining, mut drain_began) = watch::channel(None);
+        let shutdown = async move {
+            shutdown.await;
+            tracing::info!("draining");
+            readiness.enter(Phase::Draining);
+            draining.send_replace(Some(Instant::now()));
+        };
+        let serving = server::run(listeners, proxy, options, self.metrics.clone(), shutdown);
+        tokio::pin!(serving);
+        let mut look = tokio::time::interval(CERTIFICATE_CHECK);
+        let report = loop {
+            tokio::select! {
+                report = &mut serving => break report,
+                _ = look.tick() => self.renew(),
+            }
+        };
+        let began = drain_began.borrow_and_update().unwrap_or_else(Instant::now);
+        self.fills.drain(began + drain_timeout).await;
+        stop.send_replace(true);
+        background.shutdown().await;
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || store.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last records could not be written"),
+            Err(_) => tracing::warn!("the last records were not written"),
+        }
+        tracing::info!(
+            connections.open = report.open,
+            connections.cut = report.cut,
+            elapsed_ms = u64::try_from(report.elapsed.as_millis()).unwrap_or(u64::MAX),
+            "drained"
+        );
+    }
+
+    /// Renews the local CA's certificate ahead of its end, for all handshakes to come.
+    fn renew(&mut self) {
+        let Some(ca) = &mut self.local_ca else {
+            return;
+        };
+        match ca.renew_if_due(SystemTime::now()) {
+            Ok(false) => return,
+            Ok(true) => self.certificates.replace(vec![ca.pair().clone()]),
+            Err(error) => tracing::error!(%error, "the certificate could not be renewed"),
+        }
+        self.note_expiry();
+    }
+
+    fn note_expiry(&self) {
+        let seconds = self
+            .certificates
+            .not_after()
+            .and_then(|end| end.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+        self.certificate_expiry.set(seconds);
+    }
+}
+
+/// The certificates to show, and the local CA if they come from it.
+fn certificates(config: &Config) -> Result<(Certificates, Option<LocalCa>), Failure> {
+    match &config.tls {
+        Tls::Off => Ok((Certificates::new(Vec::new()), None)),
+        Tls::Files { cert, key } => {
+            let pair = Pair::load(cert, key).map_err(|error| Failure::from_error(&error))?;
+            Ok((Certificates::new(vec![pair]), None))
+        }
+        Tls::LocalCa => {
+            let (state_dir, domains) = (&config.server.state_dir, &config.server.domains);
+            let ca = LocalCa::open(state_dir, domains, SystemTime::now())
+                .map_err(|error| Failure::from_error(&error))?;
+            Ok((Certificates::new(vec![ca.pair().clone()]), Some(ca)))
+        }
+    }
+}
+
+async fn listeners(
+    config: &Config,
+    certificates: &Certificates,
+) -> Result<(Vec<Listener>, Vec<ListenAddress>), Failure> {
+    let mut listeners = Vec::new();
+    let mut bound = Vec::new();
+    for ListenAddress { tls, address } in &config.server.listen {
+        let socket = listen(*address).await?;
+        bound.push(ListenAddress {
+            tls: *tls,
+            address: socket.local_addr()?,
+        });
+        let tls = match tls {
+            false => None,
+            true => {
+                let config = tls::server_config(certificates);
+                Some(config.map_err(|error| Failure::from_error(&error))?)
+            }
+        };
+        listeners.push(Listener { socket, tls });
+    }
+    Ok((listeners, bound))
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    let named = |error: io::Error| Failure::Failed(format!("cannot listen on {address}: {error}"));
+    TcpListener::bind(address).await.map_err(named)
+}
+
+/// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
+/// whatever the store does.
+fn readiness(store: Store, upstream: Upstream) -> Readiness {
+    Readiness::new(move || {
+        let mut degraded: Vec<Degraded> = store
+            .health()
+            .degraded
+            .iter()
+            .map(|(what, since)| Degraded {
+                what: "store",
+                why: format!("{what}, since {}", time(*since)),
+            })
+            .collect();
+        let token = upstream.token_status();
+        if let Some((since, reason)) = token.failing {
+            let why = match token.valid_until {
+                Some(until) => {
+                    format!(
+                        "the token cannot be renewed: {reason}; it is valid until {}",
+                        time(until)
+                    )
+                }
+                None => {
+                    format!(
+                        "serving from cache: no credentials since {}: {reason}",
+                        time(since)
+                    )
+                }
+            };
+            degraded.push(Degraded {
+                what: "upstream",
+                why,
+            });
+        }
+        Health {
+            unusable: None,
+            degraded,
+        }
+    })
+}
+
+fn time(at: SystemTime) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(at)
+}
+
+/// A listener's address, for the log.
+struct Address<'a>(&'a TcpListener);
+
+impl std::fmt::Display for Address<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.local_addr() {
+            Ok(address) => write!(f, "http://{address}"),
+            Err(error) => write!(f, "{error}"),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The signals that end the process.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+/// Counts SIGTERM and SIGINT: the first asks to drain, the second to stop at once.
+pub(super) struct Signals {
+    count: watch::Receiver<u32>,
+}
+
+impl Signals {
+    /// Begins to watch; from now on neither ends the process by itself.
+    ///
+    /// # Errors
+    /// The operating system's refusal.
+    pub(super) fn watch() -> io::Result<Self> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let (counter, count) = watch::channel(0);
+        tokio::spawn(async move {
+            while next(&mut terminate, &mut interrupt).await.is_some() {
+                counter.send_modify(|count| *count += 1);
+            }
+        });
+        Ok(Self { count })
+    }
+
+    /// Resolves at the first signal.
+    pub(super) fn first(&self) -> impl Future<Output = ()> + use<> {
+        reached(self.count.clone(), 1)
+    }
+
+    /// Resolves at the second signal.
+    pub(super) fn second(&self) -> impl Future<Output = ()> + use<> {
+        reached(self.count.clone(), 2)
+    }
+}
+
+async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> Option<()> {
+    tokio::select! {
+        signal = terminate.recv() => signal,
+        signal = interrupt.recv() => signal,
+    }
+}
+
+async fn reached(mut count: watch::Receiver<u32>, wanted: u32) {
+    if count.wait_for(|count| *count >= wanted).await.is_err() {
+        // Nobody watches any more, so no signal will come.
+        std::future::pending::<()>().await;
+    }
+}

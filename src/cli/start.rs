@@ -1,0 +1,73 @@
+//! What `serve` tells the person who started it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use super::clients::{self, Client};
+use crate::config::{Anonymous, Config, ListenAddress};
+
+/// What the proxy is bound to.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound<'a> {
+    /// The registry API.
+    pub listen: &'a [ListenAddress],
+    /// Metrics and health.
+    pub admin: Option<SocketAddr>,
+    /// The local CA's certificate and fingerprint, if one is used.
+    pub local_ca: Option<(&'a Path, &'a str)>,
+}
+
+/// What a person at the terminal wants to know, once everything is bound.
+pub fn start_text(config: &Config, bound: &Bound<'_>) -> String {
+    let hosts = clients::hosts(config, bound.listen);
+    let names: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+    let mut text = format!(
+        "ecr-proxy {} serves {} as {}\n",
+        env!("CARGO_PKG_VERSION"),
+        config.upstream.registry,
+        names.join(", ")
+    );
+    for listen in bound.listen {
+        text.push_str(&format!("  listening on {listen}\n"));
+    }
+    if let Some(admin) = bound.admin {
+        text.push_str(&format!(
+            "  metrics and health at http://{admin}/metrics, /readyz\n"
+        ));
+    }
+    text.push_str(&let_in(config));
+    if let Some((ca, fingerprint)) = bound.local_ca {
+        text.push_str(&format!(
+            "The certificate comes from a local CA, SHA-256 {fingerprint}.\n\
+             Clients on this host trust it by these lines (`ecr-proxy client-config` prints them \
+             for others):\n"
+        ));
+        for client in Client::ALL {
+            text.push_str(&format!("\n# {}\n", client.name()));
+            for host in &hosts {
+                text.push_str(&clients::trust_lines(client, host, ca));
+            }
+        }
+    }
+    text
+}
+
+/// One line on who is let in.
+fn let_in(config: &Config) -> String {
+    let access = &config.access;
+    match (access.anonymous, access.users.len()) {
+        (Anonymous::Pull, _) => {
+            let networks: Vec<String> = access
+                .anonymous_networks
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            format!("Anybody may pull from: {}.\n", networks.join(", "))
+        }
+        (Anonymous::None, 0) => "NOBODY is let in, every request is answered 401. Name a user \
+                                 file (--users FILE) or let anybody pull (--anonymous-pull).\n"
+            .to_owned(),
+        (Anonymous::None, 1) => "1 user may pull.\n".to_owned(),
+        (Anonymous::None, users) => format!("{users} users may pull.\n"),
+    }
+}

@@ -1,0 +1,171 @@
+//! The keys there are, and the nearest one to a key there is not.
+
+/// What a key's value looks like before it is parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// A string.
+    Text,
+    /// A string, or a whole number.
+    TextOrNumber,
+    /// A list of strings; in the environment separated by commas.
+    List,
+    /// `true` or `false`.
+    Bool,
+}
+
+/// A known key: its section, its name, its shape.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    pub(super) path: &'static str,
+    pub(super) shape: Shape,
+}
+
+impl Key {
+    pub(super) fn section(self) -> &'static str {
+        self.split().0
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        self.split().1
+    }
+
+    fn split(self) -> (&'static str, &'static str) {
+        self.path.split_once('.').unwrap_or(("", self.path))
+    }
+
+    /// The environment variable that sets it; `[[upstream]]` is set in the file or by flags.
+    pub(super) fn variable(self) -> Option<String> {
+        (self.section() != "upstream").then(|| {
+            let path = self.path.replace('.', "_").to_ascii_uppercase();
+            format!("{VARIABLE_PREFIX}{path}")
+        })
+    }
+}
+
+/// What every environment variable of ours begins with.
+pub(super) const VARIABLE_PREFIX: &str = "ECR_PROXY_";
+
+/// Sections, with how they are written.
+pub(super) const SECTIONS: &[(&str, &str)] = &[
+    ("server", "[server]"),
+    ("tls", "[tls]"),
+    ("cache", "[cache]"),
+    ("access", "[access]"),
+    ("upstream", "[[upstream]]"),
+];
+
+const fn key(path: &'static str, shape: Shape) -> Key {
+    Key { path, shape }
+}
+
+/// Every key of this release.
+pub(super) const KEYS: &[Key] = &[
+    key("server.listen", Shape::List),
+    key("server.domains", Shape::List),
+    key("server.state_dir", Shape::Text),
+    key("server.admin", Shape::Text),
+    key("server.drain_timeout", Shape::Text),
+    key("tls.cert", Shape::Text),
+    key("tls.key", Shape::Text),
+    key("cache.dir", Shape::Text),
+    key("cache.max_size", Shape::TextOrNumber),
+    key("cache.min_free", Shape::TextOrNumber),
+    key("cache.tag_ttl", Shape::Text),
+    key("cache.absent_ttl", Shape::Text),
+    key("cache.record_ttl", Shape::Text),
+    key("cache.max_manifest_size", Shape::TextOrNumber),
+    key("access.users", Shape::Text),
+    key("access.anonymous", Shape::Text),
+    key("access.anonymous_networks", Shape::List),
+    key("upstream.name", Shape::Text),
+    key("upstream.registry", Shape::Text),
+    key("upstream.auth", Shape::Text),
+    key("upstream.username", Shape::Text),
+    key("upstream.password_file", Shape::Text),
+    key("upstream.profile", Shape::Text),
+    key("upstream.endpoint", Shape::Text),
+    key("upstream.endpoint_tls_name", Shape::Text),
+    key("upstream.ca", Shape::Text),
+    key("upstream.redirect_hosts", Shape::List),
+    key("upstream.tag_ttl", Shape::Text),
+    key("upstream.trust_manifests", Shape::Bool),
+];
+
+/// The key called `name` in `section`.
+pub(super) fn find(section: &str, name: &str) -> Option<Key> {
+    KEYS.iter()
+        .copied()
+        .find(|key| key.section() == section && key.name() == name)
+}
+
+/// The section nearest to one that does not exist, as it is written.
+pub(super) fn nearest_section(section: &str) -> &'static str {
+    nearest(section, SECTIONS.iter().copied(), |(name, _)| name).map_or("", |(_, written)| written)
+}
+
+/// The known key nearest to an unknown one. The same name in another section is nearest of all:
+/// it was put into the wrong one.
+pub(super) fn nearest_key(section: &str, name: &str) -> &'static str {
+    let elsewhere = KEYS.iter().find(|key| key.name() == name);
+    let here = || {
+        let siblings = KEYS.iter().filter(|key| key.section() == section);
+        nearest(name, siblings, |key| key.name())
+    };
+    elsewhere.or_else(here).map_or("", |key| key.path)
+}
+
+/// The known variable nearest to an unknown one.
+pub(super) fn nearest_variable(variable: &str) -> String {
+    let variables = KEYS.iter().filter_map(|key| key.variable());
+    let mut best: Option<(usize, String)> = None;
+    for candidate in variables {
+        let distance = strsim::damerau_levenshtein(variable, &candidate);
+        if best.as_ref().is_none_or(|(least, _)| distance < *least) {
+            best = Some((distance, candidate));
+        }
+    }
+    best.map(|(_, candidate)| candidate).unwrap_or_default()
+}
+
+fn nearest<T: Copy>(
+    name: &str,
+    candidates: impl Iterator<Item = T>,
+    text: impl Fn(T) -> &'static str,
+) -> Option<T> {
+    candidates.min_by_key(|candidate| strsim::damerau_levenshtein(name, text(*candidate)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_key_finds_its_neighbour() {
+        assert_eq!(nearest_key("server", "lisen"), "server.listen");
+        assert_eq!(nearest_key("cache", "maxsize"), "cache.max_size");
+        assert_eq!(nearest_key("upstream", "registri"), "upstream.registry");
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_section_finds_the_right_one() {
+        assert_eq!(nearest_key("server", "max_size"), "cache.max_size");
+    }
+
+    #[test]
+    fn misspelt_sections_and_variables_find_their_neighbour() {
+        assert_eq!(nearest_section("upstreams"), "[[upstream]]");
+        assert_eq!(nearest_section("serve"), "[server]");
+        assert_eq!(
+            nearest_variable("ECR_PROXY_CACHE_MAXSIZE"),
+            "ECR_PROXY_CACHE_MAX_SIZE"
+        );
+    }
+
+    #[test]
+    fn keys_are_unique_and_belong_to_a_section() {
+        for (index, key) in KEYS.iter().enumerate() {
+            assert!(SECTIONS.iter().any(|(name, _)| *name == key.section()));
+            assert!(KEYS[..index].iter().all(|other| other.path != key.path));
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Fills each mechanism's own options from the configuration, so that none of them sees it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use super::{Anonymous, Auth, Config, Size};
+use crate::access::AccessOptions;
+use crate::cache::{Limit, StoreOptions};
+use crate::server::ServerOptions;
+use crate::upstream::{self, AwsOptions, Limits, Secret, UpstreamOptions};
+
+/// Passwords are short; what is larger is another file.
+const MAX_PASSWORD_BYTES: usize = 4096;
+
+/// A file that the configuration names cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {}: {reason}", path.display())]
+pub struct FileError {
+    key: &'static str,
+    path: PathBuf,
+    reason: String,
+}
+
+impl Config {
+    /// For the store.
+    pub fn store_options(&self) -> StoreOptions {
+        StoreOptions {
+            max_size: limit(self.cache.max_size),
+            min_free: limit(self.cache.min_free),
+            ..StoreOptions::new(&self.cache.dir)
+        }
+    }
+
+    /// For the decisions about callers.
+    pub fn access_options(&self) -> AccessOptions {
+        AccessOptions {
+            users: self.access.users.clone(),
+            anonymous_from: match self.access.anonymous {
+                Anonymous::None => Vec::new(),
+                Anonymous::Pull => self.access.anonymous_networks.clone(),
+            },
+        }
+    }
+
+    /// For the listeners.
+    pub fn server_options(&self) -> ServerOptions {
+        ServerOptions {
+            drain_timeout: self.server.drain_timeout,
+            ..ServerOptions::default()
+        }
+    }
+
+    /// For the upstream; reads its password and its roots.
+    ///
+    /// # Errors
+    /// One of those files cannot be used.
+    pub fn upstream_options(&self) -> Result<UpstreamOptions, FileError> {
+        let upstream = &self.upstream;
+        let auth = match &upstream.auth {
+            Auth::Aws { profile } => upstream::Auth::Aws(AwsOptions {
+                profile: profile.clone(),
+                endpoint_in_environment: upstream.aws_endpoint_in_environment,
+                ..AwsOptions::default()
+            }),
+            Auth::Basic {
+                username,
+                password_file,
+            } => upstream::Auth::Basic {
+                username: username.clone(),
+                password: password(password_file)?,
+            },
+            Auth::Anonymous => upstream::Auth::Anonymous,
+        };
+        let extra_roots = match &upstream.ca {
+            Some(path) => roots(path)?,
+            None => Vec::new(),
+        };
+        let manifest_max_bytes = usize::try_from(self.cache.max_manifest_size);
+        let limits = Limits::default();
+        Ok(UpstreamOptions {
+            name: Arc::from(upstream.name.as_str()),
+            registry: upstream.registry.clone(),
+            auth,
+            endpoint: upstream.endpoint.clone(),
+            endpoint_tls_name: upstream.endpoint_tls_name.clone(),
+            extra_roots,
+            redirect_hosts: upstream.redirect_hosts.clone(),
+            trust_manifests: upstream.trust_manifests,
+            limits: Limits {
+                manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),
+                ..limits
+            },
+        })
+    }
+}
+
+fn limit(size: Size) -> Limit {
+    match size {
+        Size::Bytes(bytes) => Limit::Bytes(bytes),
+        Size::Percent(percent) => Limit::Percent(percent),
+    }
+}
+
+/// The file's first line; nothing of it is ever repeated.
+fn password(path: &Path) -> Result<Secret, FileError> {
+    let wrong = |reason: String| FileError {
+        key: "upstream.password_file",
+        path: path.to_owned(),
+        reason,
+    };
+    let text = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    if text.len() > MAX_PASSWORD_BYTES {
+        return Err(wrong("too large for a password".to_owned()));
+    }
+    let text = String::from_utf8(text).map_err(|_| wrong("not UTF-8".to_owned()))?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(wrong("is empty".to_owned())),
+        line if line.contains(char::is_control) => Err(wrong(
+            "has several lines, or a control character".to_owned(),
+        )),
+        line => Ok(Secret::new(line)),
+    }
+}
+
+fn roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let wrong = |reason: String| FileError {
+        key: "upstream.ca",
+        path: path.to_owned(),
+        reason,
+    };
+    let pem = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match roots {
+        Ok(roots) if !roots.is_empty() => Ok(roots),
+        _ => Err(wrong("holds no PEM certificate".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_one_line_and_never_repeated() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("password");
+        fs::write(&path, "hunter2\n").expect("file");
+        assert_eq!(password(&path).expect("password"), Secret::new("hunter2"));
+        let long = "hunter2".repeat(1000);
+        for text in ["", "\n", "hunter2\nmore\n", "hunter2\0", &long] {
+            fs::write(&path, text).expect("file");
+            let error = password(&path).expect_err("refused").to_string();
+            assert!(error.starts_with("upstream.password_file: "), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn roots_are_certificates() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("ca.pem");
+        let key = rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("certificate");
+        fs::write(&path, key.cert.pem()).expect("file");
+        assert_eq!(roots(&path).expect("roots").len(), 1);
+        fs::write(&path, "not PEM").expect("file");
+        assert!(roots(&path).is_err());
+    }
+}

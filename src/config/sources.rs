@@ -1,0 +1,340 @@
+//! The three places settings come from, made alike: a file, the environment, flags.
+//!
+//! Invariant: a [`Settings`] map holds known keys only, each with its text and its origin.
+//! Knows what keys look like, not what they mean.
+
+use std::collections::BTreeMap;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::faults::{Fault, Origin};
+use super::keys::{self, Key, Shape, VARIABLE_PREFIX};
+
+/// Something that has named strings: the process environment, or a map in tests.
+pub trait Strings {
+    /// The value called `name`, if it is set.
+    fn get(&self, name: &str) -> Option<String>;
+    /// All names that are set.
+    fn names(&self) -> Vec<String>;
+}
+
+/// The environment of this process. What is not Unicode is read with replacement characters, so
+/// that it fails as a value instead of being passed over.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessEnvironment;
+
+impl Strings for ProcessEnvironment {
+    fn get(&self, name: &str) -> Option<String> {
+        std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+    }
+
+    fn names(&self) -> Vec<String> {
+        std::env::vars_os()
+            .map(|(name, _)| name.to_string_lossy().into_owned())
+            .collect()
+    }
+}
+
+impl Strings for BTreeMap<String, String> {
+    fn get(&self, name: &str) -> Option<String> {
+        BTreeMap::get(self, name).cloned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.keys().cloned().collect()
+    }
+}
+
+/// Settings given on the command line.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    set: Vec<(&'static str, &'static str, Vec<String>)>,
+}
+
+impl Flags {
+    /// Notes that `flag` (such as `--cache-dir`) set `key` (such as `cache.dir`).
+    pub fn set(
+        &mut self,
+        key: &'static str,
+        flag: &'static str,
+        values: impl IntoIterator<Item = String>,
+    ) {
+        self.set.push((key, flag, values.into_iter().collect()));
+    }
+}
+
+/// A value nobody has parsed yet: one text, or several where the key is a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) values: Vec<String>,
+    pub(super) origin: Origin,
+}
+
+pub(super) type Settings = BTreeMap<&'static str, Setting>;
+
+/// Puts the settings of a file into `settings`, and what is wrong with its form into `faults`.
+pub(super) fn add_file(text: &str, settings: &mut Settings, faults: &mut Vec<Fault>) {
+    let line_of = |offset: usize| {
+        let before = text.as_bytes().iter().take(offset);
+        before.filter(|byte| **byte == b'\n').count() + 1
+    };
+    let mut fault = |offset: usize, key: &str, reason: String| {
+        faults.push(Fault {
+            origin: Origin::File {
+                line: line_of(offset),
+            },
+            key: key.to_owned(),
+            reason,
+        });
+    };
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let offset = error.span().map_or(0, |span| span.start);
+        fault(offset, "", format!("not TOML: {}", error.message()));
+    }
+    for (section, value) in document.get_ref() {
+        let offset = section.span().start;
+        let section = section.get_ref().as_ref();
+        let Some((_, written)) = keys::SECTIONS.iter().find(|(name, _)| *name == section) else {
+            let nearest = keys::nearest_section(section);
+            let reason = format!("unknown section; the nearest known one is {nearest}");
+            fault(offset, section, reason);
+            continue;
+        };
+        let table = match value.get_ref() {
+            DeValue::Table(table) if section != "upstream" => table,
+            DeValue::Array(tables) if section == "upstream" => {
+                let mut tables = tables.iter();
+                let first = tables.next();
+                for second in tables {
+                    let reason = "this release serves one upstream: a second [[upstream]] is not \
+                                  accepted; run one proxy for each";
+                    fault(second.span().start, section, reason.to_owned());
+                }
+                match first.map(Spanned::get_ref) {
+                    None => continue,
+                    Some(DeValue::Table(table)) => table,
+                    Some(_) => {
+                        fault(offset, section, format!("is written as {written}"));
+                        continue;
+                    }
+                }
+            }
+            _ => {
+                fault(offset, section, format!("is written as {written}"));
+                continue;
+            }
+        };
+        for (name, value) in table {
+            let offset = name.span().start;
+            let name = name.get_ref().as_ref();
+            let Some(key) = keys::find(section, name) else {
+                let nearest = keys::nearest_key(section, name);
+                let reason = format!("unknown key; the nearest known one is {nearest}");
+                fault(offset, &format!("{section}.{name}"), reason);
+                continue;
+            };
+            match texts(key.shape, value.get_ref()) {
+                Ok(values) => {
+                    let line = line_of(offset);
+                    let origin = Origin::File { line };
+                    settings.insert(key.path, Setting { values, origin });
+                }
+                Err(reason) => fault(offset, key.path, reason),
+            }
+        }
+    }
+}
+
+/// The texts of a TOML value of the right shape.
+fn texts(shape: Shape, value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    let expected = match (shape, value) {
+        (Shape::Text | Shape::TextOrNumber, DeValue::String(text)) => {
+            return Ok(vec![text.clone().into_owned()]);
+        }
+        (Shape::TextOrNumber, DeValue::Integer(number)) if number.radix() == 10 => {
+            return Ok(vec![number.as_str().replace('_', "")]);
+        }
+        (Shape::Bool, DeValue::Boolean(value)) => return Ok(vec![value.to_string()]),
+        (Shape::List, DeValue::Array(items)) => {
+            let items = items.iter().map(|item| match item.get_ref() {
+                DeValue::String(text) => Ok(text.clone().into_owned()),
+                other => Err(format!(
+                    "expected a list of strings, found {} in it",
+                    other.type_str()
+                )),
+            });
+            return items.collect();
+        }
+        (Shape::Text, _) => "a string in quotes",
+        (Shape::TextOrNumber, _) => "a string in quotes, or a whole number",
+        (Shape::Bool, _) => "true or false",
+        (Shape::List, _) => "a list of strings, such as [\"a\", \"b\"]",
+    };
+    Err(format!("expected {expected}, found {}", value.type_str()))
+}
+
+/// Puts the settings of the environment over those in `settings`; unknown variables of ours
+/// become warnings. An empty variable counts as not set, as Compose files leave them.
+pub(super) fn add_environment(
+    environment: &dyn Strings,
+    settings: &mut Settings,
+    warnings: &mut Vec<String>,
+) {
+    let mut known: BTreeMap<String, Key> = BTreeMap::new();
+    for key in keys::KEYS {
+        if let Some(variable) = key.variable() {
+            known.insert(variable, *key);
+        }
+    }
+    for variable in environment.names() {
+        let Some(rest) = variable.strip_prefix(VARIABLE_PREFIX) else {
+            continue;
+        };
+        let Some(key) = known.get(&variable) else {
+            if !set_by_kubernetes(rest) {
+                let nearest = keys::nearest_variable(&variable);
+                warnings.push(format!(
+                    "{variable} is ignored: unknown; the nearest known one is {nearest}"
+                ));
+            }
+            continue;
+        };
+        let value = environment.get(&variable).unwrap_or_default();
+        if value.is_empty() {
+            continue;
+        }
+        let values = match key.shape {
+            Shape::List => value
+                .split(',')
+                .map(|item| item.trim().to_owned())
+                .filter(|item| !item.is_empty())
+                .collect(),
+            Shape::Text | Shape::TextOrNumber | Shape::Bool => vec![value],
+        };
+        let origin = Origin::Environment(variable);
+        settings.insert(key.path, Setting { values, origin });
+    }
+}
+
+/// Kubernetes sets such variables for every service in reach, one called `ecr-proxy` included.
+fn set_by_kubernetes(rest: &str) -> bool {
+    rest == "PORT"
+        || rest.ends_with("_PORT")
+        || rest.starts_with("PORT_")
+        || rest.contains("_PORT_")
+        || rest.starts_with("SERVICE_")
+        || rest.contains("_SERVICE_")
+}
+
+/// Puts flags over everything else.
+pub(super) fn add_flags(flags: Flags, settings: &mut Settings) {
+    for (key, flag, values) in flags.set {
+        let origin = Origin::Flag(flag);
+        settings.insert(key, Setting { values, origin });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> (Settings, Vec<String>) {
+        let mut settings = Settings::new();
+        let mut faults = Vec::new();
+        add_file(text, &mut settings, &mut faults);
+        let faults = faults.iter().map(ToString::to_string).collect();
+        (settings, faults)
+    }
+
+    #[test]
+    fn texts_lists_numbers_and_booleans_are_read_with_their_line() {
+        let (settings, faults) = file(
+            "[server]\nlisten = [\"a\", \"b\"]\n\n[cache]\nmax_size = 1_000\n[[upstream]]\nregistry = \"r\"\ntrust_manifests = true\n",
+        );
+        assert!(faults.is_empty(), "{faults:?}");
+        assert_eq!(settings["server.listen"].values, ["a", "b"]);
+        assert_eq!(settings["server.listen"].origin, Origin::File { line: 2 });
+        assert_eq!(settings["cache.max_size"].values, ["1000"]);
+        assert_eq!(settings["upstream.trust_manifests"].values, ["true"]);
+        assert_eq!(
+            settings["upstream.registry"].origin,
+            Origin::File { line: 7 }
+        );
+    }
+
+    #[test]
+    fn all_faults_of_form_are_reported_together() {
+        let (_, mut faults) = file(
+            "[sever]\nlisten = []\n[server]\nlisten = \"x\"\nlisen = []\n[cache]\ndir = 3\n[upstream]\nname = \"x\"\n",
+        );
+        faults.sort();
+        assert_eq!(
+            faults,
+            [
+                "line 1: sever: unknown section; the nearest known one is [server]",
+                "line 4: server.listen: expected a list of strings, such as [\"a\", \"b\"], found string",
+                "line 5: server.lisen: unknown key; the nearest known one is server.listen",
+                "line 7: cache.dir: expected a string in quotes, found integer",
+                "line 8: upstream: is written as [[upstream]]",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_second_upstream_is_a_fault_that_says_so() {
+        let (_, faults) = file("[[upstream]]\nname = \"a\"\n[[upstream]]\nname = \"b\"\n");
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].starts_with("line 3: upstream: this release serves one"));
+    }
+
+    #[test]
+    fn broken_toml_names_its_line() {
+        let (_, faults) = file("[server]\nlisten = [\n[cache]\ndir = x\n");
+        assert!(!faults.is_empty());
+        assert!(faults.iter().all(|f| f.starts_with("line ")), "{faults:?}");
+        assert!(faults.iter().any(|f| f.contains("not TOML")), "{faults:?}");
+    }
+
+    fn environment(pairs: &[(&str, &str)]) -> (Settings, Vec<String>) {
+        let map: BTreeMap<String, String> = pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let mut settings = Settings::new();
+        let mut warnings = Vec::new();
+        add_environment(&map, &mut settings, &mut warnings);
+        (settings, warnings)
+    }
+
+    #[test]
+    fn variables_set_scalars_and_comma_lists() {
+        let (settings, warnings) = environment(&[
+            ("ECR_PROXY_SERVER_DOMAINS", "a.test, b.test,"),
+            ("ECR_PROXY_CACHE_MAX_SIZE", "70%"),
+            ("ECR_PROXY_TLS_CERT", ""),
+            ("HOME", "/root"),
+        ]);
+        assert!(warnings.is_empty());
+        assert_eq!(settings["server.domains"].values, ["a.test", "b.test"]);
+        assert_eq!(settings["cache.max_size"].values, ["70%"]);
+        assert!(!settings.contains_key("tls.cert"));
+    }
+
+    #[test]
+    fn unknown_variables_warn_unless_kubernetes_set_them() {
+        let (settings, warnings) = environment(&[
+            ("ECR_PROXY_PORT", "tcp://10.0.0.1:443"),
+            ("ECR_PROXY_PORT_443_TCP", "tcp://10.0.0.1:443"),
+            ("ECR_PROXY_SERVICE_HOST", "10.0.0.1"),
+            ("ECR_PROXY_SERVICE_PORT_HTTPS", "443"),
+            ("ECR_PROXY_ADMIN_PORT", "tcp://10.0.0.1:443"),
+            ("ECR_PROXY_UPSTREAM_REGISTRY", "x"),
+            ("ECR_PROXY_SERVER_LISEN", "x"),
+        ]);
+        assert!(settings.is_empty());
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("ECR_PROXY_SERVER_LISTEN"));
+    }
+}

@@ -1,0 +1,325 @@
+use std::collections::BTreeMap;
+
+use super::*;
+
+const ECR: &str = "000042290000.dkr.ecr.us-west-2.amazonaws.com";
+
+/// A configuration under construction: a file in a folder of its own, variables, flags.
+#[derive(Default)]
+struct Scene {
+    folder: Option<tempfile::TempDir>,
+    file: Option<PathBuf>,
+    environment: BTreeMap<String, String>,
+    flags: Flags,
+}
+
+impl Scene {
+    fn file(text: &str) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("config.toml");
+        std::fs::write(&file, text).expect("file");
+        Self {
+            folder: Some(folder),
+            file: Some(file),
+            ..Self::default()
+        }
+    }
+
+    fn flags(flags: &[(&'static str, &'static str, &str)]) -> Self {
+        let mut scene = Self::file("");
+        for (key, flag, value) in flags {
+            scene.flags.set(key, flag, [(*value).to_owned()]);
+        }
+        scene
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    fn flag(mut self, key: &'static str, flag: &'static str, value: &str) -> Self {
+        self.flags.set(key, flag, [value.to_owned()]);
+        self
+    }
+
+    fn beside(self, name: &str, text: &str) -> Self {
+        let folder = self.folder.as_ref().expect("a scene with a file");
+        std::fs::write(folder.path().join(name), text).expect("file");
+        self
+    }
+
+    fn load(&self) -> Result<Config, Faults> {
+        Config::load(Sources {
+            file: self.file.as_deref(),
+            environment: &self.environment,
+            flags: self.flags.clone(),
+            files: Files::Required,
+        })
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let faults = self.load().expect_err("faults");
+        faults.iter().map(ToString::to_string).collect()
+    }
+}
+
+fn flags_of_the_first_example() -> Scene {
+    Scene::flags(&[
+        ("upstream.registry", "--upstream", ECR),
+        ("server.domains", "--domain", "registry.mydomain.com"),
+        ("access.anonymous", "--anonymous-pull", "pull"),
+    ])
+}
+
+#[test]
+fn flags_alone_are_enough_and_the_rest_has_defaults() {
+    let config = flags_of_the_first_example().load().expect("config");
+    assert_eq!(config.server.listen.len(), 1);
+    assert_eq!(config.server.listen[0].to_string(), "https://[::]:443");
+    assert_eq!(config.server.domains, ["registry.mydomain.com"]);
+    assert_eq!(config.server.state_dir, Path::new("/var/lib/ecr-proxy"));
+    let admin = config.server.admin.map(|a| a.to_string());
+    assert_eq!(admin.as_deref(), Some("127.0.0.1:9090"));
+    assert_eq!(config.server.drain_timeout, Duration::from_secs(25));
+    assert_eq!(config.tls, Tls::LocalCa);
+    assert_eq!(config.cache.dir, Path::new("/var/cache/ecr-proxy"));
+    assert_eq!(config.cache.max_size, Size::Percent(70.0));
+    assert_eq!(config.cache.min_free, Size::Percent(5.0));
+    assert_eq!(config.cache.tag_ttl, Duration::from_secs(5));
+    assert_eq!(config.cache.absent_ttl, Duration::from_secs(5));
+    assert_eq!(config.cache.record_ttl, Duration::from_secs(86_400));
+    assert_eq!(config.cache.max_manifest_size, 4 << 20);
+    assert_eq!(config.access.anonymous, Anonymous::Pull);
+    assert_eq!(
+        config.access.anonymous_networks,
+        [Network::Loopback, Network::Private]
+    );
+    assert_eq!(config.upstream.name, ECR);
+    assert_eq!(config.upstream.auth, Auth::Aws { profile: None });
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn nobody_let_in_is_told() {
+    let mut scene = flags_of_the_first_example();
+    scene = scene.flag("access.anonymous", "--x", "none");
+    let warnings = scene.load().expect("config").warnings;
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("nobody is let in"));
+}
+
+#[test]
+fn all_faults_are_reported_together_with_key_and_place() {
+    let scene = Scene::file(
+        "[server]\nlisten = [\"https://[::]:443\", \"[::]:80\"]\ndrain_timeout = \"25\"\nfoo = 1\n\
+         [cache]\nmax_size = \"lots\"\n[[upstream]]\nregistry = \"https://docker.io\"\nauth = \"magic\"\n",
+    )
+    .variable("ECR_PROXY_CACHE_TAG_TTL", "soon")
+    .flag("server.domains", "--domain", "a.test:443");
+    let faults = scene.faults();
+    let starts = [
+        "line 2: server.listen: ",
+        "line 3: server.drain_timeout: ",
+        "line 4: server.foo: unknown key",
+        "line 6: cache.max_size: ",
+        "line 8: upstream.registry: ",
+        "line 9: upstream.auth: ",
+        "ECR_PROXY_CACHE_TAG_TTL: cache.tag_ttl: ",
+        "--domain: server.domains: ",
+    ];
+    assert_eq!(faults.len(), starts.len(), "{faults:#?}");
+    for (fault, start) in faults.iter().zip(starts) {
+        assert!(fault.starts_with(start), "{fault} / {start}");
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment_which_wins_over_the_file() {
+    let file = format!(
+        "[server]\ndomains = [\"file.test\"]\n[cache]\ntag_ttl = \"1s\"\nabsent_ttl = \"1s\"\nrecord_ttl = \"1s\"\n[[upstream]]\nregistry = \"{ECR}\"\n"
+    );
+    let config = Scene::file(&file)
+        .variable("ECR_PROXY_CACHE_ABSENT_TTL", "2s")
+        .variable("ECR_PROXY_CACHE_RECORD_TTL", "2s")
+        .flag("cache.record_ttl", "--record-ttl", "3s")
+        .load()
+        .expect("config");
+    assert_eq!(config.server.domains, ["file.test"]);
+    assert_eq!(config.cache.tag_ttl, Duration::from_secs(1));
+    assert_eq!(config.cache.absent_ttl, Duration::from_secs(2));
+    assert_eq!(config.cache.record_ttl, Duration::from_secs(3));
+}
+
+#[test]
+fn relative_paths_of_the_file_are_relative_to_it() {
+    let file = "[server]\nlisten = [\"https://127.0.0.1:0\"]\nstate_dir = \"state\"\n\
+                [tls]\ncert = \"tls.crt\"\nkey = \"tls.key\"\n[[upstream]]\nregistry = \"docker.io\"\n";
+    let scene = Scene::file(file)
+        .beside("tls.crt", "")
+        .beside("tls.key", "")
+        .flag("cache.dir", "--cache-dir", "cache");
+    let folder = scene
+        .file
+        .as_deref()
+        .and_then(Path::parent)
+        .expect("folder");
+    let config = scene.load().expect("config");
+    assert_eq!(config.server.state_dir, folder.join("state"));
+    assert_eq!(config.cache.dir, Path::new("cache"));
+    let (cert, key) = (folder.join("tls.crt"), folder.join("tls.key"));
+    assert_eq!(config.tls, Tls::Files { cert, key });
+}
+
+#[test]
+fn users_beside_anonymous_pull_is_a_fault_that_explains() {
+    let hash = bcrypt::hash("secret", 4).expect("hash");
+    let scene = flags_of_the_first_example().beside("users", &format!("ci:{hash}\n"));
+    let folder = scene
+        .file
+        .as_deref()
+        .and_then(Path::parent)
+        .expect("folder");
+    let users = folder.join("users").display().to_string();
+    let faults = scene.flag("access.users", "--users", &users).faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].starts_with("--anonymous-pull: access.anonymous: "));
+    assert!(faults[0].contains("/v2/"), "{}", faults[0]);
+}
+
+#[test]
+fn faults_of_the_user_file_name_its_lines() {
+    let file = format!(
+        "[server]\ndomains = [\"a.test\"]\n[access]\nusers = \"users\"\n[[upstream]]\nregistry = \"{ECR}\"\n"
+    );
+    let faults = Scene::file(&file)
+        .beside("users", "a:hunter2\nAWS:x\n")
+        .faults();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    assert!(faults[0].starts_with("line 4: access.users: "));
+    assert!(faults[0].contains("line 1: "), "{}", faults[0]);
+    assert!(faults[1].contains("line 2: "), "{}", faults[1]);
+    assert!(faults.iter().all(|fault| !fault.contains("hunter2")));
+}
+
+#[test]
+fn files_that_are_named_must_be_there_unless_only_printing() {
+    let scene = flags_of_the_first_example()
+        .flag("tls.cert", "--tls-cert", "/nonexistent/tls.crt")
+        .flag("tls.key", "--tls-key", "/nonexistent/tls.key")
+        .flag("upstream.ca", "--upstream-ca", "/nonexistent/ca.pem");
+    assert_eq!(scene.faults().len(), 3, "{:?}", scene.faults());
+    let config = Config::load(Sources {
+        file: scene.file.as_deref(),
+        environment: &scene.environment,
+        flags: scene.flags.clone(),
+        files: Files::Ignored,
+    });
+    assert!(config.is_ok());
+}
+
+#[test]
+fn a_certificate_without_its_key_is_a_fault() {
+    let scene = flags_of_the_first_example().beside("tls.crt", "");
+    let folder = scene
+        .file
+        .as_deref()
+        .and_then(Path::parent)
+        .expect("folder");
+    let cert = folder.join("tls.crt").display().to_string();
+    let faults = scene.flag("tls.cert", "--tls-cert", &cert).faults();
+    assert_eq!(faults.len(), 1);
+    assert!(faults[0].starts_with("tls.key: is missing"), "{faults:?}");
+}
+
+#[test]
+fn what_is_needed_and_missing_is_told() {
+    let faults = Scene::file("").faults();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    assert!(faults[0].starts_with("server.domains: is missing"));
+    assert!(faults[1].starts_with("upstream.registry: is missing"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_fault() {
+    let mut scene = flags_of_the_first_example();
+    scene.file = Some("/nonexistent/config.toml".into());
+    let faults = scene.faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].starts_with("cannot read /nonexistent/config.toml"));
+}
+
+#[test]
+fn loopback_listeners_do_without_domains_and_plain_ones_without_tls() {
+    let config = Scene::flags(&[
+        ("upstream.registry", "--upstream", "127.0.0.1:5000"),
+        ("server.listen", "--listen", "http://127.0.0.1:0"),
+    ])
+    .load()
+    .expect("config");
+    assert_eq!(config.tls, Tls::Off);
+    assert_eq!(config.upstream.auth, Auth::Anonymous);
+    assert_eq!(config.upstream.name, "127.0.0.1_5000");
+}
+
+#[test]
+fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
+    let upstream = |text: &str| {
+        let file = format!("[server]\ndomains = [\"a.test\"]\n[[upstream]]\n{text}");
+        Scene::file(&file).beside("password", "x\n")
+    };
+    let auth = |text: &str| upstream(text).load().expect("config").upstream.auth;
+    assert_eq!(
+        auth(&format!("registry = \"{ECR}\"\nprofile = \"p\"\n")),
+        Auth::Aws {
+            profile: Some("p".into())
+        }
+    );
+    assert_eq!(auth("registry = \"public.ecr.aws\"\n"), Auth::Anonymous);
+    let basic = auth("registry = \"r.test\"\nusername = \"u\"\npassword_file = \"password\"\n");
+    assert!(matches!(basic, Auth::Basic { username, .. } if username == "u"));
+    for (text, fault) in [
+        (
+            "registry = \"r.test\"\nauth = \"aws\"\n",
+            "upstream.auth: \"aws\" is for",
+        ),
+        (
+            "registry = \"r.test\"\nusername = \"u\"\n",
+            "upstream.password_file: is missing",
+        ),
+        (
+            "registry = \"r.test\"\nprofile = \"p\"\n",
+            "upstream.profile: belongs to",
+        ),
+        (
+            "registry = \"r.test\"\nendpoint_tls_name = \"e.test\"\n",
+            "upstream.endpoint_tls_name: has no",
+        ),
+    ] {
+        let faults = upstream(text).faults();
+        assert_eq!(faults.len(), 1, "{text} {faults:?}");
+        assert!(faults[0].contains(fault), "{}", faults[0]);
+    }
+}
+
+#[test]
+fn an_upstream_may_have_its_own_tag_ttl() {
+    let file = "[server]\ndomains = [\"a.test\"]\n[cache]\ntag_ttl = \"7s\"\n[[upstream]]\nregistry = \"docker.io\"\n";
+    let config = Scene::file(file).load().expect("config");
+    assert_eq!(config.upstream.tag_ttl, Duration::from_secs(7));
+    let config = Scene::file(&format!("{file}tag_ttl = \"9s\"\n"))
+        .load()
+        .expect("config");
+    assert_eq!(config.upstream.tag_ttl, Duration::from_secs(9));
+    assert_eq!(config.cache.tag_ttl, Duration::from_secs(7));
+}
+
+#[test]
+fn effective_values_name_every_key_once() {
+    let config = flags_of_the_first_example().load().expect("config");
+    let values = config.effective();
+    for (index, (key, _)) in values.iter().enumerate() {
+        assert!(values[..index].iter().all(|(other, _)| other != key));
+    }
+    assert!(values.contains(&("upstream.registry", ECR.to_owned())));
+}

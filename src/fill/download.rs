@@ -1,0 +1,153 @@
+//! One blob from upstream, continued past whatever breaks it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::Origin;
+use super::error::FillError;
+use crate::oci::Digest;
+use crate::telemetry::{FillMetrics, ResumeResult};
+use crate::upstream::{BlobBody, UpstreamError};
+
+/// How often a transfer is continued without getting anywhere before it is given up. With the pauses
+/// between them, five cover an upstream that is away for about six seconds; a longer outage is told to
+/// the client, whose own retry finds the cache again.
+const FRUITLESS_RESUMES: u32 = 5;
+
+/// What counts as getting somewhere, in bytes: a link that dies after less than this each time would
+/// otherwise be tried for ever at a dreadful rate.
+const PROGRESS: u64 = 256 * 1024;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// How many chunks may wait between the network and the disk. A chunk is at most what one read of the
+/// socket gives (some 400 KiB), so this bounds the memory of a fill whose disk is slow, and is enough
+/// for the network to go on while a piece is written.
+const CHUNKS_WAITING: usize = 4;
+
+/// The bytes of a blob in order, each once, whatever happens to the connections they come by.
+pub(super) struct Download {
+    origin: Origin,
+    digest: Digest,
+    body: BlobBody,
+    /// Size of the whole blob.
+    len: u64,
+    /// Offset of the next byte.
+    at: u64,
+    /// Offset at which the last continuation began.
+    resumed_at: u64,
+    fruitless: u32,
+    metrics: FillMetrics,
+}
+
+impl Download {
+    /// Asks the upstream for the blob; `expected` is the size that a manifest tells.
+    ///
+    /// # Errors
+    /// The upstream's, or a size that is unknown or not the expected one.
+    pub(super) async fn open(
+        origin: Origin,
+        digest: Digest,
+        expected: Option<u64>,
+        metrics: FillMetrics,
+    ) -> Result<Self, FillError> {
+        let body = origin.open(digest, 0, None).await?;
+        let len = match (body.total(), expected) {
+            (Some(declared), Some(expected)) if declared != expected => {
+                return Err(FillError::SizeMismatch { expected, declared });
+            }
+            (declared, expected) => declared.or(expected).ok_or(FillError::UnknownSize)?,
+        };
+        Ok(Self {
+            origin,
+            digest,
+            body,
+            len,
+            at: 0,
+            resumed_at: 0,
+            fruitless: 0,
+            metrics,
+        })
+    }
+
+    /// The size of the blob in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fetches in a task of its own, a few chunks ahead of whoever takes them; it ends when they do.
+    pub(super) fn run_ahead(mut self) -> mpsc::Receiver<Result<Bytes, FillError>> {
+        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
+        tokio::spawn(async move {
+            while let Some(chunk) = self.next().await.transpose() {
+                let is_last = chunk.is_err();
+                if sender.send(chunk).await.is_err() || is_last {
+                    break;
+                }
+            }
+        });
+        receiver
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
+        while self.at < self.len {
+            let broken = match self.body.next().await {
+                Ok(Some(chunk)) => {
+                    self.at += chunk.len() as u64;
+                    if self.at > self.len {
+                        return Err(UpstreamError::TooMuch.into());
+                    }
+                    return Ok(Some(chunk));
+                }
+                Ok(None) => UpstreamError::Truncated,
+                Err(error) if error.retryable() => error,
+                Err(error) => return Err(error.into()),
+            };
+            self.resume(broken).await?;
+        }
+        // A body without a declared length may go on; one that breaks here has nothing left to lose.
+        match self.body.next().await {
+            Ok(Some(_)) => Err(UpstreamError::TooMuch.into()),
+            Ok(None) | Err(_) => Ok(None),
+        }
+    }
+
+    /// Continues at the first byte that is missing, from the same content or not at all.
+    async fn resume(&mut self, broken: UpstreamError) -> Result<(), FillError> {
+        if self.at - self.resumed_at >= PROGRESS {
+            self.fruitless = 0;
+        }
+        let mut last = broken;
+        while self.fruitless < FRUITLESS_RESUMES {
+            if self.fruitless > 0 {
+                let pause = FIRST_PAUSE * 2u32.pow(self.fruitless - 1);
+                tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+            }
+            self.fruitless += 1;
+            tracing::info!(oci.digest = %self.digest, body.bytes = self.at, error = %last, "continuing a broken transfer");
+            match self.origin.open(self.digest, self.at, None).await {
+                Ok(body) if body.total().is_none_or(|total| total == self.len) => {
+                    self.body = body;
+                    self.resumed_at = self.at;
+                    self.metrics.resumed(ResumeResult::Resumed);
+                    return Ok(());
+                }
+                Ok(_) => return Err(self.gave_up(UpstreamError::ContentChanged)),
+                Err(FillError::Upstream(error)) if error.retryable() => last = error,
+                Err(FillError::Upstream(error)) => return Err(self.gave_up(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(self.gave_up(last))
+    }
+
+    fn gave_up(&self, error: UpstreamError) -> FillError {
+        self.metrics.resumed(match error {
+            UpstreamError::ContentChanged => ResumeResult::Changed,
+            _ => ResumeResult::Failed,
+        });
+        error.into()
+    }
+}

@@ -1,0 +1,47 @@
+//! Why there is no content to give.
+
+use crate::upstream::UpstreamError;
+
+/// Why a request for content ends without it. Shared by everybody who waited for the same fill, so
+/// cheap to clone, and free of secrets as [`UpstreamError`] is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FillError {
+    /// The upstream gave no content, or broke off for good.
+    #[error("{0}")]
+    Upstream(#[from] UpstreamError),
+    /// The bytes do not hash to the digest. Nothing of them is kept.
+    #[error("the content has another digest than its name")]
+    DigestMismatch,
+    /// Upstream declares another size than the manifest that names the blob.
+    #[error("upstream declares {declared} bytes where a manifest says {expected}")]
+    SizeMismatch {
+        /// What the manifest's descriptor says, in bytes.
+        expected: u64,
+        /// What the upstream's answer declares, in bytes.
+        declared: u64,
+    },
+    /// The upstream declares no size, and no manifest tells it.
+    #[error("the size of the blob is not known")]
+    UnknownSize,
+    /// The fill did not begin in time: more fills wait than may run at once.
+    #[error("the fill did not begin in time")]
+    TooSlow,
+    /// The file on disk could not be read to its end.
+    #[error("the cached file could not be read")]
+    Unreadable,
+    /// Every reader left a fill that could not be kept, or the process is stopping.
+    #[error("the fill was abandoned")]
+    Abandoned,
+    /// The task that did the work is gone without a word.
+    #[error("the fill ended unexpectedly")]
+    Lost,
+    /// Several ranges of a blob that is not whole on disk.
+    #[error("several ranges at once are served from cached blobs only")]
+    OneRangeAtATime,
+    /// No range asked lies within the blob (416).
+    #[error("no range asked lies within the {size} bytes of the blob")]
+    Unsatisfiable {
+        /// The size of the blob in bytes.
+        size: u64,
+    },
+}

@@ -1,0 +1,234 @@
+//! The task of a fill: one upstream body becomes a verified blob, while readers follow it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::Origin;
+use super::download::Download;
+use super::error::FillError;
+use super::flow::Flow;
+use super::front::Phase;
+use super::room::Room;
+use crate::buffers::BufferPool;
+use crate::cache::{Partial, Store};
+use crate::oci::{Digest, Hasher};
+use crate::telemetry::{FillMetrics, FillResult};
+
+/// How long a piece waits to fill its buffer: small pieces make later reads of the file dearer. On a slow
+/// line this is what a reader is behind the wire.
+const LINGER: Duration = Duration::from_millis(5);
+
+/// Everything a fill needs; it belongs to itself and to no request.
+pub(super) struct Filling {
+    pub(super) flow: Arc<Flow>,
+    pub(super) origin: Origin,
+    /// The size that a manifest tells.
+    pub(super) expected: Option<u64>,
+    pub(super) store: Store,
+    pub(super) buffers: BufferPool,
+    pub(super) metrics: FillMetrics,
+}
+
+/// Where the bytes go.
+enum Sink {
+    Disk(Partial),
+    Memory { hash: Hasher, written: u64 },
+}
+
+impl Filling {
+    /// Fetches, verifies, and keeps the blob. Readers are told of everything but the failure, which the
+    /// caller announces.
+    ///
+    /// # Errors
+    /// Why the blob is not whole. That it could not be kept on disk is not among the reasons.
+    pub(super) async fn run(&self) -> Result<FillResult, FillError> {
+        match self.attempt().await {
+            // Nobody has received a byte of it, so nothing would be spliced by trying once more.
+            Err(FillError::DigestMismatch) if self.flow.is_untouched() => {
+                tracing::warn!(oci.digest = %self.flow.digest, "upstream sent other content than asked for, trying once more");
+                self.attempt().await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn attempt(&self) -> Result<FillResult, FillError> {
+        let (origin, metrics) = (self.origin.afresh(), self.metrics.clone());
+        let download = Download::open(origin, self.flow.digest, self.expected, metrics).await?;
+        let len = download.len();
+        self.flow.restart(len);
+        let sink = self.begin(len).await?;
+        match self.transfer(download, sink).await? {
+            Sink::Disk(partial) => self.keep(partial, len).await,
+            Sink::Memory { hash, .. } => self.judge(hash.finish(), len),
+        }
+    }
+
+    /// The verdict on a blob that is not on disk.
+    fn judge(&self, actual: Digest, len: u64) -> Result<FillResult, FillError> {
+        if actual != self.flow.digest {
+            self.metrics.digest_mismatches.inc();
+            return Err(FillError::DigestMismatch);
+        }
+        self.flow.enter(Phase::Verified { len });
+        Ok(FillResult::Unkept)
+    }
+
+    async fn begin(&self, len: u64) -> Result<Sink, FillError> {
+        let (store, digest) = (self.store.clone(), self.flow.digest);
+        match blocking(move || store.begin(digest, len)).await? {
+            Ok(partial) => {
+                self.flow.land_in(partial.reader());
+                Ok(Sink::Disk(partial))
+            }
+            Err(error) => {
+                tracing::warn!(oci.digest = %self.flow.digest, %error, "filling without the disk");
+                Ok(self.leave_disk(Hasher::new(), 0))
+            }
+        }
+    }
+
+    /// Gathers the next piece while the one before is hashed and written.
+    async fn transfer(&self, download: Download, sink: Sink) -> Result<Sink, FillError> {
+        let mut writing = Writing::Idle(sink);
+        let mut pieces = Gather {
+            chunks: download.run_ahead(),
+            left: Bytes::new(),
+            buffers: self.buffers.clone(),
+        };
+        while let Some(piece) = pieces.next().await? {
+            let sink = self.settled(writing).await?;
+            writing = self.write(sink, piece).await?;
+        }
+        self.settled(writing).await
+    }
+
+    async fn write(&self, sink: Sink, piece: Bytes) -> Result<Writing, FillError> {
+        match sink {
+            Sink::Disk(mut partial) => {
+                let flow = Arc::clone(&self.flow);
+                Ok(Writing::Busy(tokio::task::spawn_blocking(move || {
+                    let error = partial.append(&piece).err();
+                    if error.is_none() {
+                        flow.reach(partial.written());
+                    }
+                    (partial, error.map(|error| (error.to_string(), piece)))
+                })))
+            }
+            memory @ Sink::Memory { .. } => self.remember(memory, piece).await.map(Writing::Idle),
+        }
+    }
+
+    async fn settled(&self, writing: Writing) -> Result<Sink, FillError> {
+        let (partial, failure) = match writing {
+            Writing::Idle(sink) => return Ok(sink),
+            Writing::Busy(task) => task.await.map_err(|_| FillError::Lost)?,
+        };
+        let Some((error, piece)) = failure else {
+            return Ok(Sink::Disk(partial));
+        };
+        tracing::warn!(oci.digest = %self.flow.digest, error, "going on without the disk");
+        let (hash, written) = partial.abandon();
+        let memory = self.leave_disk(hash, written);
+        self.remember(memory, piece).await
+    }
+
+    fn leave_disk(&self, hash: Hasher, written: u64) -> Sink {
+        self.flow.leave_disk(written, hash.clone());
+        Sink::Memory { hash, written }
+    }
+
+    async fn remember(&self, sink: Sink, piece: Bytes) -> Result<Sink, FillError> {
+        let Sink::Memory { mut hash, written } = sink else {
+            return Ok(sink);
+        };
+        let end = written + piece.len() as u64;
+        let (flow, hashed) = (Arc::clone(&self.flow), piece.clone());
+        let hash = blocking(move || {
+            hash.update(&hashed);
+            hash
+        })
+        .await?;
+        flow.remember(written, piece).await?;
+        flow.reach(end);
+        Ok(Sink::Memory { hash, written: end })
+    }
+
+    /// The verdict first, which readers wait for; then sync and rename, which they do not.
+    async fn keep(&self, partial: Partial, len: u64) -> Result<FillResult, FillError> {
+        let verified = match partial.verify() {
+            Ok(verified) => verified,
+            Err((partial, mismatch)) => {
+                drop(partial);
+                self.metrics.digest_mismatches.inc();
+                tracing::warn!(oci.digest = %self.flow.digest, error = %mismatch, "upstream sent wrong bytes");
+                return Err(FillError::DigestMismatch);
+            }
+        };
+        self.flow.enter(Phase::Verified { len });
+        let store = self.store.clone();
+        match blocking(move || store.commit(verified)).await? {
+            Ok(_) => Ok(FillResult::Kept),
+            Err(error) => {
+                tracing::warn!(oci.digest = %self.flow.digest, %error, "the blob could not be kept");
+                Ok(FillResult::Unkept)
+            }
+        }
+    }
+}
+
+enum Writing {
+    Idle(Sink),
+    Busy(JoinHandle<(Partial, Option<(String, Bytes)>)>),
+}
+
+/// Puts the chunks of a network together to the pieces of a disk.
+struct Gather {
+    chunks: mpsc::Receiver<Result<Bytes, FillError>>,
+    /// What of a chunk did not fit into the piece before.
+    left: Bytes,
+    buffers: BufferPool,
+}
+
+impl Gather {
+    /// The next piece: a buffer full, or less when the line is slow or the blob ends; `None` at its end.
+    async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
+        if self.left.is_empty() {
+            match self.chunks.recv().await {
+                Some(chunk) => self.left = chunk?,
+                None => return Ok(None),
+            }
+        }
+        let deadline = Instant::now() + LINGER;
+        let mut room = Room::take(&self.buffers);
+        let mut length = 0;
+        loop {
+            let free = &mut room.as_mut()[length..];
+            let fits = self.left.split_to(self.left.len().min(free.len()));
+            free[..fits.len()].copy_from_slice(&fits);
+            length += fits.len();
+            if !self.left.is_empty() || length == room.as_mut().len() {
+                break;
+            }
+            match tokio::time::timeout_at(deadline, self.chunks.recv()).await {
+                Ok(Some(chunk)) => self.left = chunk?,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Ok(Some(room.freeze(length)))
+    }
+}
+
+/// Runs what may wait for the disk on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, FillError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| FillError::Lost)
+}

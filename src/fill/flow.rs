@@ -1,0 +1,237 @@
+//! A blob on its way from an upstream or from an unverified file: what its task and its readers share.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use super::error::FillError;
+use super::front::{Front, Phase};
+use crate::cache::ContentFile;
+use crate::oci::{Digest, Hasher};
+
+/// How much of a blob is kept in memory when the disk takes no more, in bytes. A reader slower than
+/// this continues by its own upstream range.
+pub(super) const WINDOW: u64 = 8 * 1024 * 1024;
+
+/// How long a fill without a disk waits for its fastest reader before it lets the window slide.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the task of a fill and its readers share.
+pub(super) struct Flow {
+    pub(super) digest: Digest,
+    front: watch::Sender<Front>,
+    bytes: Mutex<Landed>,
+    readers: AtomicUsize,
+    /// How far the fastest reader has come; watched by a fill that goes on without a disk.
+    furthest: AtomicU64,
+    moved: Notify,
+}
+
+/// Where the bytes that arrived are.
+#[derive(Default)]
+struct Landed {
+    file: Option<ContentFile>,
+    /// Set once the disk took no more.
+    memory: Option<Memory>,
+}
+
+/// The part of a blob that the disk did not take.
+struct Memory {
+    /// Where the file ends and memory begins.
+    begin: u64,
+    /// The hash of everything before `begin`, for readers that go on by themselves.
+    hash: Hasher,
+    /// Adjoining pieces, with their offsets, [`WINDOW`] bytes of them at most.
+    pieces: VecDeque<(u64, Bytes)>,
+}
+
+/// Where a reader finds the bytes at an offset.
+pub(super) enum Place {
+    /// In the file, up to this offset.
+    File(ContentFile, u64),
+    /// In memory: the bytes from the offset on.
+    Memory(Bytes),
+    /// Nowhere any more: the window slid past.
+    Gone,
+}
+
+impl Flow {
+    pub(super) fn new(digest: Digest, front: Front, file: Option<ContentFile>) -> Arc<Self> {
+        Arc::new(Self {
+            digest,
+            front: watch::Sender::new(front),
+            bytes: Mutex::new(Landed { file, memory: None }),
+            readers: AtomicUsize::new(0),
+            furthest: AtomicU64::new(0),
+            moved: Notify::new(),
+        })
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Front> {
+        self.front.subscribe()
+    }
+
+    /// For the task only: a new phase. What failed stays failed.
+    pub(super) fn enter(&self, phase: Phase) {
+        self.front.send_if_modified(|front| {
+            let may_change = !matches!(front.phase, Phase::Failed(_));
+            if may_change {
+                front.phase = phase;
+            }
+            may_change
+        });
+    }
+
+    /// For the task only: every byte before `contiguous` can be read.
+    pub(super) fn reach(&self, contiguous: u64) {
+        self.front
+            .send_modify(|front| front.contiguous = contiguous);
+    }
+
+    /// For the task only: a transfer of `len` bytes begins, from zero.
+    pub(super) fn restart(&self, len: u64) {
+        *self.landed() = Landed::default();
+        self.front.send_replace(Front {
+            contiguous: 0,
+            phase: Phase::Running { len },
+        });
+    }
+
+    /// True while no reader has taken a byte.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.furthest.load(Ordering::Acquire) == 0
+    }
+
+    /// For the task only: the file that the bytes land in.
+    pub(super) fn land_in(&self, file: ContentFile) {
+        self.landed().file = Some(file);
+    }
+
+    /// For the task only: the disk takes no more; what comes after `begin` is kept in memory.
+    pub(super) fn leave_disk(&self, begin: u64, hash: Hasher) {
+        self.landed().memory = Some(Memory {
+            begin,
+            hash,
+            pieces: VecDeque::new(),
+        });
+    }
+
+    /// For the task only, after [`Flow::leave_disk`]: keeps `piece`, which begins at `offset`, and
+    /// forgets the oldest beyond the window. Waits while the window would slide past the fastest reader.
+    ///
+    /// # Errors
+    /// [`FillError::Abandoned`] when nobody reads: what nobody can keep is not worth fetching.
+    pub(super) async fn remember(&self, offset: u64, piece: Bytes) -> Result<(), FillError> {
+        let end = offset + piece.len() as u64;
+        let patience = tokio::time::sleep(PATIENCE);
+        tokio::pin!(patience);
+        loop {
+            let moved = self.moved.notified();
+            if self.readers.load(Ordering::Acquire) == 0 {
+                return Err(FillError::Abandoned);
+            }
+            if end <= self.furthest.load(Ordering::Acquire) + WINDOW {
+                break;
+            }
+            tokio::select! {
+                () = moved => {}
+                () = &mut patience => break,
+            }
+        }
+        if let Some(memory) = &mut self.landed().memory {
+            memory.pieces.push_back((offset, piece));
+            while memory
+                .pieces
+                .front()
+                .is_some_and(|(start, _)| *start + WINDOW < end)
+            {
+                memory.pieces.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the bytes from `offset` on are; the caller knows from the front that they have arrived.
+    pub(super) fn find(&self, offset: u64) -> Place {
+        let landed = self.landed();
+        let file_end = landed
+            .memory
+            .as_ref()
+            .map_or(u64::MAX, |memory| memory.begin);
+        if offset < file_end {
+            return match &landed.file {
+                Some(file) => Place::File(file.clone(), file_end),
+                None => Place::Gone,
+            };
+        }
+        let pieces = landed.memory.as_ref().map(|memory| &memory.pieces);
+        let piece = pieces.and_then(|pieces| {
+            let after = pieces.partition_point(|(start, _)| *start <= offset);
+            pieces.get(after.checked_sub(1)?)
+        });
+        match piece {
+            Some((start, bytes)) if offset - start < bytes.len() as u64 => {
+                // In range: less than the length of a piece, which is a usize.
+                Place::Memory(bytes.slice((offset - start) as usize..))
+            }
+            _ => Place::Gone,
+        }
+    }
+
+    /// The hash of every byte before `offset`, if that is where memory takes over from the file: from
+    /// there on a reader can hash what it passes on, and so check the whole by itself.
+    pub(super) fn hash_at(&self, offset: u64) -> Option<Hasher> {
+        let landed = self.landed();
+        let memory = landed
+            .memory
+            .as_ref()
+            .filter(|memory| memory.begin == offset)?;
+        Some(memory.hash.clone())
+    }
+
+    /// How far the bytes have come.
+    pub(super) fn contiguous(&self) -> u64 {
+        self.front.borrow().contiguous
+    }
+
+    /// The size of the whole, once it is known.
+    pub(super) fn len(&self) -> Option<u64> {
+        self.front.borrow().len()
+    }
+
+    /// Counts a reader for as long as the value lives.
+    pub(super) fn attend(self: &Arc<Self>) -> Attendance {
+        self.readers.fetch_add(1, Ordering::AcqRel);
+        Attendance(Arc::clone(self))
+    }
+
+    fn landed(&self) -> MutexGuard<'_, Landed> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reader's presence at a fill.
+pub(super) struct Attendance(Arc<Flow>);
+
+impl Attendance {
+    pub(super) fn flow(&self) -> &Arc<Flow> {
+        &self.0
+    }
+
+    /// Tells how far this reader has come.
+    pub(super) fn at(&self, offset: u64) {
+        self.0.furthest.fetch_max(offset, Ordering::AcqRel);
+        self.0.moved.notify_waiters();
+    }
+}
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::AcqRel);
+        self.0.moved.notify_waiters();
+    }
+}

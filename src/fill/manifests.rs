@@ -1,0 +1,251 @@
+//! Tags and manifests: what a name means now, and the document behind it.
+
+use std::time::Duration;
+
+use super::error::FillError;
+use super::flight::{Flights, Lost};
+use super::recorded::Recorded;
+use crate::cache::{StoredManifest, TagRecord};
+use crate::clock::Clock;
+use crate::oci::{Digest, Reference, RepoKey, Tag};
+use crate::telemetry::Outcome;
+use crate::upstream::{Absent, Upstream, UpstreamError};
+
+/// How long answers about manifests are believed.
+#[derive(Clone, Debug)]
+pub struct ManifestOptions {
+    /// How long a tag is believed without asking.
+    pub tag_ttl: Duration,
+    /// How long absence is remembered.
+    pub absent_ttl: Duration,
+}
+
+impl Default for ManifestOptions {
+    fn default() -> Self {
+        Self {
+            tag_ttl: Duration::from_secs(5),
+            absent_ttl: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A manifest, and how fresh it is.
+#[derive(Clone, Debug)]
+pub struct FoundManifest {
+    /// The bytes as upstream sent them, with their media type and digest.
+    pub manifest: StoredManifest,
+    /// Where it comes from.
+    pub outcome: Outcome,
+    /// How long ago the tag was last confirmed, where the answer is stale.
+    pub age: Option<Duration>,
+}
+
+type Found = Result<FoundManifest, UpstreamError>;
+
+/// Finds manifests by tag and digest. Questions to the upstream are asked once for all who wait.
+pub(super) struct Manifests {
+    recorded: Recorded,
+    upstream: Upstream,
+    clock: Clock,
+    options: ManifestOptions,
+    questions: Flights<(RepoKey, Reference), Found>,
+    absent: moka::sync::Cache<(RepoKey, Reference), Absent>,
+}
+
+/// What a question needs once it runs in a task of its own.
+#[derive(Clone)]
+struct Asker {
+    recorded: Recorded,
+    upstream: Upstream,
+    clock: Clock,
+    repo: RepoKey,
+}
+
+impl Manifests {
+    pub(super) fn new(
+        recorded: Recorded,
+        upstream: Upstream,
+        clock: Clock,
+        options: ManifestOptions,
+    ) -> Self {
+        let absent = moka::sync::Cache::builder()
+            .max_capacity(10_000)
+            .time_to_live(options.absent_ttl)
+            .build();
+        Self {
+            recorded,
+            upstream,
+            clock,
+            options,
+            questions: Flights::default(),
+            absent,
+        }
+    }
+
+    pub(super) async fn find(
+        &self,
+        repo: &RepoKey,
+        reference: &Reference,
+    ) -> Result<FoundManifest, FillError> {
+        let asker = Asker {
+            recorded: self.recorded.clone(),
+            upstream: self.upstream.clone(),
+            clock: self.clock.clone(),
+            repo: repo.clone(),
+        };
+        match reference {
+            Reference::Digest(digest) => match asker.kept(*digest).await? {
+                Some(found) => Ok(found),
+                None => {
+                    let digest = *digest;
+                    self.ask(repo, reference, move || asker.by_digest(digest))
+                        .await
+                }
+            },
+            Reference::Tag(tag) => {
+                let record = self.recorded.tag(repo, tag).await?;
+                if let Some(record) = &record
+                    && self.is_fresh(record)
+                    && let Some(found) = asker.kept(record.digest).await?
+                {
+                    return Ok(found);
+                }
+                let tag = tag.clone();
+                self.ask(repo, reference, move || asker.by_tag(tag, record))
+                    .await
+            }
+        }
+    }
+
+    /// A check time in the future is one whose clock was wrong: ask again.
+    fn is_fresh(&self, record: &TagRecord) -> bool {
+        let now = self.clock.now();
+        now.duration_since(record.checked_at)
+            .is_ok_and(|age| age < self.options.tag_ttl)
+    }
+
+    async fn ask<F>(
+        &self,
+        repo: &RepoKey,
+        reference: &Reference,
+        question: impl FnOnce() -> F,
+    ) -> Result<FoundManifest, FillError>
+    where
+        F: Future<Output = Found> + Send + 'static,
+    {
+        let key = (repo.clone(), reference.clone());
+        if let Some(absent) = self.absent.get(&key) {
+            return Err(UpstreamError::Absent(absent).into());
+        }
+        let absences = self.absent.clone();
+        let noted = key.clone();
+        let question = move || {
+            let question = question();
+            async move {
+                let found = question.await;
+                if let Err(UpstreamError::Absent(absent)) = &found {
+                    absences.insert(noted, *absent);
+                }
+                found
+            }
+        };
+        match self.questions.run(key, question).await {
+            Ok(found) => Ok(found?),
+            Err(Lost) => Err(FillError::Lost),
+        }
+    }
+}
+
+impl Asker {
+    /// A manifest that is recorded for this repository: the record is the proof that it holds it.
+    async fn kept(&self, digest: Digest) -> Result<Option<FoundManifest>, FillError> {
+        let manifest = self.recorded.manifest(&self.repo, digest).await?;
+        Ok(manifest.map(|manifest| FoundManifest {
+            manifest,
+            outcome: Outcome::Hit,
+            age: None,
+        }))
+    }
+
+    async fn by_digest(self, digest: Digest) -> Found {
+        self.fetch(&Reference::Digest(digest)).await
+    }
+
+    /// Asks whether the tag still means what it did, and fetches what it means if it does not.
+    async fn by_tag(self, tag: Tag, record: Option<TagRecord>) -> Found {
+        let found = self.revalidate(&tag, record.as_ref()).await;
+        match (found, record) {
+            (Err(error), Some(record)) if error.cannot_answer() => {
+                self.stale(&record).await.ok_or(error)
+            }
+            (Err(error), _) => {
+                if matches!(error, UpstreamError::Absent(_)) {
+                    self.recorded.forget_tag(&self.repo, &tag).await;
+                }
+                Err(error)
+            }
+            (found, _) => found,
+        }
+    }
+
+    async fn revalidate(&self, tag: &Tag, record: Option<&TagRecord>) -> Found {
+        let reference = Reference::Tag(tag.clone());
+        if let Some(record) = record
+            && let Ok(Some(kept)) = self.kept(record.digest).await
+        {
+            match self
+                .upstream
+                .head_manifest(&self.repo.repository, &reference)
+                .await
+            {
+                Ok(head) if head.digest == record.digest => {
+                    self.note_tag(tag, record.digest).await;
+                    return Ok(kept);
+                }
+                Err(error) if error.cannot_answer() => return Err(error),
+                // It moved; or HEAD says no, which GET may not (some registries refuse HEAD).
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let found = self.fetch(&reference).await?;
+        self.note_tag(tag, found.manifest.digest).await;
+        Ok(found)
+    }
+
+    async fn stale(&self, record: &TagRecord) -> Option<FoundManifest> {
+        let kept = self.kept(record.digest).await.ok()??;
+        let age = self.clock.since(record.checked_at);
+        Some(FoundManifest {
+            outcome: Outcome::Stale,
+            age: Some(age),
+            ..kept
+        })
+    }
+
+    async fn fetch(&self, reference: &Reference) -> Found {
+        let fetched = self
+            .upstream
+            .manifest(&self.repo.repository, reference)
+            .await?;
+        let manifest = StoredManifest {
+            media_type: fetched.media_type.as_str().into(),
+            bytes: fetched.bytes.clone(),
+            digest: fetched.digest,
+        };
+        let (media_type, now) = (fetched.media_type, self.clock.now());
+        self.recorded
+            .note_manifest(&self.repo, media_type, fetched.bytes, now)
+            .await;
+        Ok(FoundManifest {
+            manifest,
+            outcome: Outcome::Miss,
+            age: None,
+        })
+    }
+
+    async fn note_tag(&self, tag: &Tag, digest: Digest) {
+        self.recorded
+            .note_tag(&self.repo, tag, digest, self.clock.now())
+            .await;
+    }
+}

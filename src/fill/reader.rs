@@ -1,0 +1,324 @@
+//! One client's way through a blob.
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::Origin;
+use super::error::FillError;
+use super::flow::{Attendance, Place};
+use super::front::{Front, Phase};
+use super::room::Room;
+use super::solo::Solo;
+use crate::buffers::BufferPool;
+use crate::cache::{Blob, ContentFile, Damage, Store};
+use crate::oci::{ByteRange, Hasher};
+use crate::upstream::{BlobBody, UpstreamError};
+
+/// How much of a mapping is handed to the socket at once, in bytes: large enough that the number of
+/// writes does not matter, small enough that a client's progress shows.
+const MAPPED_PIECE: u64 = 1024 * 1024;
+
+/// Yields the bytes of a range, as far as they are released, in order and each once.
+pub struct Reader {
+    at: u64,
+    range: ByteRange,
+    source: Source,
+    buffers: BufferPool,
+    ready: Option<Bytes>,
+}
+
+/// What [`Reader::step`] finds.
+#[derive(Debug)]
+pub enum Step {
+    /// The next bytes, never empty.
+    Data(Bytes),
+    /// The range is complete.
+    End,
+    /// Nothing to hand out yet: await [`Reader::advance`], then step again.
+    Wait,
+    /// The range ends here, abnormally.
+    Failed(FillError),
+}
+
+pub(super) enum Source {
+    /// A believed file, read through pooled buffers.
+    File { blob: Blob, store: Store },
+    /// A believed file, mapped: for a socket that sends from it without our looking.
+    Mapped(Bytes),
+    /// A blob on its way.
+    Flow(Following),
+    /// The rest of a blob whose fill went on without this reader.
+    Solo(Box<Solo>),
+    /// An upstream range that is not kept.
+    Relay(Box<BlobBody>),
+    /// Whatever it was, it failed.
+    Failed(FillError),
+}
+
+/// A reader's side of a flow.
+pub(super) struct Following {
+    attendance: Attendance,
+    front: watch::Receiver<Front>,
+    /// How to go on alone; a file that is only being verified never needs it.
+    origin: Option<Origin>,
+    /// The hash of every byte up to the reader's place, kept from where memory took over from the
+    /// file: what a reader that goes on alone needs to check the whole.
+    hash: Option<Hasher>,
+}
+
+impl Following {
+    pub(super) fn new(attendance: Attendance, origin: Option<Origin>) -> Self {
+        let front = attendance.flow().subscribe();
+        Self {
+            attendance,
+            front,
+            origin,
+            hash: None,
+        }
+    }
+}
+
+impl Reader {
+    pub(super) fn new(range: ByteRange, source: Source, buffers: BufferPool) -> Self {
+        Self {
+            at: range.start,
+            range,
+            source,
+            buffers,
+            ready: None,
+        }
+    }
+
+    /// How many bytes the reader yields in all.
+    pub fn len(&self) -> u64 {
+        self.range.len()
+    }
+
+    /// Never true: a range holds at least one byte.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The next bytes that can be had without waiting.
+    pub fn step(&mut self) -> Step {
+        if let Some(bytes) = self.ready.take() {
+            return self.yielding(bytes);
+        }
+        if self.at >= self.range.end {
+            return Step::End;
+        }
+        match &mut self.source {
+            Source::File { blob, .. } => {
+                match read_now(blob.content(), self.at, self.range.end, &self.buffers) {
+                    Ok(Some(bytes)) => self.yielding(bytes),
+                    Ok(None) => Step::Wait,
+                    Err(error) => {
+                        self.report_damage();
+                        self.fail(error)
+                    }
+                }
+            }
+            Source::Mapped(bytes) => {
+                let end = self.range.end.min(self.at + MAPPED_PIECE);
+                // A mapping is addressable, so its offsets fit a usize.
+                let bytes = bytes.slice(self.at as usize..end as usize);
+                self.yielding(bytes)
+            }
+            Source::Flow(following) => match following.step(self.at, self.range, &self.buffers) {
+                Ok(Some(bytes)) => self.yielding(bytes),
+                Ok(None) => Step::Wait,
+                Err(error) => self.fail(error),
+            },
+            Source::Solo(_) | Source::Relay(_) => Step::Wait,
+            Source::Failed(error) => Step::Failed(error.clone()),
+        }
+    }
+
+    /// Waits until [`Reader::step`] has something new to say.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: bytes taken from an upstream would be lost. A body that is dropped while it
+    /// waits is dropped for good.
+    pub async fn advance(&mut self) {
+        let outcome = match &mut self.source {
+            Source::File { blob, .. } => {
+                let file = blob.content().clone();
+                read_waiting(file, self.at, self.range.end, &self.buffers)
+                    .await
+                    .map(Next::Bytes)
+            }
+            Source::Flow(following) => following.advance(self.at, self.range, &self.buffers).await,
+            Source::Solo(solo) => solo.next().await.and_then(Next::before_the_end),
+            Source::Relay(body) => match body.next().await {
+                Ok(bytes) => Next::before_the_end(bytes),
+                Err(error) => Err(error.into()),
+            },
+            Source::Mapped(_) | Source::Failed(_) => Ok(Next::Again),
+        };
+        match outcome {
+            Ok(Next::Bytes(bytes)) => self.ready = Some(bytes),
+            Ok(Next::Again) => {}
+            Ok(Next::Alone(solo)) => self.source = Source::Solo(solo),
+            Err(error) => {
+                self.report_damage();
+                self.source = Source::Failed(error);
+            }
+        }
+    }
+
+    /// A believed file that cannot be read is no entry any more: the next pull fetches it anew.
+    fn report_damage(&self) {
+        if let Source::File { blob, store } = &self.source {
+            let (blob, store) = (blob.clone(), store.clone());
+            tokio::task::spawn_blocking(move || store.quarantine(&blob, Damage::Unreadable));
+        }
+    }
+
+    fn yielding(&mut self, bytes: Bytes) -> Step {
+        self.at += bytes.len() as u64;
+        if let Source::Flow(following) = &mut self.source {
+            following.attendance.at(self.at);
+        }
+        Step::Data(bytes)
+    }
+
+    fn fail(&mut self, error: FillError) -> Step {
+        self.source = Source::Failed(error.clone());
+        Step::Failed(error)
+    }
+}
+
+/// What waiting brought.
+enum Next {
+    /// Bytes to hand out.
+    Bytes(Bytes),
+    /// Something changed: look again.
+    Again,
+    /// The reader goes on by itself.
+    Alone(Box<Solo>),
+}
+
+impl Next {
+    /// An upstream body that ends before the range does has lost bytes somewhere.
+    fn before_the_end(bytes: Option<Bytes>) -> Result<Self, FillError> {
+        bytes
+            .map(Self::Bytes)
+            .ok_or(FillError::Upstream(UpstreamError::Truncated))
+    }
+}
+
+impl Following {
+    /// What can be read at `at` without waiting.
+    fn step(
+        &mut self,
+        at: u64,
+        range: ByteRange,
+        buffers: &BufferPool,
+    ) -> Result<Option<Bytes>, FillError> {
+        let released = self.released(range.end)?;
+        if at >= released {
+            return Ok(None);
+        }
+        match self.attendance.flow().find(at) {
+            Place::File(file, file_end) => read_now(&file, at, released.min(file_end), buffers),
+            Place::Memory(bytes) => Ok(Some(self.take(at, range, released, bytes))),
+            Place::Gone => Ok(None),
+        }
+    }
+
+    async fn advance(
+        &mut self,
+        at: u64,
+        range: ByteRange,
+        buffers: &BufferPool,
+    ) -> Result<Next, FillError> {
+        let released = self.released(range.end)?;
+        if at >= released {
+            // The sender lives as long as the flow, which this reader holds.
+            self.front.changed().await.map_err(|_| FillError::Lost)?;
+            return Ok(Next::Again);
+        }
+        match self.attendance.flow().find(at) {
+            Place::File(file, file_end) => read_waiting(file, at, released.min(file_end), buffers)
+                .await
+                .map(Next::Bytes),
+            Place::Memory(_) => Ok(Next::Again),
+            Place::Gone => self.alone(at, range).await.map(Next::Alone),
+        }
+    }
+
+    fn released(&mut self, end: u64) -> Result<u64, FillError> {
+        let front = self.front.borrow_and_update();
+        match &front.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            Phase::Connecting | Phase::Running { .. } | Phase::Verified { .. } => {
+                Ok(front.released(end))
+            }
+        }
+    }
+
+    /// Takes what is released of a piece in memory, and hashes it where the hash of the whole so far
+    /// is known.
+    fn take(&mut self, at: u64, range: ByteRange, released: u64, mut bytes: Bytes) -> Bytes {
+        // In range: cut to the length of a piece, which is a usize.
+        bytes.truncate((released - at).min(bytes.len() as u64) as usize);
+        if self.hash.is_none() && range.start <= at {
+            self.hash = self.attendance.flow().hash_at(at);
+        }
+        if let Some(hash) = &mut self.hash {
+            hash.update(&bytes);
+        }
+        bytes
+    }
+
+    async fn alone(&mut self, at: u64, range: ByteRange) -> Result<Box<Solo>, FillError> {
+        let flow = self.attendance.flow();
+        let hash = self.hash.take().or_else(|| flow.hash_at(at));
+        let origin = self.origin.as_ref().ok_or(FillError::Unreadable)?;
+        let len = flow.len().ok_or(FillError::Lost)?;
+        let reaches_end = range.end == len;
+        let body = origin.open(flow.digest, at, Some(range.end)).await?;
+        let digest = flow.digest;
+        Ok(Box::new(Solo::new(
+            body,
+            digest,
+            at,
+            len,
+            hash.filter(|_| reaches_end),
+        )))
+    }
+}
+
+/// Reads what is in the page cache; `None` if the disk would have to be waited for.
+fn read_now(
+    file: &ContentFile,
+    at: u64,
+    end: u64,
+    buffers: &BufferPool,
+) -> Result<Option<Bytes>, FillError> {
+    let mut room = Room::take(buffers);
+    match file.read_now(at, room.between(at, end)) {
+        Ok(Some(0)) | Err(_) => Err(FillError::Unreadable),
+        Ok(Some(length)) => Ok(Some(room.freeze(length))),
+        Ok(None) => Ok(None),
+    }
+}
+
+/// Reads on a thread that may wait for the disk.
+async fn read_waiting(
+    file: ContentFile,
+    at: u64,
+    end: u64,
+    buffers: &BufferPool,
+) -> Result<Bytes, FillError> {
+    let mut room = Room::take(buffers);
+    let read = move || {
+        file.read_at(at, room.between(at, end))
+            .map(|length| (room, length))
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok((room, length))) if length > 0 => Ok(room.freeze(length)),
+        Ok(Ok(_) | Err(_)) => Err(FillError::Unreadable),
+        Err(_) => Err(FillError::Lost),
+    }
+}

@@ -1,0 +1,127 @@
+//! What records say, without making the runtime wait for a disk.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::error::FillError;
+use crate::cache::{Held, Records, Store, StoredManifest, TagRecord};
+use crate::oci::{Digest, RepoKey, Tag};
+
+/// The store's records, asked at once where the repository's are in memory, else on a thread that may
+/// wait for the disk. Clone is cheap.
+#[derive(Clone)]
+pub(super) struct Recorded {
+    store: Store,
+}
+
+impl Recorded {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    pub(super) async fn held(
+        &self,
+        repo: &RepoKey,
+        digest: Digest,
+    ) -> Result<Option<Held>, FillError> {
+        match self.store.records().holds_now(repo, &digest) {
+            Some(known) => Ok(known),
+            None => {
+                self.ask(repo, move |records, repo| records.holds(repo, &digest))
+                    .await
+            }
+        }
+    }
+
+    pub(super) async fn manifest(
+        &self,
+        repo: &RepoKey,
+        digest: Digest,
+    ) -> Result<Option<StoredManifest>, FillError> {
+        match self.store.records().manifest_now(repo, &digest) {
+            Some(known) => Ok(known),
+            None => {
+                self.ask(repo, move |records, repo| records.manifest(repo, &digest))
+                    .await
+            }
+        }
+    }
+
+    pub(super) async fn tag(
+        &self,
+        repo: &RepoKey,
+        tag: &Tag,
+    ) -> Result<Option<TagRecord>, FillError> {
+        if let Some(known) = self.store.records().tag_now(repo, tag) {
+            return Ok(known);
+        }
+        let tag = tag.clone();
+        self.ask(repo, move |records, repo| records.tag(repo, &tag))
+            .await
+    }
+
+    pub(super) async fn note_manifest(
+        &self,
+        repo: &RepoKey,
+        media_type: String,
+        bytes: Bytes,
+        at: SystemTime,
+    ) {
+        self.tell(repo, move |records, repo| {
+            records.put_manifest(repo, &media_type, bytes, at);
+        })
+        .await;
+    }
+
+    pub(super) async fn note_tag(&self, repo: &RepoKey, tag: &Tag, digest: Digest, at: SystemTime) {
+        let tag = tag.clone();
+        self.tell(repo, move |records, repo| {
+            records.put_tag(repo, &tag, digest, at)
+        })
+        .await;
+    }
+
+    pub(super) async fn note_held(
+        &self,
+        repo: &RepoKey,
+        digest: Digest,
+        size: Option<u64>,
+        at: SystemTime,
+    ) {
+        self.tell(repo, move |records, repo| {
+            records.put_held(repo, digest, size, at)
+        })
+        .await;
+    }
+
+    pub(super) async fn forget_tag(&self, repo: &RepoKey, tag: &Tag) {
+        let tag = tag.clone();
+        self.tell(repo, move |records, repo| records.forget_tag(repo, &tag))
+            .await;
+    }
+
+    pub(super) async fn forget_blob(&self, repo: &RepoKey, digest: Digest) {
+        self.tell(repo, move |records, repo| {
+            records.forget_blob(repo, &digest)
+        })
+        .await;
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        repo: &RepoKey,
+        question: impl FnOnce(&Records, &RepoKey) -> T + Send + 'static,
+    ) -> Result<T, FillError> {
+        let (store, repo) = (self.store.clone(), repo.clone());
+        let answer = tokio::task::spawn_blocking(move || question(store.records(), &repo)).await;
+        answer.map_err(|_| FillError::Lost)
+    }
+
+    /// A record that cannot be written costs a question to the upstream later, and never an answer.
+    async fn tell(&self, repo: &RepoKey, fact: impl FnOnce(&Records, &RepoKey) + Send + 'static) {
+        if self.ask(repo, fact).await.is_err() {
+            tracing::warn!(oci.repository = %repo, "a record could not be written");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The one event that tells of a finished request: the audit of who pulled what.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::access::Who;
+use crate::telemetry::{Completed, Outcome, RequestKind, RequestMetrics};
+
+/// Longest text of a client's that is logged, in characters. More is cut: a log line is no place for
+/// what a stranger would like to store.
+const LONGEST_TEXT: usize = 256;
+
+/// What is told of a request when it ends, collected on the way.
+pub(super) struct Completion {
+    metrics: RequestMetrics,
+    began: Instant,
+    pub(super) id: String,
+    pub(super) peer: SocketAddr,
+    pub(super) who: Option<Who>,
+    pub(super) agent: Option<String>,
+    pub(super) method: http::Method,
+    pub(super) kind: RequestKind,
+    pub(super) repository: Option<String>,
+    pub(super) reference: Option<String>,
+    pub(super) outcome: Outcome,
+    pub(super) status: u16,
+    /// How many bytes the body is to have.
+    pub(super) length: u64,
+    sent: u64,
+    error: Option<String>,
+}
+
+impl Completion {
+    /// Begins to count a request.
+    pub(super) fn begin(metrics: RequestMetrics, method: http::Method, peer: SocketAddr) -> Self {
+        metrics.active.inc();
+        Self {
+            metrics,
+            began: Instant::now(),
+            id: format!("{:016x}", fastrand::u64(..)),
+            peer,
+            who: None,
+            agent: None,
+            method,
+            kind: RequestKind::Other,
+            repository: None,
+            reference: None,
+            outcome: Outcome::None,
+            status: 0,
+            length: 0,
+            sent: 0,
+            error: None,
+        }
+    }
+
+    /// How many bytes of the body were handed out so far.
+    pub(super) fn sent(&mut self, sent: u64) {
+        self.sent = sent;
+    }
+
+    /// Why the request was refused, or its body broke off.
+    pub(super) fn failed(&mut self, error: &dyn std::fmt::Display) {
+        self.error = Some(error.to_string());
+    }
+}
+
+/// A client's text, as far as it is logged. Control characters are left to the log's own escaping.
+pub(super) fn cut(text: &str) -> String {
+    text.chars().take(LONGEST_TEXT).collect()
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        let elapsed = self.began.elapsed();
+        self.metrics.active.dec();
+        self.metrics.completed(Completed {
+            kind: self.kind,
+            outcome: self.outcome,
+            status: self.status,
+            body_bytes: self.sent,
+            elapsed,
+        });
+        let is_whole = self.sent >= self.length || self.method == http::Method::HEAD;
+        tracing::info!(
+            request.id = self.id,
+            client.addr = %self.peer,
+            client.user = self.who.as_ref().map(tracing::field::display),
+            client.agent = self.agent,
+            http.method = self.method.as_str(),
+            http.status = self.status,
+            oci.repository = self.repository,
+            oci.reference = self.reference,
+            cache.outcome = self.outcome.as_str(),
+            body.bytes = self.sent,
+            elapsed_ms = milliseconds(elapsed),
+            end = if is_whole { "clean" } else { "aborted" },
+            error = self.error,
+            "request"
+        );
+    }
+}
+
+/// With three decimals: a hit takes a fraction of a millisecond.
+fn milliseconds(elapsed: Duration) -> f64 {
+    (elapsed.as_secs_f64() * 1e6).round() / 1e3
+}

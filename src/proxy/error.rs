@@ -1,0 +1,321 @@
+//! The one translation of what went wrong into status, code and words (design 2.3).
+//!
+//! `Display` of the errors below is for operators and goes to the log; what a client reads is written
+//! here and names no upstream, no account and no path.
+
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode};
+
+use crate::access::Denied;
+use crate::fill::FillError;
+use crate::oci::{ErrorCode, ParseReferenceError, ParseRequestError};
+use crate::server;
+use crate::upstream::{Absent, UpstreamError};
+
+/// When a client may try again what fails only for the moment. Short: the failure is remembered no
+/// longer than that by anything here.
+const SOON: Duration = Duration::from_secs(2);
+
+/// Why a request is not answered with what it asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    /// The head could be framed in two ways, or is too large.
+    #[error("{0}")]
+    Framing(server::Refusal),
+    /// No host, several, or one with user information.
+    #[error("malformed or contradictory Host")]
+    Host,
+    /// A host we do not answer to.
+    #[error("a host we do not answer to")]
+    Misdirected,
+    /// Path or query is not of the API.
+    #[error("{0}")]
+    Request(#[from] ParseRequestError),
+    /// A verb or feature that this proxy does not offer.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// Who is asking may not.
+    #[error("{0}")]
+    Denied(#[from] Denied),
+    /// containerd's `ns` names a registry that is not ours to mirror.
+    #[error("an ns that is not mirrored here")]
+    ForeignNamespace,
+    /// The manifest is of a type that the client's `Accept` does not name.
+    #[error("the manifest is {0}, which Accept does not name")]
+    NotAccepted(String),
+    /// There is no content.
+    #[error("{0}")]
+    Content(#[from] FillError),
+}
+
+impl From<UpstreamError> for Refusal {
+    fn from(error: UpstreamError) -> Self {
+        Self::Content(error.into())
+    }
+}
+
+/// A refusal as it is sent.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) code: ErrorCode,
+    pub(super) message: String,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// Status, code and words for the client.
+    pub(super) fn answer(&self) -> Answer {
+        let answer = |status, code, message: &str| Answer {
+            status,
+            code,
+            message: message.to_owned(),
+            retry_after: None,
+        };
+        match self {
+            Self::Framing(refusal) => answer(
+                refusal.status(),
+                ErrorCode::Unsupported,
+                &refusal.to_string(),
+            ),
+            Self::Host => answer(
+                StatusCode::BAD_REQUEST,
+                ErrorCode::Unsupported,
+                "the Host header is missing, repeated or malformed",
+            ),
+            Self::Misdirected => answer(
+                StatusCode::MISDIRECTED_REQUEST,
+                ErrorCode::Denied,
+                "this proxy does not answer to the name in the Host header",
+            ),
+            Self::Request(error) => {
+                let (status, code) = of_request(error);
+                answer(status, code, &error.to_string())
+            }
+            Self::Unsupported(what) => {
+                answer(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, what)
+            }
+            Self::Denied(denied) => of_denied(*denied),
+            Self::ForeignNamespace => answer(
+                StatusCode::NOT_FOUND,
+                ErrorCode::NameUnknown,
+                "the registry that ns names is not mirrored here",
+            ),
+            Self::NotAccepted(media_type) => answer(
+                StatusCode::NOT_FOUND,
+                ErrorCode::ManifestUnknown,
+                &format!(
+                    "the manifest is of type {media_type}, which the Accept header does not name"
+                ),
+            ),
+            Self::Content(error) => of_content(error),
+        }
+    }
+}
+
+impl Refusal {
+    /// `Content-Range` of an unsatisfiable range (RFC 9110, 14.4): the size there is.
+    pub(super) fn content_range(&self) -> Option<HeaderValue> {
+        match self {
+            Self::Content(FillError::Unsatisfiable { size }) => {
+                HeaderValue::from_str(&format!("bytes */{size}")).ok()
+            }
+            _ => None,
+        }
+    }
+}
+
+fn of_request(error: &ParseRequestError) -> (StatusCode, ErrorCode) {
+    match error {
+        ParseRequestError::NotFound => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
+        ParseRequestError::Name(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+        ParseRequestError::Digest(_)
+        | ParseRequestError::Reference(ParseReferenceError::Digest(_)) => {
+            (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid)
+        }
+        ParseRequestError::Reference(ParseReferenceError::Tag(_)) => {
+            (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid)
+        }
+        ParseRequestError::Query(_) => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
+    }
+}
+
+fn of_denied(denied: Denied) -> Answer {
+    let (status, code, message, retry_after) = match denied {
+        Denied::Unauthenticated => (
+            StatusCode::UNAUTHORIZED,
+            ErrorCode::Unauthorized,
+            "authentication required",
+            None,
+        ),
+        Denied::Forbidden => (
+            StatusCode::FORBIDDEN,
+            ErrorCode::Denied,
+            "access denied",
+            None,
+        ),
+        Denied::BadRequest => (
+            StatusCode::BAD_REQUEST,
+            ErrorCode::Unauthorized,
+            "the Authorization header is repeated",
+            None,
+        ),
+        Denied::Busy => (
+            StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::TooManyRequests,
+            "too many logins at once",
+            Some(SOON),
+        ),
+    };
+    Answer {
+        status,
+        code,
+        message: message.to_owned(),
+        retry_after,
+    }
+}
+
+fn of_content(error: &FillError) -> Answer {
+    let later = |status, message: &str, retry_after| Answer {
+        status,
+        code: ErrorCode::Unavailable,
+        message: message.to_owned(),
+        retry_after,
+    };
+    let wrong = |message: &str| later(StatusCode::BAD_GATEWAY, message, None);
+    match error {
+        FillError::Upstream(error) => of_upstream(error),
+        FillError::DigestMismatch | FillError::SizeMismatch { .. } => {
+            wrong("upstream sent content that is not what was asked for")
+        }
+        FillError::UnknownSize => wrong("upstream does not tell the size of the blob"),
+        FillError::TooSlow => later(
+            StatusCode::GATEWAY_TIMEOUT,
+            "too many downloads are waiting for their turn",
+            Some(SOON),
+        ),
+        FillError::Unreadable | FillError::Lost | FillError::Abandoned => later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the content could not be read, please try again",
+            Some(SOON),
+        ),
+        FillError::OneRangeAtATime => Answer {
+            status: StatusCode::BAD_REQUEST,
+            code: ErrorCode::Unsupported,
+            message: "this blob is not cached yet: ask for one range at a time".to_owned(),
+            retry_after: None,
+        },
+        FillError::Unsatisfiable { size } => Answer {
+            status: StatusCode::RANGE_NOT_SATISFIABLE,
+            code: ErrorCode::SizeInvalid,
+            message: format!("the Range header names no byte of the {size} there are"),
+            retry_after: None,
+        },
+    }
+}
+
+fn of_upstream(error: &UpstreamError) -> Answer {
+    let (status, code, message, retry_after) = match error {
+        UpstreamError::Absent(Absent::Manifest) => (
+            StatusCode::NOT_FOUND,
+            ErrorCode::ManifestUnknown,
+            "no such manifest or tag",
+            None,
+        ),
+        UpstreamError::Absent(Absent::Blob) => (
+            StatusCode::NOT_FOUND,
+            ErrorCode::BlobUnknown,
+            "no such blob in this repository",
+            None,
+        ),
+        UpstreamError::Absent(Absent::Repository) => (
+            StatusCode::NOT_FOUND,
+            ErrorCode::NameUnknown,
+            "no such repository",
+            None,
+        ),
+        UpstreamError::Refused => (
+            StatusCode::FORBIDDEN,
+            ErrorCode::Denied,
+            "the proxy's own identity may not do this",
+            None,
+        ),
+        UpstreamError::Unsupported => (
+            StatusCode::NOT_FOUND,
+            ErrorCode::Unsupported,
+            "upstream does not offer this",
+            None,
+        ),
+        UpstreamError::BadCredentials | UpstreamError::NoToken(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "the proxy has no valid credentials for upstream",
+            Some(SOON),
+        ),
+        UpstreamError::Throttled { retry_after } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "upstream limits the rate of requests",
+            Some(*retry_after),
+        ),
+        UpstreamError::Failing { .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "upstream fails",
+            Some(SOON),
+        ),
+        UpstreamError::Unreachable(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "upstream cannot be reached",
+            Some(SOON),
+        ),
+        UpstreamError::TooSlow(_) => (
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorCode::Unavailable,
+            "upstream did not answer in time",
+            Some(SOON),
+        ),
+        UpstreamError::Wrong(_)
+        | UpstreamError::Truncated
+        | UpstreamError::TooMuch
+        | UpstreamError::ContentChanged
+        | UpstreamError::IgnoredRange => {
+            let message = format!("upstream's answer cannot be used: {error}");
+            let (status, code) = (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable);
+            return Answer {
+                status,
+                code,
+                message,
+                retry_after: None,
+            };
+        }
+    };
+    Answer {
+        status,
+        code,
+        message: message.to_owned(),
+        retry_after,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::{Deadline, Unreachable};
+
+    #[test]
+    fn what_cannot_be_known_is_never_absent() {
+        for error in [
+            UpstreamError::Unreachable(Unreachable::Dns),
+            UpstreamError::TooSlow(Deadline::FirstByte),
+            UpstreamError::Failing { status: 500 },
+            UpstreamError::Throttled { retry_after: SOON },
+            UpstreamError::BadCredentials,
+        ] {
+            let answer = Refusal::from(error.clone()).answer();
+            assert!(answer.status.is_server_error(), "{error}");
+            assert!(answer.retry_after.is_some(), "{error}: waiting helps");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Lists that upstream keeps: tags and referrers.
+
+use http::header::{self, HeaderValue};
+
+use super::Reply;
+use super::error::Refusal;
+use crate::oci::header::OCI_FILTERS_APPLIED;
+use crate::oci::{self, Digest, RepoKey, media_type};
+use crate::telemetry::Outcome;
+use crate::upstream::Upstream;
+
+/// Most names of a page. ECR refuses more, and nobody needs them at once.
+const LONGEST_PAGE: u32 = 1000;
+
+/// A page of a repository's tags (distribution-spec, end-8).
+pub(super) async fn tags(
+    upstream: &Upstream,
+    repo: &RepoKey,
+    limit: Option<u32>,
+    last: Option<&str>,
+) -> Result<Reply, Refusal> {
+    let limit = limit.map(|limit| limit.min(LONGEST_PAGE));
+    let page = upstream
+        .tags(&repo.repository, limit.map(|limit| limit.max(1)), last)
+        .await?;
+    // `n=0` gives an empty list and no link; that the repository is there was asked all the same.
+    let (names, next) = if limit == Some(0) {
+        (Vec::new(), None)
+    } else {
+        (page.names, page.next)
+    };
+    let list = serde_json::json!({ "name": repo.repository.as_str(), "tags": names });
+    let mut reply = Reply::json(list.to_string());
+    if let Some(last) = next {
+        let repository = repo.repository.clone();
+        link(
+            &mut reply,
+            &oci::Request::Tags {
+                repository,
+                limit,
+                last: Some(last),
+            },
+        );
+    }
+    reply.outcome = Outcome::Bypass;
+    Ok(reply)
+}
+
+/// A page of the manifests that refer to another (distribution-spec, end-12).
+pub(super) async fn referrers(
+    upstream: &Upstream,
+    repo: &RepoKey,
+    digest: Digest,
+    artifact_type: Option<&str>,
+    page: Option<&str>,
+) -> Result<Reply, Refusal> {
+    let answer = upstream
+        .referrers(&repo.repository, &digest, artifact_type, page)
+        .await?;
+    let mut reply = Reply::json(answer.bytes);
+    let index = HeaderValue::from_static(media_type::OCI_INDEX);
+    reply.headers.insert(header::CONTENT_TYPE, index);
+    if answer.filters_applied {
+        let filter = HeaderValue::from_static("artifactType");
+        reply.headers.insert(OCI_FILTERS_APPLIED, filter);
+    }
+    if let Some(page) = answer.next {
+        link(
+            &mut reply,
+            &oci::Request::Referrers {
+                repository: repo.repository.clone(),
+                digest,
+                artifact_type: None,
+                page: Some(page),
+            },
+        );
+    }
+    reply.outcome = Outcome::Bypass;
+    Ok(reply)
+}
+
+/// Names the next page, on our own host by naming none.
+fn link(reply: &mut Reply, next: &oci::Request) {
+    if let Ok(link) = HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")) {
+        reply.headers.insert(header::LINK, link);
+    }
+}

@@ -1,0 +1,259 @@
+//! Manifests and blobs, by GET and HEAD.
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderValue};
+
+use super::body::Said;
+use super::error::Refusal;
+use super::{Asked, Reply};
+use crate::access::Right;
+use crate::fill::{Content, Fills, Parts, Want};
+use crate::oci::header::{DOCKER_CONTENT_DIGEST, etag_list_matches};
+use crate::oci::{ByteRange, ContentRange, Digest, RangeSet, Reference, RepoKey};
+use crate::telemetry::Outcome;
+
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+/// distribution-spec, "Warning": at most 4096 bytes, shown to users by some clients.
+const STALE: HeaderValue =
+    HeaderValue::from_static("299 - \"served from cache: upstream cannot answer\"");
+
+/// A manifest by tag or digest.
+pub(super) async fn manifest(
+    fills: &Fills,
+    right: &Right,
+    repo: &RepoKey,
+    reference: &Reference,
+    asked: &Asked<'_>,
+) -> Result<Reply, Refusal> {
+    let found = fills.manifest(right, repo, reference).await?;
+    let manifest = found.manifest;
+    if !accepts(asked.headers, &manifest.media_type) {
+        return Err(Refusal::NotAccepted(manifest.media_type.to_string()));
+    }
+    let mut reply = match unchanged(asked.headers, manifest.digest) {
+        true => Reply::new(StatusCode::NOT_MODIFIED, Said::nothing()),
+        false => Reply::new(StatusCode::OK, Said::text(manifest.bytes)),
+    };
+    // What was stored was a header's value when it came.
+    if let Ok(media_type) = HeaderValue::from_str(&manifest.media_type) {
+        reply.headers.insert(header::CONTENT_TYPE, media_type);
+    }
+    identify(&mut reply.headers, manifest.digest);
+    reply.outcome = found.outcome;
+    if found.outcome == Outcome::Stale {
+        let age = found.age.unwrap_or_default().as_secs();
+        reply.headers.insert(header::AGE, age.into());
+        reply.headers.insert(header::WARNING, STALE);
+    }
+    Ok(reply)
+}
+
+/// A blob, or ranges of it.
+pub(super) async fn blob(
+    fills: &Fills,
+    right: &Right,
+    repo: &RepoKey,
+    digest: Digest,
+    asked: &Asked<'_>,
+) -> Result<Reply, Refusal> {
+    let pass = fills.prove(right, repo, digest).await?;
+    let mut reply = if unchanged(asked.headers, digest) {
+        Reply::new(StatusCode::NOT_MODIFIED, Said::nothing())
+    } else if asked.is_head {
+        let (size, outcome) = fills.size(&pass).await?;
+        let mut reply = Reply::new(StatusCode::OK, Said::nothing());
+        reply.length = size;
+        reply.outcome = outcome;
+        reply.headers.insert(header::CONTENT_TYPE, OCTETS);
+        reply
+    } else {
+        let want = Want {
+            ranges: wanted_ranges(asked.headers, digest),
+            mapped: asked.is_plain,
+        };
+        content(fills.open(&pass, &want).await?, digest)
+    };
+    reply
+        .headers
+        .insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    identify(&mut reply.headers, digest);
+    Ok(reply)
+}
+
+fn content(content: Content, digest: Digest) -> Reply {
+    let Content {
+        size,
+        outcome,
+        parts,
+    } = content;
+    let mut reply = match parts {
+        Parts::Whole(reader) => {
+            let said = reader.map_or_else(Said::nothing, Said::read);
+            with_type(Reply::new(StatusCode::OK, said), OCTETS)
+        }
+        Parts::One(range, reader) => {
+            let mut reply = with_type(
+                Reply::new(StatusCode::PARTIAL_CONTENT, Said::read(reader)),
+                OCTETS,
+            );
+            reply
+                .headers
+                .insert(header::CONTENT_RANGE, content_range(range, size));
+            reply
+        }
+        Parts::Many(parts) => {
+            // The digest of the blob cannot stand in its own content.
+            let boundary = digest.hex();
+            let mut said = Said::nothing();
+            for (range, reader) in parts {
+                let range = ContentRange {
+                    range,
+                    size: Some(size),
+                };
+                said.push_text(format!(
+                    "\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: {range}\r\n\r\n"
+                ));
+                said.push_read(reader);
+            }
+            said.push_text(format!("\r\n--{boundary}--\r\n"));
+            let media_type = format!("multipart/byteranges; boundary={boundary}");
+            let media_type = HeaderValue::from_str(&media_type).unwrap_or(OCTETS);
+            with_type(Reply::new(StatusCode::PARTIAL_CONTENT, said), media_type)
+        }
+    };
+    reply.outcome = outcome;
+    reply
+}
+
+fn with_type(mut reply: Reply, media_type: HeaderValue) -> Reply {
+    reply.headers.insert(header::CONTENT_TYPE, media_type);
+    reply
+}
+
+fn content_range(range: ByteRange, size: u64) -> HeaderValue {
+    let text = Bytes::from(
+        ContentRange {
+            range,
+            size: Some(size),
+        }
+        .to_string(),
+    );
+    HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static("bytes */*"))
+}
+
+/// The ranges asked for, unless `If-Range` says that they are meant for other content.
+fn wanted_ranges(headers: &HeaderMap, digest: Digest) -> Option<RangeSet> {
+    let ranges = RangeSet::parse(headers.get(header::RANGE)?.to_str().ok()?)?;
+    match headers.get(header::IF_RANGE) {
+        // RFC 9110, 13.1.5: a strong comparison, and a date never matches what has no date.
+        Some(validator) if validator.as_bytes() != etag(digest).as_bytes() => None,
+        _ => Some(ranges),
+    }
+}
+
+/// Whether `If-None-Match` says that the client has this very content.
+fn unchanged(headers: &HeaderMap, digest: Digest) -> bool {
+    let mut lists = headers.get_all(header::IF_NONE_MATCH).iter();
+    lists.any(|list| {
+        list.to_str()
+            .is_ok_and(|list| etag_list_matches(list, &etag(digest)))
+    })
+}
+
+fn etag(digest: Digest) -> String {
+    format!("\"{digest}\"")
+}
+
+fn identify(headers: &mut HeaderMap, digest: Digest) {
+    let text = Bytes::from(etag(digest));
+    let bare = text.slice(1..text.len() - 1);
+    // A digest is made of letters, digits and a colon.
+    if let Ok(etag) = HeaderValue::from_maybe_shared(text) {
+        headers.insert(header::ETAG, etag);
+    }
+    if let Ok(digest) = HeaderValue::from_maybe_shared(bare) {
+        headers.insert(DOCKER_CONTENT_DIGEST, digest);
+    }
+}
+
+/// Whether a client takes a media type. docker sends one `Accept` line a type, others one list; a client
+/// that sends none takes anything. Weights are not looked at: there is one variant.
+fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+    let mut lines = headers.get_all(header::ACCEPT).iter().peekable();
+    lines.peek().is_none()
+        || lines
+            .filter_map(|line| line.to_str().ok())
+            .flat_map(|line| line.split(','))
+            .filter_map(|element| element.split(';').next())
+            .map(str::trim)
+            .any(|accepted| match accepted.strip_suffix("/*") {
+                Some("*") => true,
+                Some(family) => media_type.split('/').next() == Some(family),
+                None => accepted.eq_ignore_ascii_case(media_type),
+            })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: header::HeaderName, values: &[&'static str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(name.clone(), HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn p15_accept_in_one_line_or_several() {
+        let oci = "application/vnd.oci.image.manifest.v1+json";
+        for (lines, accepted) in [
+            (&[][..], true),
+            (&["*/*"][..], true),
+            (
+                &["text/html", "application/vnd.oci.image.manifest.v1+json"][..],
+                true,
+            ),
+            (
+                &["text/html, application/vnd.oci.image.manifest.v1+json;q=0.5"][..],
+                true,
+            ),
+            (&["application/*"][..], true),
+            (
+                &["application/vnd.docker.distribution.manifest.v2+json"][..],
+                false,
+            ),
+            (&["text/*"][..], false),
+        ] {
+            assert_eq!(
+                accepts(&headers(header::ACCEPT, lines), oci),
+                accepted,
+                "{lines:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn p14_conditions_name_the_digest() {
+        let digest = Digest::of(b"");
+        let quoted = "\"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"";
+        assert!(unchanged(
+            &headers(header::IF_NONE_MATCH, &["\"x\"", quoted]),
+            digest
+        ));
+        assert!(unchanged(&headers(header::IF_NONE_MATCH, &["*"]), digest));
+        assert!(!unchanged(
+            &headers(header::IF_NONE_MATCH, &["\"x\""]),
+            digest
+        ));
+
+        let mut ranged = headers(header::RANGE, &["bytes=1-"]);
+        assert!(wanted_ranges(&ranged, digest).is_some());
+        ranged.insert(header::IF_RANGE, HeaderValue::from_static(quoted));
+        assert!(wanted_ranges(&ranged, digest).is_some());
+        ranged.insert(header::IF_RANGE, HeaderValue::from_static("\"other\""));
+        assert!(wanted_ranges(&ranged, digest).is_none());
+    }
+}

@@ -1,0 +1,299 @@
+//! One connection from its first byte to its last: handshake, protocol, deadlines, drain.
+//!
+//! Invariant: a connection whose deadline has passed is closed, and one that is told to drain ends
+//! after the requests that it has.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+use super::coalesce::Coalescing;
+use super::framing::HeadGuard;
+use super::progress::{Limits, Overdue, Pulse, Watched};
+use super::service::{NextStream, Requests, StreamExecutor};
+use super::{ConnectionInfo, Handler, ServerMetrics, ServerOptions, TlsInfo};
+use crate::buffers::BufferPool;
+
+/// How long an idle connection that was told to go away may take to do so. An h2 client answers a
+/// ping and reads the last of what waits in h2's buffers; a silent one must not hold up a drain.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// What all connections share.
+pub(super) struct Shared<H> {
+    pub(super) handler: H,
+    pub(super) options: ServerOptions,
+    pub(super) metrics: ServerMetrics,
+    pub(super) write_buffers: BufferPool,
+    pub(super) handshakes: Semaphore,
+    /// Becomes true once, when the server drains.
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// One accepted connection.
+pub(super) struct Accepted {
+    pub(super) stream: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// Serves one connection to its end.
+///
+/// Cancel safety: dropping the future closes the connection at once.
+pub(super) async fn serve<H: Handler>(accepted: Accepted, shared: Arc<Shared<H>>) {
+    let pulse = Pulse::new(Instant::now());
+    let peer = accepted.peer;
+    if let Err(overdue) = serve_until_overdue(accepted, &shared, &pulse).await {
+        shared.metrics.deadline_closed.inc();
+        tracing::debug!(client.addr = %peer, reason = %overdue, "connection closed by a deadline");
+    }
+}
+
+async fn serve_until_overdue<H: Handler>(
+    accepted: Accepted,
+    shared: &Arc<Shared<H>>,
+    pulse: &Arc<Pulse>,
+) -> Result<(), Overdue> {
+    let Accepted {
+        stream,
+        peer,
+        local,
+        tls,
+    } = accepted;
+    let socket = Watched::new(stream, Arc::clone(pulse));
+    let Some(config) = tls else {
+        let info = ConnectionInfo {
+            peer,
+            local,
+            tls: None,
+        };
+        return http1(socket, info, shared, pulse).await;
+    };
+
+    let coalescing = Coalescing::new(socket, shared.write_buffers.clone(), Arc::clone(pulse));
+    let Some(stream) = handshake(coalescing, config, peer, shared, pulse).await? else {
+        return Ok(());
+    };
+    let session = stream.get_ref().1;
+    let is_h2 = session.alpn_protocol() == Some(b"h2");
+    let info = ConnectionInfo {
+        peer,
+        local,
+        tls: Some(TlsInfo {
+            server_name: session.server_name().map(str::to_owned),
+            is_h2,
+        }),
+    };
+    if is_h2 {
+        http2(stream, info, shared, pulse).await
+    } else {
+        http1(stream, info, shared, pulse).await
+    }
+}
+
+type TlsStream = tokio_rustls::server::TlsStream<Coalescing<Watched<TcpStream>>>;
+
+/// The TLS stream, or `None` where the handshake failed or the server drains.
+async fn handshake<H: Handler>(
+    stream: Coalescing<Watched<TcpStream>>,
+    config: Arc<rustls::ServerConfig>,
+    peer: SocketAddr,
+    shared: &Shared<H>,
+    pulse: &Pulse,
+) -> Result<Option<TlsStream>, Overdue> {
+    let deadline = pulse.accepted() + shared.options.first_request_timeout;
+    let mut draining = shared.draining.clone();
+    let work = async {
+        // Waiting for a turn counts against the same deadline. The semaphore is never closed.
+        let _turn = shared.handshakes.acquire().await.ok();
+        let mut accept = pin!(TlsAcceptor::from(config).accept(stream));
+        std::future::poll_fn(|cx| {
+            pulse.begin_turn();
+            accept.as_mut().poll(cx)
+        })
+        .await
+    };
+    let outcome = tokio::select! {
+        outcome = tokio::time::timeout_at(deadline, work) => outcome,
+        _ = draining.wait_for(|is_draining| *is_draining) => return Ok(None),
+    };
+    match outcome {
+        Ok(Ok(stream)) => Ok(Some(stream)),
+        Ok(Err(error)) => {
+            shared.metrics.handshake_failures.inc();
+            tracing::debug!(client.addr = %peer, %error, "TLS handshake failed");
+            Ok(None)
+        }
+        Err(_) => {
+            shared.metrics.handshake_failures.inc();
+            Err(Overdue::FirstRequest)
+        }
+    }
+}
+
+async fn http1<S, H>(
+    stream: S,
+    info: ConnectionInfo,
+    shared: &Arc<Shared<H>>,
+    pulse: &Arc<Pulse>,
+) -> Result<(), Overdue>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    H: Handler,
+{
+    let guard = HeadGuard::new(stream, Arc::clone(pulse), shared.options.max_header_bytes);
+    let service = Requests::new(
+        shared.handler.clone(),
+        Arc::new(info),
+        Arc::clone(pulse),
+        None,
+    );
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // Heads have their deadlines in `drive`, which needs no timer per request.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(guard), service);
+    drive(connection, shared, pulse).await
+}
+
+async fn http2<H: Handler>(
+    stream: TlsStream,
+    info: ConnectionInfo,
+    shared: &Arc<Shared<H>>,
+    pulse: &Arc<Pulse>,
+) -> Result<(), Overdue> {
+    let options = &shared.options;
+    let next = NextStream::default();
+    let executor = StreamExecutor {
+        next: next.clone(),
+        write_timeout: options.write_timeout,
+    };
+    let service = Requests::new(
+        shared.handler.clone(),
+        Arc::new(info),
+        Arc::clone(pulse),
+        Some(next),
+    );
+    let connection = http2::Builder::new(executor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(options.h2.max_concurrent_streams)
+        .max_header_list_size(options.h2.max_header_list_bytes)
+        .initial_stream_window_size(options.h2.stream_window_bytes)
+        .initial_connection_window_size(options.h2.connection_window_bytes)
+        .max_send_buf_size(options.h2.max_send_buffer_bytes)
+        .max_pending_accept_reset_streams(options.h2.max_pending_accept_reset_streams)
+        .max_local_error_reset_streams(options.h2.max_local_error_reset_streams)
+        .keep_alive_interval(options.h2.keep_alive_interval)
+        .keep_alive_timeout(options.h2.keep_alive_timeout)
+        .serve_connection(TokioIo::new(stream), service);
+    drive(connection, shared, pulse).await
+}
+
+/// A connection that can be told to end after what it is doing.
+trait Graceful: Future<Output = hyper::Result<()>> {
+    fn end_gracefully(self: Pin<&mut Self>);
+}
+
+impl<S, H> Graceful for http1::Connection<TokioIo<S>, Requests<H>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Handler,
+{
+    fn end_gracefully(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S, H> Graceful for http2::Connection<TokioIo<S>, Requests<H>, StreamExecutor>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Handler,
+{
+    fn end_gracefully(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Polls a connection until it ends by itself or a deadline of its pulse passes.
+async fn drive<C: Graceful, H>(
+    connection: C,
+    shared: &Shared<H>,
+    pulse: &Pulse,
+) -> Result<(), Overdue> {
+    let limits = Limits {
+        first_request: shared.options.first_request_timeout,
+        header: shared.options.header_timeout,
+        idle: shared.options.idle_timeout,
+        write: shared.options.write_timeout,
+    };
+    // Where no deadline applies one may come to apply without this task being woken, for h2 streams
+    // end in tasks of their own.
+    let look_again = limits.idle.min(limits.write);
+
+    let mut connection = pin!(connection);
+    let mut alarm = pin!(tokio::time::sleep(limits.first_request.min(look_again)));
+    let mut draining = shared.draining.clone();
+    let mut drain = pin!(draining.wait_for(|is_draining| *is_draining));
+    // Once the connection has been told to end: when an idle one is dropped all the same.
+    let mut ending: Option<Option<Instant>> = None;
+
+    std::future::poll_fn(|cx| {
+        loop {
+            pulse.begin_turn();
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended early");
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if ending.is_none() && drain.as_mut().poll(cx).is_ready() {
+                ending = Some(None);
+                connection.as_mut().end_gracefully();
+                continue;
+            }
+
+            let now = Instant::now();
+            let mut due = pulse.deadline(&limits);
+            if let Some(goodbye) = &mut ending {
+                // The end waits for requests and for a slow client's last bytes, which have a
+                // deadline of their own, and for nothing else.
+                if pulse.in_flight() > 0 || due.is_some_and(|(_, why)| why == Overdue::Write) {
+                    *goodbye = None;
+                } else {
+                    due = Some((*goodbye.get_or_insert(now + GOODBYE), Overdue::Idle));
+                }
+            }
+            match due {
+                Some((at, Overdue::Idle)) if at <= now => {
+                    if ending.is_some() {
+                        return Poll::Ready(Ok(()));
+                    }
+                    ending = Some(Some(now + GOODBYE));
+                    connection.as_mut().end_gracefully();
+                    continue;
+                }
+                Some((at, why)) if at <= now => return Poll::Ready(Err(why)),
+                Some((at, _)) if at < alarm.deadline() || alarm.is_elapsed() => {
+                    alarm.as_mut().reset(at);
+                }
+                None if alarm.is_elapsed() => alarm.as_mut().reset(now + look_again),
+                Some(_) | None => {}
+            }
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}

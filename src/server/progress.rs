@@ -1,0 +1,294 @@
+//! What one connection is doing, as the few instants from which its deadlines follow.
+//!
+//! Invariant: at any moment at least one deadline applies or a request is in flight and the client
+//! takes its bytes. Writers only store instants; the connection's own task compares them with the
+//! limits. Knows nothing of HTTP.
+
+use std::pin::Pin;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, atomic::AtomicU32};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{fmt, io};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::head::Refusal;
+
+/// An instant that has not come.
+const NEVER: u64 = u64::MAX;
+
+/// The deadlines of a connection; see [`super::ServerOptions`] for what each means.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) first_request: Duration,
+    pub(super) header: Duration,
+    pub(super) idle: Duration,
+    pub(super) write: Duration,
+}
+
+/// Which deadline ended a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overdue {
+    /// No complete request head since the connection was accepted.
+    FirstRequest,
+    /// A request head began and did not end.
+    Header,
+    /// Nothing asked since the last answer.
+    Idle,
+    /// The client does not take the bytes of an answer.
+    Write,
+}
+
+impl fmt::Display for Overdue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FirstRequest => "no complete request since the connection was accepted",
+            Self::Header => "a request head did not end",
+            Self::Idle => "no further request",
+            Self::Write => "the client does not take the answer",
+        })
+    }
+}
+
+/// The instants of one connection, in milliseconds since it was accepted.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    accepted: Instant,
+    requests: AtomicU64,
+    in_flight: AtomicUsize,
+    idle_since: AtomicU64,
+    head_since: AtomicU64,
+    blocked_since: AtomicU64,
+    /// How often the connection's task has been polled; see [`Pulse::turn`].
+    turns: AtomicU32,
+    /// The request, by its number on the connection, that must not run, and why.
+    refused: OnceLock<(u64, Refusal)>,
+    /// The request after which nothing on this connection can be told apart any more.
+    last: OnceLock<u64>,
+}
+
+impl Pulse {
+    pub(super) fn new(accepted: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            accepted,
+            requests: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(0),
+            head_since: AtomicU64::new(NEVER),
+            blocked_since: AtomicU64::new(NEVER),
+            turns: AtomicU32::new(0),
+            refused: OnceLock::new(),
+            last: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn accepted(&self) -> Instant {
+        self.accepted
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(NEVER)
+    }
+
+    /// Number of the current poll of the connection's task. What happens within one number happens
+    /// before the task sleeps.
+    pub(super) fn turn(&self) -> u32 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn begin_turn(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A complete request head has been handed to its handler; returns its number from 0.
+    pub(super) fn begin_request(self: &Arc<Self>) -> (u64, InFlight) {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        let number = self.requests.fetch_add(1, Ordering::AcqRel);
+        (number, InFlight(Arc::clone(self)))
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    pub(super) fn head_began(&self) {
+        let _ = self.head_since.compare_exchange(
+            NEVER,
+            self.now(),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+    }
+
+    pub(super) fn head_ended(&self) {
+        if self.head_since.load(Ordering::Relaxed) != NEVER {
+            self.head_since.store(NEVER, Ordering::Release);
+        }
+    }
+
+    pub(super) fn refuse(&self, number: u64, refusal: Refusal) {
+        let _ = self.refused.set((number, refusal));
+    }
+
+    pub(super) fn refusal_of(&self, number: u64) -> Option<Refusal> {
+        let (refused, why) = self.refused.get()?;
+        (*refused == number).then_some(*why)
+    }
+
+    pub(super) fn end_after(&self, number: u64) {
+        let _ = self.last.set(number);
+    }
+
+    pub(super) fn is_last(&self, number: u64) -> bool {
+        self.last.get() == Some(&number)
+    }
+
+    /// The earliest deadline that applies now, if any.
+    pub(super) fn deadline(&self, limits: &Limits) -> Option<(Instant, Overdue)> {
+        let at = |millis: u64, limit: Duration| {
+            (millis != NEVER).then(|| self.accepted + Duration::from_millis(millis) + limit)
+        };
+        if self.requests.load(Ordering::Acquire) == 0 {
+            return Some((self.accepted + limits.first_request, Overdue::FirstRequest));
+        }
+        let blocked = self.blocked_since.load(Ordering::Acquire);
+        if let Some(at) = at(blocked, limits.write) {
+            return Some((at, Overdue::Write));
+        }
+        if self.in_flight() > 0 {
+            return None;
+        }
+        let idle =
+            at(self.idle_since.load(Ordering::Acquire), limits.idle).map(|at| (at, Overdue::Idle));
+        let head = at(self.head_since.load(Ordering::Acquire), limits.header)
+            .map(|at| (at, Overdue::Header));
+        idle.into_iter().chain(head).min_by_key(|(at, _)| *at)
+    }
+}
+
+/// One request between its head and the end of its answer.
+#[derive(Debug)]
+pub(super) struct InFlight(Arc<Pulse>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.idle_since.store(self.0.now(), Ordering::Release);
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A socket that notes since when it has been refusing bytes.
+#[derive(Debug)]
+pub(super) struct Watched<S> {
+    inner: S,
+    pulse: Arc<Pulse>,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(inner: S, pulse: Arc<Pulse>) -> Self {
+        Self { inner, pulse }
+    }
+
+    fn note(&self, outcome: &Poll<io::Result<usize>>) {
+        let blocked = &self.pulse.blocked_since;
+        let is_blocked = blocked.load(Ordering::Relaxed) != NEVER;
+        match outcome {
+            Poll::Pending if !is_blocked => blocked.store(self.pulse.now(), Ordering::Release),
+            Poll::Ready(_) if is_blocked => blocked.store(NEVER, Ordering::Release),
+            Poll::Pending | Poll::Ready(_) => {}
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.note(&outcome);
+        outcome
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        this.note(&outcome);
+        outcome
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        first_request: Duration::from_secs(10),
+        header: Duration::from_secs(5),
+        idle: Duration::from_secs(60),
+        write: Duration::from_secs(30),
+    };
+
+    #[test]
+    fn each_state_has_its_deadline_and_a_served_request_has_none() {
+        let start = Instant::now();
+        let pulse = Pulse::new(start);
+        let seconds = |n| start + Duration::from_secs(n);
+        let due = || pulse.deadline(&LIMITS);
+        assert_eq!(due(), Some((seconds(10), Overdue::FirstRequest)));
+
+        let (number, in_flight) = pulse.begin_request();
+        assert_eq!(number, 0);
+        assert_eq!(due(), None);
+        pulse.blocked_since.store(3000, Ordering::Release);
+        assert_eq!(due(), Some((seconds(33), Overdue::Write)));
+        pulse.blocked_since.store(NEVER, Ordering::Release);
+
+        drop(in_flight);
+        pulse.idle_since.store(4000, Ordering::Release);
+        assert_eq!(due(), Some((seconds(64), Overdue::Idle)));
+        pulse.head_since.store(5000, Ordering::Release);
+        assert_eq!(due(), Some((seconds(10), Overdue::Header)));
+        pulse.head_ended();
+        assert_eq!(due(), Some((seconds(64), Overdue::Idle)));
+    }
+
+    #[test]
+    fn a_head_began_when_its_first_byte_came() {
+        let pulse = Pulse::new(Instant::now());
+        pulse.head_since.store(5, Ordering::Release);
+        pulse.head_began();
+        assert_eq!(pulse.head_since.load(Ordering::Acquire), 5);
+    }
+}

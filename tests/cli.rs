@@ -1,0 +1,393 @@
+//! Every command tells what it did on its output, what went wrong on standard error, and how it
+//! ended by its exit code.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use ecr_proxy::simulator::{Action, DENIED_ACCESS_KEY, PULL_ONLY_ACCESS_KEY, Principal, Simulator};
+
+const ECR: &str = "000042290000.dkr.ecr.us-west-2.amazonaws.com";
+
+/// A command of the program, cut off from the environment of the tests.
+fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ecr-proxy"));
+    command.env_clear().args(args).stdin(Stdio::null());
+    command
+}
+
+fn ran(args: &[&str]) -> Output {
+    program(args).output().expect("the program runs")
+}
+
+fn with_input(args: &[&str], input: &str) -> Output {
+    let mut child = program(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // A program that has heard enough closes its end first.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    child.wait_with_output().expect("the program ends")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn config(folder: &Path, text: &str) -> String {
+    let path = folder.join("config.toml");
+    std::fs::write(&path, text).expect("file");
+    path.display().to_string()
+}
+
+#[test]
+fn help_of_every_command_has_an_example() {
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["check", "--help"],
+        &["iam-policy", "--help"],
+        &["hash-password", "--help"],
+        &["client-config", "--help"],
+        &["ca", "--help"],
+        &["ca", "print", "--help"],
+    ] {
+        let output = ran(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert!(stdout(&output).contains("Example"), "{args:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for args in [
+        &["serve", "--upstraem", "x"][..],
+        &["no-such-command"],
+        &[],
+        &["client-config", "lynx"],
+        &["hash-password"],
+        &["hash-password", "a:b"],
+    ] {
+        let output = ran(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(!stderr(&output).is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line_and_neighbour() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = config(folder.path(), "[server]\nlisen = [\"https://[::]:443\"]\n");
+    for command in ["serve", "check", "iam-policy"] {
+        let output = ran(&[command, "--config", &file]);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        let said = format!("{}{}", stdout(&output), stderr(&output));
+        let fault = "line 2: server.lisen: unknown key; the nearest known one is server.listen";
+        assert!(said.contains(fault), "{command}: {said}");
+    }
+}
+
+#[test]
+fn all_faults_are_told_together() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = config(
+        folder.path(),
+        "[cache]\nmax_size = \"much\"\ntag_ttl = \"5\"\n[[upstream]]\nregistry = \"a b\"\n[[upstream]]\n",
+    );
+    let output = program(&["serve", "--config", &file, "--domain", "https://a.test"])
+        .env("ECR_PROXY_SERVER_DRAIN_TIMEOUT", "long")
+        .output()
+        .expect("the program runs");
+    assert_eq!(output.status.code(), Some(2));
+    let said = stderr(&output);
+    for fault in [
+        "line 2: cache.max_size: ",
+        "line 3: cache.tag_ttl: ",
+        "line 5: upstream.registry: ",
+        "line 6: upstream: this release serves one upstream",
+        "ECR_PROXY_SERVER_DRAIN_TIMEOUT: server.drain_timeout: ",
+        "--domain: server.domains: ",
+    ] {
+        assert!(said.contains(fault), "{fault} in {said}");
+    }
+}
+
+#[test]
+fn a_hashed_password_is_a_line_that_the_user_file_takes() {
+    let output = with_input(&["hash-password", "ci"], "correct horse\n");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let line = stdout(&output);
+    let hash = line.trim_end().strip_prefix("ci:").expect("ci:");
+    assert!(hash.starts_with("$2b$"), "{line}");
+    assert_eq!(bcrypt::verify("correct horse", hash).ok(), Some(true));
+    assert!(ecr_proxy::access::Users::parse(&line).is_ok());
+    let long = "x".repeat(73);
+    for (name, input) in [("ci", ""), ("ci", "\n"), ("ci", long.as_str())] {
+        let output = with_input(&["hash-password", name], input);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stdout(&output).is_empty());
+    }
+    let output = with_input(&["hash-password", "AWS"], "x\n");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn the_iam_policy_is_json_and_the_least() {
+    let output = ran(&["iam-policy", "--upstream", ECR, "--domain", "a.test"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let policy: serde_json::Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    let statements = policy["Statement"].as_array().expect("statements");
+    assert_eq!(statements.len(), 2);
+    assert_eq!(statements[0]["Action"], "ecr:GetAuthorizationToken");
+    assert_eq!(statements[0]["Resource"], "*");
+    assert_eq!(
+        statements[1]["Action"],
+        serde_json::json!(["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"])
+    );
+    assert_eq!(
+        statements[1]["Resource"],
+        "arn:aws:ecr:us-west-2:000042290000:repository/*"
+    );
+    let output = ran(&[
+        "iam-policy",
+        "--upstream",
+        "docker.io",
+        "--domain",
+        "a.test",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn client_config_is_complete_for_each_client() {
+    let folder = tempfile::tempdir().expect("folder");
+    let state = folder.path().display().to_string();
+    let ca = folder.path().join("tls/ca.pem");
+    std::fs::create_dir_all(folder.path().join("tls")).expect("folder");
+    let pem = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+    std::fs::write(&ca, pem).expect("file");
+    for (client, lines) in [
+        (
+            "docker",
+            &[
+                "/etc/docker/certs.d/registry.mydomain.com:8443/ca.crt",
+                "docker login registry.mydomain.com:8443",
+                "docker pull registry.mydomain.com:8443/",
+            ][..],
+        ),
+        (
+            "containerd",
+            &[
+                "/etc/containerd/certs.d/registry.mydomain.com:8443/hosts.toml",
+                "server = \"https://registry.mydomain.com:8443\"",
+                "ca = \"/etc/containerd/certs.d/registry.mydomain.com:8443/ca.crt\"",
+                "kubectl create secret docker-registry",
+            ],
+        ),
+        (
+            "podman",
+            &[
+                "/etc/containers/certs.d/registry.mydomain.com:8443/ca.crt",
+                "podman login registry.mydomain.com:8443",
+            ],
+        ),
+    ] {
+        let output = ran(&[
+            "client-config",
+            client,
+            "--upstream",
+            ECR,
+            "--domain",
+            "registry.mydomain.com",
+            "--listen",
+            "https://[::]:8443",
+            "--state-dir",
+            &state,
+        ]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let script = stdout(&output);
+        assert!(script.contains(pem), "{script}");
+        for line in lines {
+            assert!(script.contains(line), "{line} in {script}");
+        }
+        let parsed = with_shell(&script);
+        assert!(parsed.status.success(), "{client}: {}", stderr(&parsed));
+    }
+}
+
+/// The shell's opinion of a script's form; nothing of it runs.
+fn with_shell(script: &str) -> Output {
+    let mut child = Command::new("/bin/sh")
+        .arg("-n")
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a shell");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(script.as_bytes()).expect("script");
+    drop(stdin);
+    child.wait_with_output().expect("the shell ends")
+}
+
+#[test]
+fn plain_listeners_need_no_trust_and_say_how_they_are_used() {
+    for (client, line) in [
+        ("docker", "insecure-registries"),
+        ("containerd", "server = \"http://localhost:5000\""),
+        ("podman", "insecure = true"),
+    ] {
+        let output = ran(&[
+            "client-config",
+            client,
+            "--upstream",
+            "docker.io",
+            "--listen",
+            "http://127.0.0.1:5000",
+            "--anonymous-pull",
+        ]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let script = stdout(&output);
+        assert!(script.contains(line), "{line} in {script}");
+        assert!(!script.contains("ca.crt"), "{script}");
+        assert!(script.contains("No login is needed"), "{script}");
+    }
+}
+
+#[test]
+fn the_ca_is_printed_once_there_is_one() {
+    let folder = tempfile::tempdir().expect("folder");
+    let state = folder.path().display().to_string();
+    let output = ran(&["ca", "print", "--state-dir", &state]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("serve"), "{}", stderr(&output));
+    let now = std::time::SystemTime::now();
+    let domains = ["registry.mydomain.com".to_owned()];
+    let ca = ecr_proxy::tls::LocalCa::open(folder.path(), &domains, now).expect("CA");
+    let output = ran(&["ca", "print", "--state-dir", &state]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stdout(&output), ca.ca_pem());
+}
+
+/// `check` against a simulated ECR by this access key; code, findings, and what it logged.
+fn check(simulator: &Simulator, key: &str) -> (Option<i32>, Vec<serde_json::Value>, String) {
+    let folder = tempfile::tempdir().expect("folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let output = program(&[
+        "check",
+        "--json",
+        "--upstream",
+        &simulator.registry_host(),
+        "--endpoint",
+        &simulator.endpoint(),
+        "--listen",
+        "http://127.0.0.1:0",
+        "--admin",
+        "off",
+        "--anonymous-pull",
+        "--cache-dir",
+        &at("cache"),
+        "--state-dir",
+        &at("state"),
+        "--max-size",
+        "3GiB",
+    ])
+    .env("AWS_ENDPOINT_URL_ECR", simulator.api_endpoint())
+    .env("AWS_ACCESS_KEY_ID", key)
+    .env("AWS_SECRET_ACCESS_KEY", "canary-of-a-secret")
+    .env("AWS_EC2_METADATA_DISABLED", "true")
+    .output()
+    .expect("the program runs");
+    let said = format!("{}{}", stdout(&output), stderr(&output));
+    assert!(!said.contains("canary-of-a-secret"), "{said}");
+    let findings = serde_json::from_slice(&output.stdout).expect(&said);
+    (output.status.code(), findings, said)
+}
+
+fn verdict<'a>(findings: &'a [serde_json::Value], subject: &str, detail: &str) -> &'a str {
+    findings
+        .iter()
+        .find(|finding| {
+            finding["subject"] == subject
+                && finding["detail"]
+                    .as_str()
+                    .is_some_and(|d| d.contains(detail))
+        })
+        .and_then(|finding| finding["verdict"].as_str())
+        .unwrap_or("not found")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_is_content_with_a_pull_only_role() {
+    let simulator = Simulator::builder().start().await.expect("simulator");
+    let (code, findings, said) = check(&simulator, PULL_ONLY_ACCESS_KEY);
+    assert_eq!(code, Some(0), "{said}");
+    for (subject, detail) in [
+        ("configuration", ""),
+        ("certificate", "none needed"),
+        ("credentials", ""),
+        ("token", "valid until"),
+        ("IAM", "ecr:BatchGetImage"),
+        ("IAM", "ecr:GetDownloadUrlForLayer"),
+        ("upstream", "answers"),
+        ("clock", ""),
+        ("cache.dir", ""),
+        ("server.state_dir", ""),
+        ("disk space", ""),
+        ("server.listen", ""),
+    ] {
+        let verdict = verdict(&findings, subject, detail);
+        assert_eq!(verdict, "ok", "{subject} {detail} in {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_the_iam_actions_that_are_missing() {
+    let may = |key, actions: &[Action]| Principal::with_actions(key, "assumed-role/r/s", actions);
+    let simulator = Simulator::builder()
+        .principal(may("login", &[Action::GetAuthorizationToken]))
+        .principal(may(
+            "manifests",
+            &[Action::GetAuthorizationToken, Action::BatchGetImage],
+        ))
+        .start()
+        .await
+        .expect("simulator");
+    let manifest = "ecr:BatchGetImage";
+    let blob = "ecr:GetDownloadUrlForLayer";
+    let token = "ecr:GetAuthorizationToken";
+    for (key, missing, fine) in [
+        (DENIED_ACCESS_KEY, &[token][..], &[][..]),
+        ("login", &[manifest, blob], &[]),
+        ("manifests", &[blob], &[manifest]),
+    ] {
+        let (code, findings, said) = check(&simulator, key);
+        assert_eq!(code, Some(1), "{said}");
+        for action in missing {
+            assert_eq!(verdict(&findings, "IAM", action), "FAIL", "{said}");
+        }
+        for action in fine {
+            assert_eq!(verdict(&findings, "IAM", action), "ok", "{said}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_an_unreachable_upstream() {
+    let simulator = Simulator::builder()
+        .principal(Principal::full("other"))
+        .start()
+        .await
+        .expect("simulator");
+    simulator.shutdown().await;
+    let (code, findings, said) = check(&simulator, "other");
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(verdict(&findings, "token", ""), "FAIL", "{said}");
+}

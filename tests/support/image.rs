@@ -1,0 +1,44 @@
+//! The sample image of the tests: small, of several layers and two platforms, and runnable.
+
+use std::fs;
+
+use ecr_proxy::simulator::{FULL_ACCESS_KEY, ImageSpec, Layer, LayerFile, PushedImage, Simulator};
+
+use super::program;
+
+/// The repository it is in; a name of two parts, as many are.
+pub const REPOSITORY: &str = "team/app";
+
+/// Its tag.
+pub const TAG: &str = "v1";
+
+/// What it prints when it is run.
+pub const GREETING: &str = "hello from the sample image";
+
+/// A static busybox, a greeting that it prints, and 3 MiB that do not compress.
+pub fn spec() -> ImageSpec {
+    let busybox = fs::read(program("busybox")).expect("busybox can be read");
+    let mut ballast = vec![0; 3 << 20];
+    fastrand::Rng::with_seed(1).fill(&mut ballast);
+    ImageSpec::layers([
+        Layer::Files(vec![LayerFile::executable("bin/busybox", busybox)]),
+        Layer::Files(vec![LayerFile::plain("greeting", GREETING.as_bytes())]),
+        Layer::Files(vec![LayerFile::plain("ballast", ballast)]),
+    ])
+    .platforms(["linux/amd64", "linux/arm64"])
+    .command(["/bin/busybox", "cat", "/greeting"])
+}
+
+/// Puts the sample image into a simulator.
+pub fn push(simulator: &Simulator) -> PushedImage {
+    simulator.create_repository(REPOSITORY);
+    simulator.push_image(REPOSITORY, TAG, spec())
+}
+
+/// `user:password` with which a real client may read everything in `simulator`.
+pub fn credentials(simulator: &Simulator) -> String {
+    let token = simulator
+        .token(FULL_ACCESS_KEY)
+        .expect("a predefined principal");
+    format!("AWS:{}", token.password)
+}

@@ -1,0 +1,81 @@
+//! A CA and a server certificate made for one test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+use tempfile::TempDir;
+
+/// A CA, and a certificate of it, as PEM files in a directory that goes with the value.
+pub struct Pki {
+    dir: TempDir,
+}
+
+impl Pki {
+    /// A CA and a certificate for these names or addresses.
+    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        ca.distinguished_name
+            .push(DnType::CommonName, "ecr-proxy test CA");
+        let ca_key = KeyPair::generate().expect("a key");
+        let ca_certificate = ca.self_signed(&ca_key).expect("a CA certificate");
+        let issuer = Issuer::new(ca, ca_key);
+
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let mut leaf = CertificateParams::new(names).expect("names for a certificate");
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate().expect("a key");
+        let certificate = leaf.signed_by(&key, &issuer).expect("a certificate");
+
+        let write = |name: &str, text: String| {
+            fs::write(dir.path().join(name), text).expect("the directory is writable");
+        };
+        write("ca.crt", ca_certificate.pem());
+        write("tls.crt", certificate.pem());
+        write("tls.key", key.serialize_pem());
+        Self { dir }
+    }
+
+    /// The CA's certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.dir.path().join("ca.crt")
+    }
+
+    /// The server's certificate.
+    pub fn certificate(&self) -> PathBuf {
+        self.dir.path().join("tls.crt")
+    }
+
+    /// The server's key.
+    pub fn key(&self) -> PathBuf {
+        self.dir.path().join("tls.key")
+    }
+}
+
+/// What a client needs to trust the CA of the PEM file `ca` and no other.
+pub fn trusting(ca: &Path, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).expect("a PEM file") {
+        roots
+            .add(certificate.expect("a certificate"))
+            .expect("a CA certificate");
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the default versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Arc::new(config)
+}

@@ -1,0 +1,510 @@
+//! The real program, `ecr-proxy serve`, in directories and an environment of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ecr_proxy::simulator::{PULL_ONLY_ACCESS_KEY, Simulator};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::watch;
+use toml::{Table, Value as Toml};
+
+use super::{Client, DOMAIN, PATIENCE, Pki, store, within};
+
+/// A running proxy; killed when dropped.
+pub struct Proxy {
+    dir: TempDir,
+    pki: Arc<Pki>,
+    config: Table,
+    env: BTreeMap<String, String>,
+    run: Run,
+    earlier: Vec<Event>,
+}
+
+/// One start of the program.
+struct Run {
+    child: Child,
+    events: watch::Receiver<Vec<Event>>,
+    https: Vec<SocketAddr>,
+    http: Vec<SocketAddr>,
+    admin: Option<SocketAddr>,
+}
+
+/// How a proxy is to be; anything left out has the defaults of [`Proxy::builder`].
+#[must_use = "nothing runs until `start`"]
+pub struct Builder {
+    pki: Arc<Pki>,
+    config: Table,
+    upstream: Table,
+    env: BTreeMap<String, String>,
+}
+
+impl Proxy {
+    /// A proxy for [`DOMAIN`] with a certificate of a test CA, that listens with and without TLS on
+    /// 127.0.0.1 and lets anybody pull. It wants an upstream.
+    pub fn builder() -> Builder {
+        Builder {
+            pki: Arc::new(Pki::new([DOMAIN, "localhost", "127.0.0.1", "::1"])),
+            config: Table::new(),
+            upstream: Table::new(),
+            env: BTreeMap::new(),
+        }
+        .listen(["https://127.0.0.1:0", "http://127.0.0.1:0"])
+        .set("server.domains", vec![DOMAIN])
+        .set("server.admin", "127.0.0.1:0")
+        .set("cache.max_size", "10GiB")
+        .set("cache.min_free", "0%")
+        .set("access.anonymous", "pull")
+        .upstream_key("name", "prod")
+    }
+
+    /// The proxy in front of `simulator`, otherwise as [`Proxy::builder`] has it.
+    pub fn before(simulator: &Simulator) -> Self {
+        Self::builder().simulator(simulator).start()
+    }
+
+    /// The first TLS listener.
+    pub fn https(&self) -> SocketAddr {
+        *self.run.https.first().expect("a listener with https://")
+    }
+
+    /// The first plain listener.
+    pub fn http(&self) -> SocketAddr {
+        *self.run.http.first().expect("a listener with http://")
+    }
+
+    /// The admin listener.
+    pub fn admin(&self) -> SocketAddr {
+        self.run.admin.expect("an admin listener")
+    }
+
+    /// A client of the first plain listener.
+    pub fn client(&self) -> Client {
+        Client::plain(self.http())
+    }
+
+    /// A client of the first TLS listener that trusts its CA.
+    pub fn tls_client(&self) -> Client {
+        Client::tls(self.https(), &self.pki.ca())
+    }
+
+    /// The CA that signed the proxy's certificate, unless it made one of its own.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// The folder of the configuration, which everything of this proxy lies below.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The folder of the cache.
+    pub fn cache_dir(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
+    /// The folder of the local CA.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.run.child.id()
+    }
+
+    /// Asks it to end, as a service manager does.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Any signal.
+    pub fn signal(&self, signal: Signal) {
+        // Not yet waited for, so the id is still this process's.
+        let pid = Pid::from_child(&self.run.child);
+        let process = pidfd_open(pid, PidfdFlags::empty()).expect("a child not yet waited for");
+        pidfd_send_signal(process, signal).expect("signal one's own child");
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.run.child, PATIENCE).expect("the proxy did not end in time")
+    }
+
+    /// Ends it at once, with no chance to write anything.
+    pub fn kill9(&mut self) {
+        self.run.child.kill().expect("a child may be killed");
+        self.run
+            .child
+            .wait()
+            .expect("a killed child can be waited for");
+    }
+
+    /// Kills it if it still runs and starts it again in the same directories, on new ports.
+    pub fn restart(&mut self) {
+        let _already_ended = self.run.child.kill();
+        self.run
+            .child
+            .wait()
+            .expect("a killed child can be waited for");
+        self.earlier
+            .extend(self.run.events.borrow().iter().cloned());
+        self.run = Run::start(self.dir.path(), &self.config, &self.env);
+    }
+
+    /// Changes the configuration for the next [`Proxy::restart`].
+    pub fn set(&mut self, key: &str, value: impl Into<Toml>) {
+        set(&mut self.config, key, value.into());
+        write_config(self.dir.path(), &self.config);
+    }
+
+    /// Everything it said so far, earlier starts included.
+    pub fn logs(&self) -> Vec<Event> {
+        let now = self.run.events.borrow();
+        self.earlier.iter().chain(now.iter()).cloned().collect()
+    }
+
+    /// Waits for an event of this start for which `condition` holds, and returns it.
+    pub async fn log_until(&self, what: &str, condition: impl Fn(&Event) -> bool) -> Event {
+        let mut events = self.run.events.clone();
+        let found = events.wait_for(|all| all.iter().any(&condition));
+        match tokio::time::timeout(PATIENCE, found).await {
+            Ok(Ok(all)) => all
+                .iter()
+                .find(|e| condition(e))
+                .expect("just found")
+                .clone(),
+            _ => panic!("{what} was not logged:\n{}", told(&self.logs())),
+        }
+    }
+
+    /// Every sample of `/metrics`, by name and labels as they are printed.
+    pub async fn metrics(&self) -> Metrics {
+        let answer = Client::plain(self.admin()).get("/metrics").await;
+        assert_eq!(answer.status, 200, "/metrics: {}", answer.text());
+        Metrics::parse(&answer.text())
+    }
+
+    /// Fails unless every blob on disk hashes to its name (invariant I2); returns their digests.
+    pub fn assert_blobs_are_sound(&self) -> Vec<String> {
+        store::assert_blobs_are_sound(&self.cache_dir())
+    }
+
+    /// Fails if one of `secrets` stands in anything the proxy said or wrote (invariant I4): its log,
+    /// its metrics, its directories.
+    pub async fn assert_no_secrets(&self, secrets: &[String]) {
+        let mut said = told(&self.logs());
+        if self.run.admin.is_some() {
+            said += &Client::plain(self.admin()).get("/metrics").await.text();
+        }
+        store::assert_absent("the log or /metrics", said.as_bytes(), secrets);
+        store::assert_absent_below(&self.cache_dir(), secrets);
+        store::assert_absent_below(&self.state_dir(), secrets);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _already_ended = self.run.child.kill();
+        let _already_waited = self.run.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the proxy said:\n{}", told(&self.logs()));
+        }
+    }
+}
+
+impl Builder {
+    /// Where to listen, each `http://` or `https://` with port 0.
+    pub fn listen<'a>(self, listeners: impl IntoIterator<Item = &'a str>) -> Self {
+        let listeners: Vec<Toml> = listeners.into_iter().map(Toml::from).collect();
+        self.set("server.listen", listeners)
+    }
+
+    /// Sets `section.key` of the configuration.
+    pub fn set(mut self, key: &str, value: impl Into<Toml>) -> Self {
+        set(&mut self.config, key, value.into());
+        self
+    }
+
+    /// Removes `section.key`, a default of this builder, from the configuration.
+    pub fn unset(mut self, key: &str) -> Self {
+        let (section, key) = key.split_once('.').expect("section.key");
+        if let Some(Toml::Table(section)) = self.config.get_mut(section) {
+            section.remove(key);
+        }
+        self
+    }
+
+    /// Sets a key of the upstream.
+    pub fn upstream_key(mut self, key: &str, value: impl Into<Toml>) -> Self {
+        self.upstream.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// `simulator` is the upstream, and the proxy has its pull-only role.
+    pub fn simulator(self, simulator: &Simulator) -> Self {
+        self.upstream_key("registry", simulator.registry_host())
+            .upstream_key("endpoint", simulator.endpoint())
+            .env("AWS_ACCESS_KEY_ID", PULL_ONLY_ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", "secret-of-the-simulator")
+            .env("AWS_ENDPOINT_URL_ECR", &simulator.api_endpoint())
+    }
+
+    /// A registry that is not ECR is the upstream, without credentials.
+    pub fn registry(self, host: &str, endpoint: &str) -> Self {
+        self.upstream_key("registry", host)
+            .upstream_key("endpoint", endpoint)
+            .upstream_key("auth", "anonymous")
+    }
+
+    /// Only these users are let in: bcrypt lines of a user file.
+    pub fn users(self, lines: &str) -> Self {
+        let file = self.pki.ca().with_file_name("users.htpasswd");
+        fs::write(&file, lines).expect("the directory is writable");
+        self.unset("access.anonymous")
+            .set("access.users", file.to_str().expect("a UTF-8 path"))
+    }
+
+    /// No certificate is configured: the proxy makes a local CA.
+    pub fn local_ca(mut self) -> Self {
+        self.config
+            .insert("tls".to_owned(), Toml::Table(Table::new()));
+        self
+    }
+
+    /// A variable of its environment, which holds no other than the builder's.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Starts it and waits until it listens.
+    pub fn start(mut self) -> Proxy {
+        let dir = TempDir::new().expect("a temporary directory");
+        if !self.config.contains_key("tls") {
+            let path = |path: PathBuf| path.to_str().expect("a UTF-8 path").to_owned();
+            let (certificate, key) = (path(self.pki.certificate()), path(self.pki.key()));
+            self = self.set("tls.cert", certificate).set("tls.key", key);
+        }
+        // Relative, so that configurations of the tests show they count from the file.
+        self = self
+            .set("server.state_dir", "state")
+            .set("cache.dir", "cache");
+        let upstream = Toml::Array(vec![Toml::Table(self.upstream)]);
+        self.config.insert("upstream".to_owned(), upstream);
+        write_config(dir.path(), &self.config);
+        let run = Run::start(dir.path(), &self.config, &self.env);
+        Proxy {
+            dir,
+            pki: self.pki,
+            config: self.config,
+            env: self.env,
+            run,
+            earlier: Vec::new(),
+        }
+    }
+}
+
+impl Run {
+    fn start(dir: &Path, config: &Table, env: &BTreeMap<String, String>) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ecr-proxy"))
+            .args(["serve", "--log-format", "json", "--config"])
+            .arg(dir.join("config.toml"))
+            .current_dir("/")
+            .env_clear()
+            .env("HOME", dir)
+            .env("TMPDIR", dir)
+            .env("AWS_CONFIG_FILE", dir.join("no-aws-config"))
+            .env(
+                "AWS_SHARED_CREDENTIALS_FILE",
+                dir.join("no-aws-credentials"),
+            )
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(env)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program was built");
+        let stderr = BufReader::new(child.stderr.take().expect("asked for a pipe"));
+        let (sender, events) = watch::channel(Vec::new());
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                sender.send_modify(|all: &mut Vec<Event>| all.push(Event::parse(&line)));
+            }
+        });
+        let mut run = Self {
+            child,
+            events,
+            https: Vec::new(),
+            http: Vec::new(),
+            admin: None,
+        };
+        run.learn_addresses(expected_listeners(config));
+        run
+    }
+
+    /// Reads where it listens from its start-up events, of which there are to be `expected`.
+    fn learn_addresses(&mut self, expected: usize) {
+        let started = Instant::now();
+        loop {
+            (self.https, self.http, self.admin) = (Vec::new(), Vec::new(), None);
+            for event in self.events.borrow().iter() {
+                let Some(at) = event.field("listen.addr") else {
+                    continue;
+                };
+                let (scheme, address) = at.split_once("://").unwrap_or(("http", &at));
+                let address = address.parse().expect("a socket address in listen.addr");
+                match (event.message().as_str(), scheme) {
+                    ("listening", "https") => self.https.push(address),
+                    ("listening", _) => self.http.push(address),
+                    ("admin listening", _) => self.admin = Some(address),
+                    _ => {}
+                }
+            }
+            if self.https.len() + self.http.len() + usize::from(self.admin.is_some()) == expected {
+                return;
+            }
+            let left = PATIENCE.saturating_sub(started.elapsed());
+            if let Some(status) = wait(&mut self.child, Duration::from_millis(5).min(left)) {
+                panic!(
+                    "the proxy ended at start, {status}:\n{}",
+                    told(&self.events.borrow())
+                );
+            }
+            if left.is_zero() {
+                let _already_ended = self.child.kill();
+                let _already_waited = self.child.wait();
+                panic!(
+                    "the proxy does not listen:\n{}",
+                    told(&self.events.borrow())
+                );
+            }
+        }
+    }
+}
+
+/// How many listeners a configuration asks for, the admin listener included.
+fn expected_listeners(config: &Table) -> usize {
+    let server = &config["server"];
+    let public = server["listen"].as_array().map_or(0, Vec::len);
+    public + usize::from(server["admin"].as_str() != Some("off"))
+}
+
+/// Waits for `child` to end, `patience` at most.
+fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())
+        .expect("a child not yet waited for");
+    let timeout = Timespec::try_from(patience).expect("a short time");
+    let mut fds = [PollFd::new(&process, PollFlags::IN)];
+    let ready = poll(&mut fds, Some(&timeout)).expect("poll a process");
+    (ready > 0).then(|| child.wait().expect("an ended child can be waited for"))
+}
+
+fn set(config: &mut Table, key: &str, value: Toml) {
+    let (section, key) = key.split_once('.').expect("section.key");
+    let section = config
+        .entry(section)
+        .or_insert_with(|| Toml::Table(Table::new()));
+    let Toml::Table(section) = section else {
+        panic!("{key}: not a section")
+    };
+    section.insert(key.to_owned(), value);
+}
+
+fn write_config(dir: &Path, config: &Table) {
+    fs::write(dir.join("config.toml"), config.to_string()).expect("the directory is writable");
+}
+
+fn told(events: &[Event]) -> String {
+    events
+        .iter()
+        .map(|event| format!("  {}\n", event.line))
+        .collect()
+}
+
+/// One line of the log.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// As it was written.
+    pub line: String,
+    value: Value,
+}
+
+impl Event {
+    fn parse(line: &str) -> Self {
+        Self {
+            line: line.to_owned(),
+            value: serde_json::from_str(line).unwrap_or_default(),
+        }
+    }
+
+    /// The constant text of the event; a line that is no JSON has none.
+    pub fn message(&self) -> String {
+        self.field("message").unwrap_or_default()
+    }
+
+    /// `INFO`, `WARN`, …
+    pub fn level(&self) -> String {
+        self.field("level").unwrap_or_default()
+    }
+
+    /// A field by its dotted name, at the top or under `fields`; text without its quotes.
+    pub fn field(&self, name: &str) -> Option<String> {
+        let value = self
+            .value
+            .get(name)
+            .or_else(|| self.value.get("fields")?.get(name))?;
+        Some(
+            value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned),
+        )
+    }
+}
+
+/// The samples of a metrics page.
+#[derive(Debug, Clone)]
+pub struct Metrics(BTreeMap<String, f64>);
+
+impl Metrics {
+    fn parse(page: &str) -> Self {
+        let samples = page.lines().filter(|line| !line.starts_with('#'));
+        Self(
+            samples
+                .filter_map(|line| {
+                    let (name, value) = line.rsplit_once(' ')?;
+                    Some((name.to_owned(), value.parse().ok()?))
+                })
+                .collect(),
+        )
+    }
+
+    /// The sum of all samples of `name` whose labels contain every one of `labels`, each as
+    /// `key="value"`; 0 if there is none.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        self.0
+            .iter()
+            .filter(|(sample, _)| {
+                let (sample_name, rest) = sample.split_once('{').unwrap_or((sample, ""));
+                sample_name == name && labels.iter().all(|label| rest.contains(label))
+            })
+            .map(|(_, value)| value)
+            .sum()
+    }
+
+    /// Whether there is a sample of `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.0
+            .keys()
+            .any(|sample| sample.split('{').next() == Some(name))
+    }
+}

@@ -1,0 +1,106 @@
+//! Debian's docker-registry: an upstream that shares no line of code with us.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::{Pki, program};
+
+/// Another process may take the port between our looking for one and the registry's binding it.
+const ATTEMPTS: usize = 10;
+
+/// A running docker-registry; killed when dropped.
+pub struct DockerRegistry {
+    dir: TempDir,
+    child: Child,
+    address: SocketAddr,
+}
+
+impl DockerRegistry {
+    /// One on 127.0.0.1 without TLS that anybody may read and write.
+    pub fn start() -> Self {
+        Self::start_on("127.0.0.1", "")
+    }
+
+    /// One on `::1` with the certificate of `pki`.
+    pub fn start_tls(pki: &Pki) -> Self {
+        let (certificate, key) = (pki.certificate(), pki.key());
+        let tls = format!(
+            "  tls: {{certificate: {}, key: {}}}\n",
+            certificate.display(),
+            key.display()
+        );
+        Self::start_on("[::1]", &tls)
+    }
+
+    fn start_on(host: &str, tls: &str) -> Self {
+        for _ in 0..ATTEMPTS {
+            let probe = TcpListener::bind(format!("{host}:0")).expect("a free port");
+            let address = probe.local_addr().expect("a bound listener");
+            drop(probe);
+            let dir = TempDir::new().expect("a temporary directory");
+            let config = format!(
+                "version: 0.1\n\
+                 log: {{level: info, accesslog: {{disabled: true}}}}\n\
+                 storage: {{filesystem: {{rootdirectory: {}}}}}\n\
+                 http:\n  addr: \"{address}\"\n{tls}",
+                dir.path().join("data").display()
+            );
+            let file = dir.path().join("config.yml");
+            fs::write(&file, config).expect("the directory is writable");
+            let mut child = Command::new(program("docker-registry"))
+                .arg("serve")
+                .arg(file)
+                .env_clear()
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("docker-registry starts");
+            let mut stderr = BufReader::new(child.stderr.take().expect("asked for a pipe"));
+            let mut line = String::new();
+            while !line.contains("listening on") {
+                line.clear();
+                if stderr.read_line(&mut line).unwrap_or(0) == 0 {
+                    break; // it ended: the port was taken
+                }
+            }
+            if line.is_empty() {
+                child.wait().expect("an ended child can be waited for");
+                continue;
+            }
+            std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(drop));
+            return Self {
+                dir,
+                child,
+                address,
+            };
+        }
+        panic!("docker-registry did not start {ATTEMPTS} times");
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Ends it; connections to it are refused from now on.
+    pub fn stop(&mut self) {
+        let _already_ended = self.child.kill();
+        let _already_waited = self.child.wait();
+    }
+}
+
+impl Drop for DockerRegistry {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

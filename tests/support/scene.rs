@@ -1,0 +1,120 @@
+//! What a real client meets: a registry that holds the sample image, the proxy in front of it under
+//! [`DOMAIN`] with a certificate of a CA that nobody trusts yet, and a sandbox to pull from.
+
+use ecr_proxy::simulator::{Listener, Outage, PushedImage, Simulator};
+
+use super::image::{REPOSITORY, TAG, credentials, push};
+use super::real::DockerRegistry;
+use super::sandbox::Sandbox;
+use super::{DOMAIN, Proxy};
+
+/// What stands behind the proxy.
+enum Upstream {
+    Simulator(Simulator),
+    Registry(DockerRegistry),
+}
+
+/// See the module.
+pub struct Scene {
+    upstream: Upstream,
+    image: PushedImage,
+    /// The proxy.
+    pub proxy: Proxy,
+    /// Where the client lives.
+    pub sandbox: Sandbox,
+}
+
+impl Scene {
+    /// The image comes from the simulated ECR.
+    pub async fn simulator() -> Self {
+        let simulator = Simulator::builder().start().await.expect("a simulator");
+        let image = push(&simulator);
+        let proxy = Proxy::builder().simulator(&simulator);
+        let proxy = proxy.listen(["https://[::1]:0"]).start();
+        let sandbox = Sandbox::new();
+        Self {
+            upstream: Upstream::Simulator(simulator),
+            image,
+            proxy,
+            sandbox,
+        }
+    }
+
+    /// The image comes from Debian's docker-registry, where skopeo has put it.
+    pub async fn docker_registry() -> Self {
+        let simulator = Simulator::builder().start().await.expect("a simulator");
+        let image = push(&simulator);
+        let registry = DockerRegistry::start();
+        let sandbox = Sandbox::new();
+        let from = simulator.address(Listener::Registry);
+        let to = registry.address();
+        sandbox.must(
+            "skopeo",
+            [
+                "copy",
+                "--all",
+                "--src-tls-verify=false",
+                "--dest-tls-verify=false",
+                "--src-creds",
+                &credentials(&simulator),
+                &format!("docker://{from}/{REPOSITORY}:{TAG}"),
+                &format!("docker://{to}/{REPOSITORY}:{TAG}"),
+            ],
+        );
+        simulator.shutdown().await;
+        let proxy = Proxy::builder().registry("registry.upstream.test", &registry.endpoint());
+        let proxy = proxy.listen(["https://[::1]:0"]).start();
+        Self {
+            upstream: Upstream::Registry(registry),
+            image,
+            proxy,
+            sandbox,
+        }
+    }
+
+    /// The host that clients pull from, with its port.
+    pub fn host(&self) -> String {
+        format!("{DOMAIN}:{}", self.proxy.https().port())
+    }
+
+    /// What clients pull.
+    pub fn reference(&self) -> String {
+        format!("{}/{REPOSITORY}:{TAG}", self.host())
+    }
+
+    /// What the simulator made of the sample image.
+    pub fn image(&self) -> &PushedImage {
+        &self.image
+    }
+
+    /// From now on no connection to the upstream succeeds.
+    pub async fn stop_upstream(&mut self) {
+        match &mut self.upstream {
+            Upstream::Simulator(simulator) => simulator.outage(Outage::Refused).await,
+            Upstream::Registry(registry) => registry.stop(),
+        }
+    }
+
+    /// What has to hold after any pulls: every blob that was asked for crossed the link once, what
+    /// is on disk is what it says it is, and no secret of the upstream's got out.
+    pub async fn assert_promises(&self) {
+        let digests = self.proxy.assert_blobs_are_sound();
+        assert!(!digests.is_empty(), "nothing was cached");
+        let Upstream::Simulator(simulator) = &self.upstream else {
+            return;
+        };
+        for blob in self.image.blobs() {
+            let sent = simulator.journal().body_bytes(|entry| {
+                entry.listener == Listener::Storage && entry.digest.as_ref() == Some(&blob.digest)
+            });
+            assert!(
+                sent <= blob.size,
+                "{}: {sent} bytes of {}",
+                blob.digest,
+                blob.size
+            );
+            assert_eq!(sent > 0, digests.contains(&blob.digest), "{}", blob.digest);
+        }
+        self.proxy.assert_no_secrets(&simulator.secrets()).await;
+    }
+}

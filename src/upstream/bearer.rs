@@ -143,7 +143,7 @@ impl BearerTokens {
         let outgoing = Outgoing {
             host: host.clone(),
             token: login.as_ref(),
-            ..Outgoing::get(Kind::token, target.clone())
+            ..Outgoing::get(Kind::Token, target.clone())
         };
         let answer = self
             .client

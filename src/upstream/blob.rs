@@ -110,7 +110,7 @@ impl Upstream {
         if by_head.is_some() {
             return Ok(by_head);
         }
-        let question = blob_question(Kind::blob_probe, repository, digest)?;
+        let question = blob_question(Kind::BlobProbe, repository, digest)?;
         let answer = self.shared.ask(&question).await?;
         match answer.status() {
             StatusCode::OK => Ok(answer.content_length()),
@@ -158,7 +158,7 @@ impl Upstream {
     ) -> Result<Option<u64>, UpstreamError> {
         let question = Question {
             method: Method::HEAD,
-            ..blob_question(Kind::blob_probe, repository, digest)?
+            ..blob_question(Kind::BlobProbe, repository, digest)?
         };
         match self.shared.ask(&question).await {
             Ok(answer) if answer.status() == StatusCode::OK && answer.is_identity() => {
@@ -192,7 +192,7 @@ impl Upstream {
     ) -> Result<BlobBody, UpstreamError> {
         let question = Question {
             range: span.header(),
-            ..blob_question(Kind::blob, repository, digest)?
+            ..blob_question(Kind::Blob, repository, digest)?
         };
         let answer = self.shared.fetch(&question).await?;
         match answer.status() {
@@ -238,7 +238,6 @@ impl BlobBody {
         same_as: Option<&Validator>,
         meter: Meter,
     ) -> Result<Self, UpstreamError> {
-        let kind = answer.kind();
         let plan = Plan::of(
             answer.status(),
             answer.headers(),
@@ -250,6 +249,7 @@ impl BlobBody {
             return Err(UpstreamError::ContentChanged);
         }
         let pace = Pace::new(answer.progress());
+        let bytes = answer.counter().clone();
         let (body, slot) = answer.into_body();
         Ok(Self {
             body,
@@ -259,7 +259,7 @@ impl BlobBody {
             remaining: plan.length,
             cut: plan.cut,
             pace,
-            bytes: meter.body_bytes(kind),
+            bytes,
             meter,
         })
     }

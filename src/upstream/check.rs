@@ -17,9 +17,26 @@ use super::token::TokenStatus;
 pub struct Ping {
     /// From the question to the answer's head.
     pub took: Duration,
-    /// How far our clock is ahead of (`Ok`) or behind (`Err`) the registry's, where it told its time;
-    /// good to a second.
-    pub clock: Option<Result<Duration, Duration>>,
+    /// How our clock stands to the registry's, where it told its time; good to a second.
+    pub clock: Option<Skew>,
+}
+
+/// How our clock stands to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skew {
+    /// Ours shows a later time.
+    Ahead(Duration),
+    /// Ours shows an earlier time.
+    Behind(Duration),
+}
+
+impl Skew {
+    /// How far they are apart.
+    pub fn size(self) -> Duration {
+        match self {
+            Self::Ahead(by) | Self::Behind(by) => by,
+        }
+    }
 }
 
 impl Upstream {
@@ -45,7 +62,7 @@ impl Upstream {
     /// Leaving gives the question up.
     pub async fn ping(&self) -> Result<Ping, UpstreamError> {
         let began = Instant::now();
-        let question = Question::get(Kind::ping, path_and_query("/v2/".to_owned())?, "");
+        let question = Question::get(Kind::Ping, path_and_query("/v2/".to_owned())?, "");
         let answer = self.shared.ask(&question).await?;
         let took = began.elapsed();
         if answer.status() != StatusCode::OK {
@@ -58,7 +75,7 @@ impl Upstream {
         let clock = theirs.map(|theirs| {
             SystemTime::now()
                 .duration_since(theirs)
-                .map_err(|behind| behind.duration())
+                .map_or_else(|behind| Skew::Behind(behind.duration()), Skew::Ahead)
         });
         answer.discard().await;
         Ok(Ping { took, clock })

@@ -16,10 +16,11 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::connect::{ConnectError, Dialer};
+use super::connect::{ConnectError, Dialer, HasAnswered};
 use super::error::{Deadline, Unreachable, UpstreamError, Wrong};
 use super::metrics::{Kind, Meter};
 use super::token::Token;
@@ -31,6 +32,8 @@ const MAX_BUFFER: usize = 256 * 1024;
 /// moment its other end closes it.
 const POOL_IDLE: Duration = Duration::from_secs(50);
 const MAX_IDLE_PER_HOST: usize = 32;
+/// Stale connections in a row that a request gets over.
+const MAX_STALE: u32 = 3;
 /// A body too small to matter is read to its end, so that its connection can be used again.
 const DISCARD_BYTES: usize = 64 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(1);
@@ -80,8 +83,8 @@ impl<'a> Outgoing<'a> {
 /// The head of an answer, and its body still to come. Dropping it unread closes its connection.
 pub(super) struct Answer {
     response: Response<Incoming>,
-    kind: Kind,
     progress: Duration,
+    bytes: Counter,
     connection: CaptureConnection,
     _slot: OwnedSemaphorePermit,
 }
@@ -136,41 +139,25 @@ impl Client {
         connected_by: Instant,
     ) -> Result<Answer, UpstreamError> {
         let lane = match outgoing.kind {
-            Kind::blob | Kind::storage => &self.bodies,
-            Kind::manifest_head
-            | Kind::manifest
-            | Kind::blob_probe
-            | Kind::tags
-            | Kind::referrers
-            | Kind::token
-            | Kind::ping => &self.short,
+            Kind::Blob | Kind::Storage => &self.bodies,
+            Kind::ManifestHead
+            | Kind::Manifest
+            | Kind::BlobProbe
+            | Kind::Tags
+            | Kind::Referrers
+            | Kind::Token
+            | Kind::Ping => &self.short,
         };
         let slot = tokio::time::timeout_at(connected_by, Arc::clone(lane).acquire_owned())
             .await
             .ok()
             .and_then(Result::ok)
             .ok_or(UpstreamError::TooSlow(Deadline::Slot))?;
-        let mut request = build(outgoing)?;
-        let mut connection = capture_connection(&mut request);
-        let response = self.http.request(request);
-        tokio::pin!(response);
-        let response = tokio::select! {
-            biased;
-            response = &mut response => response,
-            // The guard it returns must not be held while waiting on.
-            () = async { drop(connection.wait_for_connection_metadata().await) } => {
-                tokio::time::timeout(self.first_byte, response)
-                    .await
-                    .map_err(|_| UpstreamError::TooSlow(Deadline::FirstByte))?
-            }
-            () = tokio::time::sleep_until(connected_by) => {
-                return Err(UpstreamError::TooSlow(Deadline::Connect));
-            }
-        };
+        let (response, connection) = self.respond(outgoing, connected_by).await?;
         let answer = Answer {
-            response: response.map_err(|error| explain(&error))?,
-            kind: outgoing.kind,
+            response,
             progress: self.progress,
+            bytes: self.meter.body_bytes(outgoing.kind),
             connection,
             _slot: slot,
         };
@@ -179,6 +166,55 @@ impl Client {
             return Err(UpstreamError::Wrong(Wrong::Malformed));
         }
         Ok(answer)
+    }
+
+    /// Sends until there is a response, or an error that is not a stale connection's.
+    async fn respond(
+        &self,
+        outgoing: &Outgoing<'_>,
+        connected_by: Instant,
+    ) -> Result<(Response<Incoming>, CaptureConnection), UpstreamError> {
+        let mut stale = 0;
+        loop {
+            let mut request = build(outgoing)?;
+            let mut connection = capture_connection(&mut request);
+            let response = self.http.request(request);
+            tokio::pin!(response);
+            let response = tokio::select! {
+                biased;
+                response = &mut response => response,
+                // The guard it returns must not be held while waiting on.
+                () = async { drop(connection.wait_for_connection_metadata().await) } => {
+                    tokio::time::timeout(self.first_byte, response)
+                        .await
+                        .map_err(|_| UpstreamError::TooSlow(Deadline::FirstByte))?
+                }
+                () = tokio::time::sleep_until(connected_by) => {
+                    return Err(UpstreamError::TooSlow(Deadline::Connect));
+                }
+            };
+            let has_answered = connection
+                .connection_metadata()
+                .as_ref()
+                .map(HasAnswered::of)
+                .unwrap_or_default();
+            match response {
+                Ok(response) => {
+                    has_answered.set();
+                    return Ok((response, connection));
+                }
+                Err(error) => {
+                    let error = explain(&error);
+                    let broke = error == UpstreamError::Unreachable(Unreachable::Broken);
+                    // All our requests may be repeated: they only ask.
+                    if !(broke && has_answered.get() && stale < MAX_STALE) {
+                        return Err(error);
+                    }
+                    stale += 1;
+                    self.meter.retried();
+                }
+            }
+        }
     }
 }
 
@@ -236,6 +272,7 @@ impl Answer {
                         if bytes.len() + data.len() > limit {
                             return Err(too_large);
                         }
+                        self.bytes.inc_by(data.len() as u64);
                         bytes.extend_from_slice(data);
                     }
                 }
@@ -261,8 +298,9 @@ impl Answer {
         }
     }
 
-    pub(super) fn kind(&self) -> Kind {
-        self.kind
+    /// Counts the bytes of bodies of this kind.
+    pub(super) fn counter(&self) -> &Counter {
+        &self.bytes
     }
 
     pub(super) fn progress(&self) -> Duration {

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -277,9 +278,31 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// Whether a connection has brought an answer before: one that breaks then may have been closed at its
+/// other end for idleness, just when it was used again.
+#[derive(Clone, Default)]
+pub(super) struct HasAnswered(Arc<AtomicBool>);
+
+impl HasAnswered {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// The mark of a connection that one of our [`Stream`]s is.
+    pub(super) fn of(connected: &Connected) -> Self {
+        let mut extensions = http::Extensions::new();
+        connected.get_extras(&mut extensions);
+        extensions.remove().unwrap_or_default()
+    }
+}
+
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().extra(HasAnswered::default())
     }
 }
 

@@ -20,6 +20,8 @@ use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use rustls::pki_types::CertificateDer;
+use tracing::instrument::WithSubscriber as _;
+use tracing::subscriber::NoSubscriber;
 
 use super::error::{OddToken, TokenError};
 use super::registry::{EcrHost, Registry};
@@ -132,13 +134,14 @@ impl EcrTokens {
 
     async fn fetch_token(&self) -> Result<IssuedToken, TokenError> {
         let date = ServerDate::default();
-        let answer = self
-            .client()
-            .await
-            .get_authorization_token()
-            .customize()
-            .interceptor(date.clone())
-            .send()
+        let call = async {
+            let client = self.client().await;
+            let call = client.get_authorization_token().customize();
+            call.interceptor(date.clone()).send().await
+        };
+        // At its finest level the SDK logs whole answers, and this one is the token.
+        let answer = call
+            .with_subscriber(NoSubscriber::new())
             .await
             .map_err(|error| self.explain(&error))?;
         let data = answer

@@ -66,13 +66,14 @@ impl Shared {
         let mut renewed = None;
         self.budget.earn();
         loop {
+            let at_gate = Instant::now();
             let pass = self
                 .gate
                 .pass(absorbed_by)
                 .await
                 .map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
             // Time spent waiting at the gate is not time spent connecting.
-            connected_by = connected_by.max(Instant::now() + self.limits.connect / 2);
+            connected_by += at_gate.elapsed();
             let token = match &renewed {
                 Some(token) => Some(Arc::clone(token)),
                 None => {
@@ -199,7 +200,7 @@ impl Shared {
             let outgoing = Outgoing {
                 accept: question.accept.clone(),
                 range: question.range.clone(),
-                ..Outgoing::get(Kind::storage, target.clone())
+                ..Outgoing::get(Kind::Storage, target.clone())
             };
             let connected_by = Instant::now() + self.limits.connect;
             answer = match self.client.send(&outgoing, connected_by).await {
@@ -251,6 +252,10 @@ impl Shared {
 
     /// Logs what the registry says about our identity; callers learn only that it refused.
     fn refused(&self, question: &Question<'_>, body: &Bytes) -> UpstreamError {
+        // The answer to a HEAD tells nothing, and is not the last word.
+        if question.method == Method::HEAD {
+            return UpstreamError::Refused;
+        }
         let said = said(body);
         tracing::warn!(
             upstream.name = %self.meter.upstream(),

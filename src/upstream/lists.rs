@@ -81,7 +81,7 @@ impl Upstream {
             query.push(format!("last={}", utf8_percent_encode(last, QUERY)));
         }
         let path = path_and_query(format!("/v2/{repository}/tags/list{}", joined(&query)))?;
-        let question = Question::get(Kind::tags, path, repository.as_str());
+        let question = Question::get(Kind::Tags, path, repository.as_str());
         let answer = self.shared.fetch(&question).await?;
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Repository).await);
@@ -124,7 +124,7 @@ impl Upstream {
         let path = path_and_query(format!("/v2/{repository}/referrers/{digest}{query}"))?;
         let question = Question {
             accept: Some(HeaderValue::from_static(media_type::OCI_INDEX)),
-            ..Question::get(Kind::referrers, path, repository.as_str())
+            ..Question::get(Kind::Referrers, path, repository.as_str())
         };
         let answer = self.shared.fetch(&question).await?;
         if answer.status() != StatusCode::OK {

@@ -61,7 +61,7 @@ impl Upstream {
     ) -> Result<ManifestHead, UpstreamError> {
         let question = Question {
             method: Method::HEAD,
-            ..question(Kind::manifest_head, repository, reference)?
+            ..question(Kind::ManifestHead, repository, reference)?
         };
         let told = match self.shared.ask(&question).await {
             Ok(answer) if answer.status() == StatusCode::OK => {
@@ -101,17 +101,13 @@ impl Upstream {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<FetchedManifest, UpstreamError> {
-        let question = question(Kind::manifest, repository, reference)?;
+        let question = question(Kind::Manifest, repository, reference)?;
         let answer = self.shared.fetch(&question).await?;
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Manifest).await);
         }
         let headers = answer.headers().clone();
         let bytes = answer.read(self.shared.limits.manifest_max_bytes).await?;
-        self.shared
-            .meter
-            .body_bytes(Kind::manifest)
-            .inc_by(bytes.len() as u64);
         verify(&headers, bytes, reference)
     }
 }

@@ -1,27 +1,46 @@
 //! Counters of what goes to upstreams. `Default` counts for nobody.
 
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 /// What a request to an upstream is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, reason = "the names are label values")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
-    manifest_head,
-    manifest,
-    blob,
-    blob_probe,
-    tags,
-    referrers,
-    token,
-    ping,
-    storage,
+    ManifestHead,
+    Manifest,
+    Blob,
+    /// Whether a blob is there, or how large it is.
+    BlobProbe,
+    Tags,
+    Referrers,
+    /// At a Bearer token service; AWS is asked by its own SDK.
+    Token,
+    Ping,
+    /// Where the registry redirects to.
+    Storage,
+}
+
+impl EncodeLabelValue for Kind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::ManifestHead => "manifest_head",
+            Self::Manifest => "manifest",
+            Self::Blob => "blob",
+            Self::BlobProbe => "blob_probe",
+            Self::Tags => "tags",
+            Self::Referrers => "referrers",
+            Self::Token => "token",
+            Self::Ping => "ping",
+            Self::Storage => "storage",
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -77,17 +96,17 @@ impl UpstreamMetrics {
             self.body_bytes.clone(),
         );
         registry.register(
-            "upstream_redirect_renewals",
+            "redirect_renewals",
             "Storage addresses asked for anew because storage refused the first",
             self.redirect_renewals.clone(),
         );
         registry.register(
-            "upstream_token_refresh",
+            "token_refresh",
             "Attempts to obtain a token, by result",
             self.token_refresh.clone(),
         );
         registry.register(
-            "upstream_token_expiry_seconds",
+            "token_expiry_seconds",
             "When the last token obtained expires, in seconds since 1970",
             self.token_expiry.clone(),
         );
@@ -240,5 +259,47 @@ impl TokenMeter {
             .token_refresh
             .get_or_create(&meter.result("failed"))
             .inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_operators_watch() {
+        let metrics = UpstreamMetrics::default();
+        let meter = metrics.meter("prod".into());
+        meter.requested(Kind::ManifestHead, Some(http::StatusCode::OK));
+        meter.requested(Kind::Storage, None);
+        meter.body_bytes(Kind::Blob).inc_by(5);
+        meter.redirect_renewed();
+        meter.throttled();
+        meter.retried();
+        meter.truncated();
+        meter.stalled();
+        meter
+            .tokens()
+            .refreshed(UNIX_EPOCH + Duration::from_secs(7));
+        meter.tokens().failed();
+        let mut registry = Registry::with_prefix("ecr_proxy");
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"ecr_proxy_upstream_requests_total{upstream="prod",kind="manifest_head",status="2xx"} 1"#,
+            r#"ecr_proxy_upstream_requests_total{upstream="prod",kind="storage",status="none"} 1"#,
+            r#"ecr_proxy_upstream_body_bytes_total{upstream="prod",kind="blob"} 5"#,
+            r#"ecr_proxy_redirect_renewals_total{upstream="prod"} 1"#,
+            r#"ecr_proxy_token_refresh_total{upstream="prod",result="ok"} 1"#,
+            r#"ecr_proxy_token_refresh_total{upstream="prod",result="failed"} 1"#,
+            r#"ecr_proxy_token_expiry_seconds{upstream="prod"} 7"#,
+            r#"ecr_proxy_upstream_throttled_total{upstream="prod"} 1"#,
+            r#"ecr_proxy_upstream_retries_total{upstream="prod"} 1"#,
+            r#"ecr_proxy_upstream_truncated_total{upstream="prod"} 1"#,
+            r#"ecr_proxy_upstream_stalled_total{upstream="prod"} 1"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
     }
 }

@@ -43,7 +43,7 @@ use http::{HeaderValue, Uri};
 use rustls::pki_types::{CertificateDer, ServerName};
 
 pub use blob::{BlobBody, Span, Validator};
-pub use check::Ping;
+pub use check::{Ping, Skew};
 pub use ecr::{AwsOptions, StaticKeys};
 pub use error::{
     Absent, Deadline, OddToken, RefusedRealm, RefusedRedirect, TokenError, Unreachable,

@@ -47,9 +47,9 @@ pub enum ParseRegistryError {
     /// Not `host` or `host:port`: a scheme, a path, or characters that no host has.
     #[error("not a registry: expected host or host:port, without scheme or path")]
     NotAHost,
-    /// An ECR host is reached at port 443 only.
-    #[error("an ECR registry takes no port; use endpoint to connect elsewhere")]
-    PortOnEcr,
+    /// ECR and Docker Hub are at port 443 only.
+    #[error("this registry takes no port; use endpoint to connect elsewhere")]
+    Port,
 }
 
 /// DNS suffixes that ECR registries live under, and the suffix of the same partition's IPv4 services.
@@ -70,7 +70,7 @@ impl Registry {
     /// Reads `host` or `host:port`.
     ///
     /// # Errors
-    /// When it is not a host, or an ECR host with a port.
+    /// When it is not a host, or a well-known registry with a port.
     pub fn parse(text: &str) -> Result<Self, ParseRegistryError> {
         let name = text.to_ascii_lowercase();
         let (host, port) = split_port(&name).ok_or(ParseRegistryError::NotAHost)?;
@@ -85,7 +85,7 @@ impl Registry {
         };
         let takes_port = matches!(kind, RegistryKind::Other);
         if port.is_some() && !takes_port {
-            return Err(ParseRegistryError::PortOnEcr);
+            return Err(ParseRegistryError::Port);
         }
         Ok(Self { name, kind })
     }
@@ -356,7 +356,7 @@ mod tests {
         }
         assert_eq!(
             Registry::parse("000042290000.dkr.ecr.us-west-2.amazonaws.com:443"),
-            Err(ParseRegistryError::PortOnEcr)
+            Err(ParseRegistryError::Port)
         );
     }
 

@@ -1,0 +1,12 @@
+//! What comes from an upstream is what was asked for, or an error that says what went wrong: against the
+//! simulated ECR with every fault of its script, and against Debian's docker-registry.
+
+mod blobs;
+mod docker_registry;
+mod lists;
+mod manifests;
+mod origins;
+mod secrets;
+mod support;
+mod tls;
+mod tokens;

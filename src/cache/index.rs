@@ -188,6 +188,11 @@ impl Index {
         added
     }
 
+    /// True when the changes would fill more than a snapshot of everything.
+    pub(super) fn has_too_many_events(&self) -> bool {
+        self.events.len() > 4096 + 2 * self.entries.len()
+    }
+
     pub(super) fn has_events(&self) -> bool {
         !self.events.is_empty()
     }

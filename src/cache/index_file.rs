@@ -166,6 +166,11 @@ impl IndexFile {
             .is_none_or(|journal| journal.len > JOURNAL_MIN.max(self.snapshot_len))
     }
 
+    /// Gives the journal up: changes were lost that it would need.
+    pub(super) fn give_up_journal(&mut self) {
+        self.journal = None;
+    }
+
     /// Appends `events` to the journal, without sync: a hint may be lost.
     ///
     /// # Errors

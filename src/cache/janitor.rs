@@ -123,9 +123,9 @@ fn run(shared: &Shared, records: &Records, signal: &Signal) {
         if shared.health.is_degraded() && ticks.is_multiple_of(PROBE_TICKS) {
             shared.probe();
         }
-        if !shared.health.is_degraded()
-            && let Err(error) = shared.flush_index()
-        {
+        if shared.health.is_degraded() {
+            shared.drop_surplus_events();
+        } else if let Err(error) = shared.flush_index() {
             shared.write_failed(&error);
         }
     }
@@ -345,6 +345,19 @@ impl Shared {
         };
         self.index_file_changed(before, file.len());
         written
+    }
+
+    /// A disk may stay read-only for weeks, and the changes of weeks must not pile up: past a point
+    /// they are dropped, and the next thing to be written is a snapshot.
+    fn drop_surplus_events(&self) {
+        let mut file = lock(&self.index_file);
+        let mut index = lock(&self.index);
+        if index.has_too_many_events() {
+            index.take_events();
+            let before = file.len();
+            file.give_up_journal();
+            self.index_file_changed(before, file.len());
+        }
     }
 
     fn index_file_changed(&self, before: u64, after: u64) {

@@ -140,3 +140,21 @@ fn a_stamp_survives_an_end_that_comes_before_the_index_is_whole() {
     );
     assert_eq!(store.usage().blobs, 41);
 }
+
+#[test]
+fn d11_what_changed_while_nothing_could_be_written_is_written_afterwards() {
+    let scene = Scene::new();
+    let store = scene.open();
+    put(&store, &content(1, 10));
+    store.flush().unwrap();
+    // In the way of the new snapshot, as a disk that refuses would be.
+    let obstacle = scene.dir.path().join("index.new");
+    std::fs::create_dir_all(obstacle.join("full")).unwrap();
+    std::fs::remove_file(scene.dir.path().join("index.journal")).unwrap();
+    put(&store, &content(2, 10));
+    drop(store);
+    std::fs::remove_dir_all(obstacle).unwrap();
+    let store = scene.open();
+    eventually("both are known", || store.usage().blobs == 2);
+    assert!(found(&store, &content(2, 10)));
+}

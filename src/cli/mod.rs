@@ -7,8 +7,11 @@ mod ca;
 mod check;
 mod client_config;
 mod clients;
+mod demo;
 mod hash_password;
+mod hello;
 mod iam_policy;
+mod puller;
 mod serve;
 mod service;
 mod settings;
@@ -40,6 +43,8 @@ pub struct Cli {
 enum Command {
     /// Run the proxy
     Serve(serve::Args),
+    /// Show it: a simulated ECR, the proxy in front, two pulls
+    Demo(demo::Args),
     /// Tell what works and what does not
     Check(check::Args),
     /// Print the least AWS policy for this configuration
@@ -126,6 +131,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 pub fn run(cli: Cli, environment: &dyn Strings, out: &mut dyn Write) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::run(args, environment, out),
+        Command::Demo(args) => demo::run(args, out),
         Command::Check(args) => check::run(args, environment, out),
         Command::IamPolicy(args) => iam_policy::run(args, environment, out),
         Command::HashPassword(args) => hash_password::run(&args, out),

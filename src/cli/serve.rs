@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::Failure;
 use super::service::Service;
 use super::settings::Settings;
 use super::signals::Signals;
 use super::start::{Bound, start_text};
+use super::{Failure, chain};
 use crate::config::{Config, Files, Strings};
 use crate::telemetry::{Log, LogFormat, Metrics};
 
@@ -36,7 +36,8 @@ pub(super) fn run(
     announce(&config);
     super::runtime()?.block_on(async {
         let signals = Signals::watch()?;
-        let service = Service::bind(&config, metrics).await?;
+        let upstream = config.upstream_options().map_err(|error| Failure::Failed(chain(&error)))?;
+        let service = Service::bind(&config, upstream, metrics).await?;
         let local_ca = service.local_ca();
         let text = start_text(
             &config,

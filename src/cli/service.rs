@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::Failure;
+use super::{Failure, chain};
 use crate::access::Access;
 use crate::admin::{Admin, Degraded, Health, Phase, Readiness};
 use crate::buffers::BufferPool;
@@ -24,7 +24,7 @@ use crate::proxy::{Parts, Proxy};
 use crate::server::{self, Listener, ServerMetrics, ServerOptions};
 use crate::telemetry::{FillMetrics, Metrics, RequestMetrics};
 use crate::tls::{self, Certificates, LocalCa, Pair};
-use crate::upstream::{Upstream, UpstreamMetrics};
+use crate::upstream::{Upstream, UpstreamMetrics, UpstreamOptions};
 
 /// Size of a read buffer, in bytes: with smaller ones the number of socket writes begins to cost, larger
 /// ones pin more memory for each slow reader.
@@ -59,7 +59,11 @@ impl Service {
     ///
     /// # Errors
     /// What cannot be built, or bound, and why.
-    pub(super) async fn bind(config: &Config, mut metrics: Metrics) -> Result<Self, Failure> {
+    pub(super) async fn bind(
+        config: &Config,
+        upstream: UpstreamOptions,
+        mut metrics: Metrics,
+    ) -> Result<Self, Failure> {
         let cache_metrics = CacheMetrics::default();
         let upstream_metrics = UpstreamMetrics::default();
         let fill_metrics = FillMetrics::default();
@@ -75,12 +79,9 @@ impl Service {
         let (certificates, local_ca) = certificates(config)?;
         let access = Access::new(config.access_options())?;
         let store = Store::open(config.store_options(), cache_metrics)
-            .map_err(|error| Failure::from_error(&error))?;
-        let options = config
-            .upstream_options()
-            .map_err(|error| Failure::from_error(&error))?;
-        let upstream = Upstream::new(options, &upstream_metrics)
-            .map_err(|error| Failure::from_error(&error))?;
+            .map_err(|error| Failure::Failed(chain(&error)))?;
+        let upstream = Upstream::new(upstream, &upstream_metrics)
+            .map_err(|error| Failure::Failed(chain(&error)))?;
         let fills = Fills::new(
             store.clone(),
             upstream.clone(),
@@ -237,13 +238,13 @@ fn certificates(config: &Config) -> Result<(Certificates, Option<LocalCa>), Fail
     match &config.tls {
         Tls::Off => Ok((Certificates::new(Vec::new()), None)),
         Tls::Files { cert, key } => {
-            let pair = Pair::load(cert, key).map_err(|error| Failure::from_error(&error))?;
+            let pair = Pair::load(cert, key).map_err(|error| Failure::Failed(chain(&error)))?;
             Ok((Certificates::new(vec![pair]), None))
         }
         Tls::LocalCa => {
             let (state_dir, domains) = (&config.server.state_dir, &config.server.domains);
             let ca = LocalCa::open(state_dir, domains, SystemTime::now())
-                .map_err(|error| Failure::from_error(&error))?;
+                .map_err(|error| Failure::Failed(chain(&error)))?;
             Ok((Certificates::new(vec![ca.pair().clone()]), Some(ca)))
         }
     }
@@ -265,7 +266,7 @@ async fn listeners(
             false => None,
             true => {
                 let config = tls::server_config(certificates);
-                Some(config.map_err(|error| Failure::from_error(&error))?)
+                Some(config.map_err(|error| Failure::Failed(chain(&error)))?)
             }
         };
         listeners.push(Listener { socket, tls });

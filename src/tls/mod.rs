@@ -22,8 +22,10 @@ use thiserror::Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+mod client;
 mod local_ca;
 
+pub use self::client::connect;
 pub use self::local_ca::{LocalCa, LocalCaError};
 
 /// Why a certificate cannot be used. Every variant names the file it is about.

@@ -6,7 +6,7 @@ use super::Finding;
 use crate::cli::iam_policy::PULL_ACTIONS;
 use crate::config::{Auth, Config};
 use crate::oci::{Digest, Reference, RepositoryName};
-use crate::upstream::{Ping, TokenError, Upstream, UpstreamError};
+use crate::upstream::{Ping, Skew, TokenError, Upstream, UpstreamError};
 
 /// Beyond this AWS refuses signed requests.
 const MAX_SKEW: Duration = Duration::from_secs(5 * 60);
@@ -166,12 +166,13 @@ fn reachable(config: &Config, ping: &Result<Ping, UpstreamError>) -> Finding {
 }
 
 /// Our clock against the registry's: ahead of it, or behind it.
-fn clock(skew: Result<Duration, Duration>) -> Finding {
+fn clock(skew: Skew) -> Finding {
     const SUBJECT: &str = "clock against upstream";
     const MEND: &str = "set this host's clock, for example by an NTP client";
-    let (by, way) = match skew {
-        Ok(ahead) => (ahead, "ahead"),
-        Err(behind) => (behind, "behind"),
+    let by = skew.size();
+    let way = match skew {
+        Skew::Ahead(_) => "ahead",
+        Skew::Behind(_) => "behind",
     };
     let text = format!("{} s {way}", by.as_secs());
     if by > MAX_SKEW {
@@ -191,9 +192,9 @@ mod tests {
     #[test]
     fn a_skew_fails_where_aws_refuses_signatures() {
         let seconds = Duration::from_secs;
-        assert_eq!(clock(Ok(seconds(2))).verdict(), Verdict::Ok);
-        assert_eq!(clock(Err(seconds(60))).verdict(), Verdict::Warn);
-        assert_eq!(clock(Ok(seconds(301))).verdict(), Verdict::Fail);
-        assert_eq!(clock(Err(seconds(301))).verdict(), Verdict::Fail);
+        assert_eq!(clock(Skew::Ahead(seconds(2))).verdict(), Verdict::Ok);
+        assert_eq!(clock(Skew::Behind(seconds(60))).verdict(), Verdict::Warn);
+        assert_eq!(clock(Skew::Ahead(seconds(301))).verdict(), Verdict::Fail);
+        assert_eq!(clock(Skew::Behind(seconds(301))).verdict(), Verdict::Fail);
     }
 }

@@ -105,13 +105,6 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl Failure {
-    /// A failure with the whole chain of its causes.
-    fn from_error(error: &dyn std::error::Error) -> Self {
-        Self::Failed(chain(error))
-    }
-}
-
 /// An error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

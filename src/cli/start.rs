@@ -71,3 +71,58 @@ fn let_in(config: &Config) -> String {
         (Anonymous::None, users) => format!("{users} users may pull.\n"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Files, Flags, Sources};
+    use std::collections::BTreeMap;
+
+    fn config(extra: &[(&'static str, &str)]) -> Config {
+        let mut flags = Flags::default();
+        let given = [
+            ("upstream.registry", "docker.io"),
+            ("server.domains", "registry.mydomain.com"),
+        ];
+        for (key, value) in given.iter().chain(extra) {
+            flags.set(key, "--flag", [(*value).to_owned()]);
+        }
+        Config::load(Sources {
+            file: None,
+            environment: &BTreeMap::new(),
+            flags,
+            files: Files::Required,
+        })
+        .expect("config")
+    }
+
+    fn text(config: &Config) -> String {
+        let listen = [ListenAddress {
+            tls: true,
+            address: ([0, 0, 0, 0], 8443).into(),
+        }];
+        let bound = Bound {
+            listen: &listen,
+            admin: None,
+            local_ca: Some((Path::new("/state/tls/ca.pem"), "AB:CD")),
+        };
+        start_text(config, &bound)
+    }
+
+    #[test]
+    fn a_closed_proxy_says_that_nobody_is_let_in() {
+        assert!(text(&config(&[])).contains("NOBODY is let in"));
+        let open = text(&config(&[("access.anonymous", "pull")]));
+        assert!(open.contains("Anybody may pull from: loopback, private."));
+    }
+
+    #[test]
+    fn trust_lines_have_the_bound_port() {
+        let text = text(&config(&[]));
+        for folder in ["/etc/docker", "/etc/containerd", "/etc/containers"] {
+            let line = format!("{folder}/certs.d/registry.mydomain.com:8443/ca.crt");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+        assert!(text.contains("AB:CD"));
+    }
+}

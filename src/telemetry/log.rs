@@ -19,6 +19,10 @@ const MAX_WAITING: usize = 4096;
 /// How long the end of the process waits for the last lines.
 const MAX_FLUSH: Duration = Duration::from_secs(1);
 
+/// The SDK tells at `warn` of each place where credentials are not; the reason that counts is told
+/// by us.
+const DEFAULT_FILTER: &str = "info,aws_config=error";
+
 /// How events are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -56,7 +60,7 @@ pub struct Log {
 
 impl Log {
     /// Starts the log of this process on standard error. `filter` is what `RUST_LOG` says, by
-    /// default `info`; `dropped` counts lines that were not written.
+    /// default `info` (the AWS SDK: `error`); `dropped` counts lines that were not written.
     ///
     /// # Errors
     /// A wrong filter, no thread, or a log started before.
@@ -76,7 +80,9 @@ impl Log {
         dropped: Counter,
         output: impl Write + Send + 'static,
     ) -> Result<(Self, Dispatch), StartLogError> {
-        let filter = filter.filter(|filter| !filter.is_empty()).unwrap_or("info");
+        let filter = filter
+            .filter(|filter| !filter.is_empty())
+            .unwrap_or(DEFAULT_FILTER);
         let filter = EnvFilter::try_new(filter).map_err(|error| StartLogError::Filter {
             filter: filter.to_owned(),
             reason: error.to_string(),

@@ -4,8 +4,11 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -20,8 +23,10 @@ use crate::cache::{CacheMetrics, Store};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Tls};
 use crate::fill::{FillOptions, Fills, ManifestOptions};
-use crate::proxy::{Parts, Proxy};
-use crate::server::{self, Listener, ServerMetrics, ServerOptions};
+use crate::proxy::{Body, Parts, Proxy, Via};
+use crate::server::{
+    self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
+};
 use crate::telemetry::{FillMetrics, Metrics, RequestMetrics};
 use crate::tls::{self, Certificates, LocalCa, Pair};
 use crate::upstream::{Upstream, UpstreamMetrics, UpstreamOptions};
@@ -174,7 +179,7 @@ impl Service {
 
         let drain_timeout = self.options.drain_timeout;
         let listeners = std::mem::take(&mut self.listeners);
-        let (proxy, options) = (self.proxy.clone(), self.options.clone());
+        let (door, options) = (Door(self.proxy.clone()), self.options.clone());
         let readiness = self.readiness.clone();
         let (draining, mut drain_began) = watch::channel(None);
         let shutdown = async move {
@@ -183,7 +188,7 @@ impl Service {
             readiness.enter(Phase::Draining);
             draining.send_replace(Some(Instant::now()));
         };
-        let serving = server::run(listeners, proxy, options, self.metrics.clone(), shutdown);
+        let serving = server::run(listeners, door, options, self.metrics.clone(), shutdown);
         tokio::pin!(serving);
         let mut look = tokio::time::interval(CERTIFICATE_CHECK);
         let report = loop {
@@ -230,6 +235,35 @@ impl Service {
             .and_then(|end| end.duration_since(UNIX_EPOCH).ok())
             .map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
         self.certificate_expiry.set(seconds);
+    }
+}
+
+/// The proxy as the handler of a server: neither knows of the other.
+#[derive(Clone)]
+struct Door(Proxy);
+
+fn via(connection: &ConnectionInfo) -> Via {
+    Via {
+        peer: connection.peer,
+        is_loopback: connection.local.ip().to_canonical().is_loopback(),
+        is_plain: connection.tls.is_none(),
+    }
+}
+
+impl Handler for Door {
+    type Body = Body;
+
+    async fn call(
+        &self,
+        request: Request<Incoming>,
+        connection: Arc<ConnectionInfo>,
+    ) -> Response<Body> {
+        self.0.call(request, via(&connection)).await
+    }
+
+    fn refuse(&self, refusal: Refusal, connection: Arc<ConnectionInfo>) -> Response<Body> {
+        self.0
+            .refuse(refusal.status(), refusal.to_string(), via(&connection))
     }
 }
 

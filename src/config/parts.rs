@@ -4,14 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-
 use super::{Anonymous, Auth, Config, Size};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, StoreOptions};
 use crate::server::ServerOptions;
-use crate::upstream::{self, AwsOptions, Limits, Secret, UpstreamOptions};
+use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Secret, UpstreamOptions};
 
 /// Passwords are short; what is larger is another file.
 const MAX_PASSWORD_BYTES: usize = 4096;
@@ -126,18 +123,14 @@ fn password(path: &Path) -> Result<Secret, FileError> {
     }
 }
 
-fn roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+fn roots(path: &Path) -> Result<ExtraRoots, FileError> {
     let wrong = |reason: String| FileError {
         key: "upstream.ca",
         path: path.to_owned(),
         reason,
     };
     let pem = fs::read(path).map_err(|error| wrong(error.to_string()))?;
-    let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    match roots {
-        Ok(roots) if !roots.is_empty() => Ok(roots),
-        _ => Err(wrong("holds no PEM certificate".to_owned())),
-    }
+    upstream::roots_from_pem(&pem).ok_or_else(|| wrong("holds no PEM certificate".to_owned()))
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use http_body::{Frame, SizeHint};
 
 use super::completion::Completion;
 use crate::fill::{FillError, Reader, Step};
-use crate::server::BoxError;
+
+/// Ends a body abnormally.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What an answer says, in order. Its length is known from the start: a fault shows as an abnormal end.
 #[derive(Default)]

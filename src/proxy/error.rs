@@ -10,7 +10,6 @@ use http::{HeaderValue, StatusCode};
 use crate::access::Denied;
 use crate::fill::FillError;
 use crate::oci::{ErrorCode, ParseReferenceError, ParseRequestError};
-use crate::server;
 use crate::upstream::{Absent, UpstreamError};
 
 /// When a client may try again what fails only for the moment. Short: the failure is remembered no
@@ -21,8 +20,8 @@ const SOON: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     /// The head could be framed in two ways, or is too large.
-    #[error("{0}")]
-    Framing(server::Refusal),
+    #[error("{1}")]
+    Framing(StatusCode, String),
     /// No host, several, or one with user information.
     #[error("malformed or contradictory Host")]
     Host,
@@ -73,11 +72,7 @@ impl Refusal {
             retry_after: None,
         };
         match self {
-            Self::Framing(refusal) => answer(
-                refusal.status(),
-                ErrorCode::Unsupported,
-                &refusal.to_string(),
-            ),
+            Self::Framing(status, reason) => answer(*status, ErrorCode::Unsupported, reason),
             Self::Host => answer(
                 StatusCode::BAD_REQUEST,
                 ErrorCode::Unsupported,

@@ -13,6 +13,7 @@ mod error;
 mod lists;
 mod pull;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderValue};
@@ -25,7 +26,6 @@ use crate::access::{Access, Action, Denied};
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
 use crate::oci::{self, RepoKey, RepositoryName, error_body, query_value};
-use crate::server::{self, ConnectionInfo, Handler};
 use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics};
 use crate::upstream::Upstream;
 use body::Said;
@@ -35,6 +35,17 @@ use error::Refusal;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
 const CACHE_CONTROL: HeaderValue = HeaderValue::from_static("private, max-age=0");
+
+/// How a request came.
+#[derive(Clone, Copy, Debug)]
+pub struct Via {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The listener's address is one that only this machine can reach: it answers to any name.
+    pub is_loopback: bool,
+    /// No TLS is between us and the client, so a body may go to the socket as it is.
+    pub is_plain: bool,
+}
 
 /// The registry API, as clients see it. Clone is cheap.
 #[derive(Clone)]
@@ -107,15 +118,43 @@ impl Proxy {
         }
     }
 
+    /// Answers a request, whatever it is.
+    ///
+    /// # Cancel safety
+    /// The caller may leave at any time: fills and questions to the upstream go on by themselves.
+    pub async fn call(&self, request: Request<Incoming>, via: Via) -> Response<Body> {
+        let metrics = self.parts.metrics.clone();
+        let mut completion = Completion::begin(metrics, request.method().clone(), via.peer);
+        completion.agent = agent(request.headers());
+        let reply = match self.answer(&request, &via, &mut completion).await {
+            Ok(reply) => reply,
+            Err(refusal) => self.refusal(&refusal, &mut completion),
+        };
+        let reply = match *request.method() {
+            Method::HEAD => reply.without_content(),
+            _ => reply,
+        };
+        self.finish(reply, completion)
+    }
+
+    /// Words the answer to a request whose framing was refused with `status`, because of `reason`.
+    pub fn refuse(&self, status: StatusCode, reason: String, via: Via) -> Response<Body> {
+        let metrics = self.parts.metrics.clone();
+        // The request was not understood, so what method it has is not known.
+        let mut completion = Completion::begin(metrics, Method::GET, via.peer);
+        let reply = self.refusal(&Refusal::Framing(status, reason), &mut completion);
+        self.finish(reply, completion)
+    }
+
     /// The story of a request.
     async fn answer(
         &self,
         request: &Request<Incoming>,
-        connection: &ConnectionInfo,
+        via: &Via,
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
         let host = host(request)?;
-        if !self.answers_to(host, connection) {
+        if !self.answers_to(host, via) {
             return Err(Refusal::Misdirected);
         }
 
@@ -123,7 +162,7 @@ impl Proxy {
         let who = self
             .parts
             .access
-            .identify(authorization, connection.peer.ip())
+            .identify(authorization, via.peer.ip())
             .await?;
         completion.who = Some(who.clone());
 
@@ -142,7 +181,7 @@ impl Proxy {
         let asked = Asked {
             headers: request.headers(),
             is_head,
-            is_plain: connection.tls.is_none(),
+            is_plain: via.is_plain,
         };
 
         let Some(repository) = wanted.repository() else {
@@ -182,8 +221,8 @@ impl Proxy {
     }
 
     /// Whether a host is ours. A listener that only this machine can reach answers to any name.
-    fn answers_to(&self, host: &str, connection: &ConnectionInfo) -> bool {
-        connection.local.ip().to_canonical().is_loopback()
+    fn answers_to(&self, host: &str, via: &Via) -> bool {
+        via.is_loopback
             || self
                 .parts
                 .domains
@@ -276,38 +315,6 @@ impl Proxy {
         *response.status_mut() = reply.status;
         *response.headers_mut() = headers;
         response
-    }
-}
-
-impl Handler for Proxy {
-    type Body = Body;
-
-    async fn call(
-        &self,
-        request: Request<Incoming>,
-        connection: Arc<ConnectionInfo>,
-    ) -> Response<Body> {
-        let metrics = self.parts.metrics.clone();
-        let mut completion = Completion::begin(metrics, request.method().clone(), connection.peer);
-        completion.agent = agent(request.headers());
-        let reply = match self.answer(&request, &connection, &mut completion).await {
-            Ok(reply) => reply,
-            Err(refusal) => self.refusal(&refusal, &mut completion),
-        };
-        let reply = if request.method() == Method::HEAD {
-            reply.without_content()
-        } else {
-            reply
-        };
-        self.finish(reply, completion)
-    }
-
-    fn refuse(&self, refusal: server::Refusal, connection: Arc<ConnectionInfo>) -> Response<Body> {
-        let metrics = self.parts.metrics.clone();
-        // The request was not understood, so what method it has is not known.
-        let mut completion = Completion::begin(metrics, Method::GET, connection.peer);
-        let reply = self.refusal(&Refusal::Framing(refusal), &mut completion);
-        self.finish(reply, completion)
     }
 }
 

@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 
 pub use blob::{BlobBody, Span, Validator};
@@ -83,13 +84,22 @@ pub struct UpstreamOptions {
     /// The name on the endpoint's certificate, if another than its host.
     pub endpoint_tls_name: Option<String>,
     /// Certificates to trust for the registry and its storage, beside the system's.
-    pub extra_roots: Vec<CertificateDer<'static>>,
+    pub extra_roots: ExtraRoots,
     /// Further hosts that redirects may lead to, private ones too.
     pub redirect_hosts: Vec<HostPattern>,
     /// Whether a manifest proves that the repository holds its blobs; told from the registry without.
     pub trust_manifests: Option<bool>,
     /// Deadlines and sizes.
     pub limits: Limits,
+}
+
+/// Certificates to trust beside the system's.
+pub type ExtraRoots = Vec<CertificateDer<'static>>;
+
+/// Every certificate of a PEM file; `None` if it holds none, or something else between them.
+pub fn roots_from_pem(pem: &[u8]) -> Option<ExtraRoots> {
+    let roots: Result<ExtraRoots, _> = CertificateDer::pem_slice_iter(pem).collect();
+    roots.ok().filter(|roots| !roots.is_empty())
 }
 
 /// How an upstream is logged in to.

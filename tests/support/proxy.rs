@@ -61,7 +61,7 @@ impl Proxy {
         .set("server.domains", vec![DOMAIN])
         .set("server.admin", "127.0.0.1:0")
         .set("cache.max_size", "10GiB")
-        .set("cache.min_free", "0%")
+        .set("cache.min_free", "1MiB")
         .set("access.anonymous", "pull")
         .upstream_key("name", "prod")
     }

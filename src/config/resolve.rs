@@ -214,7 +214,7 @@ impl Resolver {
                 Err(format!("{text:?} is not between 1KiB and 64MiB"))
             }
         });
-        if let Some(Some(Size::Bytes(0))) = max_size {
+        if let Some(Some(Size::Bytes(0) | Size::Percent(0.0))) = max_size {
             self.fault("cache.max_size", "is 0: nothing could be kept");
         }
         Some(Cache {

@@ -31,7 +31,7 @@ impl fmt::Display for ListenAddress {
 pub enum Size {
     /// This many bytes.
     Bytes(u64),
-    /// This share of the file system, above 0 and at most 100.
+    /// This share of the file system, from 0 to 100.
     Percent(f64),
 }
 
@@ -64,8 +64,8 @@ pub(super) fn size(text: &str) -> Result<Size, String> {
     match text.strip_suffix('%') {
         None => bytes(text).map(Size::Bytes),
         Some(number) => match number.trim().parse::<f64>() {
-            Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(Size::Percent(percent)),
-            _ => Err(format!("{text:?} is not a share above 0% and up to 100%")),
+            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Size::Percent(percent)),
+            _ => Err(format!("{text:?} is not a share from 0% to 100%")),
         },
     }
 }
@@ -288,7 +288,6 @@ mod tests {
             ".5GiB",
             "1.2.3GiB",
             "101%",
-            "0%",
             "-5%",
             "NaN%",
             "inf%",

@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_config::BehaviorVersion;
@@ -69,6 +69,8 @@ pub(super) struct EcrTokens {
     /// For all attempts of one call together.
     timeout: Duration,
     upstream: Arc<str>,
+    /// The failure that was last logged.
+    last_told: Mutex<Option<String>>,
 }
 
 impl EcrTokens {
@@ -85,6 +87,7 @@ impl EcrTokens {
             roots: roots.iter().map(|root| pem(root)).collect(),
             timeout,
             upstream,
+            last_told: Mutex::default(),
         }
     }
 
@@ -144,11 +147,18 @@ impl EcrTokens {
             .with_subscriber(NoSubscriber::new())
             .await
             .map_err(|error| self.explain(&error))?;
+        *self.last_told() = None;
         let data = answer
             .authorization_data()
             .first()
             .ok_or(TokenError::Odd(OddToken::Missing))?;
         read(data, &self.host, date.or_now())
+    }
+
+    fn last_told(&self) -> MutexGuard<'_, Option<String>> {
+        self.last_told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Logs what AWS said, which may name identities and so goes to our log only, and types it.
@@ -169,13 +179,19 @@ impl EcrTokens {
             ),
             _ => (String::new(), String::new()),
         };
-        tracing::warn!(
-            upstream.name = %self.upstream,
-            aws.code = code,
-            aws.message = said,
-            error = %reason,
-            "GetAuthorizationToken failed",
-        );
+        // The same failure again is news to nobody.
+        let told = format!("{code} {said}");
+        let mut last = self.last_told();
+        if last.as_deref() != Some(&told) {
+            tracing::warn!(
+                upstream.name = %self.upstream,
+                aws.code = code,
+                aws.message = said,
+                error = %reason,
+                "GetAuthorizationToken failed",
+            );
+            *last = Some(told);
+        }
         reason
     }
 }

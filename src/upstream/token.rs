@@ -312,7 +312,10 @@ impl Inner {
             }
             Err(reason) => {
                 self.meter.failed();
-                tracing::warn!(upstream.name = %self.meter.upstream(), error = %reason, "no new token");
+                // Told once for each reason: a host without credentials asks for as long as it takes.
+                if state.failing.is_none_or(|(_, known)| known != reason) {
+                    tracing::warn!(upstream.name = %self.meter.upstream(), error = %reason, "no new token");
+                }
                 let since = state
                     .failing
                     .map_or_else(SystemTime::now, |(since, _)| since);

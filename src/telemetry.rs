@@ -216,8 +216,6 @@ pub struct RequestMetrics {
     denied: Family<ReasonLabel, Counter>,
     /// Requests being answered.
     pub active: Gauge,
-    /// Tasks that panicked.
-    pub panics: Counter,
 }
 
 impl Default for RequestMetrics {
@@ -233,7 +231,6 @@ impl Default for RequestMetrics {
             bypasses: Counter::default(),
             denied: Family::default(),
             active: Gauge::default(),
-            panics: Counter::default(),
         }
     }
 }
@@ -306,7 +303,6 @@ impl RequestMetrics {
                 "Answers from upstream past the cache",
                 &self.bypasses,
             ),
-            ("panics", "Tasks that panicked", &self.panics),
         ];
         for (name, help, counter) in totals {
             registry.register(name, help, counter.clone());
@@ -375,6 +371,8 @@ pub struct Metrics {
     pub certificate_expiry: Gauge,
     /// Log lines that were not written.
     pub log_dropped: Counter,
+    /// Tasks that panicked.
+    pub panics: Counter,
 }
 
 impl Metrics {
@@ -383,6 +381,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("ecr_proxy");
         let certificate_expiry = Gauge::default();
         let log_dropped = Counter::default();
+        let panics = Counter::default();
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         registry.register("build", "The version that is running", Info::new(version));
         registry.register(
@@ -395,10 +394,12 @@ impl Metrics {
             "Log lines that were not written",
             log_dropped.clone(),
         );
+        registry.register("panics", "Tasks that panicked", panics.clone());
         Self {
             registry,
             certificate_expiry,
             log_dropped,
+            panics,
         }
     }
 

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
+use prometheus_client::metrics::counter::Counter;
+
 use super::service::Service;
 use super::settings::Settings;
 use super::signals::Signals;
@@ -33,6 +35,7 @@ pub(super) fn run(
     let dropped = metrics.log_dropped.clone();
     let _log = Log::start(args.log_format, config.log_filter.as_deref(), dropped)
         .map_err(|error| Failure::Usage(error.to_string()))?;
+    count_panics(metrics.panics.clone());
     announce(&config);
     super::runtime()?.block_on(async {
         let signals = Signals::watch()?;
@@ -55,6 +58,19 @@ pub(super) fn run(
             () = signals.second() => Err(Failure::Failed("stopped before the drain ended".to_owned())),
         }
     })
+}
+
+/// A task that panics ends alone; that it did is logged and counted.
+fn count_panics(panics: Counter) {
+    std::panic::set_hook(Box::new(move |panic| {
+        panics.inc();
+        let place = panic.location().map(tracing::field::display);
+        tracing::error!(
+            panic.place = place,
+            panic.message = panic.payload_as_str(),
+            "panic"
+        );
+    }));
 }
 
 /// Tells the log the effective values and what is odd about them.

@@ -1,9 +1,14 @@
 //! The signals that end the process.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+
+/// How long after a signal another is the same wish: a supervisor may signal the process and then its
+/// group, and a terminal the group as well.
+const ECHO: Duration = Duration::from_millis(250);
 
 /// Counts SIGTERM and SIGINT: the first asks to drain, the second to stop at once.
 pub(super) struct Signals {
@@ -22,6 +27,9 @@ impl Signals {
         tokio::spawn(async move {
             while next(&mut terminate, &mut interrupt).await.is_some() {
                 counter.send_modify(|count| *count += 1);
+                let echoes =
+                    async { while next(&mut terminate, &mut interrupt).await.is_some() {} };
+                let _ = tokio::time::timeout(ECHO, echoes).await;
             }
         });
         Ok(Self { count })

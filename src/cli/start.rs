@@ -37,6 +37,8 @@ pub fn start_text(config: &Config, bound: &Bound<'_>) -> String {
     }
     text.push_str(&let_in(config));
     if let Some((ca, fingerprint)) = bound.local_ca {
+        // The lines are pasted wherever the person's shell is.
+        let ca = &std::path::absolute(ca).unwrap_or_else(|_| ca.to_owned());
         text.push_str(&format!(
             "The certificate comes from a local CA, SHA-256 {fingerprint}.\n\
              Clients on this host trust it by these lines (`ecr-proxy client-config` prints them \

@@ -188,6 +188,13 @@ impl Records {
         self.inner.hot.get(&(repo.clone(), *digest)).map(Some)
     }
 
+    /// When upstream last confirmed that this repository holds a stored manifest, without waiting for
+    /// the disk; `None` if that is not known at once, or there is no such manifest.
+    pub fn manifest_checked_now(&self, repo: &RepoKey, digest: &Digest) -> Option<SystemTime> {
+        self.inner
+            .with_now(repo, |log| log.manifest_checked_at(digest))?
+    }
+
     /// Like [`Self::holds`] without waiting for the disk; the outer `None` says only that
     /// [`Self::holds`] has to be asked.
     pub fn holds_now(&self, repo: &RepoKey, digest: &Digest) -> Option<Option<Held>> {

@@ -311,6 +311,10 @@ impl RepositoryLog {
         self.manifests.contains_key(digest)
     }
 
+    pub(super) fn manifest_checked_at(&self, digest: &Digest) -> Option<SystemTime> {
+        Some(self.manifests.get(digest)?.checked.at)
+    }
+
     /// Reads a manifest, from the log in `directory` if need be; one that does not hash to its name
     /// any more is forgotten.
     pub(super) fn manifest(

@@ -22,7 +22,7 @@ use crate::buffers::BufferPool;
 use crate::cache::{CacheMetrics, Store};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Tls};
-use crate::fill::{FillOptions, Fills, ManifestOptions};
+use crate::fill::{FillOptions, Fills};
 use crate::proxy::{Body, Parts, Proxy, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
@@ -94,10 +94,8 @@ impl Service {
             Clock::system(),
             FillOptions {
                 record_ttl: config.cache.record_ttl,
-                manifests: ManifestOptions {
-                    tag_ttl: config.upstream.tag_ttl,
-                    absent_ttl: config.cache.absent_ttl,
-                },
+                tag_ttl: config.upstream.tag_ttl,
+                absent_ttl: config.cache.absent_ttl,
                 ..FillOptions::default()
             },
             fill_metrics,

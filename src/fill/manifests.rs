@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
 use super::recorded::Recorded;
@@ -10,24 +11,6 @@ use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::Outcome;
 use crate::upstream::{Absent, Upstream, UpstreamError};
-
-/// How long answers about manifests are believed.
-#[derive(Clone, Debug)]
-pub struct ManifestOptions {
-    /// How long a tag is believed without asking.
-    pub tag_ttl: Duration,
-    /// How long absence is remembered.
-    pub absent_ttl: Duration,
-}
-
-impl Default for ManifestOptions {
-    fn default() -> Self {
-        Self {
-            tag_ttl: Duration::from_secs(5),
-            absent_ttl: Duration::from_secs(5),
-        }
-    }
-}
 
 /// A manifest, and how fresh it is.
 #[derive(Clone, Debug)]
@@ -47,7 +30,8 @@ pub(super) struct Manifests {
     recorded: Recorded,
     upstream: Upstream,
     clock: Clock,
-    options: ManifestOptions,
+    tag_ttl: Duration,
+    record_ttl: Duration,
     questions: Flights<(RepoKey, Reference), Found>,
     absent: moka::sync::Cache<(RepoKey, Reference), Absent>,
 }
@@ -66,7 +50,7 @@ impl Manifests {
         recorded: Recorded,
         upstream: Upstream,
         clock: Clock,
-        options: ManifestOptions,
+        options: &FillOptions,
     ) -> Self {
         let absent = moka::sync::Cache::builder()
             .max_capacity(10_000)
@@ -76,7 +60,8 @@ impl Manifests {
             recorded,
             upstream,
             clock,
-            options,
+            tag_ttl: options.tag_ttl,
+            record_ttl: options.record_ttl,
             questions: Flights::default(),
             absent,
         }
@@ -95,7 +80,10 @@ impl Manifests {
         };
         match reference {
             Reference::Digest(digest) => match asker.kept(*digest).await? {
-                Some(found) => Ok(found),
+                Some(found) => {
+                    self.confirm_in_time(asker, &found.manifest);
+                    Ok(found)
+                }
                 None => {
                     let digest = *digest;
                     self.ask(repo, reference, move || asker.by_digest(digest))
@@ -117,11 +105,23 @@ impl Manifests {
         }
     }
 
+    /// Asks in the background whether the repository still holds a manifest that was confirmed longer
+    /// ago than records are believed. Only a no removes it.
+    fn confirm_in_time(&self, asker: Asker, manifest: &StoredManifest) {
+        let checked = self.recorded.manifest_checked(&asker.repo, manifest.digest);
+        if checked.is_none_or(|at| self.clock.since(at) <= self.record_ttl) {
+            return;
+        }
+        let (questions, manifest) = (self.questions.clone(), manifest.clone());
+        let key = (asker.repo.clone(), Reference::Digest(manifest.digest));
+        tokio::spawn(async move { questions.run(key, || asker.confirm(manifest)).await });
+    }
+
     /// A check time in the future is one whose clock was wrong: ask again.
     fn is_fresh(&self, record: &TagRecord) -> bool {
         let now = self.clock.now();
         now.duration_since(record.checked_at)
-            .is_ok_and(|age| age < self.options.tag_ttl)
+            .is_ok_and(|age| age < self.tag_ttl)
     }
 
     async fn ask<F>(
@@ -169,6 +169,33 @@ impl Asker {
 
     async fn by_digest(self, digest: Digest) -> Found {
         self.fetch(&Reference::Digest(digest)).await
+    }
+
+    async fn confirm(self, manifest: StoredManifest) -> Found {
+        let reference = Reference::Digest(manifest.digest);
+        let repository = &self.repo.repository;
+        match self.upstream.head_manifest(repository, &reference).await {
+            Ok(_) => {
+                let (media_type, bytes) = (manifest.media_type.to_string(), manifest.bytes.clone());
+                let now = self.clock.now();
+                self.recorded
+                    .note_manifest(&self.repo, media_type, bytes, now)
+                    .await;
+            }
+            Err(error) => {
+                if matches!(error, UpstreamError::Absent(_)) {
+                    self.recorded
+                        .forget_manifest(&self.repo, manifest.digest)
+                        .await;
+                }
+                return Err(error);
+            }
+        }
+        Ok(FoundManifest {
+            manifest,
+            outcome: Outcome::Hit,
+            age: None,
+        })
     }
 
     /// Asks whether the tag still means what it did, and fetches what it means if it does not.

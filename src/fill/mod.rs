@@ -43,7 +43,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 pub use error::FillError;
-pub use manifests::{FoundManifest, ManifestOptions};
+pub use manifests::FoundManifest;
 pub use reader::{Reader, Step};
 
 use crate::access::Right;
@@ -77,11 +77,13 @@ pub struct FillOptions {
     /// How long a request waits for the head of an upstream's answer. Below the 30 s after which
     /// containerd gives up.
     pub head_deadline: Duration,
-    /// A repository's record of a blob, where it rests on upstream's word, is asked for again in the
+    /// A repository's record of a digest, where it rests on upstream's word, is asked for again in the
     /// background after this.
     pub record_ttl: Duration,
-    /// Tags, manifests and absence.
-    pub manifests: ManifestOptions,
+    /// How long a tag is believed without asking.
+    pub tag_ttl: Duration,
+    /// How long absence is remembered.
+    pub absent_ttl: Duration,
 }
 
 impl Default for FillOptions {
@@ -90,7 +92,8 @@ impl Default for FillOptions {
             max_fills: 64,
             head_deadline: Duration::from_secs(25),
             record_ttl: Duration::from_secs(24 * 60 * 60),
-            manifests: ManifestOptions::default(),
+            tag_ttl: Duration::from_secs(5),
+            absent_ttl: Duration::from_secs(5),
         }
     }
 }
@@ -210,14 +213,8 @@ impl Fills {
         options: FillOptions,
         metrics: FillMetrics,
     ) -> Self {
-        let absent_ttl = options.manifests.absent_ttl;
         let recorded = Recorded::new(store.clone());
-        let manifests = Manifests::new(
-            recorded.clone(),
-            upstream.clone(),
-            clock.clone(),
-            options.manifests.clone(),
-        );
+        let manifests = Manifests::new(recorded.clone(), upstream.clone(), clock.clone(), &options);
         Self {
             shared: Arc::new(Shared {
                 manifests,
@@ -230,7 +227,7 @@ impl Fills {
                     .build(),
                 absent: moka::sync::Cache::builder()
                     .max_capacity(10_000)
-                    .time_to_live(absent_ttl)
+                    .time_to_live(options.absent_ttl)
                     .build(),
                 probes: Flights::default(),
                 slots: Arc::new(Semaphore::new(options.max_fills)),

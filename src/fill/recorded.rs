@@ -48,6 +48,18 @@ impl Recorded {
         }
     }
 
+    /// When upstream last confirmed a manifest, where that is known at once.
+    pub(super) fn manifest_checked(&self, repo: &RepoKey, digest: Digest) -> Option<SystemTime> {
+        self.store.records().manifest_checked_now(repo, &digest)
+    }
+
+    pub(super) async fn forget_manifest(&self, repo: &RepoKey, digest: Digest) {
+        self.tell(repo, move |records, repo| {
+            records.forget_manifest(repo, &digest)
+        })
+        .await;
+    }
+
     pub(super) async fn tag(
         &self,
         repo: &RepoKey,

@@ -27,7 +27,11 @@ async fn on_disk(proxy: &Proxy, digest: &str) {
     let names = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|w| w == part);
     loop {
         for file in files_below(&proxy.cache_dir().join("repositories")) {
-            let bytes = std::fs::read(&file).unwrap_or_default();
+            // A log that is not yet under its name is not yet there.
+            let bytes = match file.ends_with("_log") {
+                true => std::fs::read(&file).unwrap_or_default(),
+                false => continue,
+            };
             let recorded = names(&bytes, hex.as_bytes()) || names(&bytes, &raw);
             if recorded && proxy.assert_blobs_are_sound().iter().any(|d| d == digest) {
                 return;

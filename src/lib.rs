@@ -17,6 +17,10 @@
 
 #![deny(unsafe_code, missing_docs)]
 #![warn(rust_2018_idioms, unreachable_pub)]
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the documentation is for those who work on the program: `cargo doc --document-private-items`"
+)]
 
 pub mod access;
 pub mod admin;

@@ -189,7 +189,7 @@ impl IndexFile {
         Ok(())
     }
 
-    /// Writes `snapshot`, as [`encode_snapshot`] made it, durably, and begins a new journal.
+    /// Writes `snapshot`, as `encode_snapshot` made it, durably, and begins a new journal.
     ///
     /// # Errors
     /// The disk's. What was there before is then still valid.

@@ -23,7 +23,7 @@ pub(super) struct Settings {
     /// Name that clients use for the proxy; may be repeated
     #[arg(long = "domain", value_name = "NAME")]
     domains: Vec<String>,
-    /// Where to serve, such as https://[::]:443; may be repeated
+    /// Where to serve, such as `https://[::]:443`; may be repeated
     #[arg(long, value_name = "URL")]
     listen: Vec<String>,
     /// Where blobs and records are kept

@@ -8,12 +8,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::Origin;
 use super::download::Download;
 use super::error::FillError;
 use super::flow::Flow;
 use super::front::Phase;
 use super::room::Room;
+use super::{Origin, Shared};
 use crate::buffers::BufferPool;
 use crate::cache::{Partial, Store};
 use crate::oci::{Digest, Hasher};
@@ -41,12 +41,33 @@ enum Sink {
 }
 
 impl Filling {
+    /// Runs in a task of its own, in its turn, until the blob is kept or cannot be had.
+    pub(super) fn launch(self, shared: Arc<Shared>) {
+        shared.metrics.active.inc();
+        let slots = Arc::clone(&shared.slots);
+        let flow = Arc::clone(&self.flow);
+        let outcome = Err(FillError::Lost);
+        let mut landing = Landing {
+            shared,
+            flow,
+            outcome,
+        };
+        tokio::spawn(async move {
+            let Ok(_slot) = slots.acquire().await else {
+                return;
+            };
+            landing.outcome = self.run().await;
+            // Off the map, told to the readers, and only then out of the slot.
+            drop(landing);
+        });
+    }
+
     /// Fetches, verifies, and keeps the blob. Readers are told of everything but the failure, which the
     /// caller announces.
     ///
     /// # Errors
     /// Why the blob is not whole. That it could not be kept on disk is not among the reasons.
-    pub(super) async fn run(&self) -> Result<FillResult, FillError> {
+    async fn run(&self) -> Result<FillResult, FillError> {
         match self.attempt().await {
             // Nobody has received a byte of it, so nothing would be spliced by trying once more.
             Err(FillError::DigestMismatch) if self.flow.is_untouched() => {
@@ -231,4 +252,28 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| FillError::Lost)
+}
+
+/// Takes a fill off the map however its task ends, by panic as well, and then tells its readers why, so
+/// that whoever asks again begins anew.
+struct Landing {
+    shared: Arc<Shared>,
+    flow: Arc<Flow>,
+    outcome: Result<FillResult, FillError>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.shared.running().remove(&self.flow.digest);
+        self.shared.metrics.active.dec();
+        self.shared.metrics.ended(match &self.outcome {
+            Ok(result) => *result,
+            Err(FillError::DigestMismatch) => FillResult::Mismatch,
+            Err(_) => FillResult::Failed,
+        });
+        if let Err(error) = &self.outcome {
+            tracing::warn!(oci.digest = %self.flow.digest, %error, "fill failed");
+            self.flow.enter(Phase::Failed(error.clone()));
+        }
+    }
 }

@@ -16,7 +16,7 @@
 //! | `filling.rs`, `download.rs` | the task of a fill; its upstream body, continued past what breaks it |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
-//! | `verifying.rs` | a file on disk that is not yet believed |
+//! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
 //! | `manifests.rs`, `recorded.rs`, `flight.rs` | tags and manifests; what records say; one question at a time |
 //!
 //! It knows nothing of HTTP requests and answers.
@@ -32,13 +32,13 @@ mod reader;
 mod recorded;
 mod room;
 mod solo;
+mod stored;
 mod verifying;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
@@ -48,10 +48,10 @@ pub use reader::{Reader, Step};
 
 use crate::access::Right;
 use crate::buffers::BufferPool;
-use crate::cache::{Blob, Damage, HeldBy, Store};
+use crate::cache::{HeldBy, Store};
 use crate::clock::Clock;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
-use crate::telemetry::{FillMetrics, FillResult, Outcome};
+use crate::telemetry::{FillMetrics, Outcome};
 use crate::upstream::{Absent, BlobBody, Span, Upstream, UpstreamError, Validator};
 use filling::Filling;
 use flight::{Flights, Lost};
@@ -60,7 +60,6 @@ use front::{Front, Phase, TAIL};
 use manifests::Manifests;
 use reader::{Following, Source};
 use recorded::Recorded;
-use verifying::Belief;
 
 /// How far ahead of a fill's front a range may begin and still wait for it, in bytes; and the size from
 /// which a single range from the start is taken for the wish to have it all (design, "Ranges").
@@ -493,14 +492,7 @@ impl Fills {
             buffers: self.shared.buffers.clone(),
             metrics: self.shared.metrics.clone(),
         };
-        self.shared.metrics.active.inc();
-        let outcome = Err(FillError::Lost);
-        let landing = Landing {
-            shared: Arc::clone(&self.shared),
-            flow,
-            outcome,
-        };
-        tokio::spawn(run_fill(filling, landing, Arc::clone(&self.shared.slots)));
+        filling.launch(Arc::clone(&self.shared));
         (Outcome::Miss, attendance)
     }
 
@@ -510,75 +502,6 @@ impl Fills {
         // Every fill holds a slot until its end, and a semaphore serves in order.
         let all = u32::try_from(self.shared.options.max_fills).unwrap_or(u32::MAX);
         let _ = timeout_at(deadline, self.shared.slots.acquire_many(all)).await;
-    }
-
-    /// What is whole on disk.
-    async fn open_stored(&self, pass: &Pass, want: &Want) -> Result<Option<Content>, FillError> {
-        let Some(blob) = self.shared.stored(pass).await? else {
-            return Ok(None);
-        };
-        let size = blob.len();
-        let source = match self.shared.believe(&blob).await? {
-            Belief::Believed if want.mapped => mapped(&blob, &self.shared.store),
-            Belief::Believed => Believed::File(blob, self.shared.store.clone()),
-            Belief::Verifying(flow) => Believed::Flow(flow),
-            Belief::Damaged => return Ok(None),
-        };
-        let read = |range| {
-            let source = match &source {
-                Believed::Mapped(bytes) => Source::Mapped(bytes.clone()),
-                Believed::File(blob, store) => Source::File {
-                    blob: blob.clone(),
-                    store: store.clone(),
-                },
-                Believed::Flow(flow) => Source::Flow(Following::new(flow.attend(), None)),
-            };
-            (
-                range,
-                Reader::new(range, source, self.shared.buffers.clone()),
-            )
-        };
-        let parts = match &want.ranges {
-            None => Parts::Whole((size > 0).then(|| {
-                read(ByteRange {
-                    start: 0,
-                    end: size,
-                })
-                .1
-            })),
-            Some(ranges) => {
-                let ranges = ranges
-                    .resolve(size)
-                    .map_err(|_| FillError::Unsatisfiable { size })?;
-                match ranges[..] {
-                    [range] => {
-                        let (range, reader) = read(range);
-                        Parts::One(range, reader)
-                    }
-                    _ => Parts::Many(ranges.into_iter().map(read).collect()),
-                }
-            }
-        };
-        Ok(Some(Content {
-            size,
-            outcome: Outcome::Hit,
-            parts,
-        }))
-    }
-}
-
-/// How a file on disk is read.
-enum Believed {
-    Mapped(Bytes),
-    File(Blob, Store),
-    Flow(Arc<Flow>),
-}
-
-/// Maps a blob for the socket; one that cannot be mapped is read instead.
-fn mapped(blob: &Blob, store: &Store) -> Believed {
-    match blob.map() {
-        Ok(mapping) => Believed::Mapped(Bytes::from_owner(mapping)),
-        Err(_) => Believed::File(blob.clone(), store.clone()),
     }
 }
 
@@ -593,39 +516,6 @@ fn only(ranges: &RangeSet, size: u64) -> Result<ByteRange, FillError> {
         .ok_or(FillError::Unsatisfiable { size })
 }
 
-async fn run_fill(filling: Filling, mut landing: Landing, slots: Arc<Semaphore>) {
-    let Ok(_slot) = slots.acquire().await else {
-        return;
-    };
-    landing.outcome = filling.run().await;
-    // Off the map, told to the readers, and only then out of the slot.
-    drop(landing);
-}
-
-/// Takes a fill off the map however its task ends, by panic as well, and then tells its readers why, so
-/// that whoever asks again begins anew.
-struct Landing {
-    shared: Arc<Shared>,
-    flow: Arc<Flow>,
-    outcome: Result<FillResult, FillError>,
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        self.shared.running().remove(&self.flow.digest);
-        self.shared.metrics.active.dec();
-        self.shared.metrics.ended(match &self.outcome {
-            Ok(result) => *result,
-            Err(FillError::DigestMismatch) => FillResult::Mismatch,
-            Err(_) => FillResult::Failed,
-        });
-        if let Err(error) = &self.outcome {
-            tracing::warn!(oci.digest = %self.flow.digest, %error, "fill failed");
-            self.flow.enter(Phase::Failed(error.clone()));
-        }
-    }
-}
-
 impl Shared {
     fn running(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flow>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
@@ -633,31 +523,6 @@ impl Shared {
 
     fn origin(&self, pass: &Pass) -> Origin {
         Origin::new(self.upstream.clone(), pass.repo.repository.clone())
-    }
-
-    /// The file under the blob's name, if it is one and has the size that a manifest tells.
-    async fn stored(&self, pass: &Pass) -> Result<Option<Blob>, FillError> {
-        let blob = match self.store.blob_now(&pass.digest) {
-            Some(blob) => Some(blob),
-            None => {
-                let (store, digest) = (self.store.clone(), pass.digest);
-                let opened = tokio::task::spawn_blocking(move || store.blob(&digest)).await;
-                opened.map_err(|_| FillError::Lost)?.unwrap_or_else(|error| {
-                    // A disk that cannot tell is a miss: the upstream has it as well.
-                    tracing::warn!(oci.digest = %pass.digest, %error, "cannot look into the cache");
-                    None
-                })
-            }
-        };
-        match (blob, pass.size) {
-            (Some(blob), Some(size)) if blob.len() != size => {
-                let store = self.store.clone();
-                let damage = Damage::Length(size);
-                let _ = tokio::task::spawn_blocking(move || store.quarantine(&blob, damage)).await;
-                Ok(None)
-            }
-            (blob, _) => Ok(blob),
-        }
     }
 
     async fn ask_whether_held(

@@ -82,7 +82,7 @@ impl Filling {
         let (origin, metrics) = (self.origin.afresh(), self.metrics.clone());
         let download = Download::open(origin, self.flow.digest, self.expected, metrics).await?;
         let len = download.len();
-        self.flow.restart(len);
+        self.flow.restart(download.again());
         let sink = self.begin(len).await?;
         match self.transfer(download, sink).await? {
             Sink::Disk(partial) => self.keep(partial, len).await,

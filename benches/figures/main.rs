@@ -46,6 +46,7 @@ fn main() {
         let error = command
             .args(std::env::args_os().skip(1))
             .env(PINNED, "1")
+            .env(process::MALLOC, process::KEEP_MEMORY)
             .exec();
         panic!("taskset does not start: {error}");
     }

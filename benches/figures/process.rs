@@ -8,6 +8,12 @@ pub const SERVER_CORE: &str = "0";
 /// The core that the load and the simulated upstream run on.
 pub const LOAD_CORE: &str = "1";
 
+/// glibc gives large buffers back to the system each time they are freed, and faulting them in again
+/// would make the client slower than the servers. Set for the load alone.
+pub const MALLOC: &str = "GLIBC_TUNABLES";
+pub const KEEP_MEMORY: &str =
+    "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296";
+
 /// `/proc` counts in hundredths of a second, whatever the kernel's own clock.
 const TICKS_PER_SECOND: f64 = 100.0;
 

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::load::{Protocol, Target};
 use super::pki::Pki;
-use super::process::{Process, SERVER_CORE};
+use super::process::{MALLOC, Process, SERVER_CORE};
 
 pub const DOMAIN: &str = "registry.mydomain.test";
 /// The blob that is served warm, in bytes.
@@ -229,7 +229,10 @@ fn start(command: &mut Command, log: &Path, listens: SocketAddr) -> Process {
 
 fn pinned(program: &Path) -> Command {
     let mut command = Command::new("taskset");
-    command.args(["-c", SERVER_CORE]).arg(program);
+    command
+        .args(["-c", SERVER_CORE])
+        .arg(program)
+        .env_remove(MALLOC);
     command
 }
 

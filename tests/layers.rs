@@ -20,6 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["cli"],
     &["config"],
     &["server", "tls", "admin"],
+    &["jobs"],
     &["proxy"],
     &["fill"],
     &["cache", "upstream", "access"],

@@ -54,7 +54,11 @@ impl Shared {
                 Err(missing) => missing,
             };
             let spare = limit.saturating_sub(self.low_water(limit));
-            let freed = self.evict(missing.saturating_add(spare.min(limit / 20)));
+            let mut freed = self.evict(missing.saturating_add(spare.min(limit / 20)));
+            if freed == 0 {
+                // What was being fetched is wanted more than what was not used for longest.
+                freed = self.discard_oldest();
+            }
             if freed == 0 {
                 return Err(BeginError::NoRoom { missing });
             }

@@ -120,6 +120,7 @@ fn run(shared: &Shared, records: &Records, signal: &Signal) {
         shared.trim();
         shared.open.trim();
         shared.retry_debris();
+        shared.discard_expired();
         if shared.health.is_degraded() && ticks.is_multiple_of(PROBE_TICKS) {
             shared.probe();
         }
@@ -273,8 +274,9 @@ impl Shared {
             if signal.stopped() {
                 return;
             }
-            match run_of(&name) {
+            match run_of(name.strip_suffix(".note").unwrap_or(&name)) {
                 Some(run) if run == self.run => {}
+                Some(_) if self.is_kept(&name) => {}
                 Some(_) => {
                     if let Err(error) = layout::remove_name(&fills, &name) {
                         self.unlink_failed(&error);

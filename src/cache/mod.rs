@@ -28,6 +28,7 @@ mod frames;
 mod health;
 mod index;
 mod index_file;
+mod interrupted;
 mod janitor;
 mod layout;
 mod mapping;
@@ -43,6 +44,7 @@ mod store;
 
 pub use content::{Blob, ContentFile};
 pub use health::{Degradation, StoreHealth};
+pub use interrupted::Interrupted;
 pub use layout::OpenError;
 pub use mapping::Mapping;
 pub use metrics::{BytesLabels, BytesState, CacheMetrics, WriteErrorLabels};

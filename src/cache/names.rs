@@ -16,6 +16,7 @@ use crate::oci::Digest;
 
 use super::content::{ContentFile, Identity};
 use super::index::{Index, Known, Stamp};
+use super::interrupted::note_name;
 use super::layout::{self, BLOBS, FILLS};
 use super::lock;
 use super::partial::Verified;
@@ -184,6 +185,8 @@ impl Shared {
             rename(&fills, verified.temporary_name(), &shard, &name)
                 .map_err(step("rename a blob"))?;
         }
+        // Alone it is debris, which the next start removes.
+        let _ = layout::remove_name(&fills, &note_name(verified.temporary_name()));
         // The directory is synced without the lock: it may take seconds, and who opens the blob in
         // the meantime finds it whole.
         let content = verified.renamed();
@@ -286,10 +289,11 @@ impl Shared {
 
     /// Removes a temporary file that will not be committed.
     pub(super) fn remove_temporary(&self, name: String, content: &ContentFile) {
-        let removed = self
-            .layout
-            .directory(&FILLS)
-            .and_then(|fills| layout::remove_name(&fills, &name));
+        let removed = self.layout.directory(&FILLS).and_then(|fills| {
+            // The note first: alone it is debris, and the file without it as well.
+            layout::remove_name(&fills, &note_name(&name))?;
+            layout::remove_name(&fills, &name)
+        });
         match removed {
             Ok(()) => content.content().space.unlinked(),
             // Its directory is gone, and it with it.

@@ -1,12 +1,14 @@
 //! A blob on its way in: a temporary file under `fills/`, hashed as it is written.
 //!
 //! The invariant: [`Partial::verify`] is the only maker of [`Verified`], and a file that is not
-//! committed loses its name when its `Partial` goes.
+//! committed loses its name when its `Partial` goes, or is kept with its note to be gone on with.
 
 use std::fmt;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::oci::{Digest, Hasher};
 
@@ -16,15 +18,21 @@ use super::store::Shared;
 /// The open temporary file, for readers that follow it; stays valid after commit and after removal.
 pub type PartialReader = ContentFile;
 
-/// A blob being written. Dropping it removes the file; its space is returned when the last reader
-/// has closed it.
+/// A blob being written. Dropping it keeps the file for [`Store::resume`](super::Store::resume), where
+/// a note was laid beside it, and else removes it; its space is returned when the last reader has
+/// closed it.
 pub struct Partial {
     shared: Arc<Shared>,
     content: ContentFile,
     /// Name under `fills/`; `None` once the file has another name or none.
     name: Option<String>,
     hasher: Hasher,
+    /// Bytes that are hashed; readers may read up to here.
     written: u64,
+    /// Bytes that are in the file.
+    present: u64,
+    /// What its owner noted; empty if the file is not to outlive this value.
+    note: Bytes,
 }
 
 /// A complete blob whose length and digest agree with its name. Only [`Partial::verify`] makes one.
@@ -67,14 +75,60 @@ pub enum Mismatch {
 }
 
 impl Partial {
-    pub(super) fn new(shared: Arc<Shared>, content: ContentFile, name: String) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        content: ContentFile,
+        name: String,
+        note: Bytes,
+    ) -> Self {
+        Self::again(shared, content, name, 0, note)
+    }
+
+    /// One that was begun before, with `present` bytes in its file.
+    pub(super) fn again(
+        shared: Arc<Shared>,
+        content: ContentFile,
+        name: String,
+        present: u64,
+        note: Bytes,
+    ) -> Self {
         Self {
             shared,
             content,
             name: Some(name),
             hasher: Hasher::new(),
             written: 0,
+            present,
+            note,
         }
+    }
+
+    /// Bytes in the file, hashed or not: where a download that is taken up goes on.
+    pub fn present(&self) -> u64 {
+        self.present
+    }
+
+    /// Hashes the next bytes of a download that was taken up, at most `limit` of them; false when none
+    /// are left, and not before that may any be appended.
+    ///
+    /// # Errors
+    /// The disk's; nothing is lost by trying again.
+    pub fn rehash(&mut self, limit: usize) -> io::Result<bool> {
+        let left = self.present - self.written;
+        // In range: no more than `limit`.
+        let mut piece = vec![0; left.min(limit as u64) as usize];
+        let read = self.content.read_at(self.written, &mut piece)?;
+        if read < piece.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.hasher.update(&piece);
+        self.written += read as u64;
+        Ok(self.written < self.present)
+    }
+
+    /// Gives the file up: it is not to be gone on with.
+    pub fn discard(mut self) {
+        self.note = Bytes::new();
     }
 
     /// Writes and hashes `piece`. Pieces of 256 KiB and more make cheap reads later.
@@ -84,6 +138,7 @@ impl Partial {
     /// caller can go on without the disk, see [`Self::abandon`].
     pub fn append(&mut self, piece: &[u8]) -> Result<(), AppendError> {
         let len = piece.len() as u64;
+        debug_assert_eq!(self.written, self.present, "hash what is there first");
         if len > self.content.len() - self.written {
             return Err(AppendError::TooLong {
                 declared: self.content.len(),
@@ -97,6 +152,7 @@ impl Partial {
         content.space.allocated(len);
         self.hasher.update(piece);
         self.written += len;
+        self.present = self.written;
         Ok(())
     }
 
@@ -123,7 +179,9 @@ impl Partial {
     /// Gives the file up; returns the hash over what was [`written`](Self::written), so that a fill
     /// whose disk fails can still verify the whole.
     pub fn abandon(self) -> (Hasher, u64) {
-        (self.hasher.clone(), self.written)
+        let hashed = (self.hasher.clone(), self.written);
+        self.discard();
+        hashed
     }
 
     /// Tells whether length and digest agree. Does not touch the disk.
@@ -134,7 +192,7 @@ impl Partial {
         clippy::result_large_err,
         reason = "handed back whole once for each blob, not on a hot path"
     )]
-    pub fn verify(self) -> Result<Verified, (Self, Mismatch)> {
+    pub fn verify(mut self) -> Result<Verified, (Self, Mismatch)> {
         if self.written != self.content.len() {
             let mismatch = Mismatch::Length {
                 written: self.written,
@@ -142,6 +200,8 @@ impl Partial {
             };
             return Err((self, mismatch));
         }
+        // Whole: it is committed or it goes, and there is nothing to go on with.
+        self.note = Bytes::new();
         let expected = self.content.digest();
         let actual = self.hasher.clone().finish();
         if actual != expected {
@@ -153,8 +213,14 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if let Some(name) = self.name.take() {
+        let Some(name) = self.name.take() else {
+            return;
+        };
+        if self.note.is_empty() || self.present == 0 {
             self.shared.remove_temporary(name, &self.content);
+        } else {
+            let note = std::mem::take(&mut self.note);
+            self.shared.suspend(name, &self.content, self.present, note);
         }
     }
 }

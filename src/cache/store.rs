@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
@@ -19,6 +20,7 @@ use super::content::{Blob, ContentFile, Identity};
 use super::health::{Health, StoreHealth};
 use super::index::{Index, Stamp};
 use super::index_file::IndexFile;
+use super::interrupted::{Interrupted, Interruptions};
 use super::janitor::Janitor;
 use super::layout::{self, FILLS, Layout, OpenError};
 use super::lock;
@@ -167,6 +169,8 @@ pub(super) struct Shared {
     pub(super) barred: Mutex<HashMap<Digest, Identity>>,
     /// Temporary files whose name could not be removed, with the bytes still counted for them.
     pub(super) debris: Mutex<Vec<(String, u64)>>,
+    /// Downloads that broke off.
+    pub(super) interrupted: Mutex<Interruptions>,
     /// One at a time makes room.
     pub(super) evicting: Mutex<()>,
     pub(super) health: Arc<Health>,
@@ -206,12 +210,15 @@ impl Store {
             touches: AtomicU64::new(0),
             barred: Mutex::default(),
             debris: Mutex::default(),
+            interrupted: Mutex::default(),
             evicting: Mutex::default(),
             health,
             metrics,
             run: fastrand::u64(..),
             temporaries: AtomicU64::new(0),
         });
+        // Before anybody asks: who comes right after a restart goes on where it stopped.
+        shared.adopt_interrupted();
         let records = Records::start(shared.clone()).map_err(OpenError::Thread)?;
         let janitor = Janitor::start(shared.clone(), records.clone()).map_err(OpenError::Thread)?;
         Ok(Self {
@@ -263,9 +270,13 @@ impl Store {
     /// Begins a download of `len` bytes: reserves room, evicting what was not used for longest if it
     /// must, and makes the temporary file.
     ///
+    /// `note` is what the caller wants to know again when it goes on with a download that broke off,
+    /// after a restart as well, see [`Self::resume`]. Without one, or for a small blob, the file goes
+    /// when the partial does.
+    ///
     /// # Errors
     /// See [`BeginError`]; nothing is left behind.
-    pub fn begin(&self, digest: Digest, len: u64) -> Result<Partial, BeginError> {
+    pub fn begin(&self, digest: Digest, len: u64, note: &[u8]) -> Result<Partial, BeginError> {
         let shared = &self.handle.shared;
         let space = shared.reserve(len)?;
         let number = shared.temporaries.fetch_add(1, Ordering::Relaxed);
@@ -284,8 +295,12 @@ impl Store {
             }
         };
         let content = ContentFile::new(file, digest, len, space);
-        // From here on dropping the partial removes the file.
-        let partial = Partial::new(shared.clone(), content.clone(), name);
+        let note = match shared.write_note(&name, digest, len, note) {
+            true => Bytes::copy_from_slice(note),
+            false => Bytes::new(),
+        };
+        // From here on the partial decides what becomes of the file.
+        let partial = Partial::new(shared.clone(), content.clone(), name, note);
         if len > 0 {
             let file = &content.content().file;
             // The file's length stays what has been written: it is checked at the commit.
@@ -300,6 +315,17 @@ impl Store {
             }
         }
         Ok(partial)
+    }
+
+    /// Takes up a download of `digest` that broke off, in this run or an earlier one, and what was noted
+    /// when it began. Its bytes are to be hashed again first, see [`Partial::rehash`].
+    pub fn resume(&self, digest: &Digest) -> Option<(Partial, Bytes)> {
+        self.handle.shared.take_interrupted(digest)
+    }
+
+    /// The downloads that broke off and wait for somebody to go on with them.
+    pub fn interrupted(&self) -> Vec<Interrupted> {
+        self.handle.shared.list_interrupted()
     }
 
     /// Gives a verified blob its final name, durably: sync, check, rename, sync of the directory.
@@ -420,6 +446,12 @@ pub(super) fn now() -> i64 {
 /// The name under `fills/` of a download of `digest`.
 fn temporary_name(digest: &Digest, run: u64, number: u64) -> String {
     format!("{}.{run:016x}-{number}.part", digest.hex())
+}
+
+/// The digest that a temporary file's name tells; `None` if the file is not ours.
+pub(super) fn digest_of(name: &str) -> Option<Digest> {
+    run_of(name)?;
+    Digest::from_hex(name.get(..64)?).ok()
 }
 
 /// The run that a temporary file's name tells; `None` if the file is not ours.

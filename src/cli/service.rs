@@ -24,6 +24,7 @@ use crate::cache::{CacheMetrics, Store};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Tls};
 use crate::fill::{FillOptions, Fills};
+use crate::jobs;
 use crate::proxy::{Body, Parts, Proxy, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
@@ -161,6 +162,7 @@ impl Service {
         let mut background = JoinSet::new();
         let upstream = self.upstream.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
+        background.spawn(jobs::resume(self.fills.clone()));
         if let Some((listener, admin)) = self.admin.take() {
             tracing::info!(listen.addr = %Address(&listener), "admin listening");
             let mut stopped = stopped.clone();

@@ -38,6 +38,28 @@ pub(super) struct Again {
 }
 
 impl Again {
+    /// For a blob of `len` bytes whose beginning is there already.
+    pub(super) fn new(
+        origin: Origin,
+        digest: Digest,
+        len: u64,
+        patience: Duration,
+        metrics: FillMetrics,
+    ) -> Self {
+        Self {
+            origin,
+            digest,
+            len,
+            patience,
+            metrics,
+        }
+    }
+
+    /// What is to be noted beside the unfinished file.
+    pub(super) fn note(&self) -> Vec<u8> {
+        self.origin.note()
+    }
+
     /// Size of the whole blob in bytes.
     pub(super) fn len(&self) -> u64 {
         self.len
@@ -102,13 +124,7 @@ impl Download {
             (declared, expected) => declared.or(expected).ok_or(FillError::UnknownSize)?,
         };
         Ok(Self {
-            again: Again {
-                origin,
-                digest,
-                len,
-                patience,
-                metrics,
-            },
+            again: Again::new(origin, digest, len, patience, metrics),
             body,
             at: 0,
             end: len,

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::download::Download;
+use super::download::{Again, Download};
 use super::error::FillError;
 use super::flow::Flow;
 use super::front::Phase;
@@ -17,11 +17,14 @@ use super::{Origin, Shared};
 use crate::buffers::BufferPool;
 use crate::cache::{Partial, Store};
 use crate::oci::{Digest, Hasher};
-use crate::telemetry::{FillMetrics, FillResult};
+use crate::telemetry::{FillMetrics, FillResult, ResumeResult};
 
 /// How long a piece waits to fill its buffer: small pieces make later reads of the file dearer. On a slow
 /// line this is what a reader is behind the wire.
 const LINGER: Duration = Duration::from_millis(5);
+
+/// How much of a broken download is hashed between two steps that readers see, in bytes.
+const REHASHED: usize = 1024 * 1024;
 
 /// Everything a fill needs; it belongs to itself and to no request.
 pub(super) struct Filling {
@@ -81,6 +84,77 @@ impl Filling {
     }
 
     async fn attempt(&self) -> Result<FillResult, FillError> {
+        match self.go_on().await? {
+            Some(result) => Ok(result),
+            None => self.begin_anew().await,
+        }
+    }
+
+    /// Goes on with a download that broke off, from its last byte; `None` where there is none, or
+    /// upstream has other content now. Every byte that is there is hashed again on the way.
+    async fn go_on(&self) -> Result<Option<FillResult>, FillError> {
+        let (store, digest) = (self.store.clone(), self.flow.digest);
+        let Some((partial, note)) = blocking(move || store.resume(&digest)).await? else {
+            return Ok(None);
+        };
+        let len = partial.declared();
+        let note = super::read_note(&note);
+        let Some((note, _)) = note.filter(|_| self.expected.is_none_or(|size| size == len)) else {
+            partial.discard();
+            return Ok(None);
+        };
+        let origin = self.origin.held_to(&note, len);
+        let again = Again::new(origin, digest, len, self.patience, self.metrics.clone());
+        let present = partial.present();
+        let download = match present < len {
+            false => None,
+            true => match again.download(present, len).await {
+                Ok(download) => Some(download),
+                // The link is gone again: the partial is kept as it goes.
+                Err(FillError::Upstream(error)) if error.retryable() => return Err(error.into()),
+                Err(error) => {
+                    tracing::info!(oci.digest = %digest, %error, "a broken download cannot be gone on with");
+                    partial.discard();
+                    return Ok(None);
+                }
+            },
+        };
+        tracing::info!(oci.digest = %digest, body.bytes = present, "going on with a broken download");
+        self.metrics.resumed(ResumeResult::Resumed);
+        self.flow.restart(again);
+        self.flow.land_in(partial.reader());
+        let sink = Sink::Disk(self.rehash(partial).await?);
+        let sink = match download {
+            Some(download) => self.transfer(download, sink).await?,
+            None => sink,
+        };
+        self.finish(sink, len).await.map(Some)
+    }
+
+    /// Hashes what is in the file, letting readers follow.
+    async fn rehash(&self, mut partial: Partial) -> Result<Partial, FillError> {
+        let flow = Arc::clone(&self.flow);
+        blocking(move || {
+            loop {
+                match partial.rehash(REHASHED) {
+                    Ok(more) => {
+                        flow.reach(partial.written());
+                        if !more {
+                            return Ok(partial);
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(oci.digest = %flow.digest, %error, "a broken download cannot be read back");
+                        partial.discard();
+                        return Err(FillError::Unreadable);
+                    }
+                }
+            }
+        })
+        .await?
+    }
+
+    async fn begin_anew(&self) -> Result<FillResult, FillError> {
         let (origin, metrics) = (self.origin.afresh(), self.metrics.clone());
         let download = Download::open(
             origin,
@@ -92,8 +166,13 @@ impl Filling {
         .await?;
         let len = download.len();
         self.flow.restart(download.again());
-        let sink = self.begin(len).await?;
-        match self.transfer(download, sink).await? {
+        let sink = self.begin(len, download.again().note()).await?;
+        let sink = self.transfer(download, sink).await?;
+        self.finish(sink, len).await
+    }
+
+    async fn finish(&self, sink: Sink, len: u64) -> Result<FillResult, FillError> {
+        match sink {
             Sink::Disk(partial) => self.keep(partial, len).await,
             Sink::Memory { hash, .. } => self.judge(hash.finish(), len),
         }
@@ -109,9 +188,9 @@ impl Filling {
         Ok(FillResult::Unkept)
     }
 
-    async fn begin(&self, len: u64) -> Result<Sink, FillError> {
+    async fn begin(&self, len: u64, note: Vec<u8>) -> Result<Sink, FillError> {
         let (store, digest) = (self.store.clone(), self.flow.digest);
-        match blocking(move || store.begin(digest, len)).await? {
+        match blocking(move || store.begin(digest, len, &note)).await? {
             Ok(partial) => {
                 self.flow.land_in(partial.reader());
                 Ok(Sink::Disk(partial))

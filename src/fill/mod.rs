@@ -48,7 +48,7 @@ pub use reader::{Reader, Step};
 
 use crate::access::Right;
 use crate::buffers::BufferPool;
-use crate::cache::{HeldBy, Store};
+use crate::cache::{HeldBy, Interrupted, Store};
 use crate::clock::Clock;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
 use crate::telemetry::{FillMetrics, Outcome};
@@ -168,6 +168,14 @@ struct Shared {
     verifiers: Arc<Semaphore>,
 }
 
+/// What is noted beside an unfinished download, to go on with it later.
+#[derive(serde::Deserialize, serde::Serialize)]
+struct Note {
+    upstream: String,
+    repository: String,
+    etag: Option<String>,
+}
+
 /// Where a fill's bytes come from, and how to tell that they still do.
 #[derive(Clone)]
 struct Origin {
@@ -188,6 +196,30 @@ impl Origin {
     /// The same place, with no memory of what was there.
     fn afresh(&self) -> Self {
         Self::new(self.upstream.clone(), self.repository.clone())
+    }
+
+    /// What is noted of it beside an unfinished download.
+    fn note(&self) -> Vec<u8> {
+        let note = Note {
+            upstream: self.upstream.name().to_string(),
+            repository: self.repository.to_string(),
+            etag: self
+                .validator
+                .get()
+                .and_then(|known| known.etag().map(str::to_owned)),
+        };
+        serde_json::to_vec(&note).unwrap_or_default()
+    }
+
+    /// The same place, held to the content that `note` was made of. What one repository's storage
+    /// calls a blob says nothing of another's.
+    fn held_to(&self, note: &Note, len: u64) -> Self {
+        let origin = self.afresh();
+        let is_here =
+            *note.upstream == **self.upstream.name() && note.repository == self.repository.as_str();
+        let etag = note.etag.clone().filter(|_| is_here);
+        let _ = origin.validator.set(Validator::new(etag, Some(len)));
+        origin
     }
 
     /// A body from `from` to `to` (or the end), of the content that was opened first.
@@ -481,18 +513,27 @@ impl Fills {
 
     /// Begins a fill, or joins the one that somebody began a moment ago.
     fn start(&self, pass: &Pass) -> (Outcome, Attendance) {
+        self.start_from(pass.digest, self.shared.origin(pass), pass.size)
+    }
+
+    fn start_from(
+        &self,
+        digest: Digest,
+        origin: Origin,
+        expected: Option<u64>,
+    ) -> (Outcome, Attendance) {
         let mut running = self.shared.running();
-        if let Some(flow) = running.get(&pass.digest) {
+        if let Some(flow) = running.get(&digest) {
             return (Outcome::Joined, flow.attend());
         }
-        let flow = Flow::new(pass.digest, Front::connecting(), None);
-        running.insert(pass.digest, Arc::clone(&flow));
+        let flow = Flow::new(digest, Front::connecting(), None);
+        running.insert(digest, Arc::clone(&flow));
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
             flow: Arc::clone(&flow),
-            origin: self.shared.origin(pass),
-            expected: pass.size,
+            origin,
+            expected,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
             patience: self.shared.options.patience,
@@ -502,6 +543,39 @@ impl Fills {
         (Outcome::Miss, attendance)
     }
 
+    /// The downloads that broke off and that nobody goes on with at the moment.
+    pub fn interrupted(&self) -> Vec<Interrupted> {
+        self.shared.store.interrupted()
+    }
+
+    /// Goes on with a download that broke off, for nobody in particular, to its end.
+    ///
+    /// # Errors
+    /// Why the blob is still not whole; what was fetched is kept for the next attempt, if upstream still
+    /// has that content.
+    ///
+    /// # Cancel safety
+    /// The fill goes on without the caller.
+    pub async fn go_on(&self, interrupted: &Interrupted) -> Result<(), FillError> {
+        let Some((note, repository)) = read_note(&interrupted.note) else {
+            return Ok(());
+        };
+        if *note.upstream != **self.shared.upstream.name() {
+            return Ok(());
+        }
+        let origin = Origin::new(self.shared.upstream.clone(), repository);
+        let (_, attendance) = self.start_from(interrupted.digest, origin, Some(interrupted.len));
+        let mut front = attendance.flow().subscribe();
+        let verdict = front
+            .wait_for(|front| matches!(front.phase, Phase::Verified { .. } | Phase::Failed(_)))
+            .await
+            .map_err(|_| FillError::Lost)?;
+        match &verdict.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            Phase::Connecting | Phase::Running { .. } | Phase::Verified { .. } => Ok(()),
+        }
+    }
+
     /// Waits until every fill that was begun has ended and its blob is kept, until `deadline` at the
     /// latest.
     pub async fn drain(&self, deadline: Instant) {
@@ -509,6 +583,12 @@ impl Fills {
         let all = u32::try_from(self.shared.options.max_fills).unwrap_or(u32::MAX);
         let _ = timeout_at(deadline, self.shared.slots.acquire_many(all)).await;
     }
+}
+
+fn read_note(note: &[u8]) -> Option<(Note, RepositoryName)> {
+    let note: Note = serde_json::from_slice(note).ok()?;
+    let repository = note.repository.parse().ok()?;
+    Some((note, repository))
 }
 
 /// The one range of a blob that is not whole on disk.

@@ -52,7 +52,7 @@ fn a_reader_follows_the_file_and_outlives_commit() {
     let scene = Scene::new();
     let store = scene.open();
     let content = content(2, 1000);
-    let mut partial = store.begin(Digest::of(&content), 1000).unwrap();
+    let mut partial = store.begin(Digest::of(&content), 1000, b"").unwrap();
     let reader = partial.reader();
     let mut buffer = [0; 2000];
     assert_eq!(reader.read_at(0, &mut buffer).unwrap(), 0);
@@ -72,7 +72,7 @@ fn u02_more_than_declared_fails_early_and_harms_nothing() {
     let scene = Scene::new();
     let store = scene.open();
     let content = content(3, 10);
-    let mut partial = store.begin(Digest::of(&content), 10).unwrap();
+    let mut partial = store.begin(Digest::of(&content), 10, b"").unwrap();
     let error = partial.append(&[0; 11]).unwrap_err();
     assert!(matches!(error, AppendError::TooLong { declared: 10 }));
     partial.append(&content).unwrap();
@@ -85,7 +85,7 @@ fn u01_u03_short_or_wrong_content_never_gets_a_name() {
     let store = scene.open();
     let content = content(4, 10);
     let digest = Digest::of(&content);
-    let mut partial = store.begin(digest, 10).unwrap();
+    let mut partial = store.begin(digest, 10, b"").unwrap();
     partial.append(&content[..9]).unwrap();
     let (mut partial, mismatch) = partial.verify().unwrap_err();
     let short = Mismatch::Length {
@@ -107,7 +107,7 @@ fn a_partial_given_up_hands_its_hash_on() {
     let scene = Scene::new();
     let store = scene.open();
     let content = content(5, 10);
-    let mut partial = store.begin(Digest::of(&content), 10).unwrap();
+    let mut partial = store.begin(Digest::of(&content), 10, b"").unwrap();
     partial.append(&content[..6]).unwrap();
     let (mut hasher, written) = partial.abandon();
     hasher.update(&content[usize::try_from(written).unwrap()..]);
@@ -267,7 +267,7 @@ fn d13_a_directory_that_vanishes_gives_misses_and_is_told() {
     drop(put(&store, &content));
     let away = scene.dir.path().with_extension("away");
     std::fs::rename(scene.dir.path(), &away).unwrap();
-    let error = store.begin(Digest::of(b"new"), 3).unwrap_err();
+    let error = store.begin(Digest::of(b"new"), 3, b"").unwrap_err();
     assert!(matches!(error, BeginError::Disk(_)));
     assert_eq!(store.health().degraded[0].0, Degradation::Missing);
     std::fs::rename(&away, scene.dir.path()).unwrap();

@@ -27,9 +27,9 @@ fn d04_what_is_in_use_is_not_evicted_and_what_does_not_fit_is_refused() {
     let (one, two) = (content(1, 45_000), content(2, 45_000));
     let first = put(&store, &one);
     let second = partial(&store, &two);
-    let error = store.begin(Digest::of(b"third"), 45_000).unwrap_err();
+    let error = store.begin(Digest::of(b"third"), 45_000, b"").unwrap_err();
     assert!(matches!(error, BeginError::NoRoom { .. }));
-    let error = store.begin(Digest::of(b"third"), 100_001).unwrap_err();
+    let error = store.begin(Digest::of(b"third"), 100_001, b"").unwrap_err();
     assert!(matches!(error, BeginError::TooLarge { limit: 100_000, .. }));
     let usage = store.usage();
     assert_eq!((usage.final_bytes, usage.temporary_bytes), (45_000, 45_000));
@@ -51,9 +51,9 @@ fn d17_a_partial_dropped_under_a_reader_counts_until_the_reader_is_done() {
     drop(partial);
     assert_eq!(scene.fills(), 0);
     assert_eq!(store.usage().unlinked_bytes, 60_000);
-    store.begin(Digest::of(b"second"), 60_000).unwrap_err();
+    store.begin(Digest::of(b"second"), 60_000, b"").unwrap_err();
     drop(reader);
-    store.begin(Digest::of(b"second"), 60_000).unwrap();
+    store.begin(Digest::of(b"second"), 60_000, b"").unwrap();
 }
 
 #[test]

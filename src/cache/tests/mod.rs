@@ -62,7 +62,7 @@ impl Scene {
 
 fn partial(store: &Store, content: &[u8]) -> Partial {
     let len = content.len() as u64;
-    let mut partial = store.begin(Digest::of(content), len).unwrap();
+    let mut partial = store.begin(Digest::of(content), len, b"").unwrap();
     for piece in content.chunks(256 << 10) {
         partial.append(piece).unwrap();
     }

@@ -68,7 +68,7 @@ proptest! {
                 Step::Put(n) | Step::Begin(n) => {
                     let content = blob_content(n);
                     let len = content.len() as u64;
-                    if let Ok(mut partial) = store.begin(Digest::of(&content), len) {
+                    if let Ok(mut partial) = store.begin(Digest::of(&content), len, b"") {
                         partial.append(&content).unwrap();
                         readers.push(partial.reader());
                         if matches!(step, Step::Put(_)) {

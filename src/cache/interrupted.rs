@@ -1,0 +1,237 @@
+//! Downloads that broke off, kept until somebody goes on with them.
+//!
+//! Beside the temporary file lies a note: what its owner needs to go on, in words of its own. The
+//! invariant: a file kept here is counted like any download, and nothing in it is believed: who takes
+//! it up hashes every byte again before it adds one. A file without a note that checks is debris.
+
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use crate::oci::Digest;
+
+use super::content::ContentFile;
+use super::frames::{Frames, Salt};
+use super::janitor::names_in;
+use super::layout::{self, FILLS};
+use super::lock;
+use super::partial::Partial;
+use super::store::{Shared, digest_of};
+
+/// Below this, in bytes, going on saves less than the note costs.
+const WORTH_A_NOTE: u64 = 1024 * 1024;
+
+/// Longest note that is read back, in bytes.
+const MAX_NOTE: u64 = 64 * 1024;
+
+/// How long a broken download waits for somebody to go on with it.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A download that broke off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interrupted {
+    /// What the whole is to hash to.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub len: u64,
+    /// What its owner noted when it began.
+    pub note: Bytes,
+}
+
+/// The downloads that broke off, by digest.
+pub(super) type Interruptions = HashMap<Digest, Kept>;
+
+#[derive(Debug)]
+pub(super) struct Kept {
+    name: String,
+    content: ContentFile,
+    written: u64,
+    note: Bytes,
+    since: SystemTime,
+}
+
+impl Shared {
+    /// Lays a note beside the temporary file `name`; false if there is none, and the download will not
+    /// outlive its task.
+    pub(super) fn write_note(&self, name: &str, digest: Digest, len: u64, note: &[u8]) -> bool {
+        if note.is_empty() || len < WORTH_A_NOTE {
+            return false;
+        }
+        let salt = Salt::random();
+        let mut bytes = salt.header().to_vec();
+        let mut payload = digest.as_bytes().to_vec();
+        payload.extend_from_slice(&len.to_le_bytes());
+        payload.extend_from_slice(note);
+        salt.append(&mut bytes, &payload);
+        let written = self
+            .layout
+            .directory(&FILLS)
+            .and_then(|fills| layout::create_file(&fills, &note_name(name)))
+            .and_then(|mut file| file.write_all(&bytes));
+        if let Err(error) = &written {
+            self.write_failed(error);
+        }
+        written.is_ok()
+    }
+
+    /// Keeps the file of a download that broke off after `written` bytes.
+    pub(super) fn suspend(&self, name: String, content: &ContentFile, written: u64, note: Bytes) {
+        let kept = Kept {
+            name,
+            content: content.clone(),
+            written,
+            note,
+            since: SystemTime::now(),
+        };
+        let displaced = lock(&self.interrupted).insert(content.digest(), kept);
+        if let Some(kept) = displaced {
+            self.discard(kept);
+        }
+    }
+
+    /// Hands out a broken download to go on with.
+    pub(super) fn take_interrupted(self: &Arc<Self>, digest: &Digest) -> Option<(Partial, Bytes)> {
+        let kept = lock(&self.interrupted).remove(digest)?;
+        let note = kept.note.clone();
+        let partial = Partial::again(
+            Arc::clone(self),
+            kept.content,
+            kept.name,
+            kept.written,
+            kept.note,
+        );
+        Some((partial, note))
+    }
+
+    pub(super) fn list_interrupted(&self) -> Vec<Interrupted> {
+        let interrupted = lock(&self.interrupted);
+        let mut list: Vec<_> = interrupted
+            .iter()
+            .map(|(digest, kept)| Interrupted {
+                digest: *digest,
+                len: kept.content.len(),
+                note: kept.note.clone(),
+            })
+            .collect();
+        list.sort_unstable_by_key(|interrupted| interrupted.digest);
+        list
+    }
+
+    /// Takes over what an earlier run left; reads the names under `fills/`, and one small file for
+    /// each download that broke off.
+    pub(super) fn adopt_interrupted(&self) {
+        let Ok(fills) = self.layout.directory(&FILLS) else {
+            return;
+        };
+        let names = names_in(&fills).unwrap_or_default();
+        for note_name in names.iter().filter(|name| name.ends_with(NOTE)) {
+            let name = note_name.trim_end_matches(NOTE);
+            let Some((digest, kept)) = self.adopt(&fills, name) else {
+                // The purge removes both.
+                continue;
+            };
+            let displaced = lock(&self.interrupted).insert(digest, kept);
+            if let Some(kept) = displaced {
+                self.discard(kept);
+            }
+        }
+    }
+
+    fn adopt(&self, fills: &OwnedFd, name: &str) -> Option<(Digest, Kept)> {
+        let digest = digest_of(name)?;
+        let (len, note) = read_note(fills, &note_name(name), digest).ok()??;
+        let file = layout::open_for_append(fills, name).ok()?;
+        let metadata = file.metadata().ok().filter(Metadata::is_file)?;
+        let written = metadata.len();
+        if written == 0 || written > len || metadata.nlink() != 1 {
+            return None;
+        }
+        // It is there already, whatever the limits say now: making room is the janitor's.
+        let space = self.ledger.reserve(len, u64::MAX, u64::MAX).ok()?;
+        space.allocated(metadata.blocks().saturating_mul(512));
+        let kept = Kept {
+            name: name.to_owned(),
+            content: ContentFile::new(file, digest, len, space),
+            written,
+            note,
+            since: metadata.modified().unwrap_or_else(|_| SystemTime::now()),
+        };
+        Some((digest, kept))
+    }
+
+    /// True if a file under `fills/` belongs to a download that is kept.
+    pub(super) fn is_kept(&self, name: &str) -> bool {
+        let name = name.strip_suffix(NOTE).unwrap_or(name);
+        digest_of(name).is_some_and(|digest| {
+            lock(&self.interrupted)
+                .get(&digest)
+                .is_some_and(|kept| kept.name == name)
+        })
+    }
+
+    /// Gives up the download that has waited longest; returns the bytes it took.
+    pub(super) fn discard_oldest(&self) -> u64 {
+        let mut interrupted = lock(&self.interrupted);
+        let oldest = interrupted
+            .iter()
+            .min_by_key(|(_, kept)| kept.since)
+            .map(|(digest, _)| *digest);
+        let Some(kept) = oldest.and_then(|digest| interrupted.remove(&digest)) else {
+            return 0;
+        };
+        drop(interrupted);
+        let freed = kept.content.len();
+        self.discard(kept);
+        freed
+    }
+
+    /// Gives up what nobody went on with in time. A clock that was set back keeps it longer.
+    pub(super) fn discard_expired(&self) {
+        let now = SystemTime::now();
+        let is_expired = |kept: &Kept| {
+            now.duration_since(kept.since)
+                .is_ok_and(|waited| waited > KEPT_FOR)
+        };
+        let expired: Vec<Kept> = lock(&self.interrupted)
+            .extract_if(|_, kept| is_expired(kept))
+            .map(|(_, kept)| kept)
+            .collect();
+        for kept in expired {
+            self.discard(kept);
+        }
+    }
+
+    fn discard(&self, kept: Kept) {
+        self.remove_temporary(kept.name, &kept.content);
+    }
+}
+
+const NOTE: &str = ".note";
+
+/// The name of the note beside the temporary file `name`.
+pub(super) fn note_name(name: &str) -> String {
+    format!("{name}{NOTE}")
+}
+
+/// The length and the owner's words of a note about `digest`; `None` if it does not check.
+fn read_note(fills: &OwnedFd, name: &str, digest: Digest) -> io::Result<Option<(u64, Bytes)>> {
+    let mut bytes = Vec::new();
+    let file = layout::open_file(fills, name)?;
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    file.take(MAX_NOTE).read_to_end(&mut bytes)?;
+    let payload = Frames::read(&bytes).and_then(|mut frames| frames.next());
+    Ok(payload.and_then(|(_, payload)| {
+        let (named, rest) = payload.split_first_chunk::<32>()?;
+        let (len, note) = rest.split_first_chunk::<8>()?;
+        let is_about = Digest::from_sha256(*named) == digest;
+        is_about.then(|| (u64::from_le_bytes(*len), Bytes::copy_from_slice(note)))
+    }))
+}

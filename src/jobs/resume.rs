@@ -1,0 +1,25 @@
+//! Going on with downloads that broke off: after a restart, and after an outage that outlasted the
+//! fill's own patience.
+
+use std::time::Duration;
+
+use crate::fill::Fills;
+
+/// Between two looks at what there is. A client that asks again goes on at once, so this only bounds
+/// how long a download waits that nobody asks for.
+const PAUSE: Duration = Duration::from_secs(15);
+
+/// Goes on with what broke off, one at a time, for as long as it is not dropped.
+///
+/// # Cancel safety
+/// Safe: a fill that was begun is its own.
+pub async fn resume(fills: Fills) {
+    loop {
+        for interrupted in fills.interrupted() {
+            if let Err(error) = fills.go_on(&interrupted).await {
+                tracing::debug!(oci.digest = %interrupted.digest, %error, "a broken download waits on");
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}

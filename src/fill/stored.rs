@@ -44,7 +44,11 @@ impl Fills {
                 Reader::new(range, source, self.shared.buffers.clone()),
             )
         };
-        let parts = match &want.ranges {
+        let ranges = want
+            .ranges
+            .as_ref()
+            .filter(|ranges| !ranges.repeat_content(size));
+        let parts = match ranges {
             None => Parts::Whole((size > 0).then(|| {
                 read(ByteRange {
                     start: 0,

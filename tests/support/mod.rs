@@ -12,6 +12,7 @@
 )]
 
 pub mod client;
+pub mod disk;
 pub mod image;
 pub mod pki;
 pub mod proxy;

@@ -92,7 +92,7 @@ impl Shared {
                 })
             }
         };
-        match (blob, pass.size) {
+        match (blob, pass.stated_size()) {
             (Some(blob), Some(size)) if blob.len() != size => {
                 let store = self.store.clone();
                 let damage = Damage::Length(size);

@@ -267,10 +267,10 @@ async fn blocking<T: Send + 'static>(
 
 /// Takes a fill off the map however its task ends, by panic as well, and then tells its readers why, so
 /// that whoever asks again begins anew.
-struct Landing {
-    shared: Arc<Shared>,
-    flow: Arc<Flow>,
-    outcome: Result<FillResult, FillError>,
+pub(super) struct Landing {
+    pub(super) shared: Arc<Shared>,
+    pub(super) flow: Arc<Flow>,
+    pub(super) outcome: Result<FillResult, FillError>,
 }
 
 impl Drop for Landing {

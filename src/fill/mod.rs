@@ -33,6 +33,8 @@ mod recorded;
 mod room;
 mod solo;
 mod stored;
+#[cfg(test)]
+mod tests;
 mod verifying;
 
 use std::collections::HashMap;

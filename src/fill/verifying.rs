@@ -114,10 +114,10 @@ fn hash(blob: &Blob) -> Result<Digest, FillError> {
 }
 
 /// Tells the verdict however the task ends, and lets the next reader find the file as it is then.
-struct Verdict {
-    shared: Arc<Shared>,
-    flow: Arc<Flow>,
-    phase: Option<Phase>,
+pub(super) struct Verdict {
+    pub(super) shared: Arc<Shared>,
+    pub(super) flow: Arc<Flow>,
+    pub(super) phase: Option<Phase>,
 }
 
 impl Drop for Verdict {

@@ -25,22 +25,61 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// for the network to go on while a piece is written.
 const CHUNKS_WAITING: usize = 4;
 
-/// The bytes of a blob in order, each once, whatever happens to the connections they come by.
-pub(super) struct Download {
+/// How to ask once more for the content that a transfer began with.
+#[derive(Clone)]
+pub(super) struct Again {
     origin: Origin,
     digest: Digest,
-    body: BlobBody,
     /// Size of the whole blob.
     len: u64,
+    /// How long a transfer may go without getting anywhere.
+    patience: Duration,
+    metrics: FillMetrics,
+}
+
+impl Again {
+    /// Size of the whole blob in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The bytes from `at` to `end`, of the same content or not at all.
+    ///
+    /// # Errors
+    /// The upstream's.
+    pub(super) async fn download(&self, at: u64, end: u64) -> Result<Download, FillError> {
+        Ok(Download {
+            body: self.open(at, end).await?,
+            again: self.clone(),
+            at,
+            end,
+            progress: (at, Instant::now()),
+            fruitless: 0,
+        })
+    }
+
+    async fn open(&self, at: u64, end: u64) -> Result<BlobBody, FillError> {
+        let to = (end < self.len).then_some(end);
+        let body = self.origin.open(self.digest, at, to).await?;
+        match body.total() {
+            Some(total) if total != self.len => Err(UpstreamError::ContentChanged.into()),
+            _ => Ok(body),
+        }
+    }
+}
+
+/// The bytes of a blob in order, each once, whatever happens to the connections they come by.
+pub(super) struct Download {
+    again: Again,
+    body: BlobBody,
     /// Offset of the next byte.
     at: u64,
+    /// Offset of the first byte that is not wanted.
+    end: u64,
     /// Offset and time at which the transfer was last known to get somewhere.
     progress: (u64, Instant),
     /// Continuations since then.
     fruitless: u32,
-    /// How long the transfer may go without getting anywhere.
-    patience: Duration,
-    metrics: FillMetrics,
 }
 
 impl Download {
@@ -63,21 +102,29 @@ impl Download {
             (declared, expected) => declared.or(expected).ok_or(FillError::UnknownSize)?,
         };
         Ok(Self {
-            origin,
-            digest,
+            again: Again {
+                origin,
+                digest,
+                len,
+                patience,
+                metrics,
+            },
             body,
-            len,
             at: 0,
+            end: len,
             progress: (0, Instant::now()),
             fruitless: 0,
-            patience,
-            metrics,
         })
     }
 
     /// The size of the blob in bytes.
     pub(super) fn len(&self) -> u64 {
-        self.len
+        self.again.len()
+    }
+
+    /// How others may ask for the same content.
+    pub(super) fn again(&self) -> Again {
+        self.again.clone()
     }
 
     /// Fetches in a task of its own, a few chunks ahead of whoever takes them; it ends when they do.
@@ -94,8 +141,15 @@ impl Download {
         receiver
     }
 
-    async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
-        while self.at < self.len {
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// What could not be continued past.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: what arrived would be lost.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
+        while self.at < self.end {
             let broken = match self.body.next().await {
                 Ok(Some(chunk)) => {
                     self.at += chunk.len() as u64;
@@ -103,7 +157,7 @@ impl Download {
                         self.progress = (self.at, Instant::now());
                         self.fruitless = 0;
                     }
-                    if self.at > self.len {
+                    if self.at > self.end {
                         return Err(UpstreamError::TooMuch.into());
                     }
                     return Ok(Some(chunk));
@@ -125,21 +179,20 @@ impl Download {
     async fn resume(&mut self, broken: UpstreamError) -> Result<(), FillError> {
         let mut last = broken;
         // The first continuation is always tried: time may have passed because nobody took the bytes.
-        while self.fruitless == 0 || self.progress.1.elapsed() < self.patience {
+        while self.fruitless == 0 || self.progress.1.elapsed() < self.again.patience {
             if self.fruitless > 0 {
                 let pause = PAUSES.0 * 2u32.pow((self.fruitless - 1).min(8));
                 let jitter = 0.75 + fastrand::f64() / 2.0;
                 tokio::time::sleep(pause.min(PAUSES.1).mul_f64(jitter)).await;
             }
             self.fruitless += 1;
-            tracing::info!(oci.digest = %self.digest, body.bytes = self.at, error = %last, "continuing a broken transfer");
-            match self.origin.open(self.digest, self.at, None).await {
-                Ok(body) if body.total().is_none_or(|total| total == self.len) => {
+            tracing::info!(oci.digest = %self.again.digest, body.bytes = self.at, error = %last, "continuing a broken transfer");
+            match self.again.open(self.at, self.end).await {
+                Ok(body) => {
                     self.body = body;
-                    self.metrics.resumed(ResumeResult::Resumed);
+                    self.again.metrics.resumed(ResumeResult::Resumed);
                     return Ok(());
                 }
-                Ok(_) => return Err(self.gave_up(UpstreamError::ContentChanged)),
                 Err(FillError::Upstream(error)) if error.retryable() => last = error,
                 Err(FillError::Upstream(error)) => return Err(self.gave_up(error)),
                 Err(error) => return Err(error),
@@ -149,7 +202,7 @@ impl Download {
     }
 
     fn gave_up(&self, error: UpstreamError) -> FillError {
-        self.metrics.resumed(match error {
+        self.again.metrics.resumed(match error {
             UpstreamError::ContentChanged => ResumeResult::Changed,
             _ => ResumeResult::Failed,
         });

@@ -91,7 +91,7 @@ impl Filling {
         )
         .await?;
         let len = download.len();
-        self.flow.restart(len);
+        self.flow.restart(download.again());
         let sink = self.begin(len).await?;
         match self.transfer(download, sink).await? {
             Sink::Disk(partial) => self.keep(partial, len).await,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
+use super::download::Again;
 use super::error::FillError;
 use super::front::{Front, Phase};
 use crate::cache::ContentFile;
@@ -35,6 +36,8 @@ pub(super) struct Flow {
 #[derive(Default)]
 struct Landed {
     file: Option<ContentFile>,
+    /// How to get them once more; a file that is only being verified has no need to.
+    again: Option<Again>,
     /// Set once the disk took no more.
     memory: Option<Memory>,
 }
@@ -64,7 +67,10 @@ impl Flow {
         Arc::new(Self {
             digest,
             front: watch::Sender::new(front),
-            bytes: Mutex::new(Landed { file, memory: None }),
+            bytes: Mutex::new(Landed {
+                file,
+                ..Landed::default()
+            }),
             readers: AtomicUsize::new(0),
             furthest: AtomicU64::new(0),
             moved: Notify::new(),
@@ -92,9 +98,13 @@ impl Flow {
             .send_modify(|front| front.contiguous = contiguous);
     }
 
-    /// For the task only: a transfer of `len` bytes begins, from zero.
-    pub(super) fn restart(&self, len: u64) {
-        *self.landed() = Landed::default();
+    /// For the task only: a transfer begins, from zero.
+    pub(super) fn restart(&self, again: Again) {
+        let len = again.len();
+        *self.landed() = Landed {
+            again: Some(again),
+            ..Landed::default()
+        };
         self.front.send_replace(Front {
             contiguous: 0,
             phase: Phase::Running { len },
@@ -180,6 +190,11 @@ impl Flow {
             }
             _ => Place::Gone,
         }
+    }
+
+    /// How a reader gets by itself what the window slid past.
+    pub(super) fn again(&self) -> Option<Again> {
+        self.landed().again.clone()
     }
 
     /// The hash of every byte before `offset`, if that is where memory takes over from the file: from

@@ -369,7 +369,7 @@ impl Fills {
             return Ok(Content {
                 size,
                 outcome,
-                parts: Parts::Whole(whole.map(|range| self.follow(pass, range, attendance))),
+                parts: Parts::Whole(whole.map(|range| self.follow(range, attendance))),
             });
         };
         if ranges.is_multiple() {
@@ -408,7 +408,7 @@ impl Fills {
         if let Some((outcome, attendance)) = fill
             && range.start <= attendance.flow().contiguous() + NEAR
         {
-            let reader = self.follow(pass, range, attendance);
+            let reader = self.follow(range, attendance);
             return Ok(Content {
                 size,
                 outcome,
@@ -474,8 +474,8 @@ impl Fills {
         }
     }
 
-    fn follow(&self, pass: &Pass, range: ByteRange, attendance: Attendance) -> Reader {
-        let following = Following::new(attendance, Some(self.shared.origin(pass)));
+    fn follow(&self, range: ByteRange, attendance: Attendance) -> Reader {
+        let following = Following::new(attendance);
         Reader::new(range, Source::Flow(following), self.shared.buffers.clone())
     }
 

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::Origin;
 use super::error::FillError;
 use super::flow::{Attendance, Place};
 use super::front::{Front, Phase};
@@ -59,20 +58,17 @@ pub(super) enum Source {
 pub(super) struct Following {
     attendance: Attendance,
     front: watch::Receiver<Front>,
-    /// How to go on alone; a file that is only being verified never needs it.
-    origin: Option<Origin>,
     /// The hash of every byte up to the reader's place, kept from where memory took over from the
     /// file: what a reader that goes on alone needs to check the whole.
     hash: Option<Hasher>,
 }
 
 impl Following {
-    pub(super) fn new(attendance: Attendance, origin: Option<Origin>) -> Self {
+    pub(super) fn new(attendance: Attendance) -> Self {
         let front = attendance.flow().subscribe();
         Self {
             attendance,
             front,
-            origin,
             hash: None,
         }
     }
@@ -274,18 +270,11 @@ impl Following {
     async fn alone(&mut self, at: u64, range: ByteRange) -> Result<Box<Solo>, FillError> {
         let flow = self.attendance.flow();
         let hash = self.hash.take().or_else(|| flow.hash_at(at));
-        let origin = self.origin.as_ref().ok_or(FillError::Unreadable)?;
-        let len = flow.len().ok_or(FillError::Lost)?;
-        let reaches_end = range.end == len;
-        let body = origin.open(flow.digest, at, Some(range.end)).await?;
-        let digest = flow.digest;
-        Ok(Box::new(Solo::new(
-            body,
-            digest,
-            at,
-            len,
-            hash.filter(|_| reaches_end),
-        )))
+        let again = flow.again().ok_or(FillError::Unreadable)?;
+        let len = again.len();
+        let hash = hash.filter(|_| range.end == len);
+        let download = again.download(at, range.end).await?;
+        Ok(Box::new(Solo::new(download, flow.digest, at, len, hash)))
     }
 }
 

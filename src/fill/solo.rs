@@ -2,18 +2,18 @@
 
 use bytes::Bytes;
 
+use super::download::Download;
 use super::error::FillError;
 use super::front::TAIL;
 use crate::oci::{Digest, Hasher};
-use crate::upstream::BlobBody;
 
-/// The rest of a blob, from an upstream body of the reader's own.
+/// The rest of a blob, from a transfer of the reader's own, continued past what breaks it.
 ///
 /// The reader was promised the end only after the digest agreed, so its last bytes are withheld here as
 /// well: until its own hash agrees. A reader that began in the middle has no hash of the whole; it is
-/// held to the validator of the fill's own body, which the upstream compared when this one was opened.
+/// held to the validator of the fill's own body, which is compared whenever a body of this transfer is opened.
 pub(super) struct Solo {
-    body: BlobBody,
+    download: Download,
     digest: Digest,
     /// Offset of the next byte from upstream.
     at: u64,
@@ -26,14 +26,14 @@ pub(super) struct Solo {
 
 impl Solo {
     pub(super) fn new(
-        body: BlobBody,
+        download: Download,
         digest: Digest,
         at: u64,
         len: u64,
         hash: Option<Hasher>,
     ) -> Self {
         Self {
-            body,
+            download,
             digest,
             at,
             len,
@@ -46,10 +46,10 @@ impl Solo {
     /// The next bytes to send; `None` at the end.
     ///
     /// # Errors
-    /// When the upstream breaks off, or the whole does not hash to the digest.
+    /// When the upstream breaks off for good, or the whole does not hash to the digest.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
         while !self.ended {
-            let Some(mut piece) = self.body.next().await? else {
+            let Some(mut piece) = self.download.next().await? else {
                 self.ended = true;
                 if self
                     .hash

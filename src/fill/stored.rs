@@ -37,7 +37,7 @@ impl Fills {
                     blob: blob.clone(),
                     store: store.clone(),
                 },
-                Believed::Flow(flow) => Source::Flow(Following::new(flow.attend(), None)),
+                Believed::Flow(flow) => Source::Flow(Following::new(flow.attend())),
             };
             (
                 range,

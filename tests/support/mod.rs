@@ -12,12 +12,14 @@
 )]
 
 pub mod client;
+pub mod disk;
 pub mod image;
 pub mod pki;
 pub mod proxy;
 pub mod real;
 pub mod sandbox;
 pub mod scene;
+pub mod stage;
 pub mod store;
 
 use std::future::Future;

@@ -17,7 +17,10 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use toml::{Table, Value as Toml};
 
-use super::{Client, DOMAIN, PATIENCE, Pki, store, within};
+use super::{Client, DOMAIN, PATIENCE, Pki, program, store, within};
+
+/// Makes a read-only mount of the current folder over itself.
+const READ_ONLY: &str = r#"mount --bind . . && mount -o remount,ro,bind "$PWD""#;
 
 /// A running proxy; killed when dropped.
 pub struct Proxy {
@@ -25,6 +28,8 @@ pub struct Proxy {
     pki: Arc<Pki>,
     config: Table,
     env: BTreeMap<String, String>,
+    /// What is mounted for the program alone, as a shell script.
+    mount: Option<String>,
     run: Run,
     earlier: Vec<Event>,
 }
@@ -45,6 +50,7 @@ pub struct Builder {
     config: Table,
     upstream: Table,
     env: BTreeMap<String, String>,
+    mount: Option<String>,
 }
 
 impl Proxy {
@@ -56,6 +62,7 @@ impl Proxy {
             config: Table::new(),
             upstream: Table::new(),
             env: BTreeMap::new(),
+            mount: None,
         }
         .listen(["https://127.0.0.1:0", "http://127.0.0.1:0"])
         .set("server.domains", vec![DOMAIN])
@@ -106,9 +113,14 @@ impl Proxy {
         self.dir.path()
     }
 
-    /// The folder of the cache.
+    /// The folder of the cache, as the running proxy sees it.
     pub fn cache_dir(&self) -> PathBuf {
-        self.dir.path().join("cache")
+        let cache = self.dir.path().join("cache");
+        if self.mount.is_none() {
+            return cache;
+        }
+        let root = PathBuf::from(format!("/proc/{}/root", self.pid()));
+        root.join(cache.strip_prefix("/").expect("an absolute path"))
     }
 
     /// The folder of the local CA.
@@ -167,13 +179,36 @@ impl Proxy {
             .expect("a killed child can be waited for");
         self.earlier
             .extend(self.run.events.borrow().iter().cloned());
-        self.run = Run::start(self.dir.path(), &self.config, &self.env);
+        self.run = Run::start(
+            self.dir.path(),
+            &self.config,
+            &self.env,
+            self.mount.as_deref(),
+        );
     }
 
     /// Changes the configuration for the next [`Proxy::restart`].
     pub fn set(&mut self, key: &str, value: impl Into<Toml>) {
         set(&mut self.config, key, value.into());
         write_config(self.dir.path(), &self.config);
+    }
+
+    /// The next [`Proxy::restart`] finds the folder of the cache read-only.
+    pub fn make_cache_read_only(&mut self) {
+        self.mount = Some(READ_ONLY.to_owned());
+    }
+
+    /// From now on the running proxy finds the folder of the cache read-only. It was built with
+    /// [`Builder::tmpfs`], so it alone is concerned.
+    pub fn remount_read_only(&self) {
+        let folder = self.dir.path().join("cache");
+        let done = Command::new(program("nsenter"))
+            .args(["--target", &self.pid().to_string(), "--mount"])
+            .args(["/bin/sh", "-ec"])
+            .arg(format!(r#"cd "$0"; {READ_ONLY}"#))
+            .arg(folder)
+            .status();
+        assert!(done.expect("start nsenter").success());
     }
 
     /// Everything it said so far, earlier starts included.
@@ -296,6 +331,12 @@ impl Builder {
         self
     }
 
+    /// The cache is on a tmpfs of its own, made anew with each start, with these mount options.
+    pub fn tmpfs(mut self, options: &str) -> Self {
+        self.mount = Some(format!("mount -t tmpfs -o mode=0700,{options} tmpfs ."));
+        self
+    }
+
     /// Starts it and waits until it listens.
     pub fn start(mut self) -> Proxy {
         let dir = TempDir::new().expect("a temporary directory");
@@ -311,12 +352,13 @@ impl Builder {
         let upstream = Toml::Array(vec![Toml::Table(self.upstream)]);
         self.config.insert("upstream".to_owned(), upstream);
         write_config(dir.path(), &self.config);
-        let run = Run::start(dir.path(), &self.config, &self.env);
+        let run = Run::start(dir.path(), &self.config, &self.env, self.mount.as_deref());
         Proxy {
             dir,
             pki: self.pki,
             config: self.config,
             env: self.env,
+            mount: self.mount,
             run,
             earlier: Vec::new(),
         }
@@ -324,8 +366,18 @@ impl Builder {
 }
 
 impl Run {
-    fn start(dir: &Path, config: &Table, env: &BTreeMap<String, String>) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ecr-proxy"))
+    fn start(
+        dir: &Path,
+        config: &Table,
+        env: &BTreeMap<String, String>,
+        mount: Option<&str>,
+    ) -> Self {
+        let executable = env!("CARGO_BIN_EXE_ecr-proxy");
+        let mut command = match mount {
+            None => Command::new(executable),
+            Some(script) => with_mount(&dir.join("cache"), script, executable),
+        };
+        let mut child = command
             .args(["serve", "--log-format", "json", "--config"])
             .arg(dir.join("config.toml"))
             .current_dir("/")
@@ -400,6 +452,21 @@ impl Run {
             }
         }
     }
+}
+
+/// The program in a mount namespace where `script` has mounted something, for which `folder` is the
+/// current one; `exec` keeps the process id.
+fn with_mount(folder: &Path, script: &str, executable: &str) -> Command {
+    fs::create_dir_all(folder).expect("the directory is writable");
+    let mut command = Command::new(program("unshare"));
+    command
+        .args(["--mount", "--propagation", "private", "/bin/sh", "-ec"])
+        .arg(format!(
+            r#"PATH=/usr/sbin:/usr/bin:/sbin:/bin; cd "$0"; {script}; cd /; exec "$@""#
+        ))
+        .arg(folder)
+        .arg(executable);
+    command
 }
 
 /// How many listeners a configuration asks for, the admin listener included.

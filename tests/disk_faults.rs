@@ -1,0 +1,497 @@
+//! A disk that is full, failing, slow or read-only costs the cache and never the client: what it was
+//! promised arrives whole and right, nothing half-written stays, and caching resumes by itself.
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use ecr_proxy::simulator::{BlobSource, Fault, Listener, Pattern, Simulator};
+use support::disk::{Ballast, Injection, available, occupied};
+use support::image::REPOSITORY;
+use support::store::files_below;
+use support::{Answer, Client, Connection, Proxy, within};
+
+const MIB: u64 = 1 << 20;
+
+async fn simulator() -> Simulator {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    simulator.create_repository(REPOSITORY);
+    simulator
+}
+
+/// A blob of `len` bytes at the upstream: its digest, and what clients ask for.
+fn blob(simulator: &Simulator, seed: u64, len: u64) -> (String, String) {
+    let digest = simulator.put_blob(REPOSITORY, BlobSource::generated(seed, len));
+    let target = format!("/v2/{REPOSITORY}/blobs/{digest}");
+    (digest, target)
+}
+
+fn assert_whole(answer: &Answer, digest: &str) {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(answer.clean_end, "cut after {} bytes", answer.body.len());
+    assert_eq!(answer.digest(), digest);
+}
+
+fn outcome(answer: &Answer) -> Option<&str> {
+    answer.header("x-cache")
+}
+
+/// The sum of a metric's samples.
+async fn metric(proxy: &Proxy, name: &str, labels: &[&str]) -> f64 {
+    proxy.metrics().await.sum(name, labels)
+}
+
+/// Asks again until `condition` holds.
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    within(what, async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// Until no fill runs any more.
+async fn idle(proxy: &Proxy) {
+    until("every fill ends", async || {
+        let metrics = proxy.metrics().await;
+        assert!(metrics.has("ecr_proxy_fills_active"));
+        metrics.sum("ecr_proxy_fills_active", &[]) == 0.0
+    })
+    .await;
+}
+
+/// Nothing is left of a fill that was not kept.
+fn assert_no_temporaries(proxy: &Proxy) {
+    let left = files_below(&proxy.cache_dir().join("fills"));
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// The next pull is kept, and the one after it comes from disk.
+async fn assert_caching(proxy: &Proxy, simulator: &Simulator, seed: u64) {
+    let (digest, target) = blob(simulator, seed, MIB);
+    let first = proxy.client().get(&target).await;
+    assert_whole(&first, &digest);
+    idle(proxy).await;
+    let again = proxy.client().get(&target).await;
+    assert_whole(&again, &digest);
+    assert_eq!(
+        (outcome(&first), outcome(&again)),
+        (Some("miss"), Some("hit"))
+    );
+    proxy.assert_blobs_are_sound();
+    assert_no_temporaries(proxy);
+}
+
+/// Several at once, as one fill.
+async fn pull_together(client: &Client, target: &str, count: usize) -> Vec<Answer> {
+    futures_util::future::join_all((0..count).map(|_| client.get(target))).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d01_a_full_disk_costs_no_client_a_byte_and_caching_resumes_with_the_room() {
+    let simulator = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .tmpfs("size=24m")
+        .start();
+    let (digest, target) = blob(&simulator, 1, 12 * MIB);
+    let ballast = Ballast::leaving(&proxy.cache_dir(), 5 * MIB);
+    for answer in pull_together(&proxy.client(), &target, 4).await {
+        assert_whole(&answer, &digest);
+    }
+    idle(&proxy).await;
+    assert_no_temporaries(&proxy);
+    assert!(proxy.assert_blobs_are_sound().is_empty());
+    assert_eq!(
+        metric(&proxy, "ecr_proxy_fills_total", &[r#"result="unkept""#]).await,
+        1.0
+    );
+    drop(ballast);
+    assert_caching(&proxy, &simulator, 2).await;
+    assert_whole(&proxy.client().get(&target).await, &digest);
+    idle(&proxy).await;
+    assert_eq!(outcome(&proxy.client().get(&target).await), Some("hit"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d01_d05_a_write_that_fails_at_any_piece_costs_no_client_a_byte() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    for (round, (errno, when)) in [
+        ("ENOSPC", "1"),
+        ("ENOSPC", "4"),
+        ("EIO", "1"),
+        ("EIO", "2"),
+        ("EIO", "3"),
+        ("EIO", "5+"),
+        ("EIO", "1+"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = metric(&proxy, "ecr_proxy_cache_commits_total", &[]).await;
+        let failed = metric(&proxy, "ecr_proxy_cache_write_errors_total", &[]).await;
+        let (digest, target) = blob(&simulator, 100 + round as u64, 12 * MIB);
+        let injection = Injection::into(&proxy, [&*format!("pwrite64:error={errno}:when={when}")]);
+        for answer in pull_together(&proxy.client(), &target, 3).await {
+            assert_whole(&answer, &digest);
+        }
+        idle(&proxy).await;
+        drop(injection);
+        let commits = metric(&proxy, "ecr_proxy_cache_commits_total", &[]).await;
+        assert_eq!(commits, before, "{errno} at {when}");
+        let now = metric(&proxy, "ecr_proxy_cache_write_errors_total", &[]).await;
+        assert!(now > failed, "{errno} at {when} met no write");
+        assert_no_temporaries(&proxy);
+    }
+    assert_caching(&proxy, &simulator, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d03_a_file_system_without_inodes_is_a_full_disk() {
+    let simulator = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .tmpfs("size=64m,nr_inodes=200")
+        .start();
+    let folder = proxy.cache_dir().join("inodes");
+    fs::create_dir(&folder).expect("an inode is left");
+    let full = (0..).find(|n| fs::write(folder.join(n.to_string()), "").is_err());
+    assert!(full.is_some_and(|n| n > 0));
+    assert!(available(&folder) > 32 * MIB);
+    let (digest, target) = blob(&simulator, 1, 3 * MIB);
+    for answer in pull_together(&proxy.client(), &target, 3).await {
+        assert_whole(&answer, &digest);
+    }
+    idle(&proxy).await;
+    assert!(proxy.assert_blobs_are_sound().is_empty());
+    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    assert_eq!(ready.status, 200);
+    assert!(ready.text().contains("full"), "{}", ready.text());
+    fs::remove_dir_all(&folder).expect("remove what took the inodes");
+    assert_caching(&proxy, &simulator, 2).await;
+    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    assert!(!ready.text().contains("full"), "{}", ready.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d04_the_quota_holds_at_every_moment_with_temporary_and_nameless_files_counted() {
+    const CAP: u64 = 20 * MIB;
+    const SLACK: u64 = MIB;
+    let simulator = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .tmpfs("size=256m")
+        .set("cache.max_size", CAP as i64)
+        .start();
+    let folder = proxy.cache_dir();
+    let blobs: Vec<_> = (0..10).map(|n| blob(&simulator, n, 12 * MIB)).collect();
+    let client = proxy.client();
+    let sample = async {
+        let mut highest = 0;
+        loop {
+            highest = occupied(&folder).max(highest);
+            assert!(highest <= CAP + SLACK, "{highest} bytes on disk");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let pulls = async {
+        for wave in blobs.chunks(3) {
+            let answers = wave.iter().map(|(_, target)| client.get(target));
+            for (answer, (digest, _)) in futures_util::future::join_all(answers)
+                .await
+                .iter()
+                .zip(wave)
+            {
+                assert_whole(answer, digest);
+            }
+            idle(&proxy).await;
+        }
+    };
+    tokio::select! {
+        never = sample => never,
+        () = pulls => {}
+    }
+    let kept = proxy.assert_blobs_are_sound();
+    assert_eq!(kept.len(), 1, "one of them fits");
+    assert!(metric(&proxy, "ecr_proxy_cache_evictions_total", &[]).await >= 1.0);
+    let counted = |state: &'static str| {
+        let proxy = &proxy;
+        async move { metric(proxy, "ecr_proxy_cache_bytes", &[state]).await }
+    };
+    assert_eq!(counted(r#"state="final""#).await, (12 * MIB) as f64);
+    assert_eq!(counted(r#"state="temporary""#).await, 0.0);
+    until("nobody holds a file without a name", async || {
+        counted(r#"state="unlinked""#).await == 0.0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d02_d06_a_file_whose_sync_fails_is_discarded_and_not_synced_again() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    for (seed, errno) in [(1, "EIO"), (2, "ENOSPC")] {
+        let (digest, target) = blob(&simulator, seed, 2 * MIB);
+        let injection = Injection::into(&proxy, [&*format!("fsync:error={errno}:when=1")]);
+        assert_whole(&proxy.client().get(&target).await, &digest);
+        idle(&proxy).await;
+        drop(injection);
+        assert!(!proxy.assert_blobs_are_sound().contains(&digest));
+        assert_no_temporaries(&proxy);
+        let label = format!(r#"errno="{errno}""#);
+        let errors = metric(&proxy, "ecr_proxy_cache_write_errors_total", &[]).await;
+        let same = metric(&proxy, "ecr_proxy_cache_write_errors_total", &[&label]).await;
+        assert!(same >= 1.0, "{errors} errors, none of them {label}");
+        assert_eq!(outcome(&proxy.client().get(&target).await), Some("miss"));
+        idle(&proxy).await;
+        assert_eq!(outcome(&proxy.client().get(&target).await), Some("hit"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d07_a_failed_rename_or_directory_sync_means_not_cached_and_nothing_is_copied() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    // The second sync of a commit is the directory's that a shard is made in, or the shard's own.
+    for (seed, expression) in [
+        (1, "renameat:error=EIO"),
+        (2, "renameat:error=EXDEV"),
+        (3, "renameat:error=ENOENT"),
+        (4, "fsync:error=EIO:when=2"),
+        (5, "fsync:error=EIO:when=3"),
+    ] {
+        let (digest, target) = blob(&simulator, seed, 2 * MIB);
+        let injection = Injection::into(&proxy, [expression, "renameat2:error=EIO"]);
+        assert_whole(&proxy.client().get(&target).await, &digest);
+        idle(&proxy).await;
+        drop(injection);
+        assert!(
+            !proxy.assert_blobs_are_sound().contains(&digest),
+            "{expression}"
+        );
+        assert_no_temporaries(&proxy);
+        assert_eq!(outcome(&proxy.client().get(&target).await), Some("miss"));
+        idle(&proxy).await;
+        assert_eq!(outcome(&proxy.client().get(&target).await), Some("hit"));
+    }
+    assert_eq!(
+        metric(&proxy, "ecr_proxy_cache_commits_total", &[]).await,
+        5.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d08_a_file_that_cannot_be_read_ends_abnormally_and_is_fetched_again() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    for (seed, when) in [(1, "1+"), (2, "4+"), (3, "8+")] {
+        let (digest, target) = blob(&simulator, seed, 8 * MIB);
+        assert_whole(&proxy.client().get(&target).await, &digest);
+        idle(&proxy).await;
+        let quarantined = metric(&proxy, "ecr_proxy_cache_quarantined_total", &[]).await;
+        // TLS reads through buffers; both calls that read at an offset fail.
+        let expressions =
+            ["preadv2", "pread64"].map(|call| format!("{call}:error=EIO:when={when}"));
+        let injection = Injection::into(&proxy, expressions.iter().map(String::as_str));
+        let mut connection = proxy.tls_client().start("GET", &target, &[]).await;
+        // Where the very first read fails, the head may not have left either.
+        if let Ok(broken) = connection.answer("GET").await {
+            assert!(!broken.clean_end, "no read failed");
+        }
+        drop(injection);
+        until("the entry is taken away", async || {
+            metric(&proxy, "ecr_proxy_cache_quarantined_total", &[]).await > quarantined
+        })
+        .await;
+        let again = proxy.tls_client().get(&target).await;
+        assert_whole(&again, &digest);
+        assert_eq!(outcome(&again), Some("miss"));
+        idle(&proxy).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d11_a_disk_that_turns_read_only_serves_what_it_has_and_passes_the_rest_through() {
+    let simulator = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .tmpfs("size=64m")
+        .start();
+    let (kept, kept_target) = blob(&simulator, 1, MIB);
+    assert_whole(&proxy.client().get(&kept_target).await, &kept);
+    idle(&proxy).await;
+    proxy.remount_read_only();
+    assert_read_only(&proxy, &simulator, &kept, &kept_target).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d11_a_disk_that_is_read_only_at_start_serves_what_it_has_and_passes_the_rest_through() {
+    let simulator = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    let (kept, kept_target) = blob(&simulator, 1, MIB);
+    assert_whole(&proxy.client().get(&kept_target).await, &kept);
+    idle(&proxy).await;
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    proxy.make_cache_read_only();
+    proxy.restart();
+    assert_read_only(&proxy, &simulator, &kept, &kept_target).await;
+}
+
+async fn assert_read_only(proxy: &Proxy, simulator: &Simulator, kept: &str, kept_target: &str) {
+    let (digest, target) = blob(simulator, 2, 3 * MIB);
+    for answer in pull_together(&proxy.client(), &target, 3).await {
+        assert_whole(&answer, &digest);
+    }
+    let hit = proxy.client().get(kept_target).await;
+    assert_whole(&hit, kept);
+    assert_eq!(outcome(&hit), Some("hit"));
+    idle(proxy).await;
+    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    assert_eq!(ready.status, 200);
+    assert!(ready.text().contains("read-only"), "{}", ready.text());
+    let strict = Client::plain(proxy.admin()).get("/readyz?strict").await;
+    assert_eq!(strict.status, 503);
+    assert_eq!(proxy.assert_blobs_are_sound(), [kept]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d12_no_byte_waits_for_a_slow_sync() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let (digest, target) = blob(&simulator, 1, 4 * MIB);
+    // Longer than everything else together takes, and no more: the fill has to end.
+    let injection = Injection::into(&proxy, ["fsync:delay_enter=3000000:when=1"]);
+    let began = Instant::now();
+    assert_whole(&proxy.client().get(&target).await, &digest);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(
+        metric(&proxy, "ecr_proxy_fills_active", &[]).await > 0.0,
+        "no sync was slow"
+    );
+    idle(&proxy).await;
+    drop(injection);
+    assert_eq!(outcome(&proxy.client().get(&target).await), Some("hit"));
+}
+
+/// A client that reads nothing beyond the head until it is told to.
+async fn slow_reader(proxy: &Proxy, target: &str) -> (Connection, support::client::Head) {
+    let mut connection = proxy.client().start("GET", target, &[]).await;
+    let head = connection.head().await.expect("a head");
+    assert_eq!(head.status, 200);
+    (connection, head)
+}
+
+/// Reads the rest at last.
+async fn catch_up((mut connection, head): (Connection, support::client::Head), digest: &str) {
+    let (body, clean_end) = connection.body("GET", &head).await;
+    assert!(clean_end, "cut after {} bytes", body.len());
+    assert_eq!(support::store::digest(&body), digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d17_a_reader_keeps_its_file_and_its_bytes_stay_counted_until_it_has_closed_it() {
+    const LEN: u64 = 24 * MIB;
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let (digest, target) = blob(&simulator, 1, LEN);
+    assert_whole(&proxy.client().get(&target).await, &digest);
+    idle(&proxy).await;
+    let reader = slow_reader(&proxy, &target).await;
+    let hex = digest.trim_start_matches("sha256:");
+    fs::remove_file(
+        proxy
+            .cache_dir()
+            .join("blobs/sha256")
+            .join(&hex[..2])
+            .join(hex),
+    )
+    .expect("the blob is there");
+    let again = proxy.client().get(&target).await;
+    assert_whole(&again, &digest);
+    assert_eq!(outcome(&again), Some("miss"));
+    let unlinked = [r#"state="unlinked""#];
+    assert_eq!(
+        metric(&proxy, "ecr_proxy_cache_bytes", &unlinked).await,
+        LEN as f64
+    );
+    catch_up(reader, &digest).await;
+    until("its bytes are given back", async || {
+        metric(&proxy, "ecr_proxy_cache_bytes", &unlinked).await == 0.0
+    })
+    .await;
+    assert_eq!(
+        metric(&proxy, "ecr_proxy_cache_bytes", &[r#"state="final""#]).await,
+        LEN as f64
+    );
+}
+
+/// The ranges with which storage was asked for `digest`, the fill's own whole left out.
+fn ranges_asked(simulator: &Simulator, digest: &str) -> Vec<String> {
+    let journal = simulator.journal().snapshot();
+    let of_blob = journal
+        .iter()
+        .filter(|e| e.listener == Listener::Storage && e.digest.as_deref() == Some(digest));
+    of_blob
+        .filter_map(|e| e.header("range").map(str::to_owned))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_too_slow_for_a_fill_without_a_disk_goes_on_by_a_range_of_its_own() {
+    const LEN: u64 = 40 * MIB;
+    let simulator = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .tmpfs("size=8m")
+        .start();
+    let (digest, target) = blob(&simulator, 1, LEN);
+    let slow = slow_reader(&proxy, &target).await;
+    assert_whole(&proxy.client().get(&target).await, &digest);
+    idle(&proxy).await;
+    assert!(ranges_asked(&simulator, &digest).is_empty());
+    catch_up(slow, &digest).await;
+    assert_eq!(ranges_asked(&simulator, &digest).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u08_a_reader_that_goes_on_alone_is_continued_past_a_broken_transfer() {
+    const LEN: u64 = 40 * MIB;
+    let simulator = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .tmpfs("size=8m")
+        .start();
+    let (digest, target) = blob(&simulator, 1, LEN);
+    let slow = slow_reader(&proxy, &target).await;
+    assert_whole(&proxy.client().get(&target).await, &digest);
+    idle(&proxy).await;
+    let faults = simulator.faults();
+    let ranged = faults.on(Listener::Storage, "GET", Pattern::digest(&digest));
+    ranged.times(1).then(Fault::ResetAfter(4 * MIB));
+    catch_up(slow, &digest).await;
+    assert_eq!(ranges_asked(&simulator, &digest).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u03_a_reader_that_goes_on_alone_never_ends_cleanly_with_wrong_bytes() {
+    const LEN: u64 = 40 * MIB;
+    let simulator = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .tmpfs("size=8m")
+        .start();
+    let (digest, target) = blob(&simulator, 1, LEN);
+    let (mut slow, head) = slow_reader(&proxy, &target).await;
+    assert_whole(&proxy.client().get(&target).await, &digest);
+    idle(&proxy).await;
+    let faults = simulator.faults();
+    let ranged = faults.on(Listener::Storage, "GET", Pattern::digest(&digest));
+    ranged.then(Fault::Corrupt(MIB));
+    let (_, clean_end) = slow.body("GET", &head).await;
+    assert!(!clean_end, "wrong bytes look whole");
+}

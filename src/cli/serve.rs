@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use prometheus_client::metrics::counter::Counter;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::service::Service;
 use super::settings::Settings;
@@ -36,6 +37,7 @@ pub(super) fn run(
     let _log = Log::start(args.log_format, config.log_filter.as_deref(), dropped)
         .map_err(|error| Failure::Usage(error.to_string()))?;
     count_panics(metrics.panics.clone());
+    raise_descriptor_limit(config.server_options().max_connections);
     announce(&config);
     super::runtime()?.block_on(async {
         let signals = Signals::watch()?;
@@ -71,6 +73,27 @@ fn count_panics(panics: Counter) {
             "panic"
         );
     }));
+}
+
+/// Takes every file descriptor the system grants: a connection holds one, and so does each open blob and
+/// each connection upstream.
+fn raise_descriptor_limit(max_connections: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    let granted = limit.maximum.unwrap_or(u64::MAX);
+    if limit.current.is_some_and(|current| current < granted) {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+        }
+    }
+    let wanted = 2 * max_connections as u64;
+    if granted < wanted {
+        tracing::warn!(
+            limit = granted,
+            wanted,
+            "the limit of open files is low for the connections allowed"
+        );
+    }
 }
 
 /// Tells the log the effective values and what is odd about them.

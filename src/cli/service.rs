@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -174,6 +175,7 @@ impl Service {
             tracing::info!(listen.addr = %address, "listening");
         }
         self.readiness.enter(Phase::Serving);
+        tell_supervisor(NotifyState::Ready);
 
         let drain_timeout = self.options.drain_timeout;
         let listeners = std::mem::take(&mut self.listeners);
@@ -184,6 +186,7 @@ impl Service {
             shutdown.await;
             tracing::info!("draining");
             readiness.enter(Phase::Draining);
+            tell_supervisor(NotifyState::Stopping);
             draining.send_replace(Some(Instant::now()));
         };
         let serving = server::run(listeners, door, options, self.metrics.clone(), shutdown);
@@ -233,6 +236,13 @@ impl Service {
             .and_then(|end| end.duration_since(UNIX_EPOCH).ok())
             .map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
         self.certificate_expiry.set(seconds);
+    }
+}
+
+/// Tells systemd how far we are, where it listens (`Type=notify`).
+fn tell_supervisor(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager could not be told");
     }
 }
 

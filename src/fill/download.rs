@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Origin;
 use super::error::FillError;
@@ -11,16 +12,13 @@ use crate::oci::Digest;
 use crate::telemetry::{FillMetrics, ResumeResult};
 use crate::upstream::{BlobBody, UpstreamError};
 
-/// How often a transfer is continued without getting anywhere before it is given up. With the pauses
-/// between them, five cover an upstream that is away for about six seconds; a longer outage is told to
-/// the client, whose own retry finds the cache again.
-const FRUITLESS_RESUMES: u32 = 5;
-
 /// What counts as getting somewhere, in bytes: a link that dies after less than this each time would
 /// otherwise be tried for ever at a dreadful rate.
 const PROGRESS: u64 = 256 * 1024;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// The pauses between fruitless continuations: the first is short because most breaks are of one
+/// connection, the longest bounds both what an outage costs the upstream and how late its end is noticed.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 
 /// How many chunks may wait between the network and the disk. A chunk is at most what one read of the
 /// socket gives (some 400 KiB), so this bounds the memory of a fill whose disk is slow, and is enough
@@ -34,6 +32,8 @@ pub(super) struct Again {
     digest: Digest,
     /// Size of the whole blob.
     len: u64,
+    /// How long a transfer may go without getting anywhere.
+    patience: Duration,
     metrics: FillMetrics,
 }
 
@@ -53,7 +53,7 @@ impl Again {
             again: self.clone(),
             at,
             end,
-            resumed_at: at,
+            progress: (at, Instant::now()),
             fruitless: 0,
         })
     }
@@ -76,8 +76,9 @@ pub(super) struct Download {
     at: u64,
     /// Offset of the first byte that is not wanted.
     end: u64,
-    /// Offset at which the last continuation began.
-    resumed_at: u64,
+    /// Offset and time at which the transfer was last known to get somewhere.
+    progress: (u64, Instant),
+    /// Continuations since then.
     fruitless: u32,
 }
 
@@ -90,6 +91,7 @@ impl Download {
         origin: Origin,
         digest: Digest,
         expected: Option<u64>,
+        patience: Duration,
         metrics: FillMetrics,
     ) -> Result<Self, FillError> {
         let body = origin.open(digest, 0, None).await?;
@@ -104,12 +106,13 @@ impl Download {
                 origin,
                 digest,
                 len,
+                patience,
                 metrics,
             },
             body,
             at: 0,
             end: len,
-            resumed_at: 0,
+            progress: (0, Instant::now()),
             fruitless: 0,
         })
     }
@@ -150,6 +153,10 @@ impl Download {
             let broken = match self.body.next().await {
                 Ok(Some(chunk)) => {
                     self.at += chunk.len() as u64;
+                    if self.at - self.progress.0 >= PROGRESS {
+                        self.progress = (self.at, Instant::now());
+                        self.fruitless = 0;
+                    }
                     if self.at > self.end {
                         return Err(UpstreamError::TooMuch.into());
                     }
@@ -170,21 +177,19 @@ impl Download {
 
     /// Continues at the first byte that is missing, from the same content or not at all.
     async fn resume(&mut self, broken: UpstreamError) -> Result<(), FillError> {
-        if self.at - self.resumed_at >= PROGRESS {
-            self.fruitless = 0;
-        }
         let mut last = broken;
-        while self.fruitless < FRUITLESS_RESUMES {
+        // The first continuation is always tried: time may have passed because nobody took the bytes.
+        while self.fruitless == 0 || self.progress.1.elapsed() < self.again.patience {
             if self.fruitless > 0 {
-                let pause = FIRST_PAUSE * 2u32.pow(self.fruitless - 1);
-                tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+                let pause = PAUSES.0 * 2u32.pow((self.fruitless - 1).min(8));
+                let jitter = 0.75 + fastrand::f64() / 2.0;
+                tokio::time::sleep(pause.min(PAUSES.1).mul_f64(jitter)).await;
             }
             self.fruitless += 1;
             tracing::info!(oci.digest = %self.again.digest, body.bytes = self.at, error = %last, "continuing a broken transfer");
             match self.again.open(self.at, self.end).await {
                 Ok(body) => {
                     self.body = body;
-                    self.resumed_at = self.at;
                     self.again.metrics.resumed(ResumeResult::Resumed);
                     return Ok(());
                 }

@@ -23,7 +23,7 @@ pub enum FillError {
     /// The upstream declares no size, and no manifest tells it.
     #[error("the size of the blob is not known")]
     UnknownSize,
-    /// The fill did not begin in time: more fills wait than may run at once.
+    /// The head of the upstream's answer did not come in time, or more fills wait than may run at once.
     #[error("the fill did not begin in time")]
     TooSlow,
     /// The file on disk could not be read to its end.

@@ -31,6 +31,8 @@ pub(super) struct Filling {
     pub(super) expected: Option<u64>,
     pub(super) store: Store,
     pub(super) buffers: BufferPool,
+    /// How long the transfer may go without getting anywhere.
+    pub(super) patience: Duration,
     pub(super) metrics: FillMetrics,
 }
 
@@ -80,7 +82,14 @@ impl Filling {
 
     async fn attempt(&self) -> Result<FillResult, FillError> {
         let (origin, metrics) = (self.origin.afresh(), self.metrics.clone());
-        let download = Download::open(origin, self.flow.digest, self.expected, metrics).await?;
+        let download = Download::open(
+            origin,
+            self.flow.digest,
+            self.expected,
+            self.patience,
+            metrics,
+        )
+        .await?;
         let len = download.len();
         self.flow.restart(download.again());
         let sink = self.begin(len).await?;

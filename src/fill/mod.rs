@@ -76,6 +76,10 @@ pub struct FillOptions {
     /// How long a request waits for the head of an upstream's answer. Below the 30 s after which
     /// containerd gives up.
     pub head_deadline: Duration,
+    /// How long a broken or stalled transfer is continued without getting anywhere, before every
+    /// reader is told. Beyond the time for which the upstream waits for one body, so that one stalled
+    /// connection is not the end.
+    pub patience: Duration,
     /// A repository's record of a digest, where it rests on upstream's word, is asked for again in the
     /// background after this.
     pub record_ttl: Duration,
@@ -90,6 +94,7 @@ impl Default for FillOptions {
         Self {
             max_fills: 64,
             head_deadline: Duration::from_secs(25),
+            patience: Duration::from_secs(60),
             record_ttl: Duration::from_secs(24 * 60 * 60),
             tag_ttl: Duration::from_secs(5),
             absent_ttl: Duration::from_secs(5),
@@ -490,6 +495,7 @@ impl Fills {
             expected: pass.size,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
+            patience: self.shared.options.patience,
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared));

@@ -186,7 +186,7 @@ fn of_content(error: &FillError) -> Answer {
         FillError::UnknownSize => wrong("upstream does not tell the size of the blob"),
         FillError::TooSlow => later(
             StatusCode::GATEWAY_TIMEOUT,
-            "too many downloads are waiting for their turn",
+            "the content did not come in time",
             Some(SOON),
         ),
         FillError::Unreadable | FillError::Lost | FillError::Abandoned => later(

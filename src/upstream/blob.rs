@@ -113,7 +113,10 @@ impl Upstream {
         let question = blob_question(Kind::BlobProbe, repository, digest)?;
         let answer = self.shared.ask(&question).await?;
         match answer.status() {
-            StatusCode::OK => Ok(answer.content_length()),
+            StatusCode::OK if self.may_serve_blobs() && !is_page(answer.headers()) => {
+                Ok(answer.content_length())
+            }
+            StatusCode::OK => Err(UpstreamError::Wrong(Wrong::Malformed)),
             status if is_redirect(status) => {
                 answer.discard().await;
                 Ok(None)
@@ -150,6 +153,15 @@ impl Upstream {
         }
     }
 
+    /// ECR sends every blob from storage: a 200 to GET is somebody else's, such as the page of a network
+    /// that wants a login, and must prove nothing.
+    fn may_serve_blobs(&self) -> bool {
+        match self.shared.registry.kind() {
+            RegistryKind::Ecr(_) | RegistryKind::EcrPublic => false,
+            RegistryKind::DockerHub | RegistryKind::Other => true,
+        }
+    }
+
     /// `None` where HEAD tells nothing: only what GET says is a no.
     async fn head_blob(
         &self,
@@ -161,7 +173,11 @@ impl Upstream {
             ..blob_question(Kind::BlobProbe, repository, digest)?
         };
         match self.shared.ask(&question).await {
-            Ok(answer) if answer.status() == StatusCode::OK && answer.is_identity() => {
+            Ok(answer)
+                if answer.status() == StatusCode::OK
+                    && answer.is_identity()
+                    && !is_page(answer.headers()) =>
+            {
                 Ok(answer.content_length())
             }
             Ok(_) => Ok(None),
@@ -414,6 +430,14 @@ impl Plan {
             cut: false,
         })
     }
+}
+
+/// Whether this is a page for people. No registry sends a blob as one, and a network that wants a login
+/// answers every question so.
+fn is_page(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|media_type| media_type.as_bytes().starts_with(b"text/html"))
 }
 
 fn strong_etag(headers: &HeaderMap) -> Option<String> {

@@ -20,6 +20,7 @@ pub mod proxy;
 pub mod real;
 pub mod sandbox;
 pub mod scene;
+pub mod stage;
 pub mod store;
 
 use std::future::Future;

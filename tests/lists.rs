@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use ecr_proxy::simulator::{FULL_ACCESS_KEY, Listener, Simulator};
+use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Listener, Simulator};
 use support::image::REPOSITORY;
 use support::real::DockerRegistry;
 use support::{Answer, Client, Connection, Proxy, image, store};
@@ -175,6 +175,26 @@ async fn referrers_are_passed_through_and_filtered() {
     let one = proxy.client().get(&one).await;
     assert_eq!(one.header("oci-filters-applied"), Some("artifactType"));
     assert_eq!(listed(&one), BTreeSet::from([referrers[0].clone()]));
+
+    // The next page of a filtered list is filtered, too, and ours to ask for.
+    let there = format!("https://{}{path}", simulator.registry_host());
+    let link =
+        format!("<{there}?artifactType=application%2Fspdx%2Bjson&nextToken=abc>; rel=\"next\"");
+    let rule = simulator
+        .faults()
+        .on(Listener::Registry, "GET", "/referrers/");
+    rule.times(1).then(Fault::AddHeader("link", link));
+    let first = format!("{path}?artifactType=application%2Fspdx%2Bjson");
+    let second = next(&proxy.client().get(&first).await).expect("a next page");
+    let second = proxy.client().get(&second).await;
+    assert_eq!(second.header("oci-filters-applied"), Some("artifactType"));
+    let last = simulator.journal().snapshot().pop().expect("a request");
+    let mut asked: Vec<&str> = last.query.split('&').collect();
+    asked.sort_unstable();
+    assert_eq!(
+        asked,
+        ["artifactType=application%2Fspdx%2Bjson", "nextToken=abc"]
+    );
 
     let nothing = format!("/v2/{REPOSITORY}/referrers/{}", store::digest(b"nothing"));
     let nothing = proxy.client().get(&nothing).await;

@@ -184,8 +184,8 @@ impl Service {
         let (draining, mut drain_began) = watch::channel(None);
         let shutdown = async move {
             shutdown.await;
-            tracing::info!("draining");
             readiness.enter(Phase::Draining);
+            tracing::info!("draining");
             tell_supervisor(NotifyState::Stopping);
             draining.send_replace(Some(Instant::now()));
         };

@@ -154,7 +154,7 @@ impl Proxy {
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
         let host = host(request)?;
-        if !self.answers_to(host, via) {
+        if !answers_to(&self.parts.domains, host, via.is_loopback) {
             return Err(Refusal::Misdirected);
         }
 
@@ -218,16 +218,6 @@ impl Proxy {
                 Err(Refusal::Unsupported("this proxy serves pulls only"))
             }
         }
-    }
-
-    /// Whether a host is ours. A listener that only this machine can reach answers to any name.
-    fn answers_to(&self, host: &str, via: &Via) -> bool {
-        via.is_loopback
-            || self
-                .parts
-                .domains
-                .iter()
-                .any(|domain| domain.eq_ignore_ascii_case(host))
     }
 
     /// Which upstream repository a name means. containerd's `ns` tells which registry the image was
@@ -318,6 +308,12 @@ impl Proxy {
     }
 }
 
+/// Whether a host is ours. A listener that only this machine can reach answers to any name.
+fn answers_to(domains: &[String], host: &str, is_loopback: bool) -> bool {
+    let mut domains = domains.iter();
+    is_loopback || domains.any(|domain| domain.eq_ignore_ascii_case(host))
+}
+
 /// The one host of a request, without its port: what routing, policy and log go by. An absolute target
 /// and h2's `:authority` must agree with a `Host` beside them.
 fn host(request: &Request<Incoming>) -> Result<&str, Refusal> {
@@ -401,5 +397,22 @@ mod tests {
         ] {
             assert_eq!(without_port(authority), host, "{authority}");
         }
+    }
+
+    #[test]
+    fn p05_a_name_that_is_not_ours_is_misdirected_unless_only_this_machine_can_ask() {
+        let domains = ["registry.example".to_owned()];
+        for (host, is_ours) in [
+            ("registry.example", true),
+            ("Registry.Example", true),
+            ("evil.registry.example", false),
+            ("registry.example.evil", false),
+            ("127.0.0.1", false),
+        ] {
+            assert_eq!(answers_to(&domains, host, false), is_ours, "{host}");
+            assert!(answers_to(&domains, host, true), "{host}");
+        }
+        let answer = Refusal::Misdirected.answer();
+        assert_eq!(answer.status, StatusCode::MISDIRECTED_REQUEST);
     }
 }

@@ -9,7 +9,7 @@ use super::flow::Flow;
 use super::reader::{Following, Reader, Source};
 use super::verifying::Belief;
 use super::{Content, Fills, Parts, Pass, Shared, Want};
-use crate::cache::{Blob, Damage, Store};
+use crate::cache::{Blob, Damage, Mapping, Store};
 use crate::oci::ByteRange;
 use crate::telemetry::Outcome;
 
@@ -32,7 +32,12 @@ impl Fills {
         };
         let read = |range| {
             let source = match &source {
-                Believed::Mapped(bytes) => Source::Mapped(bytes.clone()),
+                Believed::Mapped(blob, store, mapping) => Source::Mapped {
+                    bytes: Bytes::from_owner(mapping.clone()),
+                    mapping: mapping.clone(),
+                    blob: blob.clone(),
+                    store: store.clone(),
+                },
                 Believed::File(blob, store) => Source::File {
                     blob: blob.clone(),
                     store: store.clone(),
@@ -102,7 +107,7 @@ impl Shared {
 
 /// How a file on disk is read.
 enum Believed {
-    Mapped(Bytes),
+    Mapped(Blob, Store, Mapping),
     File(Blob, Store),
     Flow(Arc<Flow>),
 }
@@ -110,7 +115,7 @@ enum Believed {
 /// Maps a blob for the socket; one that cannot be mapped is read instead.
 fn mapped(blob: &Blob, store: &Store) -> Believed {
     match blob.map() {
-        Ok(mapping) => Believed::Mapped(Bytes::from_owner(mapping)),
+        Ok(mapping) => Believed::Mapped(blob.clone(), store.clone(), mapping),
         Err(_) => Believed::File(blob.clone(), store.clone()),
     }
 }

@@ -334,6 +334,25 @@ async fn assert_read_only(proxy: &Proxy, simulator: &Simulator, kept: &str, kept
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn d13_a_store_that_vanishes_leaves_no_ghosts_and_is_told() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let kept = blob(&simulator, 1, 2 * MIB);
+    pull(&proxy, &kept).await;
+    fs::remove_dir_all(proxy.cache_dir()).expect("remove the store");
+    assert_eq!(pull(&proxy, &kept).await, "miss");
+    let new = blob(&simulator, 2, 2 * MIB);
+    for answer in pull_together(&proxy.client(), &new.1, 3).await {
+        assert_whole(&answer, &new.0);
+    }
+    idle(&proxy).await;
+    assert!(!proxy.cache_dir().exists(), "made again by itself");
+    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    assert_eq!(ready.status, 200);
+    assert!(ready.text().contains("gone"), "{}", ready.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn d12_no_byte_waits_for_a_slow_sync() {
     let simulator = simulator().await;
     let proxy = Proxy::before(&simulator);

@@ -143,6 +143,31 @@ impl Reader {
         }
     }
 
+    /// Takes the first bytes ahead, so that a file that cannot be read is found before anything is said
+    /// of it. For a reader that has not been stepped.
+    ///
+    /// # Errors
+    /// Why there are none.
+    ///
+    /// # Cancel safety
+    /// As [`Reader::advance`].
+    pub(super) async fn prime(&mut self) -> Result<(), FillError> {
+        let mut step = self.step();
+        if matches!(step, Step::Wait) {
+            self.advance().await;
+            step = self.step();
+        }
+        match step {
+            Step::Data(bytes) => {
+                self.at -= bytes.len() as u64;
+                self.ready = Some(bytes);
+                Ok(())
+            }
+            Step::Failed(error) => Err(error),
+            Step::End | Step::Wait => Ok(()),
+        }
+    }
+
     /// Waits until [`Reader::step`] has something new to say.
     ///
     /// # Cancel safety

@@ -26,7 +26,7 @@ impl Fills {
         let size = blob.len();
         let source = match self.shared.believe(&blob).await? {
             Belief::Believed if want.mapped => mapped(&blob, &self.shared.store),
-            Belief::Believed => Believed::File(blob, self.shared.store.clone()),
+            Belief::Believed => Believed::File(blob.clone(), self.shared.store.clone()),
             Belief::Verifying(flow) => Believed::Flow(flow),
             Belief::Damaged => return Ok(None),
         };
@@ -49,26 +49,32 @@ impl Fills {
                 Reader::new(range, source, self.shared.buffers.clone()),
             )
         };
-        let parts = match &want.ranges {
-            None => Parts::Whole((size > 0).then(|| {
-                read(ByteRange {
-                    start: 0,
-                    end: size,
-                })
-                .1
-            })),
-            Some(ranges) => {
-                let ranges = ranges
-                    .resolve(size)
-                    .map_err(|_| FillError::Unsatisfiable { size })?;
-                match ranges[..] {
-                    [range] => {
-                        let (range, reader) = read(range);
-                        Parts::One(range, reader)
-                    }
-                    _ => Parts::Many(ranges.into_iter().map(read).collect()),
-                }
-            }
+        let ranges = match &want.ranges {
+            Some(ranges) => ranges
+                .resolve(size)
+                .map_err(|_| FillError::Unsatisfiable { size })?,
+            None if size == 0 => Vec::new(),
+            None => vec![ByteRange {
+                start: 0,
+                end: size,
+            }],
+        };
+        let mut readers: Vec<_> = ranges.into_iter().map(read).collect();
+        let believed = !matches!(source, Believed::Flow(_));
+        if let Some((_, first)) = readers.first_mut().filter(|_| believed)
+            && first.prime().await.is_err()
+        {
+            // Nobody has received anything yet, so it can still be fetched again.
+            self.shared.quarantine(blob, Damage::Unreadable).await;
+            return Ok(None);
+        }
+        let parts = if want.ranges.is_none() {
+            Parts::Whole(readers.pop().map(|(_, reader)| reader))
+        } else if readers.len() > 1 {
+            Parts::Many(readers)
+        } else {
+            let (range, reader) = readers.pop().ok_or(FillError::Unsatisfiable { size })?;
+            Parts::One(range, reader)
         };
         Ok(Some(Content {
             size,
@@ -95,13 +101,16 @@ impl Shared {
         };
         match (blob, pass.size) {
             (Some(blob), Some(size)) if blob.len() != size => {
-                let store = self.store.clone();
-                let damage = Damage::Length(size);
-                let _ = tokio::task::spawn_blocking(move || store.quarantine(&blob, damage)).await;
+                self.quarantine(blob, Damage::Length(size)).await;
                 Ok(None)
             }
             (blob, _) => Ok(blob),
         }
+    }
+
+    async fn quarantine(&self, blob: Blob, damage: Damage) {
+        let store = self.store.clone();
+        let _ = tokio::task::spawn_blocking(move || store.quarantine(&blob, damage)).await;
     }
 }
 

@@ -49,7 +49,11 @@ impl Fills {
                 Reader::new(range, source, self.shared.buffers.clone()),
             )
         };
-        let ranges = match &want.ranges {
+        let asked = want
+            .ranges
+            .as_ref()
+            .filter(|ranges| !ranges.repeat_content(size));
+        let ranges = match asked {
             Some(ranges) => ranges
                 .resolve(size)
                 .map_err(|_| FillError::Unsatisfiable { size })?,
@@ -68,7 +72,7 @@ impl Fills {
             self.shared.quarantine(blob, Damage::Unreadable).await;
             return Ok(None);
         }
-        let parts = if want.ranges.is_none() {
+        let parts = if asked.is_none() {
             Parts::Whole(readers.pop().map(|(_, reader)| reader))
         } else if readers.len() > 1 {
             Parts::Many(readers)
@@ -99,7 +103,7 @@ impl Shared {
                 })
             }
         };
-        match (blob, pass.size) {
+        match (blob, pass.stated_size()) {
             (Some(blob), Some(size)) if blob.len() != size => {
                 self.quarantine(blob, Damage::Length(size)).await;
                 Ok(None)

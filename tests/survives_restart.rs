@@ -197,6 +197,65 @@ async fn c01_kills_at_random_times_leave_only_what_hashes_to_its_name() {
     assert_eq!(pull(&proxy, &last).await, "hit");
 }
 
+/// A file system whose journal is written only when something is synced. Nothing unsynced reaches the
+/// image by itself, so a copy of the image is what a power cut leaves.
+const LAZY: &str = "truncate -s 64M ../image; mkfs.ext4 -q -F ../image; \
+    mount -o loop,commit=300 ../image .";
+
+/// The power fails now: what holds of the proxy's store as it is found afterwards.
+fn power_cut(proxy: &Proxy, simulator: &Simulator, wanted: &[&(String, String)]) -> Vec<bool> {
+    let script = format!(
+        "cp --sparse=always {} ../image; mount -o loop ../image .",
+        proxy.dir().join("image").display()
+    );
+    let found = Proxy::builder().simulator(simulator).mount(&script).start();
+    let digests = found.assert_blobs_are_sound();
+    let there = wanted.iter().map(|(digest, _)| digests.contains(digest));
+    there.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c03_a_power_cut_leaves_what_was_kept_and_nothing_half_written() {
+    let simulator = simulator().await;
+    let proxy = Proxy::builder().simulator(&simulator).mount(LAZY).start();
+    let [a, b, c] = &std::array::from_fn::<_, 3, _>(|n| blob(&simulator, n as u64, 3 * MIB));
+    pull(&proxy, a).await;
+    assert_eq!(power_cut(&proxy, &simulator, &[a]), [true]);
+
+    // In the middle of a download.
+    let gate = Gate::new();
+    let faults = simulator.faults();
+    let body = faults.on(Listener::Storage, "GET", Pattern::digest(&b.0));
+    body.times(1).then(Fault::HoldAfter(2 * MIB, gate.clone()));
+    let mut reader = proxy.client().start("GET", &b.1, &[]).await;
+    reader.head().await.expect("a head");
+    reader.read_exactly(MIB).await.expect("the first bytes");
+    assert_eq!(power_cut(&proxy, &simulator, &[a, b]), [true, false]);
+    gate.open();
+    reader.read_exactly(2 * MIB).await.expect("the rest");
+    idle(&proxy).await;
+    assert_eq!(power_cut(&proxy, &simulator, &[a, b]), [true, true]);
+
+    // Between the rename and the sync of the folder, with and without somebody else's sync.
+    let injection = Injection::into(&proxy, ["fsync:delay_enter=3000000:when=3"]);
+    let pulled = proxy.client().get(&c.1).await;
+    assert_whole(&pulled, &c.0);
+    until("it has its name", async || blob_file(&proxy, &c.0).exists()).await;
+    power_cut(&proxy, &simulator, &[a, b, c]);
+    let synced = Command::new("sync")
+        .arg("-f")
+        .arg(proxy.cache_dir())
+        .status();
+    assert!(synced.expect("start sync").success());
+    assert_eq!(
+        power_cut(&proxy, &simulator, &[a, b, c]),
+        [true, true, true]
+    );
+    let active = metric(&proxy, "ecr_proxy_fills_active", &[]).await;
+    assert!(active > 0.0, "no sync was slow");
+    drop(injection);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn d20_a_second_process_is_refused_and_a_killed_one_leaves_no_lock() {
     let simulator = simulator().await;

@@ -275,7 +275,14 @@ pub(super) struct Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.shared.running().remove(&self.flow.digest);
+        {
+            let mut running = self.shared.running();
+            // One that was abandoned may have a successor there already.
+            let still = running.get(&self.flow.digest);
+            if still.is_some_and(|flow| Arc::ptr_eq(flow, &self.flow)) {
+                running.remove(&self.flow.digest);
+            }
+        }
         self.shared.metrics.active.dec();
         self.shared.metrics.ended(match &self.outcome {
             Ok(result) => *result,

@@ -21,6 +21,9 @@ pub(super) const WINDOW: u64 = 8 * 1024 * 1024;
 /// How long a fill without a disk waits for its fastest reader before it lets the window slide.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// In place of the number of readers: there will be none any more.
+const ABANDONED: usize = usize::MAX;
+
 /// What the task of a fill and its readers share.
 pub(super) struct Flow {
     pub(super) digest: Digest,
@@ -141,7 +144,7 @@ impl Flow {
         tokio::pin!(patience);
         loop {
             let moved = self.moved.notified();
-            if self.readers.load(Ordering::Acquire) == 0 {
+            if self.abandon() {
                 return Err(FillError::Abandoned);
             }
             if end <= self.furthest.load(Ordering::Acquire) + WINDOW {
@@ -218,7 +221,26 @@ impl Flow {
         self.front.borrow().len()
     }
 
-    /// Counts a reader for as long as the value lives.
+    /// For the task only: gives up if nobody reads, for good; true if so.
+    fn abandon(&self) -> bool {
+        let (none, order) = (0, Ordering::AcqRel);
+        let abandoned = self
+            .readers
+            .compare_exchange(none, ABANDONED, order, Ordering::Acquire);
+        abandoned.is_ok()
+    }
+
+    /// Counts a reader as [`Flow::attend`] does, unless the fill has been abandoned.
+    pub(super) fn join(self: &Arc<Self>) -> Option<Attendance> {
+        let one_more = |readers| (readers != ABANDONED).then(|| readers + 1);
+        let joined = self
+            .readers
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        joined.ok().map(|_| Attendance(Arc::clone(self)))
+    }
+
+    /// Counts a reader for as long as the value lives. For a flow that cannot have been abandoned: it
+    /// has not begun, or is of a file on disk.
     pub(super) fn attend(self: &Arc<Self>) -> Attendance {
         self.readers.fetch_add(1, Ordering::AcqRel);
         Attendance(Arc::clone(self))
@@ -248,5 +270,25 @@ impl Drop for Attendance {
     fn drop(&mut self) {
         self.0.readers.fetch_sub(1, Ordering::AcqRel);
         self.0.moved.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fill_that_cannot_be_kept_is_given_up_with_its_last_reader_and_takes_no_new_one() {
+        let flow = Flow::new(Digest::of(b"x"), Front::connecting(), None);
+        flow.leave_disk(0, Hasher::new());
+        let reader = flow.attend();
+        flow.remember(0, Bytes::from_static(b"abc")).await.unwrap();
+        let other = flow.join().unwrap();
+        drop(reader);
+        flow.remember(3, Bytes::from_static(b"def")).await.unwrap();
+        drop(other);
+        let given_up = flow.remember(6, Bytes::from_static(b"ghi")).await;
+        assert_eq!(given_up, Err(FillError::Abandoned));
+        assert!(flow.join().is_none());
     }
 }

@@ -374,45 +374,58 @@ impl Fills {
     /// # Cancel safety
     /// A fill that was begun goes on without the caller.
     pub async fn open(&self, pass: &Pass, want: &Want) -> Result<Content, FillError> {
-        if let Some(content) = self.open_stored(pass, want).await? {
-            return Ok(content);
+        loop {
+            if let Some(content) = self.open_stored(pass, want).await? {
+                return Ok(content);
+            }
+            if let Some(content) = self.open_cold(pass, want).await? {
+                return Ok(content);
+            }
         }
+    }
+
+    /// A blob that was not whole on disk a moment ago; `None` if it is by now.
+    async fn open_cold(&self, pass: &Pass, want: &Want) -> Result<Option<Content>, FillError> {
         let Some(ranges) = &want.ranges else {
-            let (outcome, attendance) = self.start(pass);
+            let Some((outcome, attendance)) = self.start(pass) else {
+                return Ok(None);
+            };
             let (size, attendance) = self.begun(attendance).await?;
             let whole = (size > 0).then_some(ByteRange {
                 start: 0,
                 end: size,
             });
-            return Ok(Content {
+            return Ok(Some(Content {
                 size,
                 outcome,
                 parts: Parts::Whole(whole.map(|range| self.follow(range, attendance))),
-            });
+            }));
         };
         if ranges.is_multiple() {
             return Err(FillError::OneRangeAtATime);
         }
-        let running = self.shared.running().get(&pass.digest).map(Flow::attend);
-        match running {
+        let running = self.shared.running().get(&pass.digest).and_then(Flow::join);
+        let (size, range, fill) = match running {
             Some(attendance) => {
                 let (size, attendance) = self.begun(attendance).await?;
                 let range = only(ranges, size)?;
-                self.part(pass, size, range, Some((Outcome::Joined, attendance)))
-                    .await
+                (size, range, Some((Outcome::Joined, attendance)))
             }
             None => {
                 let size = self.size_when_cold(pass).await?;
                 let range = only(ranges, size)?;
-                let fill = self.wants_it_all(pass.digest, ranges, range, size);
-                let mut started = None;
-                if fill {
-                    let (outcome, attendance) = self.start(pass);
-                    started = Some((outcome, self.begun(attendance).await?.1));
+                if self.wants_it_all(pass.digest, ranges, range, size) {
+                    let Some((outcome, attendance)) = self.start(pass) else {
+                        return Ok(None);
+                    };
+                    let attendance = self.begun(attendance).await?.1;
+                    (size, range, Some((outcome, attendance)))
+                } else {
+                    (size, range, None)
                 }
-                self.part(pass, size, range, started).await
             }
-        }
+        };
+        self.part(pass, size, range, fill).await.map(Some)
     }
 
     /// One range of a blob that is not whole on disk: from the fill if it comes by soon, else past it.
@@ -503,11 +516,16 @@ impl Fills {
         Reader::new(range, Source::Flow(following), self.shared.buffers.clone())
     }
 
-    /// Begins a fill, or joins the one that somebody began a moment ago.
-    fn start(&self, pass: &Pass) -> (Outcome, Attendance) {
+    /// Begins a fill, or joins the one that somebody began a moment ago; `None` if one has kept the blob
+    /// since the caller looked.
+    fn start(&self, pass: &Pass) -> Option<(Outcome, Attendance)> {
         let mut running = self.shared.running();
-        if let Some(flow) = running.get(&pass.digest) {
-            return (Outcome::Joined, flow.attend());
+        if let Some(attendance) = running.get(&pass.digest).and_then(Flow::join) {
+            return Some((Outcome::Joined, attendance));
+        }
+        // A fill leaves the map only after its blob is open in the store.
+        if self.shared.store.blob_now(&pass.digest).is_some() {
+            return None;
         }
         let flow = Flow::new(pass.digest, Front::connecting(), None);
         running.insert(pass.digest, Arc::clone(&flow));
@@ -524,7 +542,7 @@ impl Fills {
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared));
-        (Outcome::Miss, attendance)
+        Some((Outcome::Miss, attendance))
     }
 
     /// Waits until every fill that was begun has ended and its blob is kept, until `deadline` at the

@@ -9,7 +9,7 @@ use super::front::{Front, Phase};
 use super::room::Room;
 use super::solo::Solo;
 use crate::buffers::BufferPool;
-use crate::cache::{Blob, ContentFile, Damage, Store};
+use crate::cache::{Blob, ContentFile, Damage, Mapping, Store};
 use crate::oci::{ByteRange, Hasher};
 use crate::upstream::{BlobBody, UpstreamError};
 
@@ -43,7 +43,12 @@ pub(super) enum Source {
     /// A believed file, read through pooled buffers.
     File { blob: Blob, store: Store },
     /// A believed file, mapped: for a socket that sends from it without our looking.
-    Mapped(Bytes),
+    Mapped {
+        bytes: Bytes,
+        mapping: Mapping,
+        blob: Blob,
+        store: Store,
+    },
     /// A blob on its way.
     Flow(Following),
     /// The rest of a blob whose fill went on without this reader.
@@ -114,11 +119,19 @@ impl Reader {
                     }
                 }
             }
-            Source::Mapped(bytes) => {
+            Source::Mapped { bytes, blob, .. } => {
                 let end = self.range.end.min(self.at + MAPPED_PIECE);
-                // A mapping is addressable, so its offsets fit a usize.
-                let bytes = bytes.slice(self.at as usize..end as usize);
-                self.yielding(bytes)
+                match in_memory(blob.content(), self.at, end) {
+                    Ok(true) => {
+                        let piece = slice(bytes, self.at, end);
+                        self.yielding(piece)
+                    }
+                    Ok(false) => Step::Wait,
+                    Err(error) => {
+                        self.report_damage();
+                        self.fail(error)
+                    }
+                }
             }
             Source::Flow(following) => match following.step(self.at, self.range, &self.buffers) {
                 Ok(Some(bytes)) => self.yielding(bytes),
@@ -127,6 +140,31 @@ impl Reader {
             },
             Source::Solo(_) | Source::Relay(_) => Step::Wait,
             Source::Failed(error) => Step::Failed(error.clone()),
+        }
+    }
+
+    /// Takes the first bytes ahead, so that a file that cannot be read is found before anything is said
+    /// of it. For a reader that has not been stepped.
+    ///
+    /// # Errors
+    /// Why there are none.
+    ///
+    /// # Cancel safety
+    /// As [`Reader::advance`].
+    pub(super) async fn prime(&mut self) -> Result<(), FillError> {
+        let mut step = self.step();
+        if matches!(step, Step::Wait) {
+            self.advance().await;
+            step = self.step();
+        }
+        match step {
+            Step::Data(bytes) => {
+                self.at -= bytes.len() as u64;
+                self.ready = Some(bytes);
+                Ok(())
+            }
+            Step::Failed(error) => Err(error),
+            Step::End | Step::Wait => Ok(()),
         }
     }
 
@@ -149,7 +187,13 @@ impl Reader {
                 Ok(bytes) => Next::before_the_end(bytes),
                 Err(error) => Err(error.into()),
             },
-            Source::Mapped(_) | Source::Failed(_) => Ok(Next::Again),
+            Source::Mapped { bytes, mapping, .. } => {
+                let end = self.range.end.min(self.at + MAPPED_PIECE);
+                populate(mapping.clone(), self.at, end)
+                    .await
+                    .map(|()| Next::Bytes(slice(bytes, self.at, end)))
+            }
+            Source::Failed(_) => Ok(Next::Again),
         };
         match outcome {
             Ok(Next::Bytes(bytes)) => self.ready = Some(bytes),
@@ -164,7 +208,7 @@ impl Reader {
 
     /// A believed file that cannot be read is no entry any more: the next pull fetches it anew.
     fn report_damage(&self) {
-        if let Source::File { blob, store } = &self.source {
+        if let Source::File { blob, store } | Source::Mapped { blob, store, .. } = &self.source {
             let (blob, store) = (blob.clone(), store.clone());
             tokio::task::spawn_blocking(move || store.quarantine(&blob, Damage::Unreadable));
         }
@@ -276,6 +320,34 @@ impl Following {
         let download = again.download(at, range.end).await?;
         Ok(Box::new(Solo::new(download, flow.digest, at, len, hash)))
     }
+}
+
+/// Whether the bytes from `at` to `end` seem to be in the page cache: the first and the last are, and
+/// the kernel reads ahead in large pieces. A socket sends from them without waiting for the disk.
+fn in_memory(file: &ContentFile, at: u64, end: u64) -> Result<bool, FillError> {
+    let mut byte = [0];
+    for offset in [at, end - 1] {
+        match file.read_now(offset, &mut byte) {
+            Ok(Some(1)) => {}
+            Ok(Some(_)) | Err(_) => return Err(FillError::Unreadable),
+            Ok(None) => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Has the bytes from `at` to `end` read into the page cache, on a thread that may wait for the disk.
+async fn populate(mapping: Mapping, at: u64, end: u64) -> Result<(), FillError> {
+    match tokio::task::spawn_blocking(move || mapping.populate(at..end)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(FillError::Unreadable),
+        Err(_) => Err(FillError::Lost),
+    }
+}
+
+/// A part of a mapping; one is addressable, so its offsets fit a usize.
+fn slice(bytes: &Bytes, at: u64, end: u64) -> Bytes {
+    bytes.slice(at as usize..end as usize)
 }
 
 /// Reads what is in the page cache; `None` if the disk would have to be waited for.

@@ -9,7 +9,7 @@ use super::flow::Flow;
 use super::reader::{Following, Reader, Source};
 use super::verifying::Belief;
 use super::{Content, Fills, Parts, Pass, Shared, Want};
-use crate::cache::{Blob, Damage, Store};
+use crate::cache::{Blob, Damage, Mapping, Store};
 use crate::oci::ByteRange;
 use crate::telemetry::Outcome;
 
@@ -26,13 +26,18 @@ impl Fills {
         let size = blob.len();
         let source = match self.shared.believe(&blob).await? {
             Belief::Believed if want.mapped => mapped(&blob, &self.shared.store),
-            Belief::Believed => Believed::File(blob, self.shared.store.clone()),
+            Belief::Believed => Believed::File(blob.clone(), self.shared.store.clone()),
             Belief::Verifying(flow) => Believed::Flow(flow),
             Belief::Damaged => return Ok(None),
         };
         let read = |range| {
             let source = match &source {
-                Believed::Mapped(bytes) => Source::Mapped(bytes.clone()),
+                Believed::Mapped(blob, store, mapping) => Source::Mapped {
+                    bytes: Bytes::from_owner(mapping.clone()),
+                    mapping: mapping.clone(),
+                    blob: blob.clone(),
+                    store: store.clone(),
+                },
                 Believed::File(blob, store) => Source::File {
                     blob: blob.clone(),
                     store: store.clone(),
@@ -44,30 +49,36 @@ impl Fills {
                 Reader::new(range, source, self.shared.buffers.clone()),
             )
         };
-        let ranges = want
+        let asked = want
             .ranges
             .as_ref()
             .filter(|ranges| !ranges.repeat_content(size));
-        let parts = match ranges {
-            None => Parts::Whole((size > 0).then(|| {
-                read(ByteRange {
-                    start: 0,
-                    end: size,
-                })
-                .1
-            })),
-            Some(ranges) => {
-                let ranges = ranges
-                    .resolve(size)
-                    .map_err(|_| FillError::Unsatisfiable { size })?;
-                match ranges[..] {
-                    [range] => {
-                        let (range, reader) = read(range);
-                        Parts::One(range, reader)
-                    }
-                    _ => Parts::Many(ranges.into_iter().map(read).collect()),
-                }
-            }
+        let ranges = match asked {
+            Some(ranges) => ranges
+                .resolve(size)
+                .map_err(|_| FillError::Unsatisfiable { size })?,
+            None if size == 0 => Vec::new(),
+            None => vec![ByteRange {
+                start: 0,
+                end: size,
+            }],
+        };
+        let mut readers: Vec<_> = ranges.into_iter().map(read).collect();
+        let believed = !matches!(source, Believed::Flow(_));
+        if let Some((_, first)) = readers.first_mut().filter(|_| believed)
+            && first.prime().await.is_err()
+        {
+            // Nobody has received anything yet, so it can still be fetched again.
+            self.shared.quarantine(blob, Damage::Unreadable).await;
+            return Ok(None);
+        }
+        let parts = if asked.is_none() {
+            Parts::Whole(readers.pop().map(|(_, reader)| reader))
+        } else if readers.len() > 1 {
+            Parts::Many(readers)
+        } else {
+            let (range, reader) = readers.pop().ok_or(FillError::Unsatisfiable { size })?;
+            Parts::One(range, reader)
         };
         Ok(Some(Content {
             size,
@@ -94,19 +105,22 @@ impl Shared {
         };
         match (blob, pass.stated_size()) {
             (Some(blob), Some(size)) if blob.len() != size => {
-                let store = self.store.clone();
-                let damage = Damage::Length(size);
-                let _ = tokio::task::spawn_blocking(move || store.quarantine(&blob, damage)).await;
+                self.quarantine(blob, Damage::Length(size)).await;
                 Ok(None)
             }
             (blob, _) => Ok(blob),
         }
     }
+
+    async fn quarantine(&self, blob: Blob, damage: Damage) {
+        let store = self.store.clone();
+        let _ = tokio::task::spawn_blocking(move || store.quarantine(&blob, damage)).await;
+    }
 }
 
 /// How a file on disk is read.
 enum Believed {
-    Mapped(Bytes),
+    Mapped(Blob, Store, Mapping),
     File(Blob, Store),
     Flow(Arc<Flow>),
 }
@@ -114,7 +128,7 @@ enum Believed {
 /// Maps a blob for the socket; one that cannot be mapped is read instead.
 fn mapped(blob: &Blob, store: &Store) -> Believed {
     match blob.map() {
-        Ok(mapping) => Believed::Mapped(Bytes::from_owner(mapping)),
+        Ok(mapping) => Believed::Mapped(blob.clone(), store.clone(), mapping),
         Err(_) => Believed::File(blob.clone(), store.clone()),
     }
 }

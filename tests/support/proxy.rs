@@ -198,6 +198,11 @@ impl Proxy {
         self.mount = Some(READ_ONLY.to_owned());
     }
 
+    /// The next [`Proxy::restart`] finds what this script mounts; see [`Builder::mount`].
+    pub fn mount(&mut self, script: &str) {
+        self.mount = Some(script.to_owned());
+    }
+
     /// From now on the running proxy finds the folder of the cache read-only. It was built with
     /// [`Builder::tmpfs`], so it alone is concerned.
     pub fn remount_read_only(&self) {
@@ -332,8 +337,13 @@ impl Builder {
     }
 
     /// The cache is on a tmpfs of its own, made anew with each start, with these mount options.
-    pub fn tmpfs(mut self, options: &str) -> Self {
-        self.mount = Some(format!("mount -t tmpfs -o mode=0700,{options} tmpfs ."));
+    pub fn tmpfs(self, options: &str) -> Self {
+        self.mount(&format!("mount -t tmpfs -o mode=0700,{options} tmpfs ."))
+    }
+
+    /// A shell script mounts something over the cache, its current folder, for the proxy alone.
+    pub fn mount(mut self, script: &str) -> Self {
+        self.mount = Some(script.to_owned());
         self
     }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::download::Download;
 use super::error::FillError;
 use super::flow::Flow;
-use super::front::Phase;
+use super::front::{Phase, TAIL};
 use super::room::Room;
 use super::{Origin, Shared};
 use crate::buffers::BufferPool;
@@ -70,26 +70,23 @@ impl Filling {
     /// # Errors
     /// Why the blob is not whole. That it could not be kept on disk is not among the reasons.
     async fn run(&self) -> Result<FillResult, FillError> {
-        match self.attempt().await {
+        let outcome = self.attempt(self.expected).await;
+        // A larger blob's size may have gone out in the head of an answer, and must stay what it was.
+        let told = self.flow.len().filter(|len| *len > TAIL);
+        match outcome {
             // Nobody has received a byte of it, so nothing would be spliced by trying once more.
-            Err(FillError::DigestMismatch) if self.flow.is_untouched() => {
+            Err(FillError::DigestMismatch) if self.flow.retract() => {
                 tracing::warn!(oci.digest = %self.flow.digest, "upstream sent other content than asked for, trying once more");
-                self.attempt().await
+                self.attempt(told.or(self.expected)).await
             }
             outcome => outcome,
         }
     }
 
-    async fn attempt(&self) -> Result<FillResult, FillError> {
+    async fn attempt(&self, expected: Option<u64>) -> Result<FillResult, FillError> {
         let (origin, metrics) = (self.origin.afresh(), self.metrics.clone());
-        let download = Download::open(
-            origin,
-            self.flow.digest,
-            self.expected,
-            self.patience,
-            metrics,
-        )
-        .await?;
+        let download =
+            Download::open(origin, self.flow.digest, expected, self.patience, metrics).await?;
         let len = download.len();
         self.flow.restart(download.again());
         let sink = self.begin(len).await?;

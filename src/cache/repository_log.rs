@@ -355,12 +355,14 @@ impl RepositoryLog {
         if let Some(word) = self.by_upstream.get(digest) {
             return Some(Held {
                 size: word.size.or(named.map(|named| named.size)),
+                described: named.map(|named| named.size),
                 by: HeldBy::Upstream,
                 checked_at: word.checked.at,
             });
         }
         named.map(|named| Held {
             size: Some(named.size),
+            described: Some(named.size),
             by: HeldBy::Manifest,
             checked_at: named.checked_at,
         })

@@ -13,7 +13,7 @@ use super::error::FillError;
 use super::flow::Flow;
 use super::front::{Phase, TAIL};
 use super::room::Room;
-use super::{Origin, Shared};
+use super::{KnownSize, Origin, Shared};
 use crate::buffers::BufferPool;
 use crate::cache::{Partial, Store};
 use crate::oci::{Digest, Hasher};
@@ -27,8 +27,7 @@ const LINGER: Duration = Duration::from_millis(5);
 pub(super) struct Filling {
     pub(super) flow: Arc<Flow>,
     pub(super) origin: Origin,
-    /// The size that a manifest tells.
-    pub(super) expected: Option<u64>,
+    pub(super) size: KnownSize,
     pub(super) store: Store,
     pub(super) buffers: BufferPool,
     /// How long the transfer may go without getting anywhere.
@@ -70,23 +69,28 @@ impl Filling {
     /// # Errors
     /// Why the blob is not whole. That it could not be kept on disk is not among the reasons.
     async fn run(&self) -> Result<FillResult, FillError> {
-        let outcome = self.attempt(self.expected).await;
+        let outcome = self.attempt(self.size).await;
         // A larger blob's size may have gone out in the head of an answer, and must stay what it was.
         let told = self.flow.len().filter(|len| *len > TAIL);
         match outcome {
             // Nobody has received a byte of it, so nothing would be spliced by trying once more.
             Err(FillError::DigestMismatch) if self.flow.retract() => {
                 tracing::warn!(oci.digest = %self.flow.digest, "upstream sent other content than asked for, trying once more");
-                self.attempt(told.or(self.expected)).await
+                let described = told.or(self.size.described);
+                self.attempt(KnownSize {
+                    described,
+                    ..self.size
+                })
+                .await
             }
             outcome => outcome,
         }
     }
 
-    async fn attempt(&self, expected: Option<u64>) -> Result<FillResult, FillError> {
+    async fn attempt(&self, size: KnownSize) -> Result<FillResult, FillError> {
         let (origin, metrics) = (self.origin.afresh(), self.metrics.clone());
         let download =
-            Download::open(origin, self.flow.digest, expected, self.patience, metrics).await?;
+            Download::open(origin, self.flow.digest, size, self.patience, metrics).await?;
         let len = download.len();
         self.flow.restart(download.again());
         let sink = self.begin(len).await?;

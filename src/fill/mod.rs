@@ -48,7 +48,7 @@ pub use reader::{Reader, Step};
 
 use crate::access::Right;
 use crate::buffers::BufferPool;
-use crate::cache::{HeldBy, Store};
+use crate::cache::{Held, HeldBy, Store};
 use crate::clock::Clock;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
 use crate::telemetry::{FillMetrics, Outcome};
@@ -67,6 +67,10 @@ const NEAR: u64 = 8 * 1024 * 1024;
 
 /// Of a cold blob, what part of it must have been asked for by ranges before the whole is fetched.
 const ASKED_ENOUGH: u64 = 4;
+
+/// How often a blob is looked for that is always kept just after. More than once takes a file that is
+/// there and cannot be served, which is nothing to go round in circles for.
+const LOOKS: u32 = 3;
 
 /// How fills behave.
 #[derive(Clone, Debug)]
@@ -108,8 +112,16 @@ impl Default for FillOptions {
 pub struct Pass {
     repo: RepoKey,
     digest: Digest,
-    /// The size that the repository's record tells.
-    size: Option<u64>,
+    size: KnownSize,
+}
+
+/// What is known of a blob's size, in bytes, before it comes.
+#[derive(Clone, Copy, Debug)]
+struct KnownSize {
+    /// By a manifest of the repository: content of another size is not what was asked for.
+    described: Option<u64>,
+    /// By the upstream's answer to another question, which a GET may contradict (fault U21).
+    told: Option<u64>,
 }
 
 /// What of a blob is wanted, and how.
@@ -156,7 +168,7 @@ struct Shared {
     clock: Clock,
     manifests: Manifests,
     recorded: Recorded,
-    running: Mutex<HashMap<Digest, Arc<Flow>>>,
+    running: Mutex<HashMap<Digest, Running>>,
     verifying: Mutex<HashMap<Digest, Arc<Flow>>>,
     /// How much of cold blobs was asked for by ranges: bounded, lost on restart.
     asked: moka::sync::Cache<Digest, u64>,
@@ -166,6 +178,12 @@ struct Shared {
     slots: Arc<Semaphore>,
     /// One at a time: hashing a file again must not take both cores from those who are served.
     verifiers: Arc<Semaphore>,
+}
+
+/// A fill in progress, and the repository that it asks for the blob.
+struct Running {
+    repo: RepoKey,
+    flow: Arc<Flow>,
 }
 
 /// Where a fill's bytes come from, and how to tell that they still do.
@@ -279,27 +297,30 @@ impl Fills {
         digest: Digest,
     ) -> Result<Pass, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        let pass = |size| Pass {
+        let pass = |held: Option<Held>, told: Option<u64>| Pass {
             repo: repo.clone(),
             digest,
-            size,
+            size: KnownSize {
+                described: held.and_then(|held| held.described),
+                told: told.or(held.and_then(|held| held.size)),
+            },
         };
         let key = (repo.clone(), digest);
+        let trusts_manifests = self.shared.upstream.trusts_manifests();
         match self.shared.recorded.held(repo, digest).await? {
-            Some(held) if held.by == HeldBy::Upstream => {
+            Some(held) if held.by == HeldBy::Upstream || trusts_manifests => {
                 if self.shared.clock.since(held.checked_at) > self.shared.options.record_ttl {
                     let shared = Arc::clone(&self.shared);
                     tokio::spawn(async move { shared.ask_whether_held(key).await });
                 }
-                Ok(pass(held.size))
+                Ok(pass(Some(held), None))
             }
-            Some(held) if self.shared.upstream.trusts_manifests() => Ok(pass(held.size)),
             known => {
                 if let Some(absent) = self.shared.absent.get(&key) {
                     return Err(UpstreamError::Absent(absent).into());
                 }
-                let size = self.shared.ask_whether_held(key).await?;
-                Ok(pass(size.or(known.and_then(|held| held.size))))
+                let told = self.shared.ask_whether_held(key).await?;
+                Ok(pass(known, told))
             }
         }
     }
@@ -312,6 +333,12 @@ impl Fills {
     /// # Cancel safety
     /// Cancel safe: nothing is kept of a question half asked.
     pub async fn size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
+        let found = self.find_size(pass).await;
+        self.shared.hear(pass, found.as_ref().err()).await;
+        found
+    }
+
+    async fn find_size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
         if let Some(blob) = self.shared.stored(pass).await? {
             return Ok((blob.len(), Outcome::Hit));
         }
@@ -319,7 +346,7 @@ impl Fills {
             .shared
             .running()
             .get(&pass.digest)
-            .and_then(|flow| flow.len());
+            .and_then(|running| running.flow.len());
         if let Some(len) = running {
             return Ok((len, Outcome::Joined));
         }
@@ -329,7 +356,7 @@ impl Fills {
     }
 
     async fn size_when_cold(&self, pass: &Pass) -> Result<u64, FillError> {
-        if let Some(size) = pass.size {
+        if let Some(size) = pass.size.described.or(pass.size.told) {
             return Ok(size);
         }
         let repository = &pass.repo.repository;
@@ -356,70 +383,81 @@ impl Fills {
     /// # Cancel safety
     /// A fill that was begun goes on without the caller.
     pub async fn open(&self, pass: &Pass, want: &Want) -> Result<Content, FillError> {
-        if let Some(content) = self.open_stored(pass, want).await? {
-            return Ok(content);
-        }
-        let Some(ranges) = &want.ranges else {
-            let (outcome, attendance) = self.start(pass);
-            let (size, attendance) = self.begun(attendance).await?;
-            let whole = (size > 0).then_some(ByteRange {
-                start: 0,
-                end: size,
-            });
-            return Ok(Content {
-                size,
-                outcome,
-                parts: Parts::Whole(whole.map(|range| self.follow(range, attendance))),
-            });
-        };
-        if ranges.is_multiple() {
-            return Err(FillError::OneRangeAtATime);
-        }
-        let running = self.shared.running().get(&pass.digest).map(Flow::attend);
-        match running {
-            Some(attendance) => {
-                let (size, attendance) = self.begun(attendance).await?;
-                let range = only(ranges, size)?;
-                self.part(pass, size, range, Some((Outcome::Joined, attendance)))
-                    .await
-            }
-            None => {
-                let size = self.size_when_cold(pass).await?;
-                let range = only(ranges, size)?;
-                let fill = self.wants_it_all(pass.digest, ranges, range, size);
-                let mut started = None;
-                if fill {
-                    let (outcome, attendance) = self.start(pass);
-                    started = Some((outcome, self.begun(attendance).await?.1));
-                }
-                self.part(pass, size, range, started).await
+        let mut opened = Ok(None);
+        for _ in 0..LOOKS {
+            opened = self.try_open(pass, want).await;
+            if !matches!(opened, Ok(None)) {
+                break;
             }
         }
+        self.shared.hear(pass, opened.as_ref().err()).await;
+        opened?.ok_or(FillError::Lost)
     }
 
-    /// One range of a blob that is not whole on disk: from the fill if it comes by soon, else past it.
-    async fn part(
-        &self,
-        pass: &Pass,
-        size: u64,
-        range: ByteRange,
-        fill: Option<(Outcome, Attendance)>,
-    ) -> Result<Content, FillError> {
-        if let Some((outcome, attendance)) = fill
-            && range.start <= attendance.flow().contiguous() + NEAR
-        {
-            let reader = self.follow(range, attendance);
-            return Ok(Content {
-                size,
-                outcome,
-                parts: Parts::One(range, reader),
-            });
+    /// `None` if the blob was kept meanwhile.
+    async fn try_open(&self, pass: &Pass, want: &Want) -> Result<Option<Content>, FillError> {
+        if let Some(content) = self.open_stored(pass, want).await? {
+            return Ok(Some(content));
         }
+        if let Some(ranges) = &want.ranges {
+            if ranges.is_multiple() {
+                return Err(FillError::OneRangeAtATime);
+            }
+            let is_running = self.shared.running().contains_key(&pass.digest);
+            if !is_running {
+                let size = self.size_when_cold(pass).await?;
+                let range = only(ranges, size)?;
+                if !self.wants_it_all(pass.digest, ranges, range, size) {
+                    return self.bypass(pass, size, range).await.map(Some);
+                }
+            }
+        }
+        let Some(Begun {
+            outcome,
+            size,
+            attendance,
+        }) = self.fill(pass).await?
+        else {
+            return Ok(None);
+        };
+        let parts = match &want.ranges {
+            None => {
+                let whole = (size > 0).then_some(ByteRange {
+                    start: 0,
+                    end: size,
+                });
+                Parts::Whole(whole.map(|range| self.follow(range, attendance)))
+            }
+            Some(ranges) => {
+                let range = only(ranges, size)?;
+                if range.start > attendance.flow().contiguous() + NEAR {
+                    return self.bypass(pass, size, range).await.map(Some);
+                }
+                Parts::One(range, self.follow(range, attendance))
+            }
+        };
+        Ok(Some(Content {
+            size,
+            outcome,
+            parts,
+        }))
+    }
+
+    /// One range of a blob that is not whole on disk, past the cache.
+    async fn bypass(&self, pass: &Pass, size: u64, range: ByteRange) -> Result<Content, FillError> {
         let origin = self.shared.origin(pass);
         let body = origin
             .open(pass.digest, range.start, Some(range.end))
             .await?;
         if let Some(declared) = body.total().filter(|declared| *declared != size) {
+            if pass.size.described.is_none() {
+                // What upstream told before is not so; the next request begins with what it tells now.
+                let now = self.shared.clock.now();
+                self.shared
+                    .recorded
+                    .note_held(&pass.repo, pass.digest, Some(declared), now)
+                    .await;
+            }
             return Err(FillError::SizeMismatch {
                 expected: size,
                 declared,
@@ -437,6 +475,29 @@ impl Fills {
         })
     }
 
+    /// Begins a fill or joins one, and waits until it can be answered from. `None` if the blob was kept
+    /// meanwhile.
+    async fn fill(&self, pass: &Pass) -> Result<Option<Begun>, FillError> {
+        let deadline = Instant::now() + self.shared.options.head_deadline;
+        loop {
+            let Some((outcome, attendance, is_own)) = self.start(pass) else {
+                return Ok(None);
+            };
+            match begun(attendance, deadline).await {
+                // A no to another repository is none to this one. That fill is off the map by now.
+                Err(error) if !is_own && error.is_of_its_repository() => {}
+                Err(error) => return Err(error),
+                Ok((size, attendance)) => {
+                    return Ok(Some(Begun {
+                        outcome,
+                        size,
+                        attendance,
+                    }));
+                }
+            }
+        }
+    }
+
     /// Whether a range of a cold blob is the beginning of having it all.
     fn wants_it_all(&self, digest: Digest, ranges: &RangeSet, range: ByteRange, size: u64) -> bool {
         if range.start == 0 && (ranges.is_open_ended() || range.len() > NEAR) {
@@ -452,54 +513,44 @@ impl Fills {
         asked >= size / ASKED_ENOUGH
     }
 
-    /// Waits for the head of the upstream's answer, and for the verdict on a blob that is sent only when
-    /// verified, so that what fails so far is still an answer of its own.
-    async fn begun(&self, attendance: Attendance) -> Result<(u64, Attendance), FillError> {
-        let deadline = Instant::now() + self.shared.options.head_deadline;
-        let mut front = attendance.flow().subscribe();
-        let ready = front.wait_for(|front| match front.phase {
-            Phase::Connecting => false,
-            Phase::Running { len } => len > TAIL,
-            Phase::Verified { .. } | Phase::Failed(_) => true,
-        });
-        let phase = match timeout_at(deadline, ready).await {
-            Ok(Ok(front)) => front.phase.clone(),
-            Ok(Err(_)) => return Err(FillError::Lost),
-            Err(_elapsed) => return Err(FillError::TooSlow),
-        };
-        match phase {
-            Phase::Running { len } | Phase::Verified { len } => Ok((len, attendance)),
-            Phase::Failed(error) => Err(error),
-            Phase::Connecting => Err(FillError::TooSlow),
-        }
-    }
-
     fn follow(&self, range: ByteRange, attendance: Attendance) -> Reader {
         let following = Following::new(attendance);
         Reader::new(range, Source::Flow(following), self.shared.buffers.clone())
     }
 
-    /// Begins a fill, or joins the one that somebody began a moment ago.
-    fn start(&self, pass: &Pass) -> (Outcome, Attendance) {
+    /// Begins a fill, or joins the one that somebody began, and tells whether that is one of this very
+    /// repository. `None` if the blob is on disk by now: a fill leaves the map after the blob was
+    /// kept, so who looked into the store a moment too early does not fetch it once more.
+    fn start(&self, pass: &Pass) -> Option<(Outcome, Attendance, bool)> {
         let mut running = self.shared.running();
-        if let Some(flow) = running.get(&pass.digest) {
-            return (Outcome::Joined, flow.attend());
+        if let Some(Running { repo, flow }) = running.get(&pass.digest) {
+            return Some((Outcome::Joined, flow.attend(), *repo == pass.repo));
+        }
+        if self.shared.store.blob_now(&pass.digest).is_some() {
+            return None;
         }
         let flow = Flow::new(pass.digest, Front::connecting(), None);
-        running.insert(pass.digest, Arc::clone(&flow));
+        let repo = pass.repo.clone();
+        running.insert(
+            pass.digest,
+            Running {
+                repo,
+                flow: Arc::clone(&flow),
+            },
+        );
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
-            flow: Arc::clone(&flow),
+            flow,
             origin: self.shared.origin(pass),
-            expected: pass.size,
+            size: pass.size,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
             patience: self.shared.options.patience,
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared));
-        (Outcome::Miss, attendance)
+        Some((Outcome::Miss, attendance, true))
     }
 
     /// Waits until every fill that was begun has ended and its blob is kept, until `deadline` at the
@@ -508,6 +559,34 @@ impl Fills {
         // Every fill holds a slot until its end, and a semaphore serves in order.
         let all = u32::try_from(self.shared.options.max_fills).unwrap_or(u32::MAX);
         let _ = timeout_at(deadline, self.shared.slots.acquire_many(all)).await;
+    }
+}
+
+/// A fill that can be answered from.
+struct Begun {
+    outcome: Outcome,
+    size: u64,
+    attendance: Attendance,
+}
+
+/// Waits for the head of the upstream's answer, and for the verdict on a blob that is sent only when
+/// verified, so that what fails so far is still an answer of its own.
+async fn begun(attendance: Attendance, deadline: Instant) -> Result<(u64, Attendance), FillError> {
+    let mut front = attendance.flow().subscribe();
+    let ready = front.wait_for(|front| match front.phase {
+        Phase::Connecting => false,
+        Phase::Running { len } => len > TAIL,
+        Phase::Verified { .. } | Phase::Failed(_) => true,
+    });
+    let phase = match timeout_at(deadline, ready).await {
+        Ok(Ok(front)) => front.phase.clone(),
+        Ok(Err(_)) => return Err(FillError::Lost),
+        Err(_elapsed) => return Err(FillError::TooSlow),
+    };
+    match phase {
+        Phase::Running { len } | Phase::Verified { len } => Ok((len, attendance)),
+        Phase::Failed(error) => Err(error),
+        Phase::Connecting => Err(FillError::TooSlow),
     }
 }
 
@@ -523,12 +602,25 @@ fn only(ranges: &RangeSet, size: u64) -> Result<ByteRange, FillError> {
 }
 
 impl Shared {
-    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flow>>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn origin(&self, pass: &Pass) -> Origin {
         Origin::new(self.upstream.clone(), pass.repo.repository.clone())
+    }
+
+    /// Upstream's no to the repository's own question is remembered, whichever question it was: a
+    /// record of a blob that is gone would be a yes to HEAD and a no to GET.
+    async fn hear(&self, pass: &Pass, error: Option<&FillError>) {
+        if let Some(FillError::Upstream(UpstreamError::Absent(absent))) = error {
+            self.note_absent(&pass.repo, pass.digest, *absent).await;
+        }
+    }
+
+    async fn note_absent(&self, repo: &RepoKey, digest: Digest, absent: Absent) {
+        self.absent.insert((repo.clone(), digest), absent);
+        self.recorded.forget_blob(repo, digest).await;
     }
 
     async fn ask_whether_held(
@@ -547,8 +639,7 @@ impl Shared {
                         shared.recorded.note_held(&repo, digest, *size, now).await;
                     }
                     Err(UpstreamError::Absent(absent)) => {
-                        shared.absent.insert((repo.clone(), digest), *absent);
-                        shared.recorded.forget_blob(&repo, digest).await;
+                        shared.note_absent(&repo, digest, *absent).await;
                     }
                     Err(_) => {}
                 }

@@ -23,11 +23,18 @@ impl Fills {
         let Some(blob) = self.shared.stored(pass).await? else {
             return Ok(None);
         };
-        let size = blob.len();
+        let mut size = blob.len();
         let source = match self.shared.believe(&blob).await? {
             Belief::Believed if want.mapped => mapped(&blob, &self.shared.store),
             Belief::Believed => Believed::File(blob, self.shared.store.clone()),
-            Belief::Verifying(flow) => Believed::Flow(flow),
+            Belief::Verifying(flow) => {
+                // The file being verified may be one that had the name before this one.
+                let Some(len) = flow.len() else {
+                    return Ok(None);
+                };
+                size = len;
+                Believed::Flow(flow)
+            }
             Belief::Damaged => return Ok(None),
         };
         let read = |range| {
@@ -44,26 +51,27 @@ impl Fills {
                 Reader::new(range, source, self.shared.buffers.clone()),
             )
         };
-        let parts = match &want.ranges {
-            None => Parts::Whole((size > 0).then(|| {
+        let ranges = match &want.ranges {
+            None => Vec::new(),
+            Some(ranges) => ranges
+                .resolve(size)
+                .map_err(|_| FillError::Unsatisfiable { size })?,
+        };
+        let parts = match ranges[..] {
+            [range] => {
+                let (range, reader) = read(range);
+                Parts::One(range, reader)
+            }
+            [_, ..] if asks_no_more_than(&ranges, size) => {
+                Parts::Many(ranges.into_iter().map(read).collect())
+            }
+            _ => Parts::Whole((size > 0).then(|| {
                 read(ByteRange {
                     start: 0,
                     end: size,
                 })
                 .1
             })),
-            Some(ranges) => {
-                let ranges = ranges
-                    .resolve(size)
-                    .map_err(|_| FillError::Unsatisfiable { size })?;
-                match ranges[..] {
-                    [range] => {
-                        let (range, reader) = read(range);
-                        Parts::One(range, reader)
-                    }
-                    _ => Parts::Many(ranges.into_iter().map(read).collect()),
-                }
-            }
         };
         Ok(Some(Content {
             size,
@@ -73,8 +81,20 @@ impl Fills {
     }
 }
 
+/// Ranges that overlap so much that together they are more than the blob are no honest wish, and are
+/// answered by the whole (RFC 9110, 14.2): one small request must not ask for it a thousand times.
+fn asks_no_more_than(ranges: &[ByteRange], size: u64) -> bool {
+    let asked = ranges
+        .iter()
+        .fold(0u64, |sum, range| sum.saturating_add(range.len()));
+    asked <= size
+}
+
 impl Shared {
     /// The file under the blob's name, if it is one and has the size that a manifest tells.
+    ///
+    /// # Errors
+    /// [`FillError::SizeMismatch`] where a manifest tells another size than the content has.
     pub(super) async fn stored(&self, pass: &Pass) -> Result<Option<Blob>, FillError> {
         let blob = match self.store.blob_now(&pass.digest) {
             Some(blob) => Some(blob),
@@ -88,7 +108,14 @@ impl Shared {
                 })
             }
         };
-        match (blob, pass.size) {
+        match (blob, pass.size.described) {
+            // The file was hashed: it is the manifest that is wrong, and other repositories' may not be.
+            (Some(blob), Some(expected)) if blob.len() != expected && blob.stamped() => {
+                Err(FillError::SizeMismatch {
+                    expected,
+                    declared: blob.len(),
+                })
+            }
             (Some(blob), Some(size)) if blob.len() != size => {
                 let store = self.store.clone();
                 let damage = Damage::Length(size);
@@ -112,5 +139,19 @@ fn mapped(blob: &Blob, store: &Store) -> Believed {
     match blob.map() {
         Ok(mapping) => Believed::Mapped(Bytes::from_owner(mapping)),
         Err(_) => Believed::File(blob.clone(), store.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p11_a_thousand_times_the_whole_is_the_whole() {
+        let range = |start, end| ByteRange { start, end };
+        assert!(asks_no_more_than(&[range(0, 4), range(6, 10)], 10));
+        assert!(asks_no_more_than(&[range(5, 10), range(0, 5)], 10));
+        assert!(!asks_no_more_than(&[range(0, 10); 1000], 10));
+        assert!(!asks_no_more_than(&[range(0, u64::MAX); 2], u64::MAX));
     }
 }

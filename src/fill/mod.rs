@@ -12,7 +12,8 @@
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `mod.rs` | who may have what, and where it comes from: hit, join, fill or bypass |
+//! | `mod.rs` | where a blob comes from: hit, join, fill or bypass |
+//! | `proof.rs` | who may have it: that a repository holds a digest |
 //! | `filling.rs`, `download.rs` | the task of a fill; its upstream body, continued past what breaks it |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
@@ -28,6 +29,7 @@ mod flight;
 mod flow;
 mod front;
 mod manifests;
+mod proof;
 mod reader;
 mod recorded;
 mod room;
@@ -44,20 +46,22 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::FillError;
 pub use manifests::FoundManifest;
+pub use proof::Pass;
 pub use reader::{Reader, Step};
 
 use crate::access::Right;
 use crate::buffers::BufferPool;
-use crate::cache::{Held, HeldBy, Store};
+use crate::cache::Store;
 use crate::clock::Clock;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
 use crate::telemetry::{FillMetrics, Outcome};
 use crate::upstream::{Absent, BlobBody, Span, Upstream, UpstreamError, Validator};
 use filling::Filling;
-use flight::{Flights, Lost};
+use flight::Flights;
 use flow::{Attendance, Flow};
 use front::{Front, Phase, TAIL};
 use manifests::Manifests;
+use proof::KnownSize;
 use reader::{Following, Source};
 use recorded::Recorded;
 
@@ -104,24 +108,6 @@ impl Default for FillOptions {
             absent_ttl: Duration::from_secs(5),
         }
     }
-}
-
-/// Proof that somebody may have a blob: a right, and a repository that holds the digest. Made by
-/// [`Fills::prove`] alone.
-#[derive(Clone, Debug)]
-pub struct Pass {
-    repo: RepoKey,
-    digest: Digest,
-    size: KnownSize,
-}
-
-/// What is known of a blob's size, in bytes, before it comes.
-#[derive(Clone, Copy, Debug)]
-struct KnownSize {
-    /// By a manifest of the repository: content of another size is not what was asked for.
-    described: Option<u64>,
-    /// By the upstream's answer to another question, which a GET may contradict (fault U21).
-    told: Option<u64>,
 }
 
 /// What of a blob is wanted, and how.
@@ -279,50 +265,6 @@ impl Fills {
     ) -> Result<FoundManifest, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
         self.shared.manifests.find(repo, reference).await
-    }
-
-    /// Proves that `repo` holds the blob `digest`: by a manifest that upstream returned for this very
-    /// repository, where the registry takes no manifest without its blobs, or by upstream's word.
-    ///
-    /// # Errors
-    /// [`UpstreamError::Absent`] where upstream says that the repository does not hold it; other errors
-    /// where it could not be asked.
-    ///
-    /// # Cancel safety
-    /// The question is shared and goes on without the caller.
-    pub async fn prove(
-        &self,
-        right: &Right,
-        repo: &RepoKey,
-        digest: Digest,
-    ) -> Result<Pass, FillError> {
-        debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        let pass = |held: Option<Held>, told: Option<u64>| Pass {
-            repo: repo.clone(),
-            digest,
-            size: KnownSize {
-                described: held.and_then(|held| held.described),
-                told: told.or(held.and_then(|held| held.size)),
-            },
-        };
-        let key = (repo.clone(), digest);
-        let trusts_manifests = self.shared.upstream.trusts_manifests();
-        match self.shared.recorded.held(repo, digest).await? {
-            Some(held) if held.by == HeldBy::Upstream || trusts_manifests => {
-                if self.shared.clock.since(held.checked_at) > self.shared.options.record_ttl {
-                    let shared = Arc::clone(&self.shared);
-                    tokio::spawn(async move { shared.ask_whether_held(key).await });
-                }
-                Ok(pass(Some(held), None))
-            }
-            known => {
-                if let Some(absent) = self.shared.absent.get(&key) {
-                    return Err(UpstreamError::Absent(absent).into());
-                }
-                let told = self.shared.ask_whether_held(key).await?;
-                Ok(pass(known, told))
-            }
-        }
     }
 
     /// The size of a blob in bytes, and where it was learned, as a GET would tell it.
@@ -608,47 +550,5 @@ impl Shared {
 
     fn origin(&self, pass: &Pass) -> Origin {
         Origin::new(self.upstream.clone(), pass.repo.repository.clone())
-    }
-
-    /// Upstream's no to the repository's own question is remembered, whichever question it was: a
-    /// record of a blob that is gone would be a yes to HEAD and a no to GET.
-    async fn hear(&self, pass: &Pass, error: Option<&FillError>) {
-        if let Some(FillError::Upstream(UpstreamError::Absent(absent))) = error {
-            self.note_absent(&pass.repo, pass.digest, *absent).await;
-        }
-    }
-
-    async fn note_absent(&self, repo: &RepoKey, digest: Digest, absent: Absent) {
-        self.absent.insert((repo.clone(), digest), absent);
-        self.recorded.forget_blob(repo, digest).await;
-    }
-
-    async fn ask_whether_held(
-        self: &Arc<Self>,
-        key: (RepoKey, Digest),
-    ) -> Result<Option<u64>, FillError> {
-        let shared = Arc::clone(self);
-        let (repo, digest) = key.clone();
-        let answer = self
-            .probes
-            .run(key.clone(), move || async move {
-                let answer = shared.upstream.probe_blob(&repo.repository, &digest).await;
-                match &answer {
-                    Ok(size) => {
-                        let now = shared.clock.now();
-                        shared.recorded.note_held(&repo, digest, *size, now).await;
-                    }
-                    Err(UpstreamError::Absent(absent)) => {
-                        shared.note_absent(&repo, digest, *absent).await;
-                    }
-                    Err(_) => {}
-                }
-                answer
-            })
-            .await;
-        match answer {
-            Ok(answer) => Ok(answer?),
-            Err(Lost) => Err(FillError::Lost),
-        }
     }
 }

@@ -131,16 +131,3 @@ async fn p14_not_modified_tells_what_a_get_would_and_no_length() {
     assert_eq!(answer.header("x-cache"), Some("hit"));
     assert_eq!(answer.header("content-length"), None);
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn p11_one_small_request_does_not_get_the_whole_many_times() {
-    let stage = Stage::new().await;
-    let blob = stage.blob(MIB);
-    stage.assert_pulls(&blob).await;
-    assert!(stage.keeps(&blob).await);
-    let ranges = format!("bytes={}", vec!["0-"; 1000].join(","));
-    let client = stage.proxy.client();
-    let answer = client.get_with(&blob.path, &[("range", &ranges)]).await;
-    assert_eq!(answer.status, 200);
-    assert_whole(&answer, &blob);
-}

@@ -52,7 +52,9 @@ impl Fills {
             repo: repo.clone(),
             digest,
             size: KnownSize {
-                described: held.and_then(|held| held.described),
+                described: held
+                    .filter(|held| held.is_stated)
+                    .and_then(|held| held.size),
                 told: told.or(held.and_then(|held| held.size)),
             },
         };

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Origin;
 use super::error::FillError;
+use super::{KnownSize, Origin};
 use crate::oci::Digest;
 use crate::telemetry::{FillMetrics, ResumeResult};
 use crate::upstream::{BlobBody, UpstreamError};
@@ -83,24 +83,26 @@ pub(super) struct Download {
 }
 
 impl Download {
-    /// Asks the upstream for the blob; `stated` is the size that a manifest tells, and
-    /// `told` the one to go by where the upstream declares none.
+    /// Asks the upstream for the blob; `size` is what is known before.
     ///
     /// # Errors
     /// The upstream's, or a size that is unknown or not the expected one.
     pub(super) async fn open(
         origin: Origin,
         digest: Digest,
-        (stated, told): (Option<u64>, Option<u64>),
+        size: KnownSize,
         patience: Duration,
         metrics: FillMetrics,
     ) -> Result<Self, FillError> {
         let body = origin.open(digest, 0, None).await?;
-        let len = match (body.total(), stated) {
+        let len = match (body.total(), size.described) {
             (Some(declared), Some(expected)) if declared != expected => {
                 return Err(FillError::SizeMismatch { expected, declared });
             }
-            (declared, _) => declared.or(told).ok_or(FillError::UnknownSize)?,
+            (declared, described) => declared
+                .or(described)
+                .or(size.told)
+                .ok_or(FillError::UnknownSize)?,
         };
         Ok(Self {
             again: Again {

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use super::download::Download;
 use super::error::FillError;
 use super::flow::Flow;
-use super::front::Phase;
+use super::front::{Phase, TAIL};
 use super::room::Room;
-use super::{Origin, Shared};
+use super::{KnownSize, Origin, Shared};
 use crate::buffers::BufferPool;
 use crate::cache::{Partial, Store};
 use crate::oci::{Digest, Hasher};
@@ -27,10 +27,7 @@ const LINGER: Duration = Duration::from_millis(5);
 pub(super) struct Filling {
     pub(super) flow: Arc<Flow>,
     pub(super) origin: Origin,
-    /// The size that a manifest tells.
-    pub(super) stated: Option<u64>,
-    /// The size by any word, for an upstream that declares none.
-    pub(super) told: Option<u64>,
+    pub(super) size: KnownSize,
     pub(super) store: Store,
     pub(super) buffers: BufferPool,
     /// How long the transfer may go without getting anywhere.
@@ -72,26 +69,28 @@ impl Filling {
     /// # Errors
     /// Why the blob is not whole. That it could not be kept on disk is not among the reasons.
     async fn run(&self) -> Result<FillResult, FillError> {
-        match self.attempt().await {
+        let outcome = self.attempt(self.size).await;
+        // A larger blob's size may have gone out in the head of an answer, and must stay what it was.
+        let told = self.flow.len().filter(|len| *len > TAIL);
+        match outcome {
             // Nobody has received a byte of it, so nothing would be spliced by trying once more.
-            Err(FillError::DigestMismatch) if self.flow.is_untouched() => {
+            Err(FillError::DigestMismatch) if self.flow.retract() => {
                 tracing::warn!(oci.digest = %self.flow.digest, "upstream sent other content than asked for, trying once more");
-                self.attempt().await
+                let described = told.or(self.size.described);
+                self.attempt(KnownSize {
+                    described,
+                    ..self.size
+                })
+                .await
             }
             outcome => outcome,
         }
     }
 
-    async fn attempt(&self) -> Result<FillResult, FillError> {
+    async fn attempt(&self, size: KnownSize) -> Result<FillResult, FillError> {
         let (origin, metrics) = (self.origin.afresh(), self.metrics.clone());
-        let download = Download::open(
-            origin,
-            self.flow.digest,
-            (self.stated, self.told),
-            self.patience,
-            metrics,
-        )
-        .await?;
+        let download =
+            Download::open(origin, self.flow.digest, size, self.patience, metrics).await?;
         let len = download.len();
         self.flow.restart(download.again());
         let sink = self.begin(len).await?;
@@ -279,7 +278,7 @@ impl Drop for Landing {
             let mut running = self.shared.running();
             // One that was abandoned may have a successor there already.
             let still = running.get(&self.flow.digest);
-            if still.is_some_and(|flow| Arc::ptr_eq(flow, &self.flow)) {
+            if still.is_some_and(|running| Arc::ptr_eq(&running.flow, &self.flow)) {
                 running.remove(&self.flow.digest);
             }
         }

@@ -109,14 +109,34 @@ impl Flow {
             ..Landed::default()
         };
         self.front.send_replace(Front {
-            contiguous: 0,
             phase: Phase::Running { len },
+            ..Front::connecting()
         });
     }
 
-    /// True while no reader has taken a byte.
-    pub(super) fn is_untouched(&self) -> bool {
-        self.furthest.load(Ordering::Acquire) == 0
+    /// For a reader, before its first byte: whether what is released at `offset` of a range that ends at
+    /// `end` is still to be had. From then on the transfer is not begun anew.
+    pub(super) fn claim(&self, offset: u64, end: u64) -> bool {
+        let mut may = false;
+        self.front.send_if_modified(|front| {
+            may = offset < front.released(end);
+            front.taken |= may;
+            false
+        });
+        may
+    }
+
+    /// For the task only: takes back everything that has arrived, unless a reader was given some of it.
+    /// One step with [`Flow::claim`], so that no reader gets the beginning of one transfer and the end of
+    /// another.
+    pub(super) fn retract(&self) -> bool {
+        self.front.send_if_modified(|front| {
+            let may = !front.taken;
+            if may {
+                *front = Front::connecting();
+            }
+            may
+        })
     }
 
     /// For the task only: the file that the bytes land in.
@@ -290,5 +310,31 @@ mod tests {
         let given_up = flow.remember(6, Bytes::from_static(b"ghi")).await;
         assert_eq!(given_up, Err(FillError::Abandoned));
         assert!(flow.join().is_none());
+    }
+
+    const LEN: u64 = 1024 * 1024;
+
+    fn arrived() -> Arc<Flow> {
+        let flow = Flow::new(Digest::of(b""), Front::connecting(), None);
+        flow.enter(Phase::Running { len: LEN });
+        flow.reach(LEN);
+        flow
+    }
+
+    #[test]
+    fn u03_what_a_reader_was_given_is_never_taken_back() {
+        let flow = arrived();
+        assert!(flow.claim(0, LEN));
+        assert!(!flow.retract());
+        assert_eq!(flow.contiguous(), LEN);
+    }
+
+    #[test]
+    fn u03_a_reader_that_comes_after_it_was_taken_back_gets_nothing_of_it() {
+        let flow = arrived();
+        assert!(!flow.claim(LEN, LEN), "nothing is left there to be given");
+        assert!(flow.retract());
+        assert!(!flow.claim(0, LEN));
+        assert_eq!(flow.len(), None);
     }
 }

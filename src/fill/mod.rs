@@ -12,7 +12,8 @@
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `mod.rs` | who may have what, and where it comes from: hit, join, fill or bypass |
+//! | `mod.rs` | where a blob comes from: hit, join, fill or bypass |
+//! | `proof.rs` | who may have it: that a repository holds a digest |
 //! | `filling.rs`, `download.rs` | the task of a fill; its upstream body, continued past what breaks it |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
@@ -28,6 +29,7 @@ mod flight;
 mod flow;
 mod front;
 mod manifests;
+mod proof;
 mod reader;
 mod recorded;
 mod room;
@@ -46,20 +48,22 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::FillError;
 pub use manifests::FoundManifest;
+pub use proof::Pass;
 pub use reader::{Reader, Step};
 
 use crate::access::Right;
 use crate::buffers::BufferPool;
-use crate::cache::{HeldBy, Store};
+use crate::cache::Store;
 use crate::clock::Clock;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
 use crate::telemetry::{FillMetrics, Outcome};
 use crate::upstream::{Absent, BlobBody, Span, Upstream, UpstreamError, Validator};
 use filling::Filling;
-use flight::{Flights, Lost};
+use flight::Flights;
 use flow::{Attendance, Flow};
 use front::{Front, Phase, TAIL};
 use manifests::Manifests;
+use proof::KnownSize;
 use reader::{Following, Source};
 use recorded::Recorded;
 
@@ -69,6 +73,10 @@ const NEAR: u64 = 8 * 1024 * 1024;
 
 /// Of a cold blob, what part of it must have been asked for by ranges before the whole is fetched.
 const ASKED_ENOUGH: u64 = 4;
+
+/// How often a blob is looked for that is always kept just after. More than once takes a file that is
+/// there and cannot be served, which is nothing to go round in circles for.
+const LOOKS: u32 = 3;
 
 /// How fills behave.
 #[derive(Clone, Debug)]
@@ -101,26 +109,6 @@ impl Default for FillOptions {
             tag_ttl: Duration::from_secs(5),
             absent_ttl: Duration::from_secs(5),
         }
-    }
-}
-
-/// Proof that somebody may have a blob: a right, and a repository that holds the digest. Made by
-/// [`Fills::prove`] alone.
-#[derive(Clone, Debug)]
-pub struct Pass {
-    repo: RepoKey,
-    digest: Digest,
-    /// The size that the repository's record tells.
-    size: Option<u64>,
-    /// Whether a manifest states it.
-    is_stated: bool,
-}
-
-impl Pass {
-    /// The size that a manifest states: content of another size is not what was asked for. What upstream
-    /// alone told, it may have told wrong.
-    fn stated_size(&self) -> Option<u64> {
-        self.size.filter(|_| self.is_stated)
     }
 }
 
@@ -168,7 +156,7 @@ struct Shared {
     clock: Clock,
     manifests: Manifests,
     recorded: Recorded,
-    running: Mutex<HashMap<Digest, Arc<Flow>>>,
+    running: Mutex<HashMap<Digest, Running>>,
     verifying: Mutex<HashMap<Digest, Arc<Flow>>>,
     /// How much of cold blobs was asked for by ranges: bounded, lost on restart.
     asked: moka::sync::Cache<Digest, u64>,
@@ -178,6 +166,12 @@ struct Shared {
     slots: Arc<Semaphore>,
     /// One at a time: hashing a file again must not take both cores from those who are served.
     verifiers: Arc<Semaphore>,
+}
+
+/// A fill in progress, and the repository that it asks for the blob.
+struct Running {
+    repo: RepoKey,
+    flow: Arc<Flow>,
 }
 
 /// Where a fill's bytes come from, and how to tell that they still do.
@@ -275,53 +269,6 @@ impl Fills {
         self.shared.manifests.find(repo, reference).await
     }
 
-    /// Proves that `repo` holds the blob `digest`: by a manifest that upstream returned for this very
-    /// repository, where the registry takes no manifest without its blobs, or by upstream's word.
-    ///
-    /// # Errors
-    /// [`UpstreamError::Absent`] where upstream says that the repository does not hold it; other errors
-    /// where it could not be asked.
-    ///
-    /// # Cancel safety
-    /// The question is shared and goes on without the caller.
-    pub async fn prove(
-        &self,
-        right: &Right,
-        repo: &RepoKey,
-        digest: Digest,
-    ) -> Result<Pass, FillError> {
-        debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        let pass = |size, is_stated| Pass {
-            repo: repo.clone(),
-            digest,
-            size,
-            is_stated,
-        };
-        let key = (repo.clone(), digest);
-        match self.shared.recorded.held(repo, digest).await? {
-            Some(held) if held.by == HeldBy::Upstream => {
-                if self.shared.clock.since(held.checked_at) > self.shared.options.record_ttl {
-                    let shared = Arc::clone(&self.shared);
-                    tokio::spawn(async move { shared.ask_whether_held(key).await });
-                }
-                Ok(pass(held.size, held.is_stated))
-            }
-            Some(held) if self.shared.upstream.trusts_manifests() => {
-                Ok(pass(held.size, held.is_stated))
-            }
-            known => {
-                if let Some(absent) = self.shared.absent.get(&key) {
-                    return Err(UpstreamError::Absent(absent).into());
-                }
-                let size = self.shared.ask_whether_held(key).await?;
-                Ok(match known {
-                    Some(held) if held.is_stated => pass(held.size, true),
-                    Some(_) | None => pass(size, false),
-                })
-            }
-        }
-    }
-
     /// The size of a blob in bytes, and where it was learned, as a GET would tell it.
     ///
     /// # Errors
@@ -330,6 +277,12 @@ impl Fills {
     /// # Cancel safety
     /// Cancel safe: nothing is kept of a question half asked.
     pub async fn size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
+        let found = self.find_size(pass).await;
+        self.shared.hear(pass, found.as_ref().err()).await;
+        found
+    }
+
+    async fn find_size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
         if let Some(blob) = self.shared.stored(pass).await? {
             return Ok((blob.len(), Outcome::Hit));
         }
@@ -337,7 +290,7 @@ impl Fills {
             .shared
             .running()
             .get(&pass.digest)
-            .and_then(|flow| flow.len());
+            .and_then(|running| running.flow.len());
         if let Some(len) = running {
             return Ok((len, Outcome::Joined));
         }
@@ -347,7 +300,7 @@ impl Fills {
     }
 
     async fn size_when_cold(&self, pass: &Pass) -> Result<u64, FillError> {
-        if let Some(size) = pass.size {
+        if let Some(size) = pass.size.described.or(pass.size.told) {
             return Ok(size);
         }
         let repository = &pass.repo.repository;
@@ -374,89 +327,81 @@ impl Fills {
     /// # Cancel safety
     /// A fill that was begun goes on without the caller.
     pub async fn open(&self, pass: &Pass, want: &Want) -> Result<Content, FillError> {
-        loop {
-            if let Some(content) = self.open_stored(pass, want).await? {
-                return Ok(content);
-            }
-            if let Some(content) = self.open_cold(pass, want).await? {
-                return Ok(content);
+        let mut opened = Ok(None);
+        for _ in 0..LOOKS {
+            opened = self.try_open(pass, want).await;
+            if !matches!(opened, Ok(None)) {
+                break;
             }
         }
+        self.shared.hear(pass, opened.as_ref().err()).await;
+        opened?.ok_or(FillError::Lost)
     }
 
-    /// A blob that was not whole on disk a moment ago; `None` if it is by now.
-    async fn open_cold(&self, pass: &Pass, want: &Want) -> Result<Option<Content>, FillError> {
-        let Some(ranges) = &want.ranges else {
-            let Some((outcome, attendance)) = self.start(pass) else {
-                return Ok(None);
-            };
-            let (size, attendance) = self.begun(attendance).await?;
-            let whole = (size > 0).then_some(ByteRange {
-                start: 0,
-                end: size,
-            });
-            return Ok(Some(Content {
-                size,
-                outcome,
-                parts: Parts::Whole(whole.map(|range| self.follow(range, attendance))),
-            }));
-        };
-        if ranges.is_multiple() {
-            return Err(FillError::OneRangeAtATime);
+    /// `None` if the blob was kept meanwhile.
+    async fn try_open(&self, pass: &Pass, want: &Want) -> Result<Option<Content>, FillError> {
+        if let Some(content) = self.open_stored(pass, want).await? {
+            return Ok(Some(content));
         }
-        let running = self.shared.running().get(&pass.digest).and_then(Flow::join);
-        let (size, range, fill) = match running {
-            Some(attendance) => {
-                let (size, attendance) = self.begun(attendance).await?;
-                let range = only(ranges, size)?;
-                (size, range, Some((Outcome::Joined, attendance)))
+        if let Some(ranges) = &want.ranges {
+            if ranges.is_multiple() {
+                return Err(FillError::OneRangeAtATime);
             }
-            None => {
+            let is_running = self.shared.running().contains_key(&pass.digest);
+            if !is_running {
                 let size = self.size_when_cold(pass).await?;
                 let range = only(ranges, size)?;
-                if self.wants_it_all(pass.digest, ranges, range, size) {
-                    let Some((outcome, attendance)) = self.start(pass) else {
-                        return Ok(None);
-                    };
-                    let attendance = self.begun(attendance).await?.1;
-                    (size, range, Some((outcome, attendance)))
-                } else {
-                    (size, range, None)
+                if !self.wants_it_all(pass.digest, ranges, range, size) {
+                    return self.bypass(pass, size, range).await.map(Some);
                 }
             }
+        }
+        let Some(Begun {
+            outcome,
+            size,
+            attendance,
+        }) = self.fill(pass).await?
+        else {
+            return Ok(None);
         };
-        self.part(pass, size, range, fill).await.map(Some)
+        let parts = match &want.ranges {
+            None => {
+                let whole = (size > 0).then_some(ByteRange {
+                    start: 0,
+                    end: size,
+                });
+                Parts::Whole(whole.map(|range| self.follow(range, attendance)))
+            }
+            Some(ranges) => {
+                let range = only(ranges, size)?;
+                if range.start > attendance.flow().contiguous() + NEAR {
+                    return self.bypass(pass, size, range).await.map(Some);
+                }
+                Parts::One(range, self.follow(range, attendance))
+            }
+        };
+        Ok(Some(Content {
+            size,
+            outcome,
+            parts,
+        }))
     }
 
-    /// One range of a blob that is not whole on disk: from the fill if it comes by soon, else past it.
-    async fn part(
-        &self,
-        pass: &Pass,
-        size: u64,
-        range: ByteRange,
-        fill: Option<(Outcome, Attendance)>,
-    ) -> Result<Content, FillError> {
-        if let Some((outcome, attendance)) = fill
-            && range.start <= attendance.flow().contiguous() + NEAR
-        {
-            let reader = self.follow(range, attendance);
-            return Ok(Content {
-                size,
-                outcome,
-                parts: Parts::One(range, reader),
-            });
-        }
+    /// One range of a blob that is not whole on disk, past the cache.
+    async fn bypass(&self, pass: &Pass, size: u64, range: ByteRange) -> Result<Content, FillError> {
         let origin = self.shared.origin(pass);
         let body = origin
             .open(pass.digest, range.start, Some(range.end))
             .await?;
         if let Some(declared) = body.total().filter(|declared| *declared != size) {
-            // What upstream told before is mended; what a manifest states goes before it anyway.
-            let now = self.shared.clock.now();
-            self.shared
-                .recorded
-                .note_held(&pass.repo, pass.digest, Some(declared), now)
-                .await;
+            if pass.size.described.is_none() {
+                // What upstream told before is not so; the next request begins with what it tells now.
+                let now = self.shared.clock.now();
+                self.shared
+                    .recorded
+                    .note_held(&pass.repo, pass.digest, Some(declared), now)
+                    .await;
+            }
             return Err(FillError::SizeMismatch {
                 expected: size,
                 declared,
@@ -474,6 +419,29 @@ impl Fills {
         })
     }
 
+    /// Begins a fill or joins one, and waits until it can be answered from. `None` if the blob was kept
+    /// meanwhile.
+    async fn fill(&self, pass: &Pass) -> Result<Option<Begun>, FillError> {
+        let deadline = Instant::now() + self.shared.options.head_deadline;
+        loop {
+            let Some((outcome, attendance, is_own)) = self.start(pass) else {
+                return Ok(None);
+            };
+            match begun(attendance, deadline).await {
+                // A no to another repository is none to this one. That fill is off the map by now.
+                Err(error) if !is_own && error.is_of_its_repository() => {}
+                Err(error) => return Err(error),
+                Ok((size, attendance)) => {
+                    return Ok(Some(Begun {
+                        outcome,
+                        size,
+                        attendance,
+                    }));
+                }
+            }
+        }
+    }
+
     /// Whether a range of a cold blob is the beginning of having it all.
     fn wants_it_all(&self, digest: Digest, ranges: &RangeSet, range: ByteRange, size: u64) -> bool {
         if range.start == 0 && (ranges.is_open_ended() || range.len() > NEAR) {
@@ -489,60 +457,47 @@ impl Fills {
         asked >= size / ASKED_ENOUGH
     }
 
-    /// Waits for the head of the upstream's answer, and for the verdict on a blob that is sent only when
-    /// verified, so that what fails so far is still an answer of its own.
-    async fn begun(&self, attendance: Attendance) -> Result<(u64, Attendance), FillError> {
-        let deadline = Instant::now() + self.shared.options.head_deadline;
-        let mut front = attendance.flow().subscribe();
-        let ready = front.wait_for(|front| match front.phase {
-            Phase::Connecting => false,
-            Phase::Running { len } => len > TAIL,
-            Phase::Verified { .. } | Phase::Failed(_) => true,
-        });
-        let phase = match timeout_at(deadline, ready).await {
-            Ok(Ok(front)) => front.phase.clone(),
-            Ok(Err(_)) => return Err(FillError::Lost),
-            Err(_elapsed) => return Err(FillError::TooSlow),
-        };
-        match phase {
-            Phase::Running { len } | Phase::Verified { len } => Ok((len, attendance)),
-            Phase::Failed(error) => Err(error),
-            Phase::Connecting => Err(FillError::TooSlow),
-        }
-    }
-
     fn follow(&self, range: ByteRange, attendance: Attendance) -> Reader {
         let following = Following::new(attendance);
         Reader::new(range, Source::Flow(following), self.shared.buffers.clone())
     }
 
-    /// Begins a fill, or joins the one that somebody began a moment ago; `None` if one has kept the blob
-    /// since the caller looked.
-    fn start(&self, pass: &Pass) -> Option<(Outcome, Attendance)> {
+    /// Begins a fill, or joins the one that somebody began, and tells whether that is one of this very
+    /// repository. `None` if the blob is on disk by now: a fill leaves the map after the blob was
+    /// kept, so who looked into the store a moment too early does not fetch it once more.
+    fn start(&self, pass: &Pass) -> Option<(Outcome, Attendance, bool)> {
         let mut running = self.shared.running();
-        if let Some(attendance) = running.get(&pass.digest).and_then(Flow::join) {
-            return Some((Outcome::Joined, attendance));
+        if let Some(Running { repo, flow }) = running.get(&pass.digest)
+            && let Some(attendance) = flow.join()
+        {
+            return Some((Outcome::Joined, attendance, *repo == pass.repo));
         }
         // A fill leaves the map only after its blob is open in the store.
         if self.shared.store.blob_now(&pass.digest).is_some() {
             return None;
         }
         let flow = Flow::new(pass.digest, Front::connecting(), None);
-        running.insert(pass.digest, Arc::clone(&flow));
+        let repo = pass.repo.clone();
+        running.insert(
+            pass.digest,
+            Running {
+                repo,
+                flow: Arc::clone(&flow),
+            },
+        );
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
-            flow: Arc::clone(&flow),
+            flow,
             origin: self.shared.origin(pass),
-            stated: pass.stated_size(),
-            told: pass.size,
+            size: pass.size,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
             patience: self.shared.options.patience,
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared));
-        Some((Outcome::Miss, attendance))
+        Some((Outcome::Miss, attendance, true))
     }
 
     /// Waits until every fill that was begun has ended and its blob is kept, until `deadline` at the
@@ -551,6 +506,34 @@ impl Fills {
         // Every fill holds a slot until its end, and a semaphore serves in order.
         let all = u32::try_from(self.shared.options.max_fills).unwrap_or(u32::MAX);
         let _ = timeout_at(deadline, self.shared.slots.acquire_many(all)).await;
+    }
+}
+
+/// A fill that can be answered from.
+struct Begun {
+    outcome: Outcome,
+    size: u64,
+    attendance: Attendance,
+}
+
+/// Waits for the head of the upstream's answer, and for the verdict on a blob that is sent only when
+/// verified, so that what fails so far is still an answer of its own.
+async fn begun(attendance: Attendance, deadline: Instant) -> Result<(u64, Attendance), FillError> {
+    let mut front = attendance.flow().subscribe();
+    let ready = front.wait_for(|front| match front.phase {
+        Phase::Connecting => false,
+        Phase::Running { len } => len > TAIL,
+        Phase::Verified { .. } | Phase::Failed(_) => true,
+    });
+    let phase = match timeout_at(deadline, ready).await {
+        Ok(Ok(front)) => front.phase.clone(),
+        Ok(Err(_)) => return Err(FillError::Lost),
+        Err(_elapsed) => return Err(FillError::TooSlow),
+    };
+    match phase {
+        Phase::Running { len } | Phase::Verified { len } => Ok((len, attendance)),
+        Phase::Failed(error) => Err(error),
+        Phase::Connecting => Err(FillError::TooSlow),
     }
 }
 
@@ -566,41 +549,11 @@ fn only(ranges: &RangeSet, size: u64) -> Result<ByteRange, FillError> {
 }
 
 impl Shared {
-    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flow>>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn origin(&self, pass: &Pass) -> Origin {
         Origin::new(self.upstream.clone(), pass.repo.repository.clone())
-    }
-
-    async fn ask_whether_held(
-        self: &Arc<Self>,
-        key: (RepoKey, Digest),
-    ) -> Result<Option<u64>, FillError> {
-        let shared = Arc::clone(self);
-        let (repo, digest) = key.clone();
-        let answer = self
-            .probes
-            .run(key.clone(), move || async move {
-                let answer = shared.upstream.probe_blob(&repo.repository, &digest).await;
-                match &answer {
-                    Ok(size) => {
-                        let now = shared.clock.now();
-                        shared.recorded.note_held(&repo, digest, *size, now).await;
-                    }
-                    Err(UpstreamError::Absent(absent)) => {
-                        shared.absent.insert((repo.clone(), digest), *absent);
-                        shared.recorded.forget_blob(&repo, digest).await;
-                    }
-                    Err(_) => {}
-                }
-                answer
-            })
-            .await;
-        match answer {
-            Ok(answer) => Ok(answer?),
-            Err(Lost) => Err(FillError::Lost),
-        }
     }
 }

@@ -66,6 +66,8 @@ pub(super) struct Following {
     /// The hash of every byte up to the reader's place, kept from where memory took over from the
     /// file: what a reader that goes on alone needs to check the whole.
     hash: Option<Hasher>,
+    /// The transfer that is read will not be begun anew.
+    claimed: bool,
 }
 
 impl Following {
@@ -75,6 +77,7 @@ impl Following {
             attendance,
             front,
             hash: None,
+            claimed: false,
         }
     }
 }
@@ -255,7 +258,7 @@ impl Following {
         range: ByteRange,
         buffers: &BufferPool,
     ) -> Result<Option<Bytes>, FillError> {
-        let released = self.released(range.end)?;
+        let released = self.released(at, range.end)?;
         if at >= released {
             return Ok(None);
         }
@@ -272,7 +275,7 @@ impl Following {
         range: ByteRange,
         buffers: &BufferPool,
     ) -> Result<Next, FillError> {
-        let released = self.released(range.end)?;
+        let released = self.released(at, range.end)?;
         if at >= released {
             // The sender lives as long as the flow, which this reader holds.
             self.front.changed().await.map_err(|_| FillError::Lost)?;
@@ -287,14 +290,25 @@ impl Following {
         }
     }
 
-    fn released(&mut self, end: u64) -> Result<u64, FillError> {
-        let front = self.front.borrow_and_update();
-        match &front.phase {
-            Phase::Failed(error) => Err(error.clone()),
-            Phase::Connecting | Phase::Running { .. } | Phase::Verified { .. } => {
-                Ok(front.released(end))
+    /// How far the reader may go; it asks for its first byte by claiming it.
+    fn released(&mut self, at: u64, end: u64) -> Result<u64, FillError> {
+        let released = {
+            let front = self.front.borrow_and_update();
+            match &front.phase {
+                Phase::Failed(error) => return Err(error.clone()),
+                Phase::Connecting | Phase::Running { .. } | Phase::Verified { .. } => {
+                    front.released(end)
+                }
+            }
+        };
+        if at < released && !self.claimed {
+            self.claimed = self.attendance.flow().claim(at, end);
+            if !self.claimed {
+                // The front went back a moment ago, which is news to wait for.
+                return Ok(at);
             }
         }
+        Ok(released)
     }
 
     /// Takes what is released of a piece in memory, and hashes it where the hash of the whole so far

@@ -23,11 +23,18 @@ impl Fills {
         let Some(blob) = self.shared.stored(pass).await? else {
             return Ok(None);
         };
-        let size = blob.len();
+        let mut size = blob.len();
         let source = match self.shared.believe(&blob).await? {
             Belief::Believed if want.mapped => mapped(&blob, &self.shared.store),
             Belief::Believed => Believed::File(blob.clone(), self.shared.store.clone()),
-            Belief::Verifying(flow) => Believed::Flow(flow),
+            Belief::Verifying(flow) => {
+                // The file being verified may be one that had the name before this one.
+                let Some(len) = flow.len() else {
+                    return Ok(None);
+                };
+                size = len;
+                Believed::Flow(flow)
+            }
             Belief::Damaged => return Ok(None),
         };
         let read = |range| {
@@ -90,6 +97,9 @@ impl Fills {
 
 impl Shared {
     /// The file under the blob's name, if it is one and has the size that a manifest tells.
+    ///
+    /// # Errors
+    /// [`FillError::SizeMismatch`] where a manifest tells another size than the content has.
     pub(super) async fn stored(&self, pass: &Pass) -> Result<Option<Blob>, FillError> {
         let blob = match self.store.blob_now(&pass.digest) {
             Some(blob) => Some(blob),
@@ -103,7 +113,14 @@ impl Shared {
                 })
             }
         };
-        match (blob, pass.stated_size()) {
+        match (blob, pass.size.described) {
+            // The file was hashed: it is the manifest that is wrong, and other repositories' may not be.
+            (Some(blob), Some(expected)) if blob.len() != expected && blob.stamped() => {
+                Err(FillError::SizeMismatch {
+                    expected,
+                    declared: blob.len(),
+                })
+            }
             (Some(blob), Some(size)) if blob.len() != size => {
                 self.quarantine(blob, Damage::Length(size)).await;
                 Ok(None)

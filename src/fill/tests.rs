@@ -9,11 +9,11 @@ use super::filling::Landing;
 use super::flow::Flow;
 use super::front::{Front, Phase};
 use super::verifying::Verdict;
-use super::{FillError, FillOptions, Fills};
+use super::{FillError, FillOptions, Fills, Running};
 use crate::buffers::BufferPool;
 use crate::cache::{CacheMetrics, Limit, Store, StoreOptions};
 use crate::clock::Clock;
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoKey};
 use crate::telemetry::FillMetrics;
 use crate::upstream::{Auth, Limits, Registry, Upstream, UpstreamMetrics, UpstreamOptions};
 
@@ -71,7 +71,15 @@ async fn c06_a_fill_that_panics_is_off_the_map_and_its_readers_are_told() {
     let shared = fills(&dir).shared;
     let digest = Digest::of(b"");
     let flow = Flow::new(digest, Front::connecting(), None);
-    shared.running().insert(digest, Arc::clone(&flow));
+    let repo = RepoKey {
+        upstream: "prod".into(),
+        repository: "team/app".parse().unwrap(),
+    };
+    let running = Running {
+        repo,
+        flow: Arc::clone(&flow),
+    };
+    shared.running().insert(digest, running);
     shared.metrics.active.inc();
     let landing = Landing {
         shared: Arc::clone(&shared),

@@ -80,14 +80,15 @@ struct Reply {
     status: StatusCode,
     headers: HeaderMap,
     said: Said,
-    /// The length that a GET would have, told on HEAD.
-    length: u64,
+    /// The length that a GET would have, told on HEAD. Not told on 304, which has that of the content
+    /// that the client keeps (RFC 9110, 8.6).
+    length: Option<u64>,
     outcome: Outcome,
 }
 
 impl Reply {
     fn new(status: StatusCode, said: Said) -> Self {
-        let length = said.len();
+        let length = (status != StatusCode::NOT_MODIFIED).then(|| said.len());
         Self {
             status,
             headers: HeaderMap::new(),
@@ -285,7 +286,9 @@ impl Proxy {
         completion.outcome = reply.outcome;
         completion.length = reply.said.len();
         let mut headers = reply.headers;
-        headers.insert(header::CONTENT_LENGTH, reply.length.into());
+        if let Some(length) = reply.length {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
         headers.insert(
             DOCKER_DISTRIBUTION_API_VERSION,
             HeaderValue::from_static("registry/2.0"),

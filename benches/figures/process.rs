@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Child;
 
+use memmap2::MmapMut;
+
 /// The core that servers run on.
 pub const SERVER_CORE: &str = "0";
 /// The core that the load and the simulated upstream run on.
@@ -16,6 +18,18 @@ pub const KEEP_MEMORY: &str =
 
 /// `/proc` counts in hundredths of a second, whatever the kernel's own clock.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What a round with a cold blob writes into the page cache at most, in bytes.
+const WRITTEN_BYTES: usize = 1 << 30;
+
+/// A virtual machine has to ask its host for memory that it has not used lately, and who fills a cache
+/// first would pay for it. So it is used just before.
+pub fn have_memory_ready() {
+    let mut pages = MmapMut::map_anon(WRITTEN_BYTES).expect("memory");
+    for page in pages.chunks_mut(4096) {
+        page[0] = 1;
+    }
+}
 
 /// A started server; killed when dropped.
 pub struct Process(pub Child);

@@ -7,7 +7,8 @@ use futures_util::future::join_all;
 use http::header;
 
 use super::load::{Connection, Protocol, Taken, Target};
-use super::process::Process;
+use super::process::{Process, have_memory_ready};
+use super::skim::Skimmer;
 use super::stage::{Server, Stage};
 use super::table::{Row, median};
 
@@ -265,13 +266,14 @@ impl Figures {
     }
 
     async fn rush(&self, target: &Target, process: &Process, path: &str, digest: &str) -> Stampede {
-        let connections = join_all((0..STAMPEDE).map(|_| target.connect())).await;
+        let connections = join_all((0..STAMPEDE).map(|_| Skimmer::connect(target))).await;
+        have_memory_ready();
         self.stage.simulator.journal().clear();
         let began = Instant::now();
         let taking = join_all(
             connections
                 .into_iter()
-                .map(|mut connection| async move { connection.get(path).await }),
+                .map(|connection| connection.get(path)),
         );
         let (taken, anonymous) = watched(process, taking).await;
         let whole = taken.iter().all(|taken| taken.bytes == COLD_BYTES);
@@ -315,6 +317,7 @@ impl Figures {
                     (stage.proxy.tls(), &stage.proxy.process, image.layer())
                 };
                 let mut connection = target.connect().await;
+                have_memory_ready();
                 let before = process.cpu_seconds();
                 let began = Instant::now();
                 let taken = connection.get(&path).await;

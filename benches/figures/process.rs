@@ -57,13 +57,8 @@ impl Process {
 
     /// Seconds of processor time used so far, in user and kernel.
     pub fn cpu_seconds(&self) -> f64 {
-        let ticks = |pid: u32| -> Option<u64> {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // The name, in parentheses, may hold anything.
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
-        };
-        self.all().into_iter().filter_map(ticks).sum::<u64>() as f64 / TICKS_PER_SECOND
+        let all = self.all().into_iter();
+        all.filter_map(cpu_seconds).sum()
     }
 
     /// What it holds at this moment.
@@ -76,6 +71,29 @@ impl Process {
         }
         memory
     }
+}
+
+fn cpu_seconds(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    Some(ticks as f64 / TICKS_PER_SECOND)
+}
+
+/// Processor seconds that everything on this machine has used so far, but for this process and
+/// `server`.
+pub fn foreign_cpu_seconds(server: &Process) -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let numbers = stat.lines().next().unwrap_or_default().split_whitespace();
+    let ticks: Vec<u64> = numbers.filter_map(|number| number.parse().ok()).collect();
+    // user, nice, system, (idle, iowait,) irq, softirq, steal
+    let busy: u64 = [0, 1, 2, 5, 6, 7]
+        .iter()
+        .filter_map(|at| ticks.get(*at))
+        .sum();
+    let own = cpu_seconds(std::process::id()).unwrap_or(0.0);
+    busy as f64 / TICKS_PER_SECOND - own - server.cpu_seconds()
 }
 
 fn kib(status: &str, field: &str) -> u64 {

@@ -14,6 +14,8 @@ use tracing::Dispatch;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::json::JsonLines;
+
 /// Lines that may wait: some seconds of a busy proxy, a few MiB at most.
 const MAX_WAITING: usize = 4096;
 
@@ -113,14 +115,7 @@ impl Log {
             .with_writer(sink);
         let dispatch = match format {
             LogFormat::Text => Dispatch::new(builder.finish()),
-            LogFormat::Json => Dispatch::new(
-                builder
-                    .json()
-                    .flatten_event(true)
-                    .with_current_span(false)
-                    .with_span_list(false)
-                    .finish(),
-            ),
+            LogFormat::Json => Dispatch::new(builder.event_format(JsonLines).finish()),
         };
         Ok((Self { queue }, dispatch))
     }
@@ -283,7 +278,15 @@ mod tests {
         let (log, dispatch) =
             Log::build(LogFormat::Json, None, Counter::default(), output.clone()).expect("log");
         tracing::dispatcher::with_default(&dispatch, || {
-            tracing::info!(http.status = 200, "request completed");
+            let error = Some("a \"quoted\"\nname");
+            tracing::info!(
+                http.status = 200,
+                elapsed_ms = 0.125,
+                whole = true,
+                client.addr = %"127.0.0.1:80",
+                error,
+                "request completed"
+            );
             tracing::debug!("not at this level");
         });
         drop(log);
@@ -293,6 +296,13 @@ mod tests {
         assert_eq!(event["message"], "request completed");
         assert_eq!(event["http.status"], 200);
         assert_eq!(event["level"], "INFO");
+        assert_eq!(event["target"], module_path!());
+        assert_eq!(event["elapsed_ms"], 0.125);
+        assert_eq!(event["whole"], true);
+        assert_eq!(event["client.addr"], "127.0.0.1:80");
+        assert_eq!(event["error"], "a \"quoted\"\nname");
+        let timestamp = event["timestamp"].as_str().expect("text");
+        assert!(humantime::parse_rfc3339(timestamp).is_ok(), "{timestamp}");
     }
 
     #[test]

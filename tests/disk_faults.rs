@@ -6,61 +6,13 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use ecr_proxy::simulator::{BlobSource, Fault, Listener, Pattern, Simulator};
+use ecr_proxy::simulator::{Fault, Listener, Pattern, Simulator};
+use support::blobs::{
+    MIB, assert_whole, blob, blob_file, idle, metric, outcome, pull_together, simulator, until,
+};
 use support::disk::{Ballast, Injection, available, occupied};
-use support::image::REPOSITORY;
 use support::store::files_below;
-use support::{Answer, Client, Connection, Proxy, within};
-
-const MIB: u64 = 1 << 20;
-
-async fn simulator() -> Simulator {
-    let simulator = Simulator::builder().start().await.expect("a simulator");
-    simulator.create_repository(REPOSITORY);
-    simulator
-}
-
-/// A blob of `len` bytes at the upstream: its digest, and what clients ask for.
-fn blob(simulator: &Simulator, seed: u64, len: u64) -> (String, String) {
-    let digest = simulator.put_blob(REPOSITORY, BlobSource::generated(seed, len));
-    let target = format!("/v2/{REPOSITORY}/blobs/{digest}");
-    (digest, target)
-}
-
-fn assert_whole(answer: &Answer, digest: &str) {
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    assert!(answer.clean_end, "cut after {} bytes", answer.body.len());
-    assert_eq!(answer.digest(), digest);
-}
-
-fn outcome(answer: &Answer) -> Option<&str> {
-    answer.header("x-cache")
-}
-
-/// The sum of a metric's samples.
-async fn metric(proxy: &Proxy, name: &str, labels: &[&str]) -> f64 {
-    proxy.metrics().await.sum(name, labels)
-}
-
-/// Asks again until `condition` holds.
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    within(what, async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
-}
-
-/// Until no fill runs any more.
-async fn idle(proxy: &Proxy) {
-    until("every fill ends", async || {
-        let metrics = proxy.metrics().await;
-        assert!(metrics.has("ecr_proxy_fills_active"));
-        metrics.sum("ecr_proxy_fills_active", &[]) == 0.0
-    })
-    .await;
-}
+use support::{Client, Connection, Proxy};
 
 /// Nothing is left of a fill that was not kept.
 fn assert_no_temporaries(proxy: &Proxy) {
@@ -82,11 +34,6 @@ async fn assert_caching(proxy: &Proxy, simulator: &Simulator, seed: u64) {
     );
     proxy.assert_blobs_are_sound();
     assert_no_temporaries(proxy);
-}
-
-/// Several at once, as one fill.
-async fn pull_together(client: &Client, target: &str, count: usize) -> Vec<Answer> {
-    futures_util::future::join_all((0..count).map(|_| client.get(target))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -402,15 +349,7 @@ async fn d17_a_reader_keeps_its_file_and_its_bytes_stay_counted_until_it_has_clo
     assert_whole(&proxy.client().get(&target).await, &digest);
     idle(&proxy).await;
     let reader = slow_reader(&proxy, &target).await;
-    let hex = digest.trim_start_matches("sha256:");
-    fs::remove_file(
-        proxy
-            .cache_dir()
-            .join("blobs/sha256")
-            .join(&hex[..2])
-            .join(hex),
-    )
-    .expect("the blob is there");
+    fs::remove_file(blob_file(&proxy, &digest)).expect("the blob is there");
     let again = proxy.client().get(&target).await;
     assert_whole(&again, &digest);
     assert_eq!(outcome(&again), Some("miss"));

@@ -83,23 +83,24 @@ pub(super) struct Download {
 }
 
 impl Download {
-    /// Asks the upstream for the blob; `expected` is the size that a manifest tells.
+    /// Asks the upstream for the blob; `stated` is the size that a manifest tells, and
+    /// `told` the one to go by where the upstream declares none.
     ///
     /// # Errors
     /// The upstream's, or a size that is unknown or not the expected one.
     pub(super) async fn open(
         origin: Origin,
         digest: Digest,
-        expected: Option<u64>,
+        (stated, told): (Option<u64>, Option<u64>),
         patience: Duration,
         metrics: FillMetrics,
     ) -> Result<Self, FillError> {
         let body = origin.open(digest, 0, None).await?;
-        let len = match (body.total(), expected) {
+        let len = match (body.total(), stated) {
             (Some(declared), Some(expected)) if declared != expected => {
                 return Err(FillError::SizeMismatch { expected, declared });
             }
-            (declared, expected) => declared.or(expected).ok_or(FillError::UnknownSize)?,
+            (declared, _) => declared.or(told).ok_or(FillError::UnknownSize)?,
         };
         Ok(Self {
             again: Again {

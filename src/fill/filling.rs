@@ -28,7 +28,9 @@ pub(super) struct Filling {
     pub(super) flow: Arc<Flow>,
     pub(super) origin: Origin,
     /// The size that a manifest tells.
-    pub(super) expected: Option<u64>,
+    pub(super) stated: Option<u64>,
+    /// The size by any word, for an upstream that declares none.
+    pub(super) told: Option<u64>,
     pub(super) store: Store,
     pub(super) buffers: BufferPool,
     /// How long the transfer may go without getting anywhere.
@@ -85,7 +87,7 @@ impl Filling {
         let download = Download::open(
             origin,
             self.flow.digest,
-            self.expected,
+            (self.stated, self.told),
             self.patience,
             metrics,
         )

@@ -110,6 +110,16 @@ pub struct Pass {
     digest: Digest,
     /// The size that the repository's record tells.
     size: Option<u64>,
+    /// Whether a manifest states it.
+    is_stated: bool,
+}
+
+impl Pass {
+    /// The size that a manifest states: content of another size is not what was asked for. What upstream
+    /// alone told, it may have told wrong.
+    fn stated_size(&self) -> Option<u64> {
+        self.size.filter(|_| self.is_stated)
+    }
 }
 
 /// What of a blob is wanted, and how.
@@ -279,10 +289,11 @@ impl Fills {
         digest: Digest,
     ) -> Result<Pass, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        let pass = |size| Pass {
+        let pass = |size, is_stated| Pass {
             repo: repo.clone(),
             digest,
             size,
+            is_stated,
         };
         let key = (repo.clone(), digest);
         match self.shared.recorded.held(repo, digest).await? {
@@ -291,15 +302,20 @@ impl Fills {
                     let shared = Arc::clone(&self.shared);
                     tokio::spawn(async move { shared.ask_whether_held(key).await });
                 }
-                Ok(pass(held.size))
+                Ok(pass(held.size, held.is_stated))
             }
-            Some(held) if self.shared.upstream.trusts_manifests() => Ok(pass(held.size)),
+            Some(held) if self.shared.upstream.trusts_manifests() => {
+                Ok(pass(held.size, held.is_stated))
+            }
             known => {
                 if let Some(absent) = self.shared.absent.get(&key) {
                     return Err(UpstreamError::Absent(absent).into());
                 }
                 let size = self.shared.ask_whether_held(key).await?;
-                Ok(pass(size.or(known.and_then(|held| held.size))))
+                Ok(match known {
+                    Some(held) if held.is_stated => pass(held.size, true),
+                    Some(_) | None => pass(size, false),
+                })
             }
         }
     }
@@ -420,6 +436,12 @@ impl Fills {
             .open(pass.digest, range.start, Some(range.end))
             .await?;
         if let Some(declared) = body.total().filter(|declared| *declared != size) {
+            // What upstream told before is mended; what a manifest states goes before it anyway.
+            let now = self.shared.clock.now();
+            self.shared
+                .recorded
+                .note_held(&pass.repo, pass.digest, Some(declared), now)
+                .await;
             return Err(FillError::SizeMismatch {
                 expected: size,
                 declared,
@@ -492,7 +514,8 @@ impl Fills {
         let filling = Filling {
             flow: Arc::clone(&flow),
             origin: self.shared.origin(pass),
-            expected: pass.size,
+            stated: pass.stated_size(),
+            told: pass.size,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
             patience: self.shared.options.patience,

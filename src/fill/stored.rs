@@ -44,7 +44,11 @@ impl Fills {
                 Reader::new(range, source, self.shared.buffers.clone()),
             )
         };
-        let parts = match &want.ranges {
+        let ranges = want
+            .ranges
+            .as_ref()
+            .filter(|ranges| !ranges.repeat_content(size));
+        let parts = match ranges {
             None => Parts::Whole((size > 0).then(|| {
                 read(ByteRange {
                     start: 0,
@@ -88,7 +92,7 @@ impl Shared {
                 })
             }
         };
-        match (blob, pass.size) {
+        match (blob, pass.stated_size()) {
             (Some(blob), Some(size)) if blob.len() != size => {
                 let store = self.store.clone();
                 let damage = Damage::Length(size);

@@ -133,6 +133,16 @@ impl Proxy {
         self.run.child.id()
     }
 
+    /// Its anonymous memory, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("a running process");
+        let mut lines = status.lines();
+        let kib = lines.find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
+        let kib = kib.and_then(|kib| kib.trim().parse::<u64>().ok());
+        kib.expect("RssAnon in KiB") * 1024
+    }
+
     /// Asks it to end, as a service manager does.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);

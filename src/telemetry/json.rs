@@ -114,7 +114,7 @@ impl<W: fmt::Write> fmt::Write for Escaped<'_, W> {
         let mut rest = text;
         let special = |byte: &u8| *byte < b' ' || matches!(byte, b'"' | b'\\' | 0x7f);
         // Special bytes are ASCII, so the text may be cut before and behind them.
-        while let Some(at) = rest.as_bytes().iter().position(|byte| special(byte)) {
+        while let Some(at) = rest.as_bytes().iter().position(special) {
             let (plain, from) = rest.split_at(at);
             self.0.write_str(plain)?;
             match from.as_bytes()[0] {

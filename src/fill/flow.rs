@@ -281,3 +281,34 @@ impl Drop for Attendance {
         self.0.moved.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fresh(flow: &Flow, offset: u64) -> Option<Bytes> {
+        match flow.find(offset) {
+            Place::Fresh(bytes) => Some(bytes),
+            Place::File(..) | Place::Memory(_) | Place::Gone => None,
+        }
+    }
+
+    #[test]
+    fn the_last_pieces_are_shared_until_the_verdict_and_kept_for_readers_only() {
+        let flow = Flow::new(Digest::of(b""), Front::connecting(), None);
+        flow.landed_at(0, Bytes::from_static(b"nobody"), true);
+        assert_eq!(fresh(&flow, 0), None);
+
+        let _reader = flow.attend();
+        for (offset, piece) in [(6, "abc"), (9, "def"), (12, "ghi")] {
+            flow.landed_at(offset, Bytes::from_static(piece.as_bytes()), true);
+        }
+        assert_eq!(fresh(&flow, 8), None, "slid out");
+        assert_eq!(fresh(&flow, 10), Some(Bytes::from_static(b"ef")));
+        assert_eq!(fresh(&flow, 14), Some(Bytes::from_static(b"i")));
+        assert_eq!((fresh(&flow, 15), flow.contiguous()), (None, 15));
+
+        flow.enter(Phase::Verified { len: 15 });
+        assert_eq!(fresh(&flow, 14), None);
+    }
+}

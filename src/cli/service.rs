@@ -106,7 +106,7 @@ impl Service {
             access,
             upstream: upstream.clone(),
             fills: fills.clone(),
-            metrics: request_metrics,
+            metrics: Arc::new(request_metrics),
         });
         let readiness = readiness(store.clone(), upstream.clone());
         let (listeners, bound) = listeners(config, &certificates).await?;

@@ -143,12 +143,17 @@ impl Filling {
         match sink {
             Sink::Disk(mut partial) => {
                 let flow = Arc::clone(&self.flow);
+                // Readers that are behind need the buffers more.
+                let keep = self.buffers.is_ample();
                 Ok(Writing::Busy(tokio::task::spawn_blocking(move || {
-                    let error = partial.append(&piece).err();
-                    if error.is_none() {
-                        flow.reach(partial.written());
+                    let offset = partial.written();
+                    match partial.append(&piece) {
+                        Ok(()) => {
+                            flow.landed_at(offset, piece, keep);
+                            (partial, None)
+                        }
+                        Err(error) => (partial, Some((error.to_string(), piece))),
                     }
-                    (partial, error.map(|error| (error.to_string(), piece)))
                 })))
             }
             memory @ Sink::Memory { .. } => self.remember(memory, piece).await.map(Writing::Idle),

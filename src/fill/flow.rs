@@ -18,6 +18,10 @@ use crate::oci::{Digest, Hasher};
 /// this continues by its own upstream range.
 pub(super) const WINDOW: u64 = 8 * 1024 * 1024;
 
+/// How many of the pieces that were just written are also kept in memory: readers that keep up with the
+/// fill share them instead of each reading the file again.
+const FRESH: usize = 2;
+
 /// How long a fill without a disk waits for its fastest reader before it lets the window slide.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -41,6 +45,8 @@ struct Landed {
     file: Option<ContentFile>,
     /// How to get them once more; a file that is only being verified has no need to.
     again: Option<Again>,
+    /// The last pieces of the file, with their offsets, [`FRESH`] of them at most.
+    fresh: VecDeque<(u64, Bytes)>,
     /// Set once the disk took no more.
     memory: Option<Memory>,
 }
@@ -59,7 +65,9 @@ struct Memory {
 pub(super) enum Place {
     /// In the file, up to this offset.
     File(ContentFile, u64),
-    /// In memory: the bytes from the offset on.
+    /// In the file, and these of them in memory still.
+    Fresh(Bytes),
+    /// In memory alone: the bytes from the offset on.
     Memory(Bytes),
     /// Nowhere any more: the window slid past.
     Gone,
@@ -86,6 +94,8 @@ impl Flow {
 
     /// For the task only: a new phase. What failed stays failed.
     pub(super) fn enter(&self, phase: Phase) {
+        // Whoever still reads has fallen behind, and may take its time.
+        self.landed().fresh.clear();
         self.front.send_if_modified(|front| {
             let may_change = !matches!(front.phase, Phase::Failed(_));
             if may_change {
@@ -93,6 +103,24 @@ impl Flow {
             }
             may_change
         });
+    }
+
+    /// For the task only: `piece`, which begins at `offset`, is in the file. It is kept in memory for a
+    /// moment where `keep` says so and anybody reads.
+    pub(super) fn landed_at(&self, offset: u64, piece: Bytes, keep: bool) {
+        let end = offset + piece.len() as u64;
+        let is_read = self.readers.load(Ordering::Acquire) > 0;
+        {
+            let fresh = &mut self.landed().fresh;
+            let kept = if keep && is_read { FRESH } else { 0 };
+            if kept > 0 {
+                fresh.push_back((offset, piece));
+            }
+            while fresh.len() > kept {
+                fresh.pop_front();
+            }
+        }
+        self.reach(end);
     }
 
     /// For the task only: every byte before `contiguous` can be read.
@@ -196,22 +224,16 @@ impl Flow {
             .as_ref()
             .map_or(u64::MAX, |memory| memory.begin);
         if offset < file_end {
-            return match &landed.file {
-                Some(file) => Place::File(file.clone(), file_end),
-                None => Place::Gone,
+            return match (from(&landed.fresh, offset), &landed.file) {
+                (Some(bytes), _) => Place::Fresh(bytes),
+                (None, Some(file)) => Place::File(file.clone(), file_end),
+                (None, None) => Place::Gone,
             };
         }
-        let pieces = landed.memory.as_ref().map(|memory| &memory.pieces);
-        let piece = pieces.and_then(|pieces| {
-            let after = pieces.partition_point(|(start, _)| *start <= offset);
-            pieces.get(after.checked_sub(1)?)
-        });
-        match piece {
-            Some((start, bytes)) if offset - start < bytes.len() as u64 => {
-                // In range: less than the length of a piece, which is a usize.
-                Place::Memory(bytes.slice((offset - start) as usize..))
-            }
-            _ => Place::Gone,
+        let memory = landed.memory.as_ref();
+        match memory.and_then(|memory| from(&memory.pieces, offset)) {
+            Some(bytes) => Place::Memory(bytes),
+            None => Place::Gone,
         }
     }
 
@@ -269,6 +291,15 @@ impl Flow {
     fn landed(&self) -> MutexGuard<'_, Landed> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The bytes from `offset` on, of the one among adjoining pieces that holds it.
+fn from(pieces: &VecDeque<(u64, Bytes)>, offset: u64) -> Option<Bytes> {
+    let after = pieces.partition_point(|(start, _)| *start <= offset);
+    let (start, bytes) = pieces.get(after.checked_sub(1)?)?;
+    let skipped = offset - start;
+    // In range: less than the length of a piece, which is a usize.
+    (skipped < bytes.len() as u64).then(|| bytes.slice(skipped as usize..))
 }
 
 /// A reader's presence at a fill.
@@ -336,5 +367,31 @@ mod tests {
         assert!(flow.retract());
         assert!(!flow.claim(0, LEN));
         assert_eq!(flow.len(), None);
+    }
+
+    fn fresh(flow: &Flow, offset: u64) -> Option<Bytes> {
+        match flow.find(offset) {
+            Place::Fresh(bytes) => Some(bytes),
+            Place::File(..) | Place::Memory(_) | Place::Gone => None,
+        }
+    }
+
+    #[test]
+    fn the_last_pieces_are_shared_until_the_verdict_and_kept_for_readers_only() {
+        let flow = Flow::new(Digest::of(b""), Front::connecting(), None);
+        flow.landed_at(0, Bytes::from_static(b"nobody"), true);
+        assert_eq!(fresh(&flow, 0), None);
+
+        let _reader = flow.attend();
+        for (offset, piece) in [(6, "abc"), (9, "def"), (12, "ghi")] {
+            flow.landed_at(offset, Bytes::from_static(piece.as_bytes()), true);
+        }
+        assert_eq!(fresh(&flow, 8), None, "slid out");
+        assert_eq!(fresh(&flow, 10), Some(Bytes::from_static(b"ef")));
+        assert_eq!(fresh(&flow, 14), Some(Bytes::from_static(b"i")));
+        assert_eq!((fresh(&flow, 15), flow.contiguous()), (None, 15));
+
+        flow.enter(Phase::Verified { len: 15 });
+        assert_eq!(fresh(&flow, 14), None);
     }
 }

@@ -264,6 +264,11 @@ impl Following {
         }
         match self.attendance.flow().find(at) {
             Place::File(file, file_end) => read_now(&file, at, released.min(file_end), buffers),
+            Place::Fresh(mut bytes) => {
+                // In range: cut to the length of a piece, which is a usize.
+                bytes.truncate((released - at).min(bytes.len() as u64) as usize);
+                Ok(Some(bytes))
+            }
             Place::Memory(bytes) => Ok(Some(self.take(at, range, released, bytes))),
             Place::Gone => Ok(None),
         }
@@ -285,7 +290,7 @@ impl Following {
             Place::File(file, file_end) => read_waiting(file, at, released.min(file_end), buffers)
                 .await
                 .map(Next::Bytes),
-            Place::Memory(_) => Ok(Next::Again),
+            Place::Fresh(_) | Place::Memory(_) => Ok(Next::Again),
             Place::Gone => self.alone(at, range).await.map(Next::Alone),
         }
     }

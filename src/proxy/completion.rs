@@ -1,6 +1,7 @@
 //! The one event that tells of a finished request: the audit of who pulled what.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,7 +15,7 @@ const LONGEST_TEXT: usize = 256;
 
 /// What is told of a request when it ends, collected on the way.
 pub(super) struct Completion {
-    metrics: RequestMetrics,
+    metrics: Arc<RequestMetrics>,
     began: Instant,
     pub(super) id: String,
     pub(super) peer: SocketAddr,
@@ -34,7 +35,11 @@ pub(super) struct Completion {
 
 impl Completion {
     /// Begins to count a request.
-    pub(super) fn begin(metrics: RequestMetrics, method: http::Method, peer: SocketAddr) -> Self {
+    pub(super) fn begin(
+        metrics: Arc<RequestMetrics>,
+        method: http::Method,
+        peer: SocketAddr,
+    ) -> Self {
         metrics.active.inc();
         Self {
             metrics,

@@ -36,6 +36,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
 const CACHE_CONTROL: HeaderValue = HeaderValue::from_static("private, max-age=0");
 
+/// How many headers an answer with content has: with room for them the map does not grow.
+const USUAL_HEADERS: usize = 12;
+
 /// How a request came.
 #[derive(Clone, Copy, Debug)]
 pub struct Via {
@@ -64,7 +67,7 @@ pub struct Parts {
     /// The gate to content.
     pub fills: Fills,
     /// What is counted.
-    pub metrics: RequestMetrics,
+    pub metrics: Arc<RequestMetrics>,
 }
 
 /// A request that was let in, with what its answer needs of it.
@@ -91,7 +94,7 @@ impl Reply {
         let length = (status != StatusCode::NOT_MODIFIED).then(|| said.len());
         Self {
             status,
-            headers: HeaderMap::new(),
+            headers: HeaderMap::with_capacity(USUAL_HEADERS),
             said,
             length,
             outcome: Outcome::None,
@@ -124,7 +127,7 @@ impl Proxy {
     /// # Cancel safety
     /// The caller may leave at any time: fills and questions to the upstream go on by themselves.
     pub async fn call(&self, request: Request<Incoming>, via: Via) -> Response<Body> {
-        let metrics = self.parts.metrics.clone();
+        let metrics = Arc::clone(&self.parts.metrics);
         let mut completion = Completion::begin(metrics, request.method().clone(), via.peer);
         completion.agent = agent(request.headers());
         let reply = match self.answer(&request, &via, &mut completion).await {
@@ -140,7 +143,7 @@ impl Proxy {
 
     /// Words the answer to a request whose framing was refused with `status`, because of `reason`.
     pub fn refuse(&self, status: StatusCode, reason: String, via: Via) -> Response<Body> {
-        let metrics = self.parts.metrics.clone();
+        let metrics = Arc::clone(&self.parts.metrics);
         // The request was not understood, so what method it has is not known.
         let mut completion = Completion::begin(metrics, Method::GET, via.peer);
         let reply = self.refusal(&Refusal::Framing(status, reason), &mut completion);

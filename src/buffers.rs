@@ -78,6 +78,11 @@ impl BufferPool {
         })
     }
 
+    /// Whether more than half of the buffers are still to be had: who could do without one may take it.
+    pub fn is_ample(&self) -> bool {
+        self.in_use() < self.shared.max_buffers / 2
+    }
+
     /// How many buffers are lent at this moment.
     pub fn in_use(&self) -> usize {
         self.shared.in_use.load(Ordering::Acquire)

@@ -26,6 +26,7 @@
 //! One event per finished request is at `info` and is the audit of who pulled what. `warn` is
 //! degraded service, `error` wants somebody to act.
 
+mod json;
 mod log;
 
 pub use log::{Log, LogFormat, StartLogError};

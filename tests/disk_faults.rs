@@ -6,61 +6,14 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use ecr_proxy::simulator::{BlobSource, Fault, Listener, Pattern, Simulator};
+use ecr_proxy::simulator::{Fault, Gate, Listener, Pattern, Simulator};
+use support::blobs::{
+    MIB, assert_whole, blob, blob_file, idle, metric, outcome, pull, pull_together, simulator,
+    until,
+};
 use support::disk::{Ballast, Injection, available, occupied};
-use support::image::REPOSITORY;
 use support::store::files_below;
-use support::{Answer, Client, Connection, Proxy, within};
-
-const MIB: u64 = 1 << 20;
-
-async fn simulator() -> Simulator {
-    let simulator = Simulator::builder().start().await.expect("a simulator");
-    simulator.create_repository(REPOSITORY);
-    simulator
-}
-
-/// A blob of `len` bytes at the upstream: its digest, and what clients ask for.
-fn blob(simulator: &Simulator, seed: u64, len: u64) -> (String, String) {
-    let digest = simulator.put_blob(REPOSITORY, BlobSource::generated(seed, len));
-    let target = format!("/v2/{REPOSITORY}/blobs/{digest}");
-    (digest, target)
-}
-
-fn assert_whole(answer: &Answer, digest: &str) {
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    assert!(answer.clean_end, "cut after {} bytes", answer.body.len());
-    assert_eq!(answer.digest(), digest);
-}
-
-fn outcome(answer: &Answer) -> Option<&str> {
-    answer.header("x-cache")
-}
-
-/// The sum of a metric's samples.
-async fn metric(proxy: &Proxy, name: &str, labels: &[&str]) -> f64 {
-    proxy.metrics().await.sum(name, labels)
-}
-
-/// Asks again until `condition` holds.
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    within(what, async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
-}
-
-/// Until no fill runs any more.
-async fn idle(proxy: &Proxy) {
-    until("every fill ends", async || {
-        let metrics = proxy.metrics().await;
-        assert!(metrics.has("ecr_proxy_fills_active"));
-        metrics.sum("ecr_proxy_fills_active", &[]) == 0.0
-    })
-    .await;
-}
+use support::{Client, Connection, Proxy, within};
 
 /// Nothing is left of a fill that was not kept.
 fn assert_no_temporaries(proxy: &Proxy) {
@@ -82,11 +35,6 @@ async fn assert_caching(proxy: &Proxy, simulator: &Simulator, seed: u64) {
     );
     proxy.assert_blobs_are_sound();
     assert_no_temporaries(proxy);
-}
-
-/// Several at once, as one fill.
-async fn pull_together(client: &Client, target: &str, count: usize) -> Vec<Answer> {
-    futures_util::future::join_all((0..count).map(|_| client.get(target))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -287,7 +235,11 @@ async fn d07_a_failed_rename_or_directory_sync_means_not_cached_and_nothing_is_c
 async fn d08_a_file_that_cannot_be_read_ends_abnormally_and_is_fetched_again() {
     let simulator = simulator().await;
     let proxy = Proxy::before(&simulator);
-    for (seed, when) in [(1, "1+"), (2, "4+"), (3, "8+")] {
+    for (seed, when, client) in [
+        (1, "4+", proxy.tls_client()),
+        (2, "8+", proxy.tls_client()),
+        (3, "6+", proxy.client()),
+    ] {
         let (digest, target) = blob(&simulator, seed, 8 * MIB);
         assert_whole(&proxy.client().get(&target).await, &digest);
         idle(&proxy).await;
@@ -296,8 +248,8 @@ async fn d08_a_file_that_cannot_be_read_ends_abnormally_and_is_fetched_again() {
         let expressions =
             ["preadv2", "pread64"].map(|call| format!("{call}:error=EIO:when={when}"));
         let injection = Injection::into(&proxy, expressions.iter().map(String::as_str));
-        let mut connection = proxy.tls_client().start("GET", &target, &[]).await;
-        // Where the very first read fails, the head may not have left either.
+        let mut connection = client.start("GET", &target, &[]).await;
+        // The head may still have been in a buffer.
         if let Ok(broken) = connection.answer("GET").await {
             assert!(!broken.clean_end, "no read failed");
         }
@@ -306,10 +258,70 @@ async fn d08_a_file_that_cannot_be_read_ends_abnormally_and_is_fetched_again() {
             metric(&proxy, "ecr_proxy_cache_quarantined_total", &[]).await > quarantined
         })
         .await;
-        let again = proxy.tls_client().get(&target).await;
+        let again = client.get(&target).await;
         assert_whole(&again, &digest);
         assert_eq!(outcome(&again), Some("miss"));
         idle(&proxy).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d08_a_file_that_cannot_be_read_at_all_is_fetched_again_and_the_client_unaware() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    for (seed, client, range) in [
+        (1, proxy.tls_client(), None),
+        (2, proxy.client(), None),
+        (3, proxy.client(), Some(("range", "bytes=1000-"))),
+    ] {
+        let wanted = blob(&simulator, seed, 8 * MIB);
+        pull(&proxy, &wanted).await;
+        let file = blob_file(&proxy, &wanted.0);
+        let expressions = ["preadv2:error=EIO", "pread64:error=EIO"];
+        let injection = Injection::at(&file, &proxy, expressions);
+        // Until the new file gets the name that reads fail under.
+        let gate = Gate::new();
+        let faults = simulator.faults();
+        let body = faults.on(Listener::Storage, "GET", Pattern::digest(&wanted.0));
+        // A range needs the size first, which is asked for with one byte.
+        let body = body.skip(u64::from(range.is_some()));
+        body.times(1).then(Fault::HoldAfter(MIB, gate.clone()));
+        let mut connection = client.start("GET", &wanted.1, range.as_slice()).await;
+        within("a fetch", gate.arrived(1)).await;
+        drop(injection);
+        gate.open();
+        let answer = connection.answer("GET").await.expect("an answer");
+        assert!(answer.clean_end);
+        if range.is_none() {
+            assert_whole(&answer, &wanted.0);
+            assert_eq!(outcome(&answer), Some("miss"));
+        } else {
+            assert_eq!(answer.body.len() as u64, 8 * MIB - 1000);
+        }
+        idle(&proxy).await;
+        let quarantined = metric(&proxy, "ecr_proxy_cache_quarantined_total", &[]).await;
+        assert_eq!(quarantined, seed as f64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d08_a_file_that_shrinks_under_a_reader_ends_abnormally_and_harms_nobody_else() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    for (seed, client) in [(1, proxy.client()), (2, proxy.tls_client())] {
+        let wanted = blob(&simulator, seed, 24 * MIB);
+        pull(&proxy, &wanted).await;
+        let mut reader = client.start("GET", &wanted.1, &[]).await;
+        let head = reader.head().await.expect("a head");
+        assert_eq!(head.header("x-cache"), Some("hit"));
+        let file = fs::File::options()
+            .write(true)
+            .open(blob_file(&proxy, &wanted.0));
+        file.expect("open").set_len(MIB).expect("truncate");
+        let (_, clean_end) = reader.body("GET", &head).await;
+        assert!(!clean_end);
+        assert_eq!(pull(&proxy, &wanted).await, "miss");
+        assert_eq!(pull(&proxy, &wanted).await, "hit");
     }
 }
 
@@ -359,6 +371,25 @@ async fn assert_read_only(proxy: &Proxy, simulator: &Simulator, kept: &str, kept
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn d13_a_store_that_vanishes_leaves_no_ghosts_and_is_told() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let kept = blob(&simulator, 1, 2 * MIB);
+    pull(&proxy, &kept).await;
+    fs::remove_dir_all(proxy.cache_dir()).expect("remove the store");
+    assert_eq!(pull(&proxy, &kept).await, "miss");
+    let new = blob(&simulator, 2, 2 * MIB);
+    for answer in pull_together(&proxy.client(), &new.1, 3).await {
+        assert_whole(&answer, &new.0);
+    }
+    idle(&proxy).await;
+    assert!(!proxy.cache_dir().exists(), "made again by itself");
+    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    assert_eq!(ready.status, 200);
+    assert!(ready.text().contains("gone"), "{}", ready.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn d12_no_byte_waits_for_a_slow_sync() {
     let simulator = simulator().await;
     let proxy = Proxy::before(&simulator);
@@ -376,6 +407,33 @@ async fn d12_no_byte_waits_for_a_slow_sync() {
     idle(&proxy).await;
     drop(injection);
     assert_eq!(outcome(&proxy.client().get(&target).await), Some("hit"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d12_d17_a_blob_asked_for_while_its_folder_is_synced_is_a_hit_and_counted_once() {
+    const LEN: u64 = 2 * MIB;
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let (digest, target) = blob(&simulator, 1, LEN);
+    // Its file, the folder that its own is made in, and its own.
+    let injection = Injection::into(&proxy, ["fsync:delay_enter=2000000:when=3"]);
+    assert_whole(&proxy.client().get(&target).await, &digest);
+    until("it has its name", async || {
+        blob_file(&proxy, &digest).exists()
+    })
+    .await;
+    let meanwhile = proxy.client().get(&target).await;
+    assert_whole(&meanwhile, &digest);
+    assert_eq!(outcome(&meanwhile), Some("hit"));
+    let active = metric(&proxy, "ecr_proxy_fills_active", &[]).await;
+    assert!(active > 0.0, "no sync was slow");
+    idle(&proxy).await;
+    drop(injection);
+    let metrics = proxy.metrics().await;
+    let counted = ["final", "temporary", "unlinked"]
+        .map(|state| metrics.sum("ecr_proxy_cache_bytes", &[&format!(r#"state="{state}""#)]));
+    assert_eq!(counted, [LEN as f64, 0.0, 0.0]);
+    assert_eq!(pull(&proxy, &(digest, target)).await, "hit");
 }
 
 /// A client that reads nothing beyond the head until it is told to.
@@ -402,15 +460,7 @@ async fn d17_a_reader_keeps_its_file_and_its_bytes_stay_counted_until_it_has_clo
     assert_whole(&proxy.client().get(&target).await, &digest);
     idle(&proxy).await;
     let reader = slow_reader(&proxy, &target).await;
-    let hex = digest.trim_start_matches("sha256:");
-    fs::remove_file(
-        proxy
-            .cache_dir()
-            .join("blobs/sha256")
-            .join(&hex[..2])
-            .join(hex),
-    )
-    .expect("the blob is there");
+    fs::remove_file(blob_file(&proxy, &digest)).expect("the blob is there");
     let again = proxy.client().get(&target).await;
     assert_whole(&again, &digest);
     assert_eq!(outcome(&again), Some("miss"));

@@ -95,7 +95,7 @@ async fn u09_other_content_after_a_restart_is_begun_anew_and_never_spliced() {
     simulator
         .faults()
         .on(Listener::Storage, "GET", Pattern::digest(&*digest))
-        .then(Fault::SetHeader("etag", "\"another\""));
+        .then(Fault::SetHeader("etag", "\"another\"".into()));
     proxy.restart();
     let answer = proxy.client().get(&target(&digest)).await;
     assert_eq!((answer.status, answer.digest()), (200, digest));

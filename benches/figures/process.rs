@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Child;
 
+use memmap2::MmapMut;
+
 /// The core that servers run on.
 pub const SERVER_CORE: &str = "0";
 /// The core that the load and the simulated upstream run on.
@@ -16,6 +18,18 @@ pub const KEEP_MEMORY: &str =
 
 /// `/proc` counts in hundredths of a second, whatever the kernel's own clock.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What a round with a cold blob writes into the page cache at most, in bytes.
+const WRITTEN_BYTES: usize = 1 << 30;
+
+/// A virtual machine has to ask its host for memory that it has not used lately, and who fills a cache
+/// first would pay for it. So it is used just before.
+pub fn have_memory_ready() {
+    let mut pages = MmapMut::map_anon(WRITTEN_BYTES).expect("memory");
+    for page in pages.chunks_mut(4096) {
+        page[0] = 1;
+    }
+}
 
 /// A started server; killed when dropped.
 pub struct Process(pub Child);
@@ -43,13 +57,8 @@ impl Process {
 
     /// Seconds of processor time used so far, in user and kernel.
     pub fn cpu_seconds(&self) -> f64 {
-        let ticks = |pid: u32| -> Option<u64> {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // The name, in parentheses, may hold anything.
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
-        };
-        self.all().into_iter().filter_map(ticks).sum::<u64>() as f64 / TICKS_PER_SECOND
+        let all = self.all().into_iter();
+        all.filter_map(cpu_seconds).sum()
     }
 
     /// What it holds at this moment.
@@ -62,6 +71,29 @@ impl Process {
         }
         memory
     }
+}
+
+fn cpu_seconds(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    Some(ticks as f64 / TICKS_PER_SECOND)
+}
+
+/// Processor seconds that everything on this machine has used so far, but for this process and
+/// `server`.
+pub fn foreign_cpu_seconds(server: &Process) -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let numbers = stat.lines().next().unwrap_or_default().split_whitespace();
+    let ticks: Vec<u64> = numbers.filter_map(|number| number.parse().ok()).collect();
+    // user, nice, system, (idle, iowait,) irq, softirq, steal
+    let busy: u64 = [0, 1, 2, 5, 6, 7]
+        .iter()
+        .filter_map(|at| ticks.get(*at))
+        .sum();
+    let own = cpu_seconds(std::process::id()).unwrap_or(0.0);
+    busy as f64 / TICKS_PER_SECOND - own - server.cpu_seconds()
 }
 
 fn kib(status: &str, field: &str) -> u64 {

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 use super::content::ContentFile;
 
@@ -20,6 +21,16 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    /// Brings `range` into memory, waiting for the disk; what is there already costs next to nothing.
+    ///
+    /// # Errors
+    /// The disk cannot give these pages: a socket would end abnormally there.
+    pub fn populate(&self, range: Range<u64>) -> io::Result<()> {
+        self.content
+            .pages()
+            .map_or(Ok(()), |pages| pages.populate(range))
+    }
+
     /// `None` if `content` has not been mapped.
     pub(super) fn of(content: ContentFile) -> Option<Self> {
         content.pages().is_some().then_some(Self { content })
@@ -58,6 +69,20 @@ impl Pages {
         // reader is `write(2)`, which then reports EFAULT.
         let pages = unsafe { memmap2::MmapOptions::new().len(len).map(file) }?;
         Ok(Self(Some(pages)))
+    }
+
+    fn populate(&self, range: Range<u64>) -> io::Result<()> {
+        let Some(pages) = &self.0 else {
+            return Ok(());
+        };
+        // A mapping is addressable, so its offsets fit a usize.
+        let end = range.end.min(pages.len() as u64) as usize;
+        let start = (range.start as usize).min(end);
+        match pages.advise_range(memmap2::Advice::PopulateRead, start, end - start) {
+            // Kernels before 5.14 do not know how.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            populated => populated,
+        }
     }
 
     fn as_slice(&self) -> &[u8] {

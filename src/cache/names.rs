@@ -180,19 +180,25 @@ impl Shared {
             .directory(&FILLS)
             .map_err(step("open a directory"))?;
         let name = digest.hex();
-        {
+        let (content, metadata) = {
             let _name = self.lock_name_of(&digest);
             rename(&fills, verified.temporary_name(), &shard, &name)
                 .map_err(step("rename a blob"))?;
-        }
-        // Alone it is debris, which the next start removes.
-        let _ = layout::remove_name(&fills, &note_name(verified.temporary_name()));
-        // The directory is synced without the lock: it may take seconds, and who opens the blob in
-        // the meantime finds it whole.
-        let content = verified.renamed();
+            // Alone it is debris, which the next start removes.
+            let _ = layout::remove_name(&fills, &note_name(verified.temporary_name()));
+            let content = verified.renamed();
+            // Taken after the rename, which changes it.
+            let metadata = content.content().file.metadata();
+            if let Ok(metadata) = &metadata {
+                self.open_to_others(&content, Identity::of(metadata));
+            }
+            (content, metadata)
+        };
+        // The directory is synced without the lock: it may take seconds, and who asks for the blob in
+        // the meantime shares this open file.
         let synced = rustix::fs::fsync(&shard)
             .map_err(io::Error::from)
-            .and_then(|()| content.content().file.metadata());
+            .and(metadata);
 
         let _name = self.lock_name_of(&digest);
         match synced {
@@ -218,15 +224,21 @@ impl Shared {
         }
     }
 
+    /// A verified file has its final name: whoever asks for it finds it open. The caller holds the
+    /// lock of the name.
+    fn open_to_others(&self, content: &ContentFile, identity: Identity) {
+        content.named(identity);
+        content.verified();
+        lock(&self.barred).remove(&content.digest());
+        if let Some(old) = self.open.insert(content.clone()) {
+            self.settle_displaced(&old, identity.inode);
+        }
+    }
+
     /// A committed file becomes an entry. The caller holds the lock of the name.
     fn publish(&self, content: &ContentFile, metadata: &Metadata) {
         let digest = content.digest();
-        // Taken after the rename, which changes it.
         let identity = Identity::of(metadata);
-        content.named(identity);
-        content.verified();
-        lock(&self.barred).remove(&digest);
-
         let known = Known {
             size: identity.size,
             last_use: metadata.ctime(),
@@ -235,16 +247,11 @@ impl Shared {
                 when: metadata.ctime(),
             }),
         };
-        {
-            let mut index = lock(&self.index);
-            let old = index.put(digest, known);
-            self.blobs_changed(&index);
-            content.content().space.settle();
-            self.ledger.final_changed(0, old.unwrap_or(0));
-        }
-        if let Some(old) = self.open.insert(content.clone()) {
-            self.settle_displaced(&old, identity.inode);
-        }
+        let mut index = lock(&self.index);
+        let old = index.put(digest, known);
+        self.blobs_changed(&index);
+        content.content().space.settle();
+        self.ledger.final_changed(0, old.unwrap_or(0));
     }
 
     pub(super) fn quarantine(&self, file: &ContentFile, damage: Damage) {

@@ -25,6 +25,8 @@ pub struct StoredManifest {
 pub struct Held {
     /// Length in bytes, where known.
     pub size: Option<u64>,
+    /// Whether a manifest states the size. Otherwise upstream told it, which may be mended.
+    pub is_stated: bool,
     /// What the proof rests on. Upstream's word where there is both.
     pub by: HeldBy,
     /// Wall time at which upstream last confirmed it.

@@ -354,13 +354,15 @@ impl RepositoryLog {
         let named = self.by_manifests.get(digest);
         if let Some(word) = self.by_upstream.get(digest) {
             return Some(Held {
-                size: word.size.or(named.map(|named| named.size)),
+                size: named.map(|named| named.size).or(word.size),
+                is_stated: named.is_some(),
                 by: HeldBy::Upstream,
                 checked_at: word.checked.at,
             });
         }
         named.map(|named| Held {
             size: Some(named.size),
+            is_stated: true,
             by: HeldBy::Manifest,
             checked_at: named.checked_at,
         })

@@ -107,7 +107,7 @@ impl Service {
             access,
             upstream: upstream.clone(),
             fills: fills.clone(),
-            metrics: request_metrics,
+            metrics: Arc::new(request_metrics),
         });
         let readiness = readiness(store.clone(), upstream.clone());
         let (listeners, bound) = listeners(config, &certificates).await?;
@@ -186,8 +186,8 @@ impl Service {
         let (draining, mut drain_began) = watch::channel(None);
         let shutdown = async move {
             shutdown.await;
-            tracing::info!("draining");
             readiness.enter(Phase::Draining);
+            tracing::info!("draining");
             tell_supervisor(NotifyState::Stopping);
             draining.send_replace(Some(Instant::now()));
         };

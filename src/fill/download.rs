@@ -6,8 +6,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Origin;
 use super::error::FillError;
+use super::{KnownSize, Origin};
 use crate::oci::Digest;
 use crate::telemetry::{FillMetrics, ResumeResult};
 use crate::upstream::{BlobBody, UpstreamError};
@@ -105,23 +105,26 @@ pub(super) struct Download {
 }
 
 impl Download {
-    /// Asks the upstream for the blob; `expected` is the size that a manifest tells.
+    /// Asks the upstream for the blob; `size` is what is known before.
     ///
     /// # Errors
     /// The upstream's, or a size that is unknown or not the expected one.
     pub(super) async fn open(
         origin: Origin,
         digest: Digest,
-        expected: Option<u64>,
+        size: KnownSize,
         patience: Duration,
         metrics: FillMetrics,
     ) -> Result<Self, FillError> {
         let body = origin.open(digest, 0, None).await?;
-        let len = match (body.total(), expected) {
+        let len = match (body.total(), size.described) {
             (Some(declared), Some(expected)) if declared != expected => {
                 return Err(FillError::SizeMismatch { expected, declared });
             }
-            (declared, expected) => declared.or(expected).ok_or(FillError::UnknownSize)?,
+            (declared, described) => declared
+                .or(described)
+                .or(size.told)
+                .ok_or(FillError::UnknownSize)?,
         };
         Ok(Self {
             again: Again::new(origin, digest, len, patience, metrics),

@@ -12,12 +12,12 @@ pub enum FillError {
     /// The bytes do not hash to the digest. Nothing of them is kept.
     #[error("the content has another digest than its name")]
     DigestMismatch,
-    /// Upstream declares another size than the manifest that names the blob.
-    #[error("upstream declares {declared} bytes where a manifest says {expected}")]
+    /// The blob has another size than the manifest that names it says.
+    #[error("the blob has {declared} bytes where {expected} were announced")]
     SizeMismatch {
-        /// What the manifest's descriptor says, in bytes.
+        /// What the manifest's descriptor says, or upstream said before, in bytes.
         expected: u64,
-        /// What the upstream's answer declares, in bytes.
+        /// What the upstream's answer declares, or the verified file has, in bytes.
         declared: u64,
     },
     /// The upstream declares no size, and no manifest tells it.
@@ -44,4 +44,15 @@ pub enum FillError {
         /// The size of the blob in bytes.
         size: u64,
     },
+}
+
+impl FillError {
+    /// True for what is so because of the repository that was asked, and may be otherwise in another.
+    pub(super) fn is_of_its_repository(&self) -> bool {
+        matches!(
+            self,
+            Self::Upstream(UpstreamError::Absent(_) | UpstreamError::Refused)
+                | Self::SizeMismatch { .. }
+        )
+    }
 }

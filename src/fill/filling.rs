@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use super::download::{Again, Download};
 use super::error::FillError;
 use super::flow::Flow;
-use super::front::Phase;
+use super::front::{Phase, TAIL};
+use super::interrupted;
 use super::room::Room;
-use super::{Origin, Shared};
+use super::{KnownSize, Origin, Shared};
 use crate::buffers::BufferPool;
 use crate::cache::{Partial, Store};
 use crate::oci::{Digest, Hasher};
@@ -30,8 +31,7 @@ const REHASHED: usize = 1024 * 1024;
 pub(super) struct Filling {
     pub(super) flow: Arc<Flow>,
     pub(super) origin: Origin,
-    /// The size that a manifest tells.
-    pub(super) expected: Option<u64>,
+    pub(super) size: KnownSize,
     pub(super) store: Store,
     pub(super) buffers: BufferPool,
     /// How long the transfer may go without getting anywhere.
@@ -73,33 +73,41 @@ impl Filling {
     /// # Errors
     /// Why the blob is not whole. That it could not be kept on disk is not among the reasons.
     async fn run(&self) -> Result<FillResult, FillError> {
-        match self.attempt().await {
+        let outcome = self.attempt(self.size).await;
+        // A larger blob's size may have gone out in the head of an answer, and must stay what it was.
+        let told = self.flow.len().filter(|len| *len > TAIL);
+        match outcome {
             // Nobody has received a byte of it, so nothing would be spliced by trying once more.
-            Err(FillError::DigestMismatch) if self.flow.is_untouched() => {
+            Err(FillError::DigestMismatch) if self.flow.retract() => {
                 tracing::warn!(oci.digest = %self.flow.digest, "upstream sent other content than asked for, trying once more");
-                self.attempt().await
+                let described = told.or(self.size.described);
+                self.attempt(KnownSize {
+                    described,
+                    ..self.size
+                })
+                .await
             }
             outcome => outcome,
         }
     }
 
-    async fn attempt(&self) -> Result<FillResult, FillError> {
-        match self.go_on().await? {
+    async fn attempt(&self, size: KnownSize) -> Result<FillResult, FillError> {
+        match self.go_on(size).await? {
             Some(result) => Ok(result),
-            None => self.begin_anew().await,
+            None => self.begin_anew(size).await,
         }
     }
 
     /// Goes on with a download that broke off, from its last byte; `None` where there is none, or
     /// upstream has other content now. Every byte that is there is hashed again on the way.
-    async fn go_on(&self) -> Result<Option<FillResult>, FillError> {
+    async fn go_on(&self, size: KnownSize) -> Result<Option<FillResult>, FillError> {
         let (store, digest) = (self.store.clone(), self.flow.digest);
         let Some((partial, note)) = blocking(move || store.resume(&digest)).await? else {
             return Ok(None);
         };
         let len = partial.declared();
-        let note = super::read_note(&note);
-        let Some((note, _)) = note.filter(|_| self.expected.is_none_or(|size| size == len)) else {
+        let note = interrupted::read_note(&note);
+        let Some((note, _)) = note.filter(|_| size.described.is_none_or(|size| size == len)) else {
             partial.discard();
             return Ok(None);
         };
@@ -154,16 +162,10 @@ impl Filling {
         .await?
     }
 
-    async fn begin_anew(&self) -> Result<FillResult, FillError> {
+    async fn begin_anew(&self, size: KnownSize) -> Result<FillResult, FillError> {
         let (origin, metrics) = (self.origin.afresh(), self.metrics.clone());
-        let download = Download::open(
-            origin,
-            self.flow.digest,
-            self.expected,
-            self.patience,
-            metrics,
-        )
-        .await?;
+        let download =
+            Download::open(origin, self.flow.digest, size, self.patience, metrics).await?;
         let len = download.len();
         self.flow.restart(download.again());
         let sink = self.begin(len, download.again().note()).await?;
@@ -221,12 +223,17 @@ impl Filling {
         match sink {
             Sink::Disk(mut partial) => {
                 let flow = Arc::clone(&self.flow);
+                // Readers that are behind need the buffers more.
+                let keep = self.buffers.is_ample();
                 Ok(Writing::Busy(tokio::task::spawn_blocking(move || {
-                    let error = partial.append(&piece).err();
-                    if error.is_none() {
-                        flow.reach(partial.written());
+                    let offset = partial.written();
+                    match partial.append(&piece) {
+                        Ok(()) => {
+                            flow.landed_at(offset, piece, keep);
+                            (partial, None)
+                        }
+                        Err(error) => (partial, Some((error.to_string(), piece))),
                     }
-                    (partial, error.map(|error| (error.to_string(), piece)))
                 })))
             }
             memory @ Sink::Memory { .. } => self.remember(memory, piece).await.map(Writing::Idle),
@@ -344,15 +351,22 @@ async fn blocking<T: Send + 'static>(
 
 /// Takes a fill off the map however its task ends, by panic as well, and then tells its readers why, so
 /// that whoever asks again begins anew.
-struct Landing {
-    shared: Arc<Shared>,
-    flow: Arc<Flow>,
-    outcome: Result<FillResult, FillError>,
+pub(super) struct Landing {
+    pub(super) shared: Arc<Shared>,
+    pub(super) flow: Arc<Flow>,
+    pub(super) outcome: Result<FillResult, FillError>,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.shared.running().remove(&self.flow.digest);
+        {
+            let mut running = self.shared.running();
+            // One that was abandoned may have a successor there already.
+            let still = running.get(&self.flow.digest);
+            if still.is_some_and(|running| Arc::ptr_eq(&running.flow, &self.flow)) {
+                running.remove(&self.flow.digest);
+            }
+        }
         self.shared.metrics.active.dec();
         self.shared.metrics.ended(match &self.outcome {
             Ok(result) => *result,

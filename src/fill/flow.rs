@@ -18,8 +18,15 @@ use crate::oci::{Digest, Hasher};
 /// this continues by its own upstream range.
 pub(super) const WINDOW: u64 = 8 * 1024 * 1024;
 
+/// How many of the pieces that were just written are also kept in memory: readers that keep up with the
+/// fill share them instead of each reading the file again.
+const FRESH: usize = 2;
+
 /// How long a fill without a disk waits for its fastest reader before it lets the window slide.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// In place of the number of readers: there will be none any more.
+const ABANDONED: usize = usize::MAX;
 
 /// What the task of a fill and its readers share.
 pub(super) struct Flow {
@@ -38,6 +45,8 @@ struct Landed {
     file: Option<ContentFile>,
     /// How to get them once more; a file that is only being verified has no need to.
     again: Option<Again>,
+    /// The last pieces of the file, with their offsets, [`FRESH`] of them at most.
+    fresh: VecDeque<(u64, Bytes)>,
     /// Set once the disk took no more.
     memory: Option<Memory>,
 }
@@ -56,7 +65,9 @@ struct Memory {
 pub(super) enum Place {
     /// In the file, up to this offset.
     File(ContentFile, u64),
-    /// In memory: the bytes from the offset on.
+    /// In the file, and these of them in memory still.
+    Fresh(Bytes),
+    /// In memory alone: the bytes from the offset on.
     Memory(Bytes),
     /// Nowhere any more: the window slid past.
     Gone,
@@ -83,6 +94,8 @@ impl Flow {
 
     /// For the task only: a new phase. What failed stays failed.
     pub(super) fn enter(&self, phase: Phase) {
+        // Whoever still reads has fallen behind, and may take its time.
+        self.landed().fresh.clear();
         self.front.send_if_modified(|front| {
             let may_change = !matches!(front.phase, Phase::Failed(_));
             if may_change {
@@ -90,6 +103,24 @@ impl Flow {
             }
             may_change
         });
+    }
+
+    /// For the task only: `piece`, which begins at `offset`, is in the file. It is kept in memory for a
+    /// moment where `keep` says so and anybody reads.
+    pub(super) fn landed_at(&self, offset: u64, piece: Bytes, keep: bool) {
+        let end = offset + piece.len() as u64;
+        let is_read = self.readers.load(Ordering::Acquire) > 0;
+        {
+            let fresh = &mut self.landed().fresh;
+            let kept = if keep && is_read { FRESH } else { 0 };
+            if kept > 0 {
+                fresh.push_back((offset, piece));
+            }
+            while fresh.len() > kept {
+                fresh.pop_front();
+            }
+        }
+        self.reach(end);
     }
 
     /// For the task only: every byte before `contiguous` can be read.
@@ -106,14 +137,34 @@ impl Flow {
             ..Landed::default()
         };
         self.front.send_replace(Front {
-            contiguous: 0,
             phase: Phase::Running { len },
+            ..Front::connecting()
         });
     }
 
-    /// True while no reader has taken a byte.
-    pub(super) fn is_untouched(&self) -> bool {
-        self.furthest.load(Ordering::Acquire) == 0
+    /// For a reader, before its first byte: whether what is released at `offset` of a range that ends at
+    /// `end` is still to be had. From then on the transfer is not begun anew.
+    pub(super) fn claim(&self, offset: u64, end: u64) -> bool {
+        let mut may = false;
+        self.front.send_if_modified(|front| {
+            may = offset < front.released(end);
+            front.taken |= may;
+            false
+        });
+        may
+    }
+
+    /// For the task only: takes back everything that has arrived, unless a reader was given some of it.
+    /// One step with [`Flow::claim`], so that no reader gets the beginning of one transfer and the end of
+    /// another.
+    pub(super) fn retract(&self) -> bool {
+        self.front.send_if_modified(|front| {
+            let may = !front.taken;
+            if may {
+                *front = Front::connecting();
+            }
+            may
+        })
     }
 
     /// For the task only: the file that the bytes land in.
@@ -141,7 +192,7 @@ impl Flow {
         tokio::pin!(patience);
         loop {
             let moved = self.moved.notified();
-            if self.readers.load(Ordering::Acquire) == 0 {
+            if self.abandon() {
                 return Err(FillError::Abandoned);
             }
             if end <= self.furthest.load(Ordering::Acquire) + WINDOW {
@@ -173,22 +224,16 @@ impl Flow {
             .as_ref()
             .map_or(u64::MAX, |memory| memory.begin);
         if offset < file_end {
-            return match &landed.file {
-                Some(file) => Place::File(file.clone(), file_end),
-                None => Place::Gone,
+            return match (from(&landed.fresh, offset), &landed.file) {
+                (Some(bytes), _) => Place::Fresh(bytes),
+                (None, Some(file)) => Place::File(file.clone(), file_end),
+                (None, None) => Place::Gone,
             };
         }
-        let pieces = landed.memory.as_ref().map(|memory| &memory.pieces);
-        let piece = pieces.and_then(|pieces| {
-            let after = pieces.partition_point(|(start, _)| *start <= offset);
-            pieces.get(after.checked_sub(1)?)
-        });
-        match piece {
-            Some((start, bytes)) if offset - start < bytes.len() as u64 => {
-                // In range: less than the length of a piece, which is a usize.
-                Place::Memory(bytes.slice((offset - start) as usize..))
-            }
-            _ => Place::Gone,
+        let memory = landed.memory.as_ref();
+        match memory.and_then(|memory| from(&memory.pieces, offset)) {
+            Some(bytes) => Place::Memory(bytes),
+            None => Place::Gone,
         }
     }
 
@@ -218,7 +263,26 @@ impl Flow {
         self.front.borrow().len()
     }
 
-    /// Counts a reader for as long as the value lives.
+    /// For the task only: gives up if nobody reads, for good; true if so.
+    fn abandon(&self) -> bool {
+        let (none, order) = (0, Ordering::AcqRel);
+        let abandoned = self
+            .readers
+            .compare_exchange(none, ABANDONED, order, Ordering::Acquire);
+        abandoned.is_ok()
+    }
+
+    /// Counts a reader as [`Flow::attend`] does, unless the fill has been abandoned.
+    pub(super) fn join(self: &Arc<Self>) -> Option<Attendance> {
+        let one_more = |readers| (readers != ABANDONED).then(|| readers + 1);
+        let joined = self
+            .readers
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        joined.ok().map(|_| Attendance(Arc::clone(self)))
+    }
+
+    /// Counts a reader for as long as the value lives. For a flow that cannot have been abandoned: it
+    /// has not begun, or is of a file on disk.
     pub(super) fn attend(self: &Arc<Self>) -> Attendance {
         self.readers.fetch_add(1, Ordering::AcqRel);
         Attendance(Arc::clone(self))
@@ -227,6 +291,15 @@ impl Flow {
     fn landed(&self) -> MutexGuard<'_, Landed> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The bytes from `offset` on, of the one among adjoining pieces that holds it.
+fn from(pieces: &VecDeque<(u64, Bytes)>, offset: u64) -> Option<Bytes> {
+    let after = pieces.partition_point(|(start, _)| *start <= offset);
+    let (start, bytes) = pieces.get(after.checked_sub(1)?)?;
+    let skipped = offset - start;
+    // In range: less than the length of a piece, which is a usize.
+    (skipped < bytes.len() as u64).then(|| bytes.slice(skipped as usize..))
 }
 
 /// A reader's presence at a fill.
@@ -248,5 +321,77 @@ impl Drop for Attendance {
     fn drop(&mut self) {
         self.0.readers.fetch_sub(1, Ordering::AcqRel);
         self.0.moved.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fill_that_cannot_be_kept_is_given_up_with_its_last_reader_and_takes_no_new_one() {
+        let flow = Flow::new(Digest::of(b"x"), Front::connecting(), None);
+        flow.leave_disk(0, Hasher::new());
+        let reader = flow.attend();
+        flow.remember(0, Bytes::from_static(b"abc")).await.unwrap();
+        let other = flow.join().unwrap();
+        drop(reader);
+        flow.remember(3, Bytes::from_static(b"def")).await.unwrap();
+        drop(other);
+        let given_up = flow.remember(6, Bytes::from_static(b"ghi")).await;
+        assert_eq!(given_up, Err(FillError::Abandoned));
+        assert!(flow.join().is_none());
+    }
+
+    const LEN: u64 = 1024 * 1024;
+
+    fn arrived() -> Arc<Flow> {
+        let flow = Flow::new(Digest::of(b""), Front::connecting(), None);
+        flow.enter(Phase::Running { len: LEN });
+        flow.reach(LEN);
+        flow
+    }
+
+    #[test]
+    fn u03_what_a_reader_was_given_is_never_taken_back() {
+        let flow = arrived();
+        assert!(flow.claim(0, LEN));
+        assert!(!flow.retract());
+        assert_eq!(flow.contiguous(), LEN);
+    }
+
+    #[test]
+    fn u03_a_reader_that_comes_after_it_was_taken_back_gets_nothing_of_it() {
+        let flow = arrived();
+        assert!(!flow.claim(LEN, LEN), "nothing is left there to be given");
+        assert!(flow.retract());
+        assert!(!flow.claim(0, LEN));
+        assert_eq!(flow.len(), None);
+    }
+
+    fn fresh(flow: &Flow, offset: u64) -> Option<Bytes> {
+        match flow.find(offset) {
+            Place::Fresh(bytes) => Some(bytes),
+            Place::File(..) | Place::Memory(_) | Place::Gone => None,
+        }
+    }
+
+    #[test]
+    fn the_last_pieces_are_shared_until_the_verdict_and_kept_for_readers_only() {
+        let flow = Flow::new(Digest::of(b""), Front::connecting(), None);
+        flow.landed_at(0, Bytes::from_static(b"nobody"), true);
+        assert_eq!(fresh(&flow, 0), None);
+
+        let _reader = flow.attend();
+        for (offset, piece) in [(6, "abc"), (9, "def"), (12, "ghi")] {
+            flow.landed_at(offset, Bytes::from_static(piece.as_bytes()), true);
+        }
+        assert_eq!(fresh(&flow, 8), None, "slid out");
+        assert_eq!(fresh(&flow, 10), Some(Bytes::from_static(b"ef")));
+        assert_eq!(fresh(&flow, 14), Some(Bytes::from_static(b"i")));
+        assert_eq!((fresh(&flow, 15), flow.contiguous()), (None, 15));
+
+        flow.enter(Phase::Verified { len: 15 });
+        assert_eq!(fresh(&flow, 14), None);
     }
 }

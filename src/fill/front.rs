@@ -16,6 +16,8 @@ pub(super) struct Front {
     pub(super) contiguous: u64,
     /// Where the blob stands.
     pub(super) phase: Phase,
+    /// A reader has been given some of it: from here on it is this transfer or none.
+    pub(super) taken: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +37,7 @@ impl Front {
         Self {
             contiguous: 0,
             phase: Phase::Connecting,
+            taken: false,
         }
     }
 
@@ -43,6 +46,7 @@ impl Front {
         Self {
             contiguous: len,
             phase: Phase::Running { len },
+            taken: false,
         }
     }
 
@@ -78,6 +82,7 @@ mod tests {
         let mut front = Front {
             contiguous: TAIL,
             phase: Phase::Running { len: TAIL },
+            taken: false,
         };
         assert_eq!(front.released(TAIL), 0);
         assert_eq!(front.released(TAIL - 1), TAIL - 1);
@@ -91,7 +96,7 @@ mod tests {
         #[test]
         fn the_last_bytes_wait_for_the_verdict(len in 1u64..1 << 40, arrived: u64) {
             let contiguous = arrived % (len + 1);
-            let front = Front { contiguous, phase: Phase::Running { len } };
+            let front = Front { contiguous, phase: Phase::Running { len }, taken: false };
             prop_assert!(front.released(len) <= contiguous);
             prop_assert!(front.released(len) < len);
             prop_assert!(len - front.released(len) >= TAIL.min(len));

@@ -10,7 +10,7 @@ use crate::cache::{StoredManifest, TagRecord};
 use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::Outcome;
-use crate::upstream::{Absent, Upstream, UpstreamError};
+use crate::upstream::{Absent, FetchedManifest, ManifestHead, Upstream, UpstreamError};
 
 /// A manifest, and how fresh it is.
 #[derive(Clone, Debug)]
@@ -229,8 +229,17 @@ impl Asker {
                     self.note_tag(tag, record.digest).await;
                     return Ok(kept);
                 }
-                Err(error) if error.cannot_answer() => return Err(error),
-                // It moved; or HEAD says no, which GET may not (some registries refuse HEAD).
+                // It moved, and came along where HEAD could not tell so.
+                Ok(ManifestHead {
+                    fetched: Some(fetched),
+                    ..
+                }) => {
+                    let found = self.keep(fetched).await;
+                    self.note_tag(tag, found.manifest.digest).await;
+                    return Ok(found);
+                }
+                // A no is what GET said already.
+                Err(error) if error.cannot_answer() || error.says_no() => return Err(error),
                 Ok(_) | Err(_) => {}
             }
         }
@@ -254,6 +263,10 @@ impl Asker {
             .upstream
             .manifest(&self.repo.repository, reference)
             .await?;
+        Ok(self.keep(fetched).await)
+    }
+
+    async fn keep(&self, fetched: FetchedManifest) -> FoundManifest {
         let manifest = StoredManifest {
             media_type: fetched.media_type.as_str().into(),
             bytes: fetched.bytes.clone(),
@@ -263,11 +276,11 @@ impl Asker {
         self.recorded
             .note_manifest(&self.repo, media_type, fetched.bytes, now)
             .await;
-        Ok(FoundManifest {
+        FoundManifest {
             manifest,
             outcome: Outcome::Miss,
             age: None,
-        })
+        }
     }
 
     async fn note_tag(&self, tag: &Tag, digest: Digest) {

@@ -12,8 +12,10 @@
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `mod.rs` | who may have what, and where it comes from: hit, join, fill or bypass |
+//! | `mod.rs` | where a blob comes from: hit, join, fill or bypass |
+//! | `proof.rs` | who may have it: that a repository holds a digest |
 //! | `filling.rs`, `download.rs` | the task of a fill; its upstream body, continued past what breaks it |
+//! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
@@ -27,12 +29,16 @@ mod filling;
 mod flight;
 mod flow;
 mod front;
+mod interrupted;
 mod manifests;
+mod proof;
 mod reader;
 mod recorded;
 mod room;
 mod solo;
 mod stored;
+#[cfg(test)]
+mod tests;
 mod verifying;
 
 use std::collections::HashMap;
@@ -44,20 +50,22 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::FillError;
 pub use manifests::FoundManifest;
+pub use proof::Pass;
 pub use reader::{Reader, Step};
 
 use crate::access::Right;
 use crate::buffers::BufferPool;
-use crate::cache::{HeldBy, Interrupted, Store};
+use crate::cache::Store;
 use crate::clock::Clock;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
 use crate::telemetry::{FillMetrics, Outcome};
 use crate::upstream::{Absent, BlobBody, Span, Upstream, UpstreamError, Validator};
 use filling::Filling;
-use flight::{Flights, Lost};
+use flight::Flights;
 use flow::{Attendance, Flow};
 use front::{Front, Phase, TAIL};
 use manifests::Manifests;
+use proof::KnownSize;
 use reader::{Following, Source};
 use recorded::Recorded;
 
@@ -67,6 +75,10 @@ const NEAR: u64 = 8 * 1024 * 1024;
 
 /// Of a cold blob, what part of it must have been asked for by ranges before the whole is fetched.
 const ASKED_ENOUGH: u64 = 4;
+
+/// How often a blob is looked for that is always kept just after. More than once takes a file that is
+/// there and cannot be served, which is nothing to go round in circles for.
+const LOOKS: u32 = 3;
 
 /// How fills behave.
 #[derive(Clone, Debug)]
@@ -100,16 +112,6 @@ impl Default for FillOptions {
             absent_ttl: Duration::from_secs(5),
         }
     }
-}
-
-/// Proof that somebody may have a blob: a right, and a repository that holds the digest. Made by
-/// [`Fills::prove`] alone.
-#[derive(Clone, Debug)]
-pub struct Pass {
-    repo: RepoKey,
-    digest: Digest,
-    /// The size that the repository's record tells.
-    size: Option<u64>,
 }
 
 /// What of a blob is wanted, and how.
@@ -156,7 +158,7 @@ struct Shared {
     clock: Clock,
     manifests: Manifests,
     recorded: Recorded,
-    running: Mutex<HashMap<Digest, Arc<Flow>>>,
+    running: Mutex<HashMap<Digest, Running>>,
     verifying: Mutex<HashMap<Digest, Arc<Flow>>>,
     /// How much of cold blobs was asked for by ranges: bounded, lost on restart.
     asked: moka::sync::Cache<Digest, u64>,
@@ -168,12 +170,10 @@ struct Shared {
     verifiers: Arc<Semaphore>,
 }
 
-/// What is noted beside an unfinished download, to go on with it later.
-#[derive(serde::Deserialize, serde::Serialize)]
-struct Note {
-    upstream: String,
-    repository: String,
-    etag: Option<String>,
+/// A fill in progress, and the repository that it asks for the blob.
+struct Running {
+    repo: RepoKey,
+    flow: Arc<Flow>,
 }
 
 /// Where a fill's bytes come from, and how to tell that they still do.
@@ -196,30 +196,6 @@ impl Origin {
     /// The same place, with no memory of what was there.
     fn afresh(&self) -> Self {
         Self::new(self.upstream.clone(), self.repository.clone())
-    }
-
-    /// What is noted of it beside an unfinished download.
-    fn note(&self) -> Vec<u8> {
-        let note = Note {
-            upstream: self.upstream.name().to_string(),
-            repository: self.repository.to_string(),
-            etag: self
-                .validator
-                .get()
-                .and_then(|known| known.etag().map(str::to_owned)),
-        };
-        serde_json::to_vec(&note).unwrap_or_default()
-    }
-
-    /// The same place, held to the content that `note` was made of. What one repository's storage
-    /// calls a blob says nothing of another's.
-    fn held_to(&self, note: &Note, len: u64) -> Self {
-        let origin = self.afresh();
-        let is_here =
-            *note.upstream == **self.upstream.name() && note.repository == self.repository.as_str();
-        let etag = note.etag.clone().filter(|_| is_here);
-        let _ = origin.validator.set(Validator::new(etag, Some(len)));
-        origin
     }
 
     /// A body from `from` to `to` (or the end), of the content that was opened first.
@@ -295,47 +271,6 @@ impl Fills {
         self.shared.manifests.find(repo, reference).await
     }
 
-    /// Proves that `repo` holds the blob `digest`: by a manifest that upstream returned for this very
-    /// repository, where the registry takes no manifest without its blobs, or by upstream's word.
-    ///
-    /// # Errors
-    /// [`UpstreamError::Absent`] where upstream says that the repository does not hold it; other errors
-    /// where it could not be asked.
-    ///
-    /// # Cancel safety
-    /// The question is shared and goes on without the caller.
-    pub async fn prove(
-        &self,
-        right: &Right,
-        repo: &RepoKey,
-        digest: Digest,
-    ) -> Result<Pass, FillError> {
-        debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        let pass = |size| Pass {
-            repo: repo.clone(),
-            digest,
-            size,
-        };
-        let key = (repo.clone(), digest);
-        match self.shared.recorded.held(repo, digest).await? {
-            Some(held) if held.by == HeldBy::Upstream => {
-                if self.shared.clock.since(held.checked_at) > self.shared.options.record_ttl {
-                    let shared = Arc::clone(&self.shared);
-                    tokio::spawn(async move { shared.ask_whether_held(key).await });
-                }
-                Ok(pass(held.size))
-            }
-            Some(held) if self.shared.upstream.trusts_manifests() => Ok(pass(held.size)),
-            known => {
-                if let Some(absent) = self.shared.absent.get(&key) {
-                    return Err(UpstreamError::Absent(absent).into());
-                }
-                let size = self.shared.ask_whether_held(key).await?;
-                Ok(pass(size.or(known.and_then(|held| held.size))))
-            }
-        }
-    }
-
     /// The size of a blob in bytes, and where it was learned, as a GET would tell it.
     ///
     /// # Errors
@@ -344,6 +279,12 @@ impl Fills {
     /// # Cancel safety
     /// Cancel safe: nothing is kept of a question half asked.
     pub async fn size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
+        let found = self.find_size(pass).await;
+        self.shared.hear(pass, found.as_ref().err()).await;
+        found
+    }
+
+    async fn find_size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
         if let Some(blob) = self.shared.stored(pass).await? {
             return Ok((blob.len(), Outcome::Hit));
         }
@@ -351,7 +292,7 @@ impl Fills {
             .shared
             .running()
             .get(&pass.digest)
-            .and_then(|flow| flow.len());
+            .and_then(|running| running.flow.len());
         if let Some(len) = running {
             return Ok((len, Outcome::Joined));
         }
@@ -361,7 +302,7 @@ impl Fills {
     }
 
     async fn size_when_cold(&self, pass: &Pass) -> Result<u64, FillError> {
-        if let Some(size) = pass.size {
+        if let Some(size) = pass.size.described.or(pass.size.told) {
             return Ok(size);
         }
         let repository = &pass.repo.repository;
@@ -388,70 +329,81 @@ impl Fills {
     /// # Cancel safety
     /// A fill that was begun goes on without the caller.
     pub async fn open(&self, pass: &Pass, want: &Want) -> Result<Content, FillError> {
-        if let Some(content) = self.open_stored(pass, want).await? {
-            return Ok(content);
-        }
-        let Some(ranges) = &want.ranges else {
-            let (outcome, attendance) = self.start(pass);
-            let (size, attendance) = self.begun(attendance).await?;
-            let whole = (size > 0).then_some(ByteRange {
-                start: 0,
-                end: size,
-            });
-            return Ok(Content {
-                size,
-                outcome,
-                parts: Parts::Whole(whole.map(|range| self.follow(range, attendance))),
-            });
-        };
-        if ranges.is_multiple() {
-            return Err(FillError::OneRangeAtATime);
-        }
-        let running = self.shared.running().get(&pass.digest).map(Flow::attend);
-        match running {
-            Some(attendance) => {
-                let (size, attendance) = self.begun(attendance).await?;
-                let range = only(ranges, size)?;
-                self.part(pass, size, range, Some((Outcome::Joined, attendance)))
-                    .await
-            }
-            None => {
-                let size = self.size_when_cold(pass).await?;
-                let range = only(ranges, size)?;
-                let fill = self.wants_it_all(pass.digest, ranges, range, size);
-                let mut started = None;
-                if fill {
-                    let (outcome, attendance) = self.start(pass);
-                    started = Some((outcome, self.begun(attendance).await?.1));
-                }
-                self.part(pass, size, range, started).await
+        let mut opened = Ok(None);
+        for _ in 0..LOOKS {
+            opened = self.try_open(pass, want).await;
+            if !matches!(opened, Ok(None)) {
+                break;
             }
         }
+        self.shared.hear(pass, opened.as_ref().err()).await;
+        opened?.ok_or(FillError::Lost)
     }
 
-    /// One range of a blob that is not whole on disk: from the fill if it comes by soon, else past it.
-    async fn part(
-        &self,
-        pass: &Pass,
-        size: u64,
-        range: ByteRange,
-        fill: Option<(Outcome, Attendance)>,
-    ) -> Result<Content, FillError> {
-        if let Some((outcome, attendance)) = fill
-            && range.start <= attendance.flow().contiguous() + NEAR
-        {
-            let reader = self.follow(range, attendance);
-            return Ok(Content {
-                size,
-                outcome,
-                parts: Parts::One(range, reader),
-            });
+    /// `None` if the blob was kept meanwhile.
+    async fn try_open(&self, pass: &Pass, want: &Want) -> Result<Option<Content>, FillError> {
+        if let Some(content) = self.open_stored(pass, want).await? {
+            return Ok(Some(content));
         }
-        let origin = self.shared.origin(pass);
+        if let Some(ranges) = &want.ranges {
+            if ranges.is_multiple() {
+                return Err(FillError::OneRangeAtATime);
+            }
+            let is_running = self.shared.running().contains_key(&pass.digest);
+            if !is_running {
+                let size = self.size_when_cold(pass).await?;
+                let range = only(ranges, size)?;
+                if !self.wants_it_all(pass.digest, ranges, range, size) {
+                    return self.bypass(pass, size, range).await.map(Some);
+                }
+            }
+        }
+        let Some(Begun {
+            outcome,
+            size,
+            attendance,
+        }) = self.fill(pass).await?
+        else {
+            return Ok(None);
+        };
+        let parts = match &want.ranges {
+            None => {
+                let whole = (size > 0).then_some(ByteRange {
+                    start: 0,
+                    end: size,
+                });
+                Parts::Whole(whole.map(|range| self.follow(range, attendance)))
+            }
+            Some(ranges) => {
+                let range = only(ranges, size)?;
+                if range.start > attendance.flow().contiguous() + NEAR {
+                    return self.bypass(pass, size, range).await.map(Some);
+                }
+                Parts::One(range, self.follow(range, attendance))
+            }
+        };
+        Ok(Some(Content {
+            size,
+            outcome,
+            parts,
+        }))
+    }
+
+    /// One range of a blob that is not whole on disk, past the cache.
+    async fn bypass(&self, pass: &Pass, size: u64, range: ByteRange) -> Result<Content, FillError> {
+        let origin = self.shared.origin(&pass.repo);
         let body = origin
             .open(pass.digest, range.start, Some(range.end))
             .await?;
         if let Some(declared) = body.total().filter(|declared| *declared != size) {
+            if pass.size.described.is_none() {
+                // What upstream told before is not so; the next request begins with what it tells now.
+                let now = self.shared.clock.now();
+                self.shared
+                    .recorded
+                    .note_held(&pass.repo, pass.digest, Some(declared), now)
+                    .await;
+            }
             return Err(FillError::SizeMismatch {
                 expected: size,
                 declared,
@@ -469,6 +421,31 @@ impl Fills {
         })
     }
 
+    /// Begins a fill or joins one, and waits until it can be answered from. `None` if the blob was kept
+    /// meanwhile.
+    async fn fill(&self, pass: &Pass) -> Result<Option<Begun>, FillError> {
+        let deadline = Instant::now() + self.shared.options.head_deadline;
+        loop {
+            let Some((outcome, attendance, is_own)) =
+                self.start(&pass.repo, pass.digest, pass.size)
+            else {
+                return Ok(None);
+            };
+            match begun(attendance, deadline).await {
+                // A no to another repository is none to this one. That fill is off the map by now.
+                Err(error) if !is_own && error.is_of_its_repository() => {}
+                Err(error) => return Err(error),
+                Ok((size, attendance)) => {
+                    return Ok(Some(Begun {
+                        outcome,
+                        size,
+                        attendance,
+                    }));
+                }
+            }
+        }
+    }
+
     /// Whether a range of a cold blob is the beginning of having it all.
     fn wants_it_all(&self, digest: Digest, ranges: &RangeSet, range: ByteRange, size: u64) -> bool {
         if range.start == 0 && (ranges.is_open_ended() || range.len() > NEAR) {
@@ -484,96 +461,51 @@ impl Fills {
         asked >= size / ASKED_ENOUGH
     }
 
-    /// Waits for the head of the upstream's answer, and for the verdict on a blob that is sent only when
-    /// verified, so that what fails so far is still an answer of its own.
-    async fn begun(&self, attendance: Attendance) -> Result<(u64, Attendance), FillError> {
-        let deadline = Instant::now() + self.shared.options.head_deadline;
-        let mut front = attendance.flow().subscribe();
-        let ready = front.wait_for(|front| match front.phase {
-            Phase::Connecting => false,
-            Phase::Running { len } => len > TAIL,
-            Phase::Verified { .. } | Phase::Failed(_) => true,
-        });
-        let phase = match timeout_at(deadline, ready).await {
-            Ok(Ok(front)) => front.phase.clone(),
-            Ok(Err(_)) => return Err(FillError::Lost),
-            Err(_elapsed) => return Err(FillError::TooSlow),
-        };
-        match phase {
-            Phase::Running { len } | Phase::Verified { len } => Ok((len, attendance)),
-            Phase::Failed(error) => Err(error),
-            Phase::Connecting => Err(FillError::TooSlow),
-        }
-    }
-
     fn follow(&self, range: ByteRange, attendance: Attendance) -> Reader {
         let following = Following::new(attendance);
         Reader::new(range, Source::Flow(following), self.shared.buffers.clone())
     }
 
-    /// Begins a fill, or joins the one that somebody began a moment ago.
-    fn start(&self, pass: &Pass) -> (Outcome, Attendance) {
-        self.start_from(pass.digest, self.shared.origin(pass), pass.size)
-    }
-
-    fn start_from(
+    /// Begins a fill, or joins the one that somebody began, and tells whether that is one of this very
+    /// repository. `None` if the blob is on disk by now: a fill leaves the map after the blob was
+    /// kept, so who looked into the store a moment too early does not fetch it once more.
+    fn start(
         &self,
+        repo: &RepoKey,
         digest: Digest,
-        origin: Origin,
-        expected: Option<u64>,
-    ) -> (Outcome, Attendance) {
+        size: KnownSize,
+    ) -> Option<(Outcome, Attendance, bool)> {
         let mut running = self.shared.running();
-        if let Some(flow) = running.get(&digest) {
-            return (Outcome::Joined, flow.attend());
+        if let Some(fill) = running.get(&digest)
+            && let Some(attendance) = fill.flow.join()
+        {
+            return Some((Outcome::Joined, attendance, fill.repo == *repo));
+        }
+        // A fill leaves the map only after its blob is open in the store.
+        if self.shared.store.blob_now(&digest).is_some() {
+            return None;
         }
         let flow = Flow::new(digest, Front::connecting(), None);
-        running.insert(digest, Arc::clone(&flow));
+        running.insert(
+            digest,
+            Running {
+                repo: repo.clone(),
+                flow: Arc::clone(&flow),
+            },
+        );
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
-            flow: Arc::clone(&flow),
-            origin,
-            expected,
+            flow,
+            origin: self.shared.origin(repo),
+            size,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
             patience: self.shared.options.patience,
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared));
-        (Outcome::Miss, attendance)
-    }
-
-    /// The downloads that broke off and that nobody goes on with at the moment.
-    pub fn interrupted(&self) -> Vec<Interrupted> {
-        self.shared.store.interrupted()
-    }
-
-    /// Goes on with a download that broke off, for nobody in particular, to its end.
-    ///
-    /// # Errors
-    /// Why the blob is still not whole; what was fetched is kept for the next attempt, if upstream still
-    /// has that content.
-    ///
-    /// # Cancel safety
-    /// The fill goes on without the caller.
-    pub async fn go_on(&self, interrupted: &Interrupted) -> Result<(), FillError> {
-        let Some((note, repository)) = read_note(&interrupted.note) else {
-            return Ok(());
-        };
-        if *note.upstream != **self.shared.upstream.name() {
-            return Ok(());
-        }
-        let origin = Origin::new(self.shared.upstream.clone(), repository);
-        let (_, attendance) = self.start_from(interrupted.digest, origin, Some(interrupted.len));
-        let mut front = attendance.flow().subscribe();
-        let verdict = front
-            .wait_for(|front| matches!(front.phase, Phase::Verified { .. } | Phase::Failed(_)))
-            .await
-            .map_err(|_| FillError::Lost)?;
-        match &verdict.phase {
-            Phase::Failed(error) => Err(error.clone()),
-            Phase::Connecting | Phase::Running { .. } | Phase::Verified { .. } => Ok(()),
-        }
+        Some((Outcome::Miss, attendance, true))
     }
 
     /// Waits until every fill that was begun has ended and its blob is kept, until `deadline` at the
@@ -585,10 +517,32 @@ impl Fills {
     }
 }
 
-fn read_note(note: &[u8]) -> Option<(Note, RepositoryName)> {
-    let note: Note = serde_json::from_slice(note).ok()?;
-    let repository = note.repository.parse().ok()?;
-    Some((note, repository))
+/// A fill that can be answered from.
+struct Begun {
+    outcome: Outcome,
+    size: u64,
+    attendance: Attendance,
+}
+
+/// Waits for the head of the upstream's answer, and for the verdict on a blob that is sent only when
+/// verified, so that what fails so far is still an answer of its own.
+async fn begun(attendance: Attendance, deadline: Instant) -> Result<(u64, Attendance), FillError> {
+    let mut front = attendance.flow().subscribe();
+    let ready = front.wait_for(|front| match front.phase {
+        Phase::Connecting => false,
+        Phase::Running { len } => len > TAIL,
+        Phase::Verified { .. } | Phase::Failed(_) => true,
+    });
+    let phase = match timeout_at(deadline, ready).await {
+        Ok(Ok(front)) => front.phase.clone(),
+        Ok(Err(_)) => return Err(FillError::Lost),
+        Err(_elapsed) => return Err(FillError::TooSlow),
+    };
+    match phase {
+        Phase::Running { len } | Phase::Verified { len } => Ok((len, attendance)),
+        Phase::Failed(error) => Err(error),
+        Phase::Connecting => Err(FillError::TooSlow),
+    }
 }
 
 /// The one range of a blob that is not whole on disk.
@@ -603,41 +557,11 @@ fn only(ranges: &RangeSet, size: u64) -> Result<ByteRange, FillError> {
 }
 
 impl Shared {
-    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flow>>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn origin(&self, pass: &Pass) -> Origin {
-        Origin::new(self.upstream.clone(), pass.repo.repository.clone())
-    }
-
-    async fn ask_whether_held(
-        self: &Arc<Self>,
-        key: (RepoKey, Digest),
-    ) -> Result<Option<u64>, FillError> {
-        let shared = Arc::clone(self);
-        let (repo, digest) = key.clone();
-        let answer = self
-            .probes
-            .run(key.clone(), move || async move {
-                let answer = shared.upstream.probe_blob(&repo.repository, &digest).await;
-                match &answer {
-                    Ok(size) => {
-                        let now = shared.clock.now();
-                        shared.recorded.note_held(&repo, digest, *size, now).await;
-                    }
-                    Err(UpstreamError::Absent(absent)) => {
-                        shared.absent.insert((repo.clone(), digest), *absent);
-                        shared.recorded.forget_blob(&repo, digest).await;
-                    }
-                    Err(_) => {}
-                }
-                answer
-            })
-            .await;
-        match answer {
-            Ok(answer) => Ok(answer?),
-            Err(Lost) => Err(FillError::Lost),
-        }
+    fn origin(&self, repo: &RepoKey) -> Origin {
+        Origin::new(self.upstream.clone(), repo.repository.clone())
     }
 }

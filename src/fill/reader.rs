@@ -9,7 +9,7 @@ use super::front::{Front, Phase};
 use super::room::Room;
 use super::solo::Solo;
 use crate::buffers::BufferPool;
-use crate::cache::{Blob, ContentFile, Damage, Store};
+use crate::cache::{Blob, ContentFile, Damage, Mapping, Store};
 use crate::oci::{ByteRange, Hasher};
 use crate::upstream::{BlobBody, UpstreamError};
 
@@ -43,7 +43,12 @@ pub(super) enum Source {
     /// A believed file, read through pooled buffers.
     File { blob: Blob, store: Store },
     /// A believed file, mapped: for a socket that sends from it without our looking.
-    Mapped(Bytes),
+    Mapped {
+        bytes: Bytes,
+        mapping: Mapping,
+        blob: Blob,
+        store: Store,
+    },
     /// A blob on its way.
     Flow(Following),
     /// The rest of a blob whose fill went on without this reader.
@@ -61,6 +66,8 @@ pub(super) struct Following {
     /// The hash of every byte up to the reader's place, kept from where memory took over from the
     /// file: what a reader that goes on alone needs to check the whole.
     hash: Option<Hasher>,
+    /// The transfer that is read will not be begun anew.
+    claimed: bool,
 }
 
 impl Following {
@@ -70,6 +77,7 @@ impl Following {
             attendance,
             front,
             hash: None,
+            claimed: false,
         }
     }
 }
@@ -114,11 +122,19 @@ impl Reader {
                     }
                 }
             }
-            Source::Mapped(bytes) => {
+            Source::Mapped { bytes, blob, .. } => {
                 let end = self.range.end.min(self.at + MAPPED_PIECE);
-                // A mapping is addressable, so its offsets fit a usize.
-                let bytes = bytes.slice(self.at as usize..end as usize);
-                self.yielding(bytes)
+                match in_memory(blob.content(), self.at, end) {
+                    Ok(true) => {
+                        let piece = slice(bytes, self.at, end);
+                        self.yielding(piece)
+                    }
+                    Ok(false) => Step::Wait,
+                    Err(error) => {
+                        self.report_damage();
+                        self.fail(error)
+                    }
+                }
             }
             Source::Flow(following) => match following.step(self.at, self.range, &self.buffers) {
                 Ok(Some(bytes)) => self.yielding(bytes),
@@ -127,6 +143,31 @@ impl Reader {
             },
             Source::Solo(_) | Source::Relay(_) => Step::Wait,
             Source::Failed(error) => Step::Failed(error.clone()),
+        }
+    }
+
+    /// Takes the first bytes ahead, so that a file that cannot be read is found before anything is said
+    /// of it. For a reader that has not been stepped.
+    ///
+    /// # Errors
+    /// Why there are none.
+    ///
+    /// # Cancel safety
+    /// As [`Reader::advance`].
+    pub(super) async fn prime(&mut self) -> Result<(), FillError> {
+        let mut step = self.step();
+        if matches!(step, Step::Wait) {
+            self.advance().await;
+            step = self.step();
+        }
+        match step {
+            Step::Data(bytes) => {
+                self.at -= bytes.len() as u64;
+                self.ready = Some(bytes);
+                Ok(())
+            }
+            Step::Failed(error) => Err(error),
+            Step::End | Step::Wait => Ok(()),
         }
     }
 
@@ -149,7 +190,13 @@ impl Reader {
                 Ok(bytes) => Next::before_the_end(bytes),
                 Err(error) => Err(error.into()),
             },
-            Source::Mapped(_) | Source::Failed(_) => Ok(Next::Again),
+            Source::Mapped { bytes, mapping, .. } => {
+                let end = self.range.end.min(self.at + MAPPED_PIECE);
+                populate(mapping.clone(), self.at, end)
+                    .await
+                    .map(|()| Next::Bytes(slice(bytes, self.at, end)))
+            }
+            Source::Failed(_) => Ok(Next::Again),
         };
         match outcome {
             Ok(Next::Bytes(bytes)) => self.ready = Some(bytes),
@@ -164,7 +211,7 @@ impl Reader {
 
     /// A believed file that cannot be read is no entry any more: the next pull fetches it anew.
     fn report_damage(&self) {
-        if let Source::File { blob, store } = &self.source {
+        if let Source::File { blob, store } | Source::Mapped { blob, store, .. } = &self.source {
             let (blob, store) = (blob.clone(), store.clone());
             tokio::task::spawn_blocking(move || store.quarantine(&blob, Damage::Unreadable));
         }
@@ -211,12 +258,17 @@ impl Following {
         range: ByteRange,
         buffers: &BufferPool,
     ) -> Result<Option<Bytes>, FillError> {
-        let released = self.released(range.end)?;
+        let released = self.released(at, range.end)?;
         if at >= released {
             return Ok(None);
         }
         match self.attendance.flow().find(at) {
             Place::File(file, file_end) => read_now(&file, at, released.min(file_end), buffers),
+            Place::Fresh(mut bytes) => {
+                // In range: cut to the length of a piece, which is a usize.
+                bytes.truncate((released - at).min(bytes.len() as u64) as usize);
+                Ok(Some(bytes))
+            }
             Place::Memory(bytes) => Ok(Some(self.take(at, range, released, bytes))),
             Place::Gone => Ok(None),
         }
@@ -228,7 +280,7 @@ impl Following {
         range: ByteRange,
         buffers: &BufferPool,
     ) -> Result<Next, FillError> {
-        let released = self.released(range.end)?;
+        let released = self.released(at, range.end)?;
         if at >= released {
             // The sender lives as long as the flow, which this reader holds.
             self.front.changed().await.map_err(|_| FillError::Lost)?;
@@ -238,19 +290,30 @@ impl Following {
             Place::File(file, file_end) => read_waiting(file, at, released.min(file_end), buffers)
                 .await
                 .map(Next::Bytes),
-            Place::Memory(_) => Ok(Next::Again),
+            Place::Fresh(_) | Place::Memory(_) => Ok(Next::Again),
             Place::Gone => self.alone(at, range).await.map(Next::Alone),
         }
     }
 
-    fn released(&mut self, end: u64) -> Result<u64, FillError> {
-        let front = self.front.borrow_and_update();
-        match &front.phase {
-            Phase::Failed(error) => Err(error.clone()),
-            Phase::Connecting | Phase::Running { .. } | Phase::Verified { .. } => {
-                Ok(front.released(end))
+    /// How far the reader may go; it asks for its first byte by claiming it.
+    fn released(&mut self, at: u64, end: u64) -> Result<u64, FillError> {
+        let released = {
+            let front = self.front.borrow_and_update();
+            match &front.phase {
+                Phase::Failed(error) => return Err(error.clone()),
+                Phase::Connecting | Phase::Running { .. } | Phase::Verified { .. } => {
+                    front.released(end)
+                }
+            }
+        };
+        if at < released && !self.claimed {
+            self.claimed = self.attendance.flow().claim(at, end);
+            if !self.claimed {
+                // The front went back a moment ago, which is news to wait for.
+                return Ok(at);
             }
         }
+        Ok(released)
     }
 
     /// Takes what is released of a piece in memory, and hashes it where the hash of the whole so far
@@ -276,6 +339,34 @@ impl Following {
         let download = again.download(at, range.end).await?;
         Ok(Box::new(Solo::new(download, flow.digest, at, len, hash)))
     }
+}
+
+/// Whether the bytes from `at` to `end` seem to be in the page cache: the first and the last are, and
+/// the kernel reads ahead in large pieces. A socket sends from them without waiting for the disk.
+fn in_memory(file: &ContentFile, at: u64, end: u64) -> Result<bool, FillError> {
+    let mut byte = [0];
+    for offset in [at, end - 1] {
+        match file.read_now(offset, &mut byte) {
+            Ok(Some(1)) => {}
+            Ok(Some(_)) | Err(_) => return Err(FillError::Unreadable),
+            Ok(None) => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Has the bytes from `at` to `end` read into the page cache, on a thread that may wait for the disk.
+async fn populate(mapping: Mapping, at: u64, end: u64) -> Result<(), FillError> {
+    match tokio::task::spawn_blocking(move || mapping.populate(at..end)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(FillError::Unreadable),
+        Err(_) => Err(FillError::Lost),
+    }
+}
+
+/// A part of a mapping; one is addressable, so its offsets fit a usize.
+fn slice(bytes: &Bytes, at: u64, end: u64) -> Bytes {
+    bytes.slice(at as usize..end as usize)
 }
 
 /// Reads what is in the page cache; `None` if the disk would have to be waited for.

@@ -71,8 +71,10 @@ impl Shared {
 
 async fn run(mut verdict: Verdict, blob: Blob) {
     let verifiers = Arc::clone(&verdict.shared.verifiers);
-    let Ok(_turn) = verifiers.acquire().await else {
-        return;
+    // Somebody waits for a small one before the head of an answer, and it is hashed at once.
+    let _turn = match blob.len() > TAIL {
+        true => verifiers.acquire().await.ok(),
+        false => None,
     };
     let store = verdict.shared.store.clone();
     let outcome = tokio::task::spawn_blocking(move || match hash(&blob) {
@@ -114,10 +116,10 @@ fn hash(blob: &Blob) -> Result<Digest, FillError> {
 }
 
 /// Tells the verdict however the task ends, and lets the next reader find the file as it is then.
-struct Verdict {
-    shared: Arc<Shared>,
-    flow: Arc<Flow>,
-    phase: Option<Phase>,
+pub(super) struct Verdict {
+    pub(super) shared: Arc<Shared>,
+    pub(super) flow: Arc<Flow>,
+    pub(super) phase: Option<Phase>,
 }
 
 impl Drop for Verdict {

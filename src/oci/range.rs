@@ -65,6 +65,14 @@ impl RangeSet {
         matches!(self.0[..], [Spec::From { last: None, .. }])
     }
 
+    /// True where the ranges together name more bytes than content of `size` has, so that they overlap.
+    /// RFC 9110 (14.2) lets a server ignore such a set: each line of it would multiply what is sent.
+    pub fn repeat_content(&self, size: u64) -> bool {
+        let lengths = self.0.iter().filter_map(|spec| spec.within(size));
+        let total = lengths.fold(0u64, |sum, range| sum.saturating_add(range.len()));
+        total > size
+    }
+
     /// The ranges within content of `size` bytes, in the order asked, each cut at the end.
     ///
     /// # Errors
@@ -177,6 +185,20 @@ mod tests {
             set.resolve(size)
                 .map(|ranges| ranges.iter().map(|r| (r.start, r.end)).collect())
         })
+    }
+
+    #[test]
+    fn p11_a_set_that_would_multiply_the_content_is_told() {
+        for (header, repeats) in [
+            ("bytes=0-", false),
+            ("bytes=0-4,5-9", false),
+            ("bytes=0-5,5-9", true),
+            ("bytes=0-,0-", true),
+            ("bytes=20-,-0", false),
+        ] {
+            let set = RangeSet::parse(header).unwrap();
+            assert_eq!(set.repeat_content(10), repeats, "{header}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The one event that tells of a finished request: the audit of who pulled what.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,7 +15,7 @@ const LONGEST_TEXT: usize = 256;
 
 /// What is told of a request when it ends, collected on the way.
 pub(super) struct Completion {
-    metrics: RequestMetrics,
+    metrics: Arc<RequestMetrics>,
     began: Instant,
     pub(super) id: String,
     pub(super) peer: SocketAddr,
@@ -34,7 +35,11 @@ pub(super) struct Completion {
 
 impl Completion {
     /// Begins to count a request.
-    pub(super) fn begin(metrics: RequestMetrics, method: http::Method, peer: SocketAddr) -> Self {
+    pub(super) fn begin(
+        metrics: Arc<RequestMetrics>,
+        method: http::Method,
+        peer: SocketAddr,
+    ) -> Self {
         metrics.active.inc();
         Self {
             metrics,
@@ -66,9 +71,18 @@ impl Completion {
     }
 }
 
-/// A client's text, as far as it is logged. Control characters are left to the log's own escaping.
+/// A client's text, as far as it is logged. Control characters are spelled out: JSON has no need to
+/// escape those above U+007F, and a terminal that shows the log takes U+009B for an escape sequence.
 pub(super) fn cut(text: &str) -> String {
-    text.chars().take(LONGEST_TEXT).collect()
+    let mut cut = String::new();
+    for character in text.chars().take(LONGEST_TEXT) {
+        if character.is_control() {
+            cut.extend(character.escape_unicode());
+        } else {
+            cut.push(character);
+        }
+    }
+    cut
 }
 
 impl Drop for Completion {
@@ -105,4 +119,16 @@ impl Drop for Completion {
 /// With three decimals: a hit takes a fraction of a millisecond.
 fn milliseconds(elapsed: Duration) -> f64 {
     (elapsed.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s17_a_clients_text_is_short_and_has_no_control_characters() {
+        assert_eq!(cut("docker/27 \u{e9}"), "docker/27 \u{e9}");
+        assert_eq!(cut("a\u{9b}31m\tb"), "a\\u{9b}31m\\u{9}b");
+        assert_eq!(cut(&"long".repeat(1000)).len(), LONGEST_TEXT);
+    }
 }

@@ -36,6 +36,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
 const CACHE_CONTROL: HeaderValue = HeaderValue::from_static("private, max-age=0");
 
+/// How many headers an answer with content has: with room for them the map does not grow.
+const USUAL_HEADERS: usize = 12;
+
 /// How a request came.
 #[derive(Clone, Copy, Debug)]
 pub struct Via {
@@ -64,7 +67,7 @@ pub struct Parts {
     /// The gate to content.
     pub fills: Fills,
     /// What is counted.
-    pub metrics: RequestMetrics,
+    pub metrics: Arc<RequestMetrics>,
 }
 
 /// A request that was let in, with what its answer needs of it.
@@ -80,17 +83,18 @@ struct Reply {
     status: StatusCode,
     headers: HeaderMap,
     said: Said,
-    /// The length that a GET would have, told on HEAD.
-    length: u64,
+    /// The length that a GET would have, told on HEAD. Not told on 304, which has that of the content
+    /// that the client keeps (RFC 9110, 8.6).
+    length: Option<u64>,
     outcome: Outcome,
 }
 
 impl Reply {
     fn new(status: StatusCode, said: Said) -> Self {
-        let length = said.len();
+        let length = (status != StatusCode::NOT_MODIFIED).then(|| said.len());
         Self {
             status,
-            headers: HeaderMap::new(),
+            headers: HeaderMap::with_capacity(USUAL_HEADERS),
             said,
             length,
             outcome: Outcome::None,
@@ -123,7 +127,7 @@ impl Proxy {
     /// # Cancel safety
     /// The caller may leave at any time: fills and questions to the upstream go on by themselves.
     pub async fn call(&self, request: Request<Incoming>, via: Via) -> Response<Body> {
-        let metrics = self.parts.metrics.clone();
+        let metrics = Arc::clone(&self.parts.metrics);
         let mut completion = Completion::begin(metrics, request.method().clone(), via.peer);
         completion.agent = agent(request.headers());
         let reply = match self.answer(&request, &via, &mut completion).await {
@@ -139,7 +143,7 @@ impl Proxy {
 
     /// Words the answer to a request whose framing was refused with `status`, because of `reason`.
     pub fn refuse(&self, status: StatusCode, reason: String, via: Via) -> Response<Body> {
-        let metrics = self.parts.metrics.clone();
+        let metrics = Arc::clone(&self.parts.metrics);
         // The request was not understood, so what method it has is not known.
         let mut completion = Completion::begin(metrics, Method::GET, via.peer);
         let reply = self.refusal(&Refusal::Framing(status, reason), &mut completion);
@@ -154,7 +158,7 @@ impl Proxy {
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
         let host = host(request)?;
-        if !self.answers_to(host, via) {
+        if !answers_to(&self.parts.domains, host, via.is_loopback) {
             return Err(Refusal::Misdirected);
         }
 
@@ -218,16 +222,6 @@ impl Proxy {
                 Err(Refusal::Unsupported("this proxy serves pulls only"))
             }
         }
-    }
-
-    /// Whether a host is ours. A listener that only this machine can reach answers to any name.
-    fn answers_to(&self, host: &str, via: &Via) -> bool {
-        via.is_loopback
-            || self
-                .parts
-                .domains
-                .iter()
-                .any(|domain| domain.eq_ignore_ascii_case(host))
     }
 
     /// Which upstream repository a name means. containerd's `ns` tells which registry the image was
@@ -295,7 +289,9 @@ impl Proxy {
         completion.outcome = reply.outcome;
         completion.length = reply.said.len();
         let mut headers = reply.headers;
-        headers.insert(header::CONTENT_LENGTH, reply.length.into());
+        if let Some(length) = reply.length {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
         headers.insert(
             DOCKER_DISTRIBUTION_API_VERSION,
             HeaderValue::from_static("registry/2.0"),
@@ -316,6 +312,12 @@ impl Proxy {
         *response.headers_mut() = headers;
         response
     }
+}
+
+/// Whether a host is ours. A listener that only this machine can reach answers to any name.
+fn answers_to(domains: &[String], host: &str, is_loopback: bool) -> bool {
+    let mut domains = domains.iter();
+    is_loopback || domains.any(|domain| domain.eq_ignore_ascii_case(host))
 }
 
 /// The one host of a request, without its port: what routing, policy and log go by. An absolute target
@@ -401,5 +403,22 @@ mod tests {
         ] {
             assert_eq!(without_port(authority), host, "{authority}");
         }
+    }
+
+    #[test]
+    fn p05_a_name_that_is_not_ours_is_misdirected_unless_only_this_machine_can_ask() {
+        let domains = ["registry.example".to_owned()];
+        for (host, is_ours) in [
+            ("registry.example", true),
+            ("Registry.Example", true),
+            ("evil.registry.example", false),
+            ("registry.example.evil", false),
+            ("127.0.0.1", false),
+        ] {
+            assert_eq!(answers_to(&domains, host, false), is_ours, "{host}");
+            assert!(answers_to(&domains, host, true), "{host}");
+        }
+        let answer = Refusal::Misdirected.answer();
+        assert_eq!(answer.status, StatusCode::MISDIRECTED_REQUEST);
     }
 }

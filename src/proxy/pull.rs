@@ -59,11 +59,14 @@ pub(super) async fn blob(
 ) -> Result<Reply, Refusal> {
     let pass = fills.prove(right, repo, digest).await?;
     let mut reply = if unchanged(asked.headers, digest) {
-        Reply::new(StatusCode::NOT_MODIFIED, Said::nothing())
+        let mut reply = Reply::new(StatusCode::NOT_MODIFIED, Said::nothing());
+        // Nothing but the proof was needed; a 304 has the headers that a 200 would (RFC 9110, 15.4.5).
+        reply.outcome = Outcome::Hit;
+        reply
     } else if asked.is_head {
         let (size, outcome) = fills.size(&pass).await?;
         let mut reply = Reply::new(StatusCode::OK, Said::nothing());
-        reply.length = size;
+        reply.length = Some(size);
         reply.outcome = outcome;
         reply.headers.insert(header::CONTENT_TYPE, OCTETS);
         reply
@@ -180,6 +183,8 @@ fn identify(headers: &mut HeaderMap, digest: Digest) {
 /// Whether a client takes a media type. docker sends one `Accept` line a type, others one list; a client
 /// that sends none takes anything. Weights are not looked at: there is one variant.
 fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+    // Parameters do not make another type: some registries add a charset.
+    let media_type = media_type.split(';').next().unwrap_or(media_type).trim();
     let mut lines = headers.get_all(header::ACCEPT).iter().peekable();
     lines.peek().is_none()
         || lines
@@ -233,6 +238,13 @@ mod tests {
                 "{lines:?}"
             );
         }
+    }
+
+    #[test]
+    fn p15_parameters_do_not_make_another_type() {
+        let plain = "application/vnd.oci.image.manifest.v1+json";
+        let with_charset = format!("{plain}; charset=utf-8");
+        assert!(accepts(&headers(header::ACCEPT, &[plain]), &with_charset));
     }
 
     #[test]

@@ -28,6 +28,11 @@ use super::{BoxError, ConnectionInfo, Handler};
 /// No frame is on offer.
 const NOT_OFFERED: u64 = u64::MAX;
 
+/// The most bytes that an h2 DATA frame gets of a body: with its header of 9 (RFC 9113, 4.1) the frame
+/// fills one TLS record of 16 KiB. A frame of 16 KiB would spill its last nine bytes into a record of
+/// their own, whose sealing costs as much as a few KiB.
+const FRAME_BYTES: usize = 16 * 1024 - 9;
+
 /// Calls the handler for each request of one connection.
 pub(super) struct Requests<H> {
     handler: H,
@@ -81,6 +86,7 @@ impl<H: Handler> Service<Request<Incoming>> for Requests<H> {
             }
             Ok(response.map(|body| Answer {
                 body,
+                rest: Bytes::new(),
                 offer,
                 _in_flight: in_flight,
             }))
@@ -93,6 +99,8 @@ pin_project! {
     pub(super) struct Answer<B> {
         #[pin]
         body: B,
+        // What of the body's last piece is still to be framed; in h2 only.
+        rest: Bytes,
         offer: Option<Arc<Offer>>,
         _in_flight: InFlight,
     }
@@ -107,19 +115,35 @@ impl<B: Body<Data = Bytes, Error = BoxError>> Body for Answer<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
-        let frame = this.body.poll_frame(cx);
-        if let Some(offer) = this.offer {
+        let Some(offer) = this.offer else {
+            return this.body.poll_frame(cx);
+        };
+        if this.rest.is_empty() {
+            let frame = this.body.poll_frame(cx);
             offer.note(frame.is_ready());
+            match frame {
+                Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
+                    *this.rest = frame.into_data().unwrap_or_default();
+                }
+                other => return other,
+            }
+        } else {
+            offer.note(true);
         }
-        frame
+        let framed = this.rest.len().min(FRAME_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(this.rest.split_to(framed)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let rest = self.rest.len() as u64;
+        match self.body.size_hint().exact() {
+            Some(exact) => SizeHint::with_exact(exact + rest),
+            None => SizeHint::default(),
+        }
     }
 }
 

@@ -114,13 +114,10 @@ impl Upstream {
         artifact_type: Option<&str>,
         page: Option<&str>,
     ) -> Result<ReferrersPage, UpstreamError> {
-        let query = match (page, artifact_type) {
-            (Some(page), _) => format!("?{page}"),
-            (None, Some(wanted)) => {
-                format!("?artifactType={}", utf8_percent_encode(wanted, QUERY))
-            }
-            (None, None) => String::new(),
-        };
+        let filter = artifact_type
+            .map(|wanted| format!("artifactType={}", utf8_percent_encode(wanted, QUERY)));
+        let query: Vec<String> = filter.into_iter().chain(page.map(str::to_owned)).collect();
+        let query = joined(&query);
         let path = path_and_query(format!("/v2/{repository}/referrers/{digest}{query}"))?;
         let question = Question {
             accept: Some(HeaderValue::from_static(media_type::OCI_INDEX)),

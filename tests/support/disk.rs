@@ -21,7 +21,25 @@ impl Injection {
     /// In force when this returns. Each of `expressions` is one of strace's, such as
     /// `fsync:error=EIO` or `pwrite64:error=ENOSPC:when=3`.
     pub fn into<'a>(proxy: &Proxy, expressions: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::start(Command::new(program("strace")), proxy, expressions)
+    }
+
+    /// As [`Injection::into`] for the calls that concern one file.
+    pub fn at<'a>(
+        file: &Path,
+        proxy: &Proxy,
+        expressions: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
         let mut command = Command::new(program("strace"));
+        command.arg("-P").arg(file);
+        Self::start(command, proxy, expressions)
+    }
+
+    fn start<'a>(
+        mut command: Command,
+        proxy: &Proxy,
+        expressions: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
         command.args(["-f", "-o", "/dev/null", "-p", &proxy.pid().to_string()]);
         let mut calls = Vec::new();
         for expression in expressions {

@@ -11,6 +11,7 @@
     reason = "every test binary compiles all of this and uses its part"
 )]
 
+pub mod blobs;
 pub mod client;
 pub mod disk;
 pub mod image;

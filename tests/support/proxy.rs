@@ -133,6 +133,16 @@ impl Proxy {
         self.run.child.id()
     }
 
+    /// Its anonymous memory, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("a running process");
+        let mut lines = status.lines();
+        let kib = lines.find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
+        let kib = kib.and_then(|kib| kib.trim().parse::<u64>().ok());
+        kib.expect("RssAnon in KiB") * 1024
+    }
+
     /// Asks it to end, as a service manager does.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
@@ -186,6 +196,11 @@ impl Proxy {
     /// The next [`Proxy::restart`] finds the folder of the cache read-only.
     pub fn make_cache_read_only(&mut self) {
         self.mount = Some(READ_ONLY.to_owned());
+    }
+
+    /// The next [`Proxy::restart`] finds what this script mounts; see [`Builder::mount`].
+    pub fn mount(&mut self, script: &str) {
+        self.mount = Some(script.to_owned());
     }
 
     /// From now on the running proxy finds the folder of the cache read-only. It was built with
@@ -322,8 +337,13 @@ impl Builder {
     }
 
     /// The cache is on a tmpfs of its own, made anew with each start, with these mount options.
-    pub fn tmpfs(mut self, options: &str) -> Self {
-        self.mount = Some(format!("mount -t tmpfs -o mode=0700,{options} tmpfs ."));
+    pub fn tmpfs(self, options: &str) -> Self {
+        self.mount(&format!("mount -t tmpfs -o mode=0700,{options} tmpfs ."))
+    }
+
+    /// A shell script mounts something over the cache, its current folder, for the proxy alone.
+    pub fn mount(mut self, script: &str) -> Self {
+        self.mount = Some(script.to_owned());
         self
     }
 

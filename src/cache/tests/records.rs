@@ -68,12 +68,14 @@ fn what_a_repository_holds_survives_a_restart() {
         assert_eq!(stored.digest, named);
         let held = Held {
             size: Some(9),
+            is_stated: true,
             by: HeldBy::Manifest,
             checked_at: at(100),
         };
         assert_eq!(records.holds(&app, &digest(2)), Some(held));
         let held = Held {
             size: Some(33),
+            is_stated: false,
             by: HeldBy::Upstream,
             checked_at: at(200),
         };

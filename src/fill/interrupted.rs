@@ -1,0 +1,97 @@
+//! What is noted beside an unfinished download, and going on with one that nobody asks for.
+
+use std::sync::Arc;
+
+use super::error::FillError;
+use super::front::Phase;
+use super::proof::KnownSize;
+use super::{Fills, Origin};
+use crate::cache::Interrupted;
+use crate::oci::{RepoKey, RepositoryName};
+use crate::upstream::Validator;
+
+/// Where a download comes from, and how to tell that the content is still the same.
+#[derive(serde::Deserialize, serde::Serialize)]
+pub(super) struct Note {
+    upstream: String,
+    repository: String,
+    etag: Option<String>,
+}
+
+pub(super) fn read_note(note: &[u8]) -> Option<(Note, RepositoryName)> {
+    let note: Note = serde_json::from_slice(note).ok()?;
+    let repository = note.repository.parse().ok()?;
+    Some((note, repository))
+}
+
+impl Origin {
+    /// What is noted of it beside an unfinished download.
+    pub(super) fn note(&self) -> Vec<u8> {
+        let note = Note {
+            upstream: self.upstream.name().to_string(),
+            repository: self.repository.to_string(),
+            etag: self
+                .validator
+                .get()
+                .and_then(|known| known.etag().map(str::to_owned)),
+        };
+        serde_json::to_vec(&note).unwrap_or_default()
+    }
+
+    /// The same place, held to the content that `note` was made of. What one repository's storage
+    /// calls a blob says nothing of another's.
+    pub(super) fn held_to(&self, note: &Note, len: u64) -> Self {
+        let origin = self.afresh();
+        let is_here =
+            *note.upstream == **self.upstream.name() && note.repository == self.repository.as_str();
+        let etag = note.etag.clone().filter(|_| is_here);
+        let _ = origin.validator.set(Validator::new(etag, Some(len)));
+        origin
+    }
+}
+
+impl Fills {
+    /// The downloads that broke off and that nobody goes on with at the moment.
+    pub fn interrupted(&self) -> Vec<Interrupted> {
+        self.shared.store.interrupted()
+    }
+
+    /// Goes on with a download that broke off, for nobody in particular, to its end.
+    ///
+    /// # Errors
+    /// Why the blob is still not whole; what was fetched is kept for the next attempt, if upstream still
+    /// has that content.
+    ///
+    /// # Cancel safety
+    /// The fill goes on without the caller.
+    pub async fn go_on(&self, interrupted: &Interrupted) -> Result<(), FillError> {
+        let Some((note, repository)) = read_note(&interrupted.note) else {
+            return Ok(());
+        };
+        if *note.upstream != **self.shared.upstream.name() {
+            return Ok(());
+        }
+        let repo = RepoKey {
+            upstream: Arc::clone(self.shared.upstream.name()),
+            repository,
+        };
+        let size = KnownSize {
+            described: None,
+            told: Some(interrupted.len),
+        };
+        let Some((_, attendance, _)) = self.start(&repo, interrupted.digest, size) else {
+            return Ok(());
+        };
+        let mut front = attendance.flow().subscribe();
+        // Nobody reads: without a disk there is nothing to go on for.
+        drop(attendance);
+        let verdict = front
+            .wait_for(|front| matches!(front.phase, Phase::Verified { .. } | Phase::Failed(_)))
+            .await
+            .map_err(|_| FillError::Lost)?;
+        match &verdict.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            Phase::Connecting | Phase::Running { .. } | Phase::Verified { .. } => Ok(()),
+        }
+    }
+}

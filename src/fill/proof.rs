@@ -1,0 +1,124 @@
+//! That a repository holds a blob: by its own record, or by upstream's word.
+//!
+//! The invariant: a [`Pass`] is made here alone, from a right and the repository's own proof, and only
+//! upstream's no takes a proof away.
+
+use std::sync::Arc;
+
+use super::error::FillError;
+use super::flight::Lost;
+use super::{Fills, Shared};
+use crate::access::Right;
+use crate::cache::{Held, HeldBy};
+use crate::oci::{Digest, RepoKey};
+use crate::upstream::{Absent, UpstreamError};
+
+/// Proof that somebody may have a blob: a right, and a repository that holds the digest. Made by
+/// [`Fills::prove`] alone.
+#[derive(Clone, Debug)]
+pub struct Pass {
+    pub(super) repo: RepoKey,
+    pub(super) digest: Digest,
+    pub(super) size: KnownSize,
+}
+
+/// What is known of a blob's size, in bytes, before it comes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KnownSize {
+    /// By a manifest of the repository: content of another size is not what was asked for.
+    pub(super) described: Option<u64>,
+    /// By the upstream's answer to another question, which a GET may contradict (fault U21).
+    pub(super) told: Option<u64>,
+}
+
+impl Fills {
+    /// Proves that `repo` holds the blob `digest`: by a manifest that upstream returned for this very
+    /// repository, where the registry takes no manifest without its blobs, or by upstream's word.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Absent`] where upstream says that the repository does not hold it; other errors
+    /// where it could not be asked.
+    ///
+    /// # Cancel safety
+    /// The question is shared and goes on without the caller.
+    pub async fn prove(
+        &self,
+        right: &Right,
+        repo: &RepoKey,
+        digest: Digest,
+    ) -> Result<Pass, FillError> {
+        debug_assert_eq!(right.action(), crate::access::Action::Pull);
+        let pass = |held: Option<Held>, told: Option<u64>| Pass {
+            repo: repo.clone(),
+            digest,
+            size: KnownSize {
+                described: held
+                    .filter(|held| held.is_stated)
+                    .and_then(|held| held.size),
+                told: told.or(held.and_then(|held| held.size)),
+            },
+        };
+        let key = (repo.clone(), digest);
+        let trusts_manifests = self.shared.upstream.trusts_manifests();
+        match self.shared.recorded.held(repo, digest).await? {
+            Some(held) if held.by == HeldBy::Upstream || trusts_manifests => {
+                if self.shared.clock.since(held.checked_at) > self.shared.options.record_ttl {
+                    let shared = Arc::clone(&self.shared);
+                    tokio::spawn(async move { shared.ask_whether_held(key).await });
+                }
+                Ok(pass(Some(held), None))
+            }
+            known => {
+                if let Some(absent) = self.shared.absent.get(&key) {
+                    return Err(UpstreamError::Absent(absent).into());
+                }
+                let told = self.shared.ask_whether_held(key).await?;
+                Ok(pass(known, told))
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Upstream's no to the repository's own question is remembered, whichever question it was: a
+    /// record of a blob that is gone would be a yes to HEAD and a no to GET.
+    pub(super) async fn hear(&self, pass: &Pass, error: Option<&FillError>) {
+        if let Some(FillError::Upstream(UpstreamError::Absent(absent))) = error {
+            self.note_absent(&pass.repo, pass.digest, *absent).await;
+        }
+    }
+
+    async fn note_absent(&self, repo: &RepoKey, digest: Digest, absent: Absent) {
+        self.absent.insert((repo.clone(), digest), absent);
+        self.recorded.forget_blob(repo, digest).await;
+    }
+
+    async fn ask_whether_held(
+        self: &Arc<Self>,
+        key: (RepoKey, Digest),
+    ) -> Result<Option<u64>, FillError> {
+        let shared = Arc::clone(self);
+        let (repo, digest) = key.clone();
+        let answer = self
+            .probes
+            .run(key.clone(), move || async move {
+                let answer = shared.upstream.probe_blob(&repo.repository, &digest).await;
+                match &answer {
+                    Ok(size) => {
+                        let now = shared.clock.now();
+                        shared.recorded.note_held(&repo, digest, *size, now).await;
+                    }
+                    Err(UpstreamError::Absent(absent)) => {
+                        shared.note_absent(&repo, digest, *absent).await;
+                    }
+                    Err(_) => {}
+                }
+                answer
+            })
+            .await;
+        match answer {
+            Ok(answer) => Ok(answer?),
+            Err(Lost) => Err(FillError::Lost),
+        }
+    }
+}

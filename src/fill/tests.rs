@@ -1,0 +1,111 @@
+//! What a panic in the middle of the work leaves behind: nothing, and nobody waiting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::filling::Landing;
+use super::flow::Flow;
+use super::front::{Front, Phase};
+use super::verifying::Verdict;
+use super::{FillError, FillOptions, Fills, Running};
+use crate::buffers::BufferPool;
+use crate::cache::{CacheMetrics, Limit, Store, StoreOptions};
+use crate::clock::Clock;
+use crate::oci::{Digest, RepoKey};
+use crate::telemetry::FillMetrics;
+use crate::upstream::{Auth, Limits, Registry, Upstream, UpstreamMetrics, UpstreamOptions};
+
+/// A waiter learns of a lost task at least this soon.
+const SOON: Duration = Duration::from_secs(1);
+
+fn fills(dir: &TempDir) -> Fills {
+    let options = StoreOptions {
+        max_size: Limit::Bytes(1 << 20),
+        min_free: Limit::Bytes(0),
+        ..StoreOptions::new(dir.path())
+    };
+    let upstream = UpstreamOptions {
+        name: "test".into(),
+        registry: Registry::parse("registry.upstream.test").unwrap(),
+        auth: Auth::Anonymous,
+        endpoint: None,
+        endpoint_tls_name: None,
+        extra_roots: Vec::new(),
+        redirect_hosts: Vec::new(),
+        trust_manifests: None,
+        limits: Limits::default(),
+    };
+    Fills::new(
+        Store::open(options, CacheMetrics::default()).unwrap(),
+        Upstream::new(upstream, &UpstreamMetrics::default()).unwrap(),
+        BufferPool::new(1024, 1),
+        Clock::system(),
+        FillOptions::default(),
+        FillMetrics::default(),
+    )
+}
+
+/// Runs a task that panics while it holds `guard`; how those who wait on `flow` learn of it.
+async fn phase_after_panic(guard: impl Send + 'static, flow: &Flow) -> Phase {
+    let mut waiting = flow.subscribe();
+    let task = tokio::spawn(async move {
+        let _guard = guard;
+        panic!("on purpose");
+    });
+    let told = waiting.wait_for(|front| matches!(front.phase, Phase::Failed(_)));
+    let phase = tokio::time::timeout(SOON, told)
+        .await
+        .expect("a waiter was left hanging")
+        .unwrap()
+        .phase
+        .clone();
+    assert!(task.await.unwrap_err().is_panic());
+    phase
+}
+
+#[tokio::test]
+async fn c06_a_fill_that_panics_is_off_the_map_and_its_readers_are_told() {
+    let dir = TempDir::new().unwrap();
+    let shared = fills(&dir).shared;
+    let digest = Digest::of(b"");
+    let flow = Flow::new(digest, Front::connecting(), None);
+    let repo = RepoKey {
+        upstream: "prod".into(),
+        repository: "team/app".parse().unwrap(),
+    };
+    let running = Running {
+        repo,
+        flow: Arc::clone(&flow),
+    };
+    shared.running().insert(digest, running);
+    shared.metrics.active.inc();
+    let landing = Landing {
+        shared: Arc::clone(&shared),
+        flow: Arc::clone(&flow),
+        outcome: Err(FillError::Lost),
+    };
+    let phase = phase_after_panic(landing, &flow).await;
+    assert!(matches!(phase, Phase::Failed(FillError::Lost)), "{phase:?}");
+    assert!(shared.running().is_empty(), "the next asker would join it");
+    assert_eq!(shared.metrics.active.get(), 0);
+}
+
+#[tokio::test]
+async fn c06_a_verification_that_panics_is_off_the_map_and_its_readers_are_told() {
+    let dir = TempDir::new().unwrap();
+    let shared = fills(&dir).shared;
+    let digest = Digest::of(b"");
+    let flow = Flow::new(digest, Front::unverified(9), None);
+    let verifying = || shared.verifying.lock().unwrap();
+    verifying().insert(digest, Arc::clone(&flow));
+    let verdict = Verdict {
+        shared: Arc::clone(&shared),
+        flow: Arc::clone(&flow),
+        phase: None,
+    };
+    let phase = phase_after_panic(verdict, &flow).await;
+    assert!(matches!(phase, Phase::Failed(FillError::Lost)), "{phase:?}");
+    assert!(verifying().is_empty(), "the next asker would wait for it");
+}

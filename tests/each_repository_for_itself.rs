@@ -1,0 +1,133 @@
+//! What upstream says of a blob in one repository is no answer for another that holds it, although
+//! the bytes and the fill are shared.
+
+mod support;
+
+use std::time::Duration;
+
+use ecr_proxy::simulator::{Fault, Gate, Listener, path_contains};
+use support::stage::{REPOSITORY, Stage, TestBlob, assert_whole};
+use support::within;
+
+const MIB: u64 = 1024 * 1024;
+const OTHER: &str = "team/other";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// The path of `blob` in [`OTHER`], which holds it from now on.
+fn in_other(stage: &Stage, blob: &TestBlob) -> String {
+    let source = stage.simulator.blob(REPOSITORY, &blob.digest);
+    stage
+        .simulator
+        .put_blob(OTHER, source.expect("the blob of the test"));
+    format!("/v2/{OTHER}/blobs/{}", blob.digest)
+}
+
+/// Pulls a manifest through [`OTHER`] that gives `blob` a size of its own.
+async fn describe_in_other(stage: &Stage, blob: &TestBlob, size: u64) {
+    let config = stage.simulator.put_blob(OTHER, "{}");
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":2}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"{}","size":{size}}}]}}"#,
+        blob.digest
+    );
+    let digest = stage
+        .simulator
+        .put_manifest(OTHER, "v1", MANIFEST, text.into_bytes());
+    let path = format!("/v2/{OTHER}/manifests/{digest}");
+    assert_eq!(stage.proxy.client().get(&path).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s03_a_no_to_the_repository_that_began_a_fill_is_none_to_the_one_that_joined_it() {
+    let stage = Stage::new().await;
+    let blob = stage.blob(MIB);
+    stage.introduce(&blob).await;
+    let path = in_other(&stage, &blob);
+    describe_in_other(&stage, &blob, blob.size).await;
+
+    // The manifest still says that the first repository holds it.
+    stage.simulator.delete_blob(REPOSITORY, &blob.digest);
+    let gate = Gate::new();
+    stage
+        .simulator
+        .faults()
+        .on(
+            Listener::Registry,
+            "GET",
+            path_contains(&format!("/v2/{REPOSITORY}/blobs/")),
+        )
+        .then(Fault::Hold(gate.clone()));
+    let (client, gone) = (stage.proxy.client(), blob.path.clone());
+    let first = tokio::spawn(async move { client.get(&gone).await });
+    within("the fill", gate.arrived(1)).await;
+    let client = stage.proxy.client();
+    let second = tokio::spawn(async move { client.get(&path).await });
+    within("the second request", async {
+        while stage
+            .proxy
+            .metrics()
+            .await
+            .sum("ecr_proxy_requests_active", &[])
+            < 2.0
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    gate.open();
+
+    let first = first.await.expect("the first answer");
+    assert_eq!(
+        (first.status, first.error_code().as_str()),
+        (404, "BLOB_UNKNOWN")
+    );
+    let second = second.await.expect("the second answer");
+    assert_eq!(second.status, 200, "{}", second.text());
+    assert_whole(&second, &blob);
+    assert_eq!(stage.bodies(&blob).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p13_a_no_to_get_is_a_no_to_head_from_then_on() {
+    let stage = Stage::new().await;
+    let blob = stage.blob(MIB);
+    stage.introduce(&blob).await;
+    stage.simulator.delete_blob(REPOSITORY, &blob.digest);
+    let client = stage.proxy.client();
+    assert_eq!(client.get(&blob.path).await.status, 404);
+    assert_eq!(client.head(&blob.path).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u04_a_descriptor_that_lies_costs_no_other_repository_its_blob() {
+    let stage = Stage::new().await;
+    let blob = stage.blob(MIB);
+    stage.assert_pulls(&blob).await;
+    assert!(stage.keeps(&blob).await);
+
+    let path = in_other(&stage, &blob);
+    describe_in_other(&stage, &blob, MIB + 1).await;
+    let client = stage.proxy.client();
+    assert_eq!(client.get(&path).await.status, 502);
+    assert_eq!(client.head(&path).await.status, 502);
+
+    assert!(stage.keeps(&blob).await);
+    let again = stage.assert_pulls(&blob).await;
+    assert_eq!(again.header("x-cache"), Some("hit"));
+    assert_eq!(stage.bodies(&blob).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p14_not_modified_tells_what_a_get_would_and_no_length() {
+    let stage = Stage::new().await;
+    let blob = stage.blob(MIB);
+    stage.assert_pulls(&blob).await;
+    let etag = format!("\"{}\"", blob.digest);
+    let client = stage.proxy.client();
+    let answer = client
+        .get_with(&blob.path, &[("if-none-match", &etag)])
+        .await;
+    assert_eq!(answer.status, 304);
+    assert_eq!(answer.header("etag"), Some(etag.as_str()));
+    assert_eq!(answer.header("x-cache"), Some("hit"));
+    assert_eq!(answer.header("content-length"), None);
+}

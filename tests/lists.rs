@@ -1,0 +1,268 @@
+//! Lists are upstream's own, page by page: every tag can be reached by following our links, which name
+//! no host but ours, and referrers come as they are, filtered where the registry filters.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Listener, Simulator};
+use support::image::REPOSITORY;
+use support::real::DockerRegistry;
+use support::{Answer, Client, Connection, Proxy, image, store};
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// The address of the next page, which has to be a path of ours.
+fn next(answer: &Answer) -> Option<String> {
+    let link = answer.header("link")?;
+    let target = link
+        .strip_prefix('<')
+        .and_then(|rest| rest.strip_suffix(">; rel=\"next\""))
+        .unwrap_or_else(|| panic!("not a link to the next page: {link}"));
+    assert!(
+        target.starts_with(&format!("/v2/{REPOSITORY}/")) && !target.contains("amazonaws"),
+        "a link away from here: {link}"
+    );
+    Some(target.to_owned())
+}
+
+/// Every tag, by following the links, and the number of pages; fails if a tag comes twice.
+async fn all_tags(client: &Client, query: &str) -> (BTreeSet<String>, usize) {
+    let mut tags = BTreeSet::new();
+    let mut pages = 0;
+    let mut target = Some(format!("/v2/{REPOSITORY}/tags/list{query}"));
+    while let Some(path) = target {
+        let answer = client.get(&path).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        let list = answer.json();
+        assert_eq!(list["name"], REPOSITORY);
+        for tag in list["tags"].as_array().expect("an array of tags") {
+            let tag = tag.as_str().expect("a tag").to_owned();
+            assert!(tags.insert(tag.clone()), "{tag} came twice");
+        }
+        pages += 1;
+        assert!(pages < 300, "the links go round");
+        target = next(&answer);
+    }
+    (tags, pages)
+}
+
+async fn before(simulator: &Simulator) -> Proxy {
+    // To pull alone is not enough to list.
+    Proxy::builder()
+        .simulator(simulator)
+        .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
+        .start()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_all_of_250_tags_are_reached_by_following_our_links() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let digest = image::push(&simulator).top.digest;
+    let mut pushed = BTreeSet::from([image::TAG.to_owned()]);
+    for number in 0..249 {
+        let tag = format!("tag-{number:03}");
+        simulator.tag(REPOSITORY, &tag, &digest);
+        pushed.insert(tag);
+    }
+    let proxy = before(&simulator).await;
+    for (query, at_least) in [
+        ("", 3),
+        ("?n=100", 3),
+        ("?n=40", 7),
+        ("?n=1000", 1),
+        ("?n=999999999", 1),
+    ] {
+        let (tags, pages) = all_tags(&proxy.client(), query).await;
+        assert_eq!(tags, pushed, "{query}");
+        assert!(pages >= at_least, "{query}: {pages} pages");
+    }
+    let longest = simulator
+        .journal()
+        .snapshot()
+        .into_iter()
+        .filter_map(|entry| {
+            let n = entry
+                .query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix("n="))?;
+            n.parse::<u64>().ok()
+        });
+    assert_eq!(
+        longest.max(),
+        Some(1000),
+        "more was asked for than ECR gives"
+    );
+
+    let none = proxy
+        .client()
+        .get(&format!("/v2/{REPOSITORY}/tags/list?n=0"))
+        .await;
+    assert_eq!(none.status, 200);
+    assert_eq!(none.json()["tags"].as_array().map(Vec::len), Some(0));
+    assert_eq!(next(&none), None);
+    let absent = proxy.client().get("/v2/no/such/tags/list").await;
+    assert_eq!(
+        (absent.status, absent.error_code().as_str()),
+        (404, "NAME_UNKNOWN")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_only_pull_gets_no_list_and_no_word_of_aws() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    image::push(&simulator);
+    let proxy = Proxy::before(&simulator);
+    let answer = proxy
+        .client()
+        .get(&format!("/v2/{REPOSITORY}/tags/list"))
+        .await;
+    assert_eq!(
+        (answer.status, answer.error_code().as_str()),
+        (403, "DENIED"),
+        "{}",
+        answer.text()
+    );
+    for aws in ["arn:", "000042290000", "amazonaws", "ecr:"] {
+        assert!(!answer.text().contains(aws), "{}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn referrers_are_passed_through_and_filtered() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let subject = image::push(&simulator).top;
+    let mut referrers = Vec::new();
+    for kind in [
+        "application/spdx+json",
+        "application/vnd.dev.cosign.artifact.sig.v1+json",
+    ] {
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": kind,
+            "config": {
+                "mediaType": "application/vnd.oci.empty.v1+json",
+                "digest": store::digest(b"{}"),
+                "size": 2,
+            },
+            "layers": [],
+            "subject": {
+                "mediaType": subject.media_type,
+                "digest": subject.digest,
+                "size": subject.size,
+            },
+        });
+        referrers.push(simulator.put_manifest(REPOSITORY, "", MANIFEST, manifest.to_string()));
+    }
+    let proxy = before(&simulator).await;
+    let path = format!("/v2/{REPOSITORY}/referrers/{}", subject.digest);
+    let listed = |answer: &Answer| -> BTreeSet<String> {
+        let index = answer.json();
+        let manifests = index["manifests"].as_array().expect("an index").iter();
+        manifests
+            .map(|m| m["digest"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    let all = proxy.client().get(&path).await;
+    assert_eq!(all.status, 200, "{}", all.text());
+    assert_eq!(all.header("content-type"), Some(INDEX));
+    assert_eq!(listed(&all), referrers.iter().cloned().collect());
+
+    let one = format!("{path}?artifactType=application%2Fspdx%2Bjson");
+    let one = proxy.client().get(&one).await;
+    assert_eq!(one.header("oci-filters-applied"), Some("artifactType"));
+    assert_eq!(listed(&one), BTreeSet::from([referrers[0].clone()]));
+
+    // The next page of a filtered list is filtered, too, and ours to ask for.
+    let there = format!("https://{}{path}", simulator.registry_host());
+    let link =
+        format!("<{there}?artifactType=application%2Fspdx%2Bjson&nextToken=abc>; rel=\"next\"");
+    let rule = simulator
+        .faults()
+        .on(Listener::Registry, "GET", "/referrers/");
+    rule.times(1).then(Fault::AddHeader("link", link));
+    let first = format!("{path}?artifactType=application%2Fspdx%2Bjson");
+    let second = next(&proxy.client().get(&first).await).expect("a next page");
+    let second = proxy.client().get(&second).await;
+    assert_eq!(second.header("oci-filters-applied"), Some("artifactType"));
+    let last = simulator.journal().snapshot().pop().expect("a request");
+    let mut asked: Vec<&str> = last.query.split('&').collect();
+    asked.sort_unstable();
+    assert_eq!(
+        asked,
+        ["artifactType=application%2Fspdx%2Bjson", "nextToken=abc"]
+    );
+
+    let nothing = format!("/v2/{REPOSITORY}/referrers/{}", store::digest(b"nothing"));
+    let nothing = proxy.client().get(&nothing).await;
+    assert_eq!((nothing.status, listed(&nothing)), (200, BTreeSet::new()));
+    proxy.assert_no_secrets(&simulator.secrets()).await;
+    let away = simulator
+        .journal()
+        .count(|entry| entry.listener == Listener::Storage);
+    assert_eq!(away, 0);
+}
+
+/// Sends a request with a body to a registry, and reads the answer.
+async fn send(registry: &DockerRegistry, line: &str, media_type: &str, body: &[u8]) -> Answer {
+    let mut connection = Connection::plain(registry.address()).await;
+    let head = format!(
+        "{line} HTTP/1.1\r\nHost: registry\r\nContent-Type: {media_type}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let request = [head.as_bytes(), body].concat();
+    connection.send(request).await.expect("send");
+    connection.answer("PUT").await.expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_of_docker_registry_are_paged_too() {
+    let registry = DockerRegistry::start();
+    let config = b"{}";
+    let digest = store::digest(config);
+    let octets = "application/octet-stream";
+    let begun = send(
+        &registry,
+        &format!("POST /v2/{REPOSITORY}/blobs/uploads/"),
+        octets,
+        b"",
+    )
+    .await;
+    let location = begun.header("location").expect("an upload's address");
+    let target = location.split_once("/v2/").expect("a path").1;
+    let joint = if target.contains('?') { '&' } else { '?' };
+    let line = format!("PUT /v2/{target}{joint}digest={digest}");
+    assert_eq!(send(&registry, &line, octets, config).await.status, 201);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": digest,
+            "size": config.len(),
+        },
+        "layers": [],
+    });
+    let mut pushed = BTreeSet::new();
+    for number in 0..25 {
+        let tag = format!("tag-{number:02}");
+        let line = format!("PUT /v2/{REPOSITORY}/manifests/{tag}");
+        let answer = send(&registry, &line, MANIFEST, manifest.to_string().as_bytes()).await;
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        pushed.insert(tag);
+    }
+    let proxy = Proxy::builder()
+        .registry("registry.upstream.test", &registry.endpoint())
+        .start();
+    for query in ["", "?n=10", "?n=1", "?n=1000"] {
+        let (tags, _) = all_tags(&proxy.client(), query).await;
+        assert_eq!(tags, pushed, "{query}");
+    }
+    // It keeps no referrers; the client is told so in words of the specification.
+    let path = format!("/v2/{REPOSITORY}/referrers/{digest}");
+    let answer = proxy.client().get(&path).await;
+    assert_eq!(answer.status, 404, "{}", answer.text());
+}

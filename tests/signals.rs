@@ -1,0 +1,351 @@
+//! Operators see what happens: every request has exactly one completion event that tells who asked for
+//! what and how it went, the metrics count what the log tells, and readiness names what is degraded.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use ecr_proxy::simulator::{Listener, Outage, PushedImage, Simulator, TokenReply};
+use support::image::{REPOSITORY, TAG};
+use support::{Answer, Client, DOMAIN, Event, Proxy, image, within};
+
+async fn simulator() -> (Simulator, PushedImage) {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let image = image::push(&simulator);
+    (simulator, image)
+}
+
+/// The completion event of an answer, by the id that the answer carries.
+async fn completion(proxy: &Proxy, answer: &Answer) -> Event {
+    let id = answer.header("x-request-id").expect("an id").to_owned();
+    let is_of = |event: &Event| {
+        event.message() == "request" && event.field("request.id").as_deref() == Some(&id)
+    };
+    let event = proxy.log_until("the completion", is_of).await;
+    assert_eq!(event.level(), "INFO");
+    event
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_has_exactly_one_completion_event() {
+    let (simulator, image) = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let client = proxy.client().with("user-agent", "tester/1.0");
+    let layer = &image.manifests[0].layers[1];
+    let manifest = format!("/v2/{REPOSITORY}/manifests/{TAG}");
+    let blob = format!("/v2/{REPOSITORY}/blobs/{}", layer.digest);
+    let mut answers = Vec::new();
+    for (method, path) in [
+        ("GET", "/v2/"),
+        ("GET", &manifest),
+        ("HEAD", &manifest),
+        ("GET", &blob),
+        ("GET", &blob),
+        ("GET", "/v2/Bad/manifests/x"),
+        ("DELETE", &manifest),
+        ("GET", "/elsewhere"),
+    ] {
+        answers.push((method, path, client.ask(method, path, &[]).await));
+    }
+    for (method, path, answer) in &answers {
+        let event = completion(&proxy, answer).await;
+        let field = |name: &str| event.field(name);
+        assert_eq!(field("http.method").as_deref(), Some(*method), "{path}");
+        assert_eq!(
+            field("http.status"),
+            Some(answer.status.to_string()),
+            "{path}"
+        );
+        assert_eq!(
+            field("body.bytes"),
+            Some(answer.body.len().to_string()),
+            "{path}"
+        );
+        assert_eq!(field("client.agent").as_deref(), Some("tester/1.0"));
+        assert_eq!(field("client.user").as_deref(), Some("@anonymous"));
+        assert_eq!(field("end").as_deref(), Some("clean"), "{method} {path}");
+        assert!(field("client.addr").is_some_and(|a| a.starts_with("127.0.0.1:")));
+        let elapsed = field("elapsed_ms").and_then(|ms| ms.parse::<f64>().ok());
+        assert!(elapsed.is_some_and(|ms| ms >= 0.0), "{}", event.line);
+        assert_eq!(
+            field("error").is_some(),
+            answer.status >= 400,
+            "{}",
+            event.line
+        );
+        if answer.status >= 400 && *method != "HEAD" {
+            let id = answer.header("x-request-id").expect("an id");
+            assert!(
+                answer.text().contains(id),
+                "the error does not name the request"
+            );
+        }
+    }
+    let of = |at: usize| {
+        let logs = proxy.logs();
+        let id = answers[at].2.header("x-request-id").map(str::to_owned);
+        logs.into_iter()
+            .find(|event| event.field("request.id") == id && event.message() == "request")
+            .expect("found before")
+    };
+    let manifest_event = of(1);
+    assert_eq!(
+        manifest_event.field("oci.repository").as_deref(),
+        Some(REPOSITORY)
+    );
+    assert_eq!(manifest_event.field("oci.reference").as_deref(), Some(TAG));
+    assert_eq!(
+        manifest_event.field("cache.outcome").as_deref(),
+        Some("miss")
+    );
+    let blob_event = of(3);
+    assert_eq!(
+        blob_event.field("oci.reference"),
+        Some(layer.digest.clone())
+    );
+    assert_eq!(blob_event.field("cache.outcome").as_deref(), Some("miss"));
+
+    let mut seen = BTreeMap::new();
+    for event in proxy.logs() {
+        if event.message() == "request" {
+            *seen.entry(event.field("request.id")).or_insert(0) += 1;
+        }
+    }
+    assert_eq!(seen.len(), answers.len());
+    assert!(seen.values().all(|count| *count == 1), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_is_told_as_an_aborted_end() {
+    let (simulator, _) = simulator().await;
+    let digest = simulator.put_blob(
+        REPOSITORY,
+        ecr_proxy::simulator::BlobSource::generated(1, 64 << 20),
+    );
+    let proxy = Proxy::before(&simulator);
+    let path = format!("/v2/{REPOSITORY}/blobs/{digest}");
+    let mut connection = proxy.client().start("GET", &path, &[]).await;
+    let head = connection.head().await.expect("a head");
+    assert_eq!(head.status, 200);
+    drop(connection);
+    let aborted = proxy
+        .log_until("the aborted request", |event| {
+            event.field("end").as_deref() == Some("aborted")
+        })
+        .await;
+    assert_eq!(
+        aborted.field("request.id").as_deref(),
+        head.header("x-request-id")
+    );
+    let sent = aborted
+        .field("body.bytes")
+        .and_then(|b| b.parse::<u64>().ok());
+    assert!(sent.is_some_and(|sent| sent < 64 << 20), "{}", aborted.line);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s17_what_a_client_writes_forges_no_log_line() {
+    let (simulator, _) = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let mut connection = proxy.client().connect().await;
+    let agent = "\"}\\ \u{9b}31m {\"message\":\"forged\"} ".to_owned() + &"long".repeat(2000);
+    let request = format!(
+        "GET /v2/ HTTP/1.1\r\nHost: {DOMAIN}\r\nUser-Agent: {agent}\r\nConnection: close\r\n\r\n"
+    );
+    connection.send(request).await.expect("send");
+    let answer = connection.answer("GET").await.expect("an answer");
+    let event = completion(&proxy, &answer).await;
+    assert!(event.line.len() < 2000, "{} bytes", event.line.len());
+    assert!(
+        !event.line.contains(|c: char| c.is_control()),
+        "{}",
+        event.line
+    );
+    for event in proxy.logs() {
+        assert!(!event.message().is_empty(), "no event: {}", event.line);
+        assert_ne!(event.message(), "forged");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_count_what_happened() {
+    let (simulator, image) = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let client = proxy.client();
+    let layer = &image.manifests[0].layers[2];
+    let blob = format!("/v2/{REPOSITORY}/blobs/{}", layer.digest);
+    assert_eq!(client.get(&blob).await.digest(), layer.digest);
+    within("the blob on disk", async {
+        while proxy
+            .metrics()
+            .await
+            .sum("ecr_proxy_cache_commits_total", &[])
+            < 1.0
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(client.get(&blob).await.digest(), layer.digest);
+    assert_eq!(client.get(&blob).await.digest(), layer.digest);
+    assert_eq!(client.get("/v2/Bad/manifests/x").await.status, 400);
+    within("the last completion", async {
+        while proxy.metrics().await.sum("ecr_proxy_requests_total", &[]) < 4.0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    let metrics = proxy.metrics().await;
+    #[expect(clippy::cast_precision_loss, reason = "a small image")]
+    let size = layer.size as f64;
+    for (name, labels, value) in [
+        ("ecr_proxy_hits_total", &[][..], 2.0),
+        ("ecr_proxy_misses_total", &[], 1.0),
+        ("ecr_proxy_joins_total", &[], 0.0),
+        (
+            "ecr_proxy_requests_total",
+            &["kind=\"blob\"", "status=\"200\""],
+            3.0,
+        ),
+        ("ecr_proxy_requests_total", &["status=\"400\""], 1.0),
+        (
+            "ecr_proxy_response_bytes_total",
+            &["cache=\"hit\""],
+            2.0 * size,
+        ),
+        ("ecr_proxy_response_bytes_total", &["cache=\"miss\""], size),
+        ("ecr_proxy_fills_total", &["result=\"kept\""], 1.0),
+        ("ecr_proxy_fills_active", &[], 0.0),
+        ("ecr_proxy_cache_commits_total", &[], 1.0),
+        ("ecr_proxy_cache_evictions_total", &[], 0.0),
+        ("ecr_proxy_cache_blobs", &[], 1.0),
+        ("ecr_proxy_panics_total", &[], 0.0),
+        ("ecr_proxy_log_dropped_total", &[], 0.0),
+        ("ecr_proxy_token_refresh_total", &["result=\"ok\""], 1.0),
+        ("ecr_proxy_requests_active", &[], 0.0),
+    ] {
+        assert!(metrics.has(name), "{name} is not there");
+        let found = metrics.sum(name, labels);
+        assert!(
+            (found - value).abs() < 0.5,
+            "{name} {labels:?}: {found}, not {value}"
+        );
+    }
+    // What is on disk is at least the blob; what crossed the link is what upstream sent.
+    assert!(metrics.sum("ecr_proxy_cache_bytes", &[]) >= size);
+    #[expect(clippy::cast_precision_loss, reason = "a small image")]
+    let crossed = simulator
+        .journal()
+        .body_bytes(|entry| entry.listener == Listener::Storage) as f64;
+    let counted = metrics.sum("ecr_proxy_upstream_body_bytes_total", &["kind=\"storage\""]);
+    assert!((counted - crossed).abs() < 1.0, "{counted}, not {crossed}");
+    assert!(metrics.sum("ecr_proxy_upstream_requests_total", &[]) >= 2.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.expect("after 1970").as_secs_f64();
+    for expiry in [
+        "ecr_proxy_token_expiry_seconds",
+        "ecr_proxy_certificate_expiry_seconds",
+    ] {
+        assert!(metrics.sum(expiry, &[]) > now, "{expiry}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_listener_answers_nothing_that_changes_something() {
+    let (simulator, _) = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let admin = Client::plain(proxy.admin());
+    assert_eq!(admin.get("/healthz").await.status, 200);
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(admin.ask("POST", path, &[]).await.status, 405, "{path}");
+    }
+    // Neither listener answers for the other.
+    assert_eq!(admin.get("/v2/").await.status, 404);
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(proxy.client().get(path).await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_names_what_is_degraded_while_hits_are_served() {
+    let (simulator, image) = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    let blob = format!(
+        "/v2/{REPOSITORY}/blobs/{}",
+        image.manifests[0].layers[1].digest
+    );
+    let manifest = format!(
+        "/v2/{REPOSITORY}/manifests/{}",
+        image.manifests[0].manifest.digest
+    );
+    assert_eq!(proxy.client().get(&manifest).await.status, 200);
+    assert_eq!(proxy.client().get(&blob).await.status, 200);
+    let admin = Client::plain(proxy.admin());
+    for path in ["/readyz", "/readyz?strict"] {
+        let ready = admin.get(path).await;
+        assert_eq!(ready.status, 200, "{path}: {}", ready.text());
+        assert_eq!(ready.json()["ready"], true);
+        assert_eq!(ready.json()["degraded"], serde_json::json!([]));
+    }
+    within("blob and records on disk", async {
+        while proxy
+            .metrics()
+            .await
+            .sum("ecr_proxy_cache_commits_total", &[])
+            < 1.0
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // Ended in order, so that the records are on disk.
+    proxy.terminate();
+    assert_eq!(proxy.wait().code(), Some(0));
+
+    // Started with no token to be had and nothing reachable.
+    simulator.set_token_reply(TokenReply::ServerError);
+    simulator
+        .outage_of(Listener::Registry, Outage::Refused)
+        .await;
+    simulator
+        .outage_of(Listener::Storage, Outage::Refused)
+        .await;
+    proxy.restart();
+    let admin = Client::plain(proxy.admin());
+    within("the failing token", async {
+        while admin.get("/readyz?strict").await.status != 503 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let ready = admin.get("/readyz").await;
+    assert_eq!(ready.status, 200, "hits can be served: {}", ready.text());
+    let told = ready.json();
+    assert_eq!(told["degraded"][0]["what"], "upstream", "{told}");
+    let why = told["degraded"][0]["why"].as_str().expect("a reason");
+    assert!(
+        why.contains("serving from cache") && why.contains("since 20"),
+        "{why}"
+    );
+    assert_eq!(admin.get("/healthz").await.status, 200);
+    let hit = proxy.client().get(&blob).await;
+    assert_eq!((hit.status, hit.header("x-cache")), (200, Some("hit")));
+    let warned = proxy
+        .log_until("the failing token", |event| {
+            event.level() == "WARN" && event.line.contains("token")
+        })
+        .await;
+    assert!(warned.field("error").is_some(), "{}", warned.line);
+    proxy.assert_no_secrets(&simulator.secrets()).await;
+
+    // And it mends by itself.
+    simulator.set_token_reply(TokenReply::Normal);
+    simulator.outage_of(Listener::Registry, Outage::None).await;
+    within("everything to be well", async {
+        while admin.get("/readyz?strict").await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

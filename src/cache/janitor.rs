@@ -155,7 +155,7 @@ impl Shared {
         if whole {
             self.index_is_ready();
         } else {
-            tracing::info!("the cache's index is missing or damaged; rebuilding it");
+            tracing::info!("no whole index of the cache yet: looking at what is there");
         }
         // Before the walk: what earlier runs left takes room that nobody counts.
         self.purge_temporaries(signal);

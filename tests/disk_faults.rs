@@ -385,7 +385,7 @@ async fn d13_a_store_that_vanishes_leaves_no_ghosts_and_is_told() {
     idle(&proxy).await;
     assert!(!proxy.cache_dir().exists(), "made again by itself");
     let ready = Client::plain(proxy.admin()).get("/readyz").await;
-    assert_eq!(ready.status, 200);
+    assert_eq!(ready.status, 503);
     assert!(ready.text().contains("gone"), "{}", ready.text());
 }
 

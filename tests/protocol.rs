@@ -322,6 +322,10 @@ async fn p10_a_query_selects_no_host_and_nothing_unknown_is_passed_on() {
         let answer = client.get(&format!("{manifest}?ns={ns}")).await;
         assert_eq!(answer.status, 404, "ns={ns}: {}", answer.text());
     }
+    let twice = client
+        .get(&format!("{manifest}?ns={DOMAIN}&ns=evil.test"))
+        .await;
+    assert_eq!(twice.status, 400, "{}", twice.text());
     for query in [
         "n=-1",
         "n=x",

@@ -20,7 +20,7 @@ use super::{Failure, chain};
 use crate::access::Access;
 use crate::admin::{Admin, Degraded, Health, Phase, Readiness};
 use crate::buffers::BufferPool;
-use crate::cache::{CacheMetrics, Store};
+use crate::cache::{CacheMetrics, Degradation, Store};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Tls};
 use crate::fill::{FillOptions, Fills};
@@ -327,9 +327,13 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
 /// whatever the store does.
 fn readiness(store: Store, upstream: Upstream) -> Readiness {
     Readiness::new(move || {
-        let mut degraded: Vec<Degraded> = store
-            .health()
-            .degraded
+        let faults = store.health().degraded;
+        // Whatever else is wrong with a store, what it has can be read.
+        let gone = faults
+            .iter()
+            .find(|(what, _)| *what == Degradation::Missing);
+        let unusable = gone.map(|(what, since)| format!("{what}, since {}", time(*since)));
+        let mut degraded: Vec<Degraded> = faults
             .iter()
             .map(|(what, since)| Degraded {
                 what: "store",
@@ -357,10 +361,7 @@ fn readiness(store: Store, upstream: Upstream) -> Readiness {
                 why,
             });
         }
-        Health {
-            unusable: None,
-            degraded,
-        }
+        Health { unusable, degraded }
     })
 }
 

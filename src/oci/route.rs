@@ -199,10 +199,16 @@ fn single(query: Option<&str>, name: &'static str) -> Result<Option<String>, Par
     }
 }
 
-/// The value of the query parameter `name` in a request target, decoded; `None` where it is absent,
-/// repeated or malformed. For parameters that only look something up, such as containerd's `ns`.
-pub fn query_value(query: Option<&str>, name: &'static str) -> Option<String> {
-    single(query, name).ok().flatten()
+/// The decoded value of the query parameter `name` in a request target, if it is there: for parameters
+/// that stand beside any request, such as containerd's `ns`.
+///
+/// # Errors
+/// [`ParseRequestError::Query`] where it is repeated or malformed.
+pub fn query_value(
+    query: Option<&str>,
+    name: &'static str,
+) -> Result<Option<String>, ParseRequestError> {
+    single(query, name)
 }
 
 impl fmt::Display for Request {

@@ -228,7 +228,7 @@ impl Proxy {
     /// named after: it is looked up, never dialled, and anything but our one upstream is refused.
     fn route(&self, repository: &RepositoryName, query: Option<&str>) -> Result<RepoKey, Refusal> {
         let upstream = &self.parts.upstream;
-        if let Some(ns) = query_value(query, "ns") {
+        if let Some(ns) = query_value(query, "ns")? {
             let is_ours = self
                 .parts
                 .domains

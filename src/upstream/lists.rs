@@ -87,7 +87,7 @@ impl Upstream {
             return Err(unanswered(answer, Absent::Repository).await);
         }
         let next = next_page(answer.headers())
-            .and_then(|query| crate::oci::query_value(Some(&query), "last"));
+            .and_then(|query| crate::oci::query_value(Some(&query), "last").ok()?);
         let bytes = answer.read(MAX_LIST).await?;
         // ECR calls it text/plain: the type says nothing.
         let tags: Tags =

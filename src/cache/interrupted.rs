@@ -131,7 +131,7 @@ impl Shared {
         };
         let names = names_in(&fills).unwrap_or_default();
         for note_name in names.iter().filter(|name| name.ends_with(NOTE)) {
-            let name = note_name.trim_end_matches(NOTE);
+            let name = noted(note_name);
             let Some((digest, kept)) = self.adopt(&fills, name) else {
                 // The purge removes both.
                 continue;
@@ -167,7 +167,7 @@ impl Shared {
 
     /// True if a file under `fills/` belongs to a download that is kept.
     pub(super) fn is_kept(&self, name: &str) -> bool {
-        let name = name.strip_suffix(NOTE).unwrap_or(name);
+        let name = noted(name);
         digest_of(name).is_some_and(|digest| {
             lock(&self.interrupted)
                 .get(&digest)
@@ -217,6 +217,11 @@ const NOTE: &str = ".note";
 /// The name of the note beside the temporary file `name`.
 pub(super) fn note_name(name: &str) -> String {
     format!("{name}{NOTE}")
+}
+
+/// The name of the temporary file that a name under `fills/` belongs to: its own, or its note's.
+pub(super) fn noted(name: &str) -> &str {
+    name.strip_suffix(NOTE).unwrap_or(name)
 }
 
 /// The length and the owner's words of a note about `digest`; `None` if it does not check.

@@ -17,6 +17,7 @@ use crate::oci::Digest;
 
 use super::index::Known;
 use super::index_file::IndexFile;
+use super::interrupted::noted;
 use super::layout::{self, BLOBS, FILLS};
 use super::lock;
 use super::records::Records;
@@ -274,7 +275,7 @@ impl Shared {
             if signal.stopped() {
                 return;
             }
-            match run_of(name.strip_suffix(".note").unwrap_or(&name)) {
+            match run_of(noted(&name)) {
                 Some(run) if run == self.run => {}
                 Some(_) if self.is_kept(&name) => {}
                 Some(_) => {

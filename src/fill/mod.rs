@@ -481,7 +481,6 @@ impl Fills {
         {
             return Some((Outcome::Joined, attendance, fill.repo == *repo));
         }
-        // A fill leaves the map only after its blob is open in the store.
         if self.shared.store.blob_now(&digest).is_some() {
             return None;
         }

@@ -7,6 +7,7 @@ mod digest;
 mod error;
 pub mod header;
 mod manifest;
+mod pattern;
 mod range;
 mod reference;
 mod route;
@@ -14,6 +15,7 @@ mod route;
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
 pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, Platform, media_type};
+pub use pattern::{ParsePatternError, Pattern};
 pub use range::{ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsatisfiable};
 pub use reference::{
     ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,

@@ -1,0 +1,173 @@
+//! Patterns over names: `team/*`, `team/**`, `v1.*`.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A pattern over repository names, compared component by component, case and all.
+///
+/// `*` stands for any characters within one component, also inside it (`app-*`); a component that is `**`
+/// stands for any number of components, none included, so `team/**` is `team` and all below it. Matching
+/// takes time proportional to pattern times name, whatever the pattern.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pattern(String);
+
+/// Why a text is not a pattern.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a pattern is a name in which * stands for part of a component and ** for whole components, such as team/**"
+)]
+pub struct ParsePatternError;
+
+/// More is no name's length (255), with room for stars.
+const MAX_PATTERN_BYTES: usize = 512;
+
+impl Pattern {
+    /// The pattern as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// True if `name` is what the pattern describes.
+    pub fn matches(&self, name: &str) -> bool {
+        let pattern: Vec<&str> = self.0.split('/').collect();
+        let name: Vec<&str> = name.split('/').collect();
+        glob(
+            &pattern,
+            &name,
+            |component| *component == "**",
+            |pattern, component| {
+                glob(
+                    pattern.as_bytes(),
+                    component.as_bytes(),
+                    |b| *b == b'*',
+                    |a, b| a == b,
+                )
+            },
+        )
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = ParsePatternError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_named = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'*');
+        let is_component = |component: &str| {
+            !component.is_empty()
+                && component.bytes().all(is_named)
+                && (component == "**" || !component.contains("**"))
+        };
+        if text.len() <= MAX_PATTERN_BYTES && text.split('/').all(is_component) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParsePatternError)
+        }
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether `items` are what `pattern` describes, where a star stands for any run of items. On a mismatch
+/// the last star takes one item more, so nothing is tried twice with the same star.
+fn glob<P, T>(
+    pattern: &[P],
+    items: &[T],
+    is_star: impl Fn(&P) -> bool,
+    fits: impl Fn(&P, &T) -> bool,
+) -> bool {
+    let (mut at, mut item) = (0, 0);
+    let mut retry: Option<(usize, usize)> = None;
+    while item < items.len() {
+        match pattern.get(at) {
+            Some(part) if is_star(part) => {
+                at += 1;
+                retry = Some((at, item));
+            }
+            Some(part) if fits(part, &items[item]) => {
+                at += 1;
+                item += 1;
+            }
+            _ => match retry {
+                Some((after_star, taken)) => {
+                    retry = Some((after_star, taken + 1));
+                    (at, item) = (after_star, taken + 1);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(is_star)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn matches(pattern: &str, name: &str) -> bool {
+        pattern.parse::<Pattern>().expect(pattern).matches(name)
+    }
+
+    #[test]
+    fn a_star_stays_within_its_component_and_two_stars_do_not() {
+        for (pattern, name, is_match) in [
+            ("team/app", "team/app", true),
+            ("team/app", "team/App", false),
+            ("team/app", "team/app2", false),
+            ("team/*", "team/app", true),
+            ("team/*", "team", false),
+            ("team/*", "team/a/b", false),
+            ("team/*", "teams/a", false),
+            ("team/**", "team", true),
+            ("team/**", "team/a/b", true),
+            ("team/**", "teams/a", false),
+            ("**", "a/b/c", true),
+            ("*", "a", true),
+            ("*", "a/b", false),
+            ("**/app", "app", true),
+            ("**/app", "a/b/app", true),
+            ("**/app", "a/b/app/c", false),
+            ("a/**/z", "a/z", true),
+            ("a/**/z", "a/b/z/y/z", true),
+            ("app-*", "app-", true),
+            ("app-*-x", "app-a-x-x", true),
+            ("v1.*", "v1.2", true),
+            ("v1.*", "v10", false),
+        ] {
+            assert_eq!(matches(pattern, name), is_match, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_refused() {
+        let long = "a".repeat(MAX_PATTERN_BYTES + 1);
+        for text in [
+            "", "/", "a/", "/a", "a//b", "a**", "***", "a b", "a:b", "?", &long,
+        ] {
+            assert!(text.parse::<Pattern>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_matches_itself_and_two_stars(name in "[a-z0-9]{1,5}(/[a-z0-9]{1,5}){0,4}") {
+            prop_assert!(matches(&name, &name));
+            prop_assert!(matches("**", &name));
+            let below = format!("{name}/**");
+            let within = format!("{name}/x");
+            prop_assert!(matches(&below, &within));
+        }
+
+        #[test]
+        fn a_pattern_of_many_stars_ends(name in "a{1,200}") {
+            let pattern = "*a".repeat(200);
+            let fits = name.len() >= 200;
+            prop_assert_eq!(matches(&pattern, &name), fits);
+        }
+    }
+}

@@ -214,6 +214,7 @@ impl Resolver {
                 Err(format!("{text:?} is not between 1KiB and 64MiB"))
             }
         });
+        let max_upstream_bandwidth = self.one("cache.max_upstream_bandwidth", values::bandwidth);
         if let Some(Some(Size::Bytes(0) | Size::Percent(0.0))) = max_size {
             self.fault("cache.max_size", "is 0: nothing could be kept");
         }
@@ -225,6 +226,7 @@ impl Resolver {
             absent_ttl: absent_ttl?.unwrap_or(DEFAULT_ABSENT_TTL),
             record_ttl: record_ttl?.unwrap_or(DEFAULT_RECORD_TTL),
             max_manifest_size: max_manifest_size?.unwrap_or(DEFAULT_MAX_MANIFEST_BYTES),
+            max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
         })
     }
 
@@ -313,6 +315,7 @@ impl Resolver {
             text.parse::<bool>()
                 .map_err(|_| format!("{text:?} is neither true nor false"))
         });
+        let max_upstream_bandwidth = self.one("upstream.max_upstream_bandwidth", values::bandwidth);
         if matches!(registry, Some(None)) {
             self.fault(
                 "upstream.registry",
@@ -339,6 +342,7 @@ impl Resolver {
             redirect_hosts: redirect_hosts?.unwrap_or_default(),
             tag_ttl: tag_ttl?.unwrap_or(default_tag_ttl),
             trust_manifests: trust_manifests?,
+            max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
             aws_endpoint_in_environment: self.aws_endpoint,
         })
     }

@@ -59,7 +59,7 @@ use crate::cache::Store;
 use crate::clock::Clock;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
 use crate::telemetry::{FillMetrics, Outcome};
-use crate::upstream::{Absent, BlobBody, Span, Upstream, UpstreamError, Validator};
+use crate::upstream::{Absent, BlobBody, Interest, Span, Upstream, UpstreamError, Validator};
 use filling::Filling;
 use flight::Flights;
 use flow::{Attendance, Flow};
@@ -182,6 +182,8 @@ struct Origin {
     upstream: Upstream,
     repository: RepositoryName,
     validator: Arc<OnceLock<Validator>>,
+    /// Whether anybody waits for what comes from here.
+    interest: Interest,
 }
 
 impl Origin {
@@ -190,12 +192,18 @@ impl Origin {
             upstream,
             repository,
             validator: Arc::default(),
+            interest: Interest::default(),
         }
+    }
+
+    /// The same place, for bytes that are waited for as long as there is this interest.
+    fn wanted_by(self, interest: Interest) -> Self {
+        Self { interest, ..self }
     }
 
     /// The same place, with no memory of what was there.
     fn afresh(&self) -> Self {
-        Self::new(self.upstream.clone(), self.repository.clone())
+        Self::new(self.upstream.clone(), self.repository.clone()).wanted_by(self.interest.clone())
     }
 
     /// A body from `from` to `to` (or the end), of the content that was opened first.
@@ -211,7 +219,7 @@ impl Origin {
             .blob(&self.repository, &digest, span, same_as)
             .await?;
         let _ = self.validator.set(body.validator().clone());
-        Ok(body)
+        Ok(body.wanted_by(self.interest.clone()))
     }
 }
 
@@ -495,8 +503,8 @@ impl Fills {
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
+            origin: self.shared.origin(repo).wanted_by(flow.interest()),
             flow,
-            origin: self.shared.origin(repo),
             size,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),

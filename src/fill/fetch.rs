@@ -51,6 +51,11 @@ impl Fills {
         self.shared.manifests.find(repo, reference).await
     }
 
+    /// True while a blob is being fetched for whoever asked for it.
+    pub fn is_filling(&self, digest: &Digest) -> bool {
+        self.shared.running().contains_key(digest)
+    }
+
     /// Sees to it that a blob is whole on disk, behind what clients ask for. `progress` is told how many
     /// bytes of how many there are, whenever there are more.
     ///

@@ -79,7 +79,10 @@ impl Fills {
             described: None,
             told: Some(interrupted.len),
         };
-        match self.carry(&repo, interrupted.digest, size, &mut |_, _| ()).await? {
+        match self
+            .carry(&repo, interrupted.digest, size, &mut |_, _| ())
+            .await?
+        {
             // Nobody reads: without a disk there was nothing to go on for.
             Carried::Kept { .. } | Carried::Present => Ok(()),
             Carried::Unkept => Err(FillError::Unkept),

@@ -24,7 +24,7 @@ use super::janitor::names_in;
 use super::layout::REPOSITORIES;
 use super::lock;
 use super::record::{Held, StoredManifest, TagRecord};
-use super::repository_log::{Batch, LOG, RepositoryLog};
+use super::repository_log::{self, Batch, LOG, RepositoryLog};
 use super::store::Shared;
 
 /// How long changes gather before they are written: well within the second that is promised, long
@@ -123,6 +123,20 @@ fn component(name: &str) -> String {
         }
     }
     out
+}
+
+/// The repository whose log is in this directory, given from the store's root.
+fn key_of(components: &[&str]) -> Option<RepoKey> {
+    let (&[_, upstream], repository) = components.split_first_chunk::<2>()?;
+    let name = |component: &str| {
+        let decoded = percent_encoding::percent_decode_str(component).decode_utf8();
+        decoded.ok().map(std::borrow::Cow::into_owned)
+    };
+    let repository: Option<Vec<_>> = repository.iter().map(|part| name(part)).collect();
+    Some(RepoKey {
+        upstream: name(upstream)?.into(),
+        repository: repository?.join("/").parse().ok()?,
+    })
 }
 
 impl Records {
@@ -298,8 +312,42 @@ impl Records {
         }
     }
 
-    /// Counts the logs on disk. A walk of directories, for the janitor.
+    /// Counts the logs on disk, for the janitor.
     pub(super) fn measure(&self) {
+        self.walk(|path, size| self.inner.measured(path, size));
+    }
+
+    /// The logs on disk, each by its directory below the store's.
+    pub(super) fn logs(&self) -> Vec<String> {
+        let mut logs = Vec::new();
+        self.walk(|path, _| logs.push(format!("{REPOSITORIES}/{path}")));
+        logs.sort_unstable();
+        logs
+    }
+
+    /// Checks the whole log in the directory `path` below the store's: tells how many stretches of it
+    /// are damaged, and has it written anew if there are any.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn check(&self, path: &str) -> io::Result<usize> {
+        let components: Vec<&str> = path.split('/').collect();
+        let damaged = {
+            // Nobody appends meanwhile.
+            let _writing = lock(&self.inner.writing);
+            let directory = self.inner.shared.layout.directory(&components)?;
+            repository_log::damaged(&directory)?
+        };
+        if damaged > 0
+            && let Some(key) = key_of(&components)
+        {
+            self.inner.change(&key, RepositoryLog::write_anew);
+        }
+        Ok(damaged)
+    }
+
+    /// Tells of every log on disk: its directory below `repositories/`, and its size.
+    fn walk(&self, mut found: impl FnMut(String, u64)) {
         let mut directories = vec![String::new()];
         while let Some(path) = directories.pop() {
             let components: Vec<&str> = std::iter::once(REPOSITORIES)
@@ -317,8 +365,7 @@ impl Records {
                     FileType::Directory if path.is_empty() => directories.push(name),
                     FileType::Directory => directories.push(format!("{path}/{name}")),
                     FileType::RegularFile if name == LOG => {
-                        let size = u64::try_from(stat.st_size).unwrap_or(0);
-                        self.inner.measured(path.clone(), size);
+                        found(path.clone(), u64::try_from(stat.st_size).unwrap_or(0));
                     }
                     _ => {}
                 }

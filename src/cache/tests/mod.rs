@@ -5,6 +5,7 @@ mod eviction;
 mod model;
 mod records;
 mod restart;
+mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -14,11 +14,11 @@ use std::io;
 
 use rustix::fs::Advice;
 
-use crate::oci::{Digest, Hasher};
+use crate::oci::{Digest, Hasher, RepoKey};
 
 use super::content::{Identity, read_at, read_now};
 use super::janitor::names_in;
-use super::layout::{self, BLOBS};
+use super::layout::{self, BLOBS, REPOSITORIES};
 use super::store::{Damage, Shared, Store};
 
 mod looking;
@@ -66,8 +66,8 @@ pub enum Scrubbed {
     },
     /// A repository's log was checked.
     Log {
-        /// Below the store's directory.
-        path: String,
+        /// The repository.
+        repository: RepoKey,
         /// Stretches of it that did not check. What is readable is kept, and the log written anew.
         damaged: usize,
     },
@@ -95,7 +95,7 @@ pub struct Scrub {
     /// Told, and to be taken away.
     leaving: Option<Condemned>,
     /// `None` until the blobs are done.
-    logs: Option<VecDeque<String>>,
+    logs: Option<VecDeque<RepoKey>>,
     piece: Vec<u8>,
 }
 
@@ -316,12 +316,22 @@ impl Scrub {
 
     fn next_log(&mut self) -> Option<Scrubbed> {
         let records = self.store.records();
-        let logs = self.logs.get_or_insert_with(|| records.logs().into());
-        let path = logs.pop_front()?;
-        Some(match records.check(&path) {
-            Ok(damaged) => Scrubbed::Log { path, damaged },
+        let logs = self
+            .logs
+            .get_or_insert_with(|| records.repositories().into());
+        let repository = logs.pop_front()?;
+        Some(match records.check(&repository) {
+            Ok(damaged) => Scrubbed::Log {
+                repository,
+                damaged,
+            },
+            // What is not written yet has no log.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Scrubbed::Log {
+                repository,
+                damaged: 0,
+            },
             Err(error) => Scrubbed::Unreadable {
-                path,
+                path: format!("{REPOSITORIES}/{repository}"),
                 error: error.to_string(),
             },
         })

@@ -6,6 +6,7 @@
 use serde::Deserialize;
 
 use super::digest::Digest;
+use super::platform::Platform;
 
 /// Media types that a registry serves as manifests.
 pub mod media_type {
@@ -63,17 +64,6 @@ pub struct Descriptor {
     pub urls: Vec<String>,
     /// What the manifest runs on, in an index.
     pub platform: Option<Platform>,
-}
-
-/// A platform of an index.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Platform {
-    /// Operating system, as `GOOS`.
-    pub os: String,
-    /// CPU architecture, as `GOARCH`.
-    pub architecture: String,
-    /// Variant of the CPU, such as `v8`.
-    pub variant: Option<String>,
 }
 
 /// Why bytes are not a manifest that may be trusted.

@@ -162,14 +162,16 @@ fn d09_a_damaged_log_is_told_and_written_anew() {
     let logs = || {
         let all = verdicts(&store).into_iter();
         all.filter_map(|told| match told {
-            Scrubbed::Log { path, damaged } => Some((path, damaged)),
+            Scrubbed::Log {
+                repository,
+                damaged,
+            } => Some((repository, damaged)),
             _ => None,
         })
         .collect::<Vec<_>>()
     };
-    let path = "repositories/prod/team/app".to_owned();
-    assert_eq!(logs(), [(path.clone(), 1)]);
-    eventually("the log is written anew", || logs() == [(path.clone(), 0)]);
+    assert_eq!(logs(), [(repo.clone(), 1)]);
+    eventually("the log is written anew", || logs() == [(repo.clone(), 0)]);
     let held = (0..10).filter(|n| store.records().holds(&repo, &Digest::of(&[*n])).is_some());
     assert_eq!(held.count(), 9);
 }

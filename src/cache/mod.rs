@@ -26,6 +26,7 @@ mod content;
 mod eviction;
 mod frames;
 mod health;
+mod images;
 mod index;
 mod index_file;
 mod interrupted;
@@ -44,13 +45,14 @@ mod store;
 
 pub use content::{Blob, ContentFile};
 pub use health::{Degradation, StoreHealth};
+pub use images::{Image, ImageBlob, ImageContent, ImageManifest};
 pub use interrupted::Interrupted;
 pub use layout::OpenError;
 pub use mapping::Mapping;
 pub use metrics::{BytesLabels, BytesState, CacheMetrics, WriteErrorLabels};
 pub use partial::{AppendError, Mismatch, Partial, PartialReader, Verified};
 pub use record::{Held, HeldBy, StoredManifest, TagRecord};
-pub use records::Records;
+pub use records::{ManifestRecord, Records};
 pub use space::{Limit, Usage};
 pub use store::{BeginError, CommitError, Damage, ReadError, Store, StoreOptions};
 

@@ -254,6 +254,11 @@ impl Store {
         }))
     }
 
+    /// The length in bytes of a blob that is on disk. Not a use, and nothing is opened.
+    pub fn stored_len(&self, digest: &Digest) -> Option<u64> {
+        self.handle.shared.stored_len(digest)
+    }
+
     /// Like [`Self::blob`] for a blob that is already open, without waiting for the disk: `None` says
     /// only that [`Self::blob`] has to be asked.
     pub fn blob_now(&self, digest: &Digest) -> Option<Blob> {

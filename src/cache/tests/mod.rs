@@ -2,6 +2,7 @@
 
 mod blobs;
 mod eviction;
+mod images;
 mod model;
 mod records;
 mod restart;

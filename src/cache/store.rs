@@ -133,6 +133,8 @@ pub enum Damage {
     Length(u64),
     /// It cannot be read.
     Unreadable,
+    /// Something that is no regular file has its name.
+    NotAFile,
 }
 
 /// The store. Clones are handles of one store; the last one that goes writes out what is pending and
@@ -379,6 +381,10 @@ impl Store {
         let when = now();
         lock(&shared.index).set_stamp(&blob.digest(), Stamp { identity, when });
         file.verified();
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
     }
 
     /// What repositories hold.

@@ -16,6 +16,7 @@ mod serve;
 mod service;
 mod settings;
 mod signals;
+mod site;
 pub mod start;
 
 use std::fmt;

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -22,10 +22,10 @@ use crate::admin::{Admin, Degraded, Health, Phase, Readiness};
 use crate::buffers::BufferPool;
 use crate::cache::{CacheMetrics, Degradation, Store};
 use crate::clock::Clock;
-use crate::config::{Config, ListenAddress, Tls};
+use crate::config::{Config, ListenAddress, Prefetch, Tls};
 use crate::fill::{FillOptions, Fills};
-use crate::jobs;
-use crate::proxy::{Body, Parts, Proxy, Via};
+use crate::jobs::{self, PrefetchMetrics};
+use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
@@ -50,6 +50,8 @@ pub(super) struct Service {
     fills: Fills,
     store: Store,
     upstream: Upstream,
+    /// What the proxy tells of pulls, where somebody listens.
+    prefetch: Option<(mpsc::Receiver<Pulled>, PrefetchMetrics)>,
     listeners: Vec<Listener>,
     bound: Vec<ListenAddress>,
     admin: Option<(TcpListener, Admin)>,
@@ -102,12 +104,22 @@ impl Service {
             },
             fill_metrics,
         );
+        let (pulls, prefetch) = match config.cache.prefetch {
+            Prefetch::Off => (None, None),
+            Prefetch::Layers => {
+                let prefetch_metrics = PrefetchMetrics::default();
+                prefetch_metrics.register(metrics.registry());
+                let (pulls, told) = jobs::pulls();
+                (Some(pulls), Some((told, prefetch_metrics)))
+            }
+        };
         let proxy = Proxy::new(Parts {
             domains: config.server.domains.clone(),
             access,
             upstream: upstream.clone(),
             fills: fills.clone(),
             metrics: Arc::new(request_metrics),
+            pulls,
         });
         let readiness = readiness(store.clone(), upstream.clone());
         let (listeners, bound) = listeners(config, &certificates).await?;
@@ -123,6 +135,7 @@ impl Service {
             fills,
             store,
             upstream,
+            prefetch,
             listeners,
             bound,
             admin,
@@ -163,6 +176,9 @@ impl Service {
         let upstream = self.upstream.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
         background.spawn(jobs::resume(self.fills.clone()));
+        if let Some((pulls, metrics)) = self.prefetch.take() {
+            background.spawn(jobs::prefetch(self.fills.clone(), pulls, metrics));
+        }
         if let Some((listener, admin)) = self.admin.take() {
             tracing::info!(listen.addr = %Address(&listener), "admin listening");
             let mut stopped = stopped.clone();

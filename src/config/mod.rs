@@ -106,6 +106,27 @@ pub struct Cache {
     pub max_manifest_size: u64,
     /// How fast blobs may come from all upstreams together, bytes a second; `None` for unlimited.
     pub max_upstream_bandwidth: Option<Rate>,
+    /// What is fetched ahead of being asked for.
+    pub prefetch: Prefetch,
+}
+
+/// What is fetched ahead of being asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefetch {
+    /// Nothing.
+    Off,
+    /// The other layers of a manifest, once a client asks for one.
+    Layers,
+}
+
+impl Prefetch {
+    /// As the file has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Layers => "layers",
+        }
+    }
 }
 
 /// `[access]`: who is let in.
@@ -259,6 +280,7 @@ impl Config {
                 "cache.max_upstream_bandwidth",
                 rate(cache.max_upstream_bandwidth),
             ),
+            ("cache.prefetch", cache.prefetch.as_str().to_owned()),
             ("access.anonymous", anonymous.to_owned()),
         ]);
         if access.anonymous == Anonymous::Pull {

@@ -51,7 +51,7 @@ pub use layout::OpenError;
 pub use mapping::Mapping;
 pub use metrics::{BytesLabels, BytesState, CacheMetrics, WriteErrorLabels};
 pub use partial::{AppendError, Mismatch, Partial, PartialReader, Verified};
-pub use record::{Held, HeldBy, StoredManifest, TagRecord};
+pub use record::{Held, HeldBy, ReferrerList, StoredManifest, TagRecord};
 pub use records::{ManifestRecord, Records};
 pub use space::{Limit, Usage};
 pub use store::{BeginError, CommitError, Damage, ReadError, Store, StoreOptions};

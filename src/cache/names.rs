@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::oci::Digest;
@@ -34,6 +35,22 @@ impl Shared {
     pub(super) fn shard_directory(&self, digest: &Digest) -> io::Result<OwnedFd> {
         let shard = layout::shard(digest);
         self.layout.directory(&[BLOBS[0], BLOBS[1], &shard])
+    }
+
+    pub(super) fn stored_len(&self, digest: &Digest) -> Option<u64> {
+        let (known, is_ready) = {
+            let index = lock(&self.index);
+            (index.known(digest), index.is_ready())
+        };
+        if known.is_some() || is_ready {
+            return known.map(|known| known.size);
+        }
+        let shard = self.shard_directory(digest).ok()?;
+        let name = digest.hex();
+        let stat =
+            rustix::fs::statat(&shard, &*name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        u64::try_from(stat.st_size).ok().filter(|_| is_file)
     }
 
     pub(super) fn touch(&self, digest: &Digest) {
@@ -256,12 +273,30 @@ impl Shared {
 
     pub(super) fn quarantine(&self, file: &ContentFile, damage: Damage) {
         let _name = self.lock_name_of(&file.digest());
-        file.distrusted();
-        self.open.remove(file);
+        self.distrust(file);
         if let Some(identity) = file.identity() {
             self.remove_damaged(&file.digest(), identity, damage);
         }
         self.disown(file);
+    }
+
+    /// Like [`Self::quarantine`] for a file that the caller knows by its identity.
+    pub(super) fn quarantine_file(&self, digest: &Digest, identity: Identity, damage: Damage) {
+        let _name = self.lock_name_of(digest);
+        let open = self.open.find(digest);
+        let open = open.filter(|file| file.identity().is_some_and(|i| i.inode == identity.inode));
+        if let Some(file) = &open {
+            self.distrust(file);
+        }
+        self.remove_damaged(digest, identity, damage);
+        if let Some(file) = &open {
+            self.disown(file);
+        }
+    }
+
+    fn distrust(&self, file: &ContentFile) {
+        file.distrusted();
+        self.open.remove(file);
     }
 
     /// Removes the name of a damaged file, if that file still has it. The caller holds its lock.

@@ -16,16 +16,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, FileType};
 
 use crate::oci::{Digest, RepoKey, Tag};
 
-use super::janitor::names_in;
 use super::layout::REPOSITORIES;
 use super::lock;
 use super::record::{Held, StoredManifest, TagRecord};
-use super::repository_log::{Batch, LOG, RepositoryLog};
+use super::repository_log::{self, Batch, RepositoryLog};
 use super::store::Shared;
+
+mod listing;
+
+pub use listing::ManifestRecord;
 
 /// How long changes gather before they are written: well within the second that is promised, long
 /// enough that a pull's records share one sync.
@@ -107,6 +109,17 @@ impl Repository {
     fn path(&self) -> String {
         self.components[1..].join("/")
     }
+
+    /// Whose directory `path` is, below `repositories/`.
+    fn key_of(path: &str) -> Option<RepoKey> {
+        let (upstream, name) = path.split_once('/')?;
+        let key = RepoKey {
+            upstream: named(upstream)?.into(),
+            repository: name.parse().ok()?,
+        };
+        // One repository has one directory, and anything else there is none.
+        (Self::new(&key).path() == path).then_some(key)
+    }
 }
 
 /// A name as one component of a path. Repository names pass unchanged.
@@ -123,6 +136,18 @@ fn component(name: &str) -> String {
         }
     }
     out
+}
+
+/// The name that [`component`] made this of.
+fn named(component: &str) -> Option<String> {
+    let mut parts = component.split('%');
+    let mut name = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (hex, rest) = part.split_at_checked(2)?;
+        name.push(u8::from_str_radix(hex, 16).ok()?);
+        name.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(name).ok()
 }
 
 impl Records {
@@ -298,32 +323,29 @@ impl Records {
         }
     }
 
+    /// Checks the whole log of a repository: tells how many stretches of it are damaged, and has it
+    /// written anew if there are any.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn check(&self, repo: &RepoKey) -> io::Result<usize> {
+        let inner = &self.inner;
+        let damaged = {
+            // Nobody appends meanwhile.
+            let _writing = lock(&inner.writing);
+            let directory = inner.repository(repo).directory(&inner.shared)?;
+            repository_log::damaged(&directory)?
+        };
+        if damaged > 0 {
+            inner.change(repo, RepositoryLog::write_anew);
+        }
+        Ok(damaged)
+    }
+
     /// Counts the logs on disk. A walk of directories, for the janitor.
     pub(super) fn measure(&self) {
-        let mut directories = vec![String::new()];
-        while let Some(path) = directories.pop() {
-            let components: Vec<&str> = std::iter::once(REPOSITORIES)
-                .chain(path.split('/').filter(|component| !component.is_empty()))
-                .collect();
-            let Ok(directory) = self.inner.shared.layout.directory(&components) else {
-                continue;
-            };
-            for name in names_in(&directory).unwrap_or_default() {
-                let Ok(stat) = rustix::fs::statat(&directory, &*name, AtFlags::SYMLINK_NOFOLLOW)
-                else {
-                    continue;
-                };
-                match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Directory if path.is_empty() => directories.push(name),
-                    FileType::Directory => directories.push(format!("{path}/{name}")),
-                    FileType::RegularFile if name == LOG => {
-                        let size = u64::try_from(stat.st_size).unwrap_or(0);
-                        self.inner.measured(path.clone(), size);
-                    }
-                    _ => {}
-                }
-            }
-        }
+        let inner = &self.inner;
+        inner.walk_logs(|path, size| inner.measured(path.to_owned(), size));
     }
 }
 

@@ -23,6 +23,7 @@ use crate::oci::{Digest, Manifest, Tag};
 use super::frames::{Frames, Salt};
 use super::layout;
 use super::record::{Held, HeldBy, Record, StoredManifest, TagRecord};
+use super::records::ManifestRecord;
 
 mod writing;
 
@@ -44,6 +45,17 @@ struct StoredAt {
     body: Body,
     /// Config and layers.
     blobs: Vec<Digest>,
+    /// What it is about.
+    subject: Option<Digest>,
+}
+
+impl StoredAt {
+    fn len(&self) -> usize {
+        match &self.body {
+            Body::Memory(bytes) => bytes.len(),
+            Body::Disk { len, .. } => *len,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -251,11 +263,13 @@ impl RepositoryLog {
             held.checked_at = held.checked_at.max(at);
             blobs.push(blob.digest);
         }
+        let subject = parsed.and_then(|parsed| parsed.subject);
         let stored = StoredAt {
             media_type: media_type.into(),
             checked: Checked::logged(at),
             body,
             blobs,
+            subject: subject.map(|subject| subject.digest),
         };
         self.manifests.insert(digest, stored);
     }
@@ -300,9 +314,13 @@ impl RepositoryLog {
     }
 
     fn is_empty(&self) -> bool {
+        // Once there is a log, its last record may be removed as well.
+        self.is_vacant() && self.len == 0
+    }
+
+    /// True if nothing is recorded.
+    pub(super) fn is_vacant(&self) -> bool {
         self.manifests.is_empty() && self.by_upstream.is_empty() && self.tags.is_empty()
-            // Once there is a log, its last record may be removed as well.
-            && self.len == 0
     }
 
     // Asking.
@@ -373,6 +391,31 @@ impl RepositoryLog {
             digest: *digest,
             checked_at: checked.at,
         })
+    }
+
+    pub(super) fn tags(&self) -> Vec<(Tag, TagRecord)> {
+        let tags = self.tags.iter();
+        tags.map(|(tag, (digest, checked))| {
+            let record = TagRecord {
+                digest: *digest,
+                checked_at: checked.at,
+            };
+            (tag.clone(), record)
+        })
+        .collect()
+    }
+
+    pub(super) fn manifests(&self) -> Vec<ManifestRecord> {
+        let manifests = self.manifests.iter();
+        manifests
+            .map(|(digest, stored)| ManifestRecord {
+                digest: *digest,
+                media_type: stored.media_type.clone(),
+                size: stored.len() as u64,
+                subject: stored.subject,
+                checked_at: stored.checked.at,
+            })
+            .collect()
     }
 
     // Telling.
@@ -472,6 +515,24 @@ impl RepositoryLog {
             self.log(&Record::Tag { digest, at, tag });
         }
     }
+}
+
+/// How many stretches of the log in `directory` do not check; 0 if there is none.
+///
+/// # Errors
+/// The disk's.
+pub(super) fn damaged(directory: &OwnedFd) -> io::Result<usize> {
+    let mut bytes = Vec::new();
+    match layout::open_file(directory, LOG) {
+        Ok(mut file) => file.read_to_end(&mut bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let Some(mut frames) = Frames::read(&bytes) else {
+        return Ok(1);
+    };
+    frames.by_ref().for_each(drop);
+    Ok(frames.skipped())
 }
 
 fn read_body(file: &File, offset: u64, len: usize, digest: &Digest) -> io::Result<Option<Bytes>> {

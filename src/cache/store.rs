@@ -133,6 +133,8 @@ pub enum Damage {
     Length(u64),
     /// It cannot be read.
     Unreadable,
+    /// Something that is no regular file has its name.
+    NotAFile,
 }
 
 /// The store. Clones are handles of one store; the last one that goes writes out what is pending and
@@ -254,6 +256,11 @@ impl Store {
         }))
     }
 
+    /// The length in bytes of a blob that is on disk. Not a use, and nothing is opened.
+    pub fn stored_len(&self, digest: &Digest) -> Option<u64> {
+        self.handle.shared.stored_len(digest)
+    }
+
     /// Like [`Self::blob`] for a blob that is already open, without waiting for the disk: `None` says
     /// only that [`Self::blob`] has to be asked.
     pub fn blob_now(&self, digest: &Digest) -> Option<Blob> {
@@ -369,6 +376,10 @@ impl Store {
         let when = now();
         lock(&shared.index).set_stamp(&blob.digest(), Stamp { identity, when });
         file.verified();
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
     }
 
     /// What repositories hold.

@@ -18,6 +18,7 @@ mod serve;
 mod service;
 mod settings;
 mod signals;
+mod site;
 pub mod start;
 mod tending;
 

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -21,9 +21,9 @@ use super::{Failure, chain};
 use crate::access::Access;
 use crate::admin::{Admin, AdminSocket, Degraded, Health, Phase, Readiness};
 use crate::cache::{Degradation, Store};
-use crate::config::{Config, ListenAddress, Tls};
-use crate::jobs;
-use crate::proxy::{Body, Parts, Proxy, Via};
+use crate::config::{Config, ListenAddress, Prefetch, Tls};
+use crate::jobs::{self, PrefetchMetrics};
+use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
@@ -38,6 +38,8 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(60 * 60);
 pub(super) struct Service {
     proxy: Proxy,
     mechanisms: Mechanisms,
+    /// What the proxy tells of pulls, where somebody listens.
+    prefetch: Option<(mpsc::Receiver<Pulled>, PrefetchMetrics)>,
     listeners: Vec<Listener>,
     bound: Vec<ListenAddress>,
     admin: Option<TcpListener>,
@@ -70,12 +72,22 @@ impl Service {
         let (certificates, local_ca) = certificates(config)?;
         let access = Access::new(config.access_options())?;
         let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
+        let (pulls, prefetch) = match config.cache.prefetch {
+            Prefetch::Off => (None, None),
+            Prefetch::Layers => {
+                let prefetch_metrics = PrefetchMetrics::default();
+                prefetch_metrics.register(metrics.registry());
+                let (pulls, told) = jobs::pulls();
+                (Some(pulls), Some((told, prefetch_metrics)))
+            }
+        };
         let proxy = Proxy::new(Parts {
             domains: config.server.domains.clone(),
             access,
             upstream: mechanisms.upstream.clone(),
             fills: mechanisms.fills.clone(),
             metrics: Arc::new(request_metrics),
+            pulls,
         });
         let readiness = readiness(mechanisms.store.clone(), mechanisms.upstream.clone());
         let (listeners, bound) = listeners(config, &certificates).await?;
@@ -89,6 +101,7 @@ impl Service {
         let service = Self {
             proxy,
             mechanisms,
+            prefetch,
             listeners,
             bound,
             admin,
@@ -136,6 +149,9 @@ impl Service {
         } = self.mechanisms.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
         background.spawn(jobs::resume(fills.clone()));
+        if let Some((pulls, metrics)) = self.prefetch.take() {
+            background.spawn(jobs::prefetch(fills.clone(), pulls, metrics));
+        }
         let stopped = || {
             let mut stopped = stopped.clone();
             async move {

@@ -75,6 +75,7 @@ pub(super) const KEYS: &[Key] = &[
     key("cache.absent_ttl", Shape::Text),
     key("cache.record_ttl", Shape::Text),
     key("cache.max_manifest_size", Shape::TextOrNumber),
+    key("cache.prefetch", Shape::Text),
     key("access.users", Shape::Text),
     key("access.anonymous", Shape::Text),
     key("access.anonymous_networks", Shape::List),

@@ -115,6 +115,27 @@ pub struct Cache {
     pub record_ttl: Duration,
     /// Largest manifest taken from the upstream, bytes.
     pub max_manifest_size: u64,
+    /// What is fetched ahead of being asked for.
+    pub prefetch: Prefetch,
+}
+
+/// What is fetched ahead of being asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefetch {
+    /// Nothing.
+    Off,
+    /// The other layers of a manifest, once a client asks for one.
+    Layers,
+}
+
+impl Prefetch {
+    /// As the file has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Layers => "layers",
+        }
+    }
 }
 
 /// `[access]`: who is let in.
@@ -264,6 +285,7 @@ impl Config {
                 "cache.max_manifest_size",
                 Size::Bytes(cache.max_manifest_size).to_string(),
             ),
+            ("cache.prefetch", cache.prefetch.as_str().to_owned()),
             ("access.anonymous", anonymous.to_owned()),
         ]);
         if access.anonymous == Anonymous::Pull {

@@ -9,8 +9,8 @@ use super::faults::{Fault, Faults, Origin};
 use super::sources::{self, Settings, Strings};
 use super::values::{self, ListenAddress, Size};
 use super::{
-    Access, AdminSocket, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Server, Sources, Tls,
-    Upstream,
+    Access, AdminSocket, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Prefetch, Server,
+    Sources, Tls, Upstream,
 };
 use crate::access::{Network, Users};
 use crate::upstream::{HostPattern, Registry, RegistryKind};
@@ -254,6 +254,11 @@ impl Resolver {
                 Err(format!("{text:?} is not between 1KiB and 64MiB"))
             }
         });
+        let prefetch = self.one("cache.prefetch", |text| {
+            let known = [Prefetch::Off, Prefetch::Layers];
+            let named = known.into_iter().find(|known| known.as_str() == text);
+            named.ok_or_else(|| format!("{text:?} is neither \"off\" nor \"layers\""))
+        });
         if let Some(Some(Size::Bytes(0) | Size::Percent(0.0))) = max_size {
             self.fault("cache.max_size", "is 0: nothing could be kept");
         }
@@ -265,6 +270,7 @@ impl Resolver {
             absent_ttl: absent_ttl?.unwrap_or(DEFAULT_ABSENT_TTL),
             record_ttl: record_ttl?.unwrap_or(DEFAULT_RECORD_TTL),
             max_manifest_size: max_manifest_size?.unwrap_or(DEFAULT_MAX_MANIFEST_BYTES),
+            prefetch: prefetch?.unwrap_or(Prefetch::Off),
         })
     }
 

@@ -93,6 +93,7 @@ fn flags_alone_are_enough_and_the_rest_has_defaults() {
     assert_eq!(config.cache.absent_ttl, Duration::from_secs(5));
     assert_eq!(config.cache.record_ttl, Duration::from_secs(86_400));
     assert_eq!(config.cache.max_manifest_size, 4 << 20);
+    assert_eq!(config.cache.prefetch, Prefetch::Off);
     assert_eq!(config.access.anonymous, Anonymous::Pull);
     assert_eq!(
         config.access.anonymous_networks,
@@ -137,7 +138,7 @@ fn nobody_let_in_is_told() {
 fn all_faults_are_reported_together_with_key_and_place() {
     let scene = Scene::file(
         "[server]\nlisten = [\"https://[::]:443\", \"[::]:80\"]\ndrain_timeout = \"25\"\nfoo = 1\n\
-         [cache]\nmax_size = \"lots\"\n[[upstream]]\nregistry = \"https://docker.io\"\nauth = \"magic\"\n",
+         [cache]\nmax_size = \"lots\"\nprefetch = \"all\"\n[[upstream]]\nregistry = \"https://docker.io\"\nauth = \"magic\"\n",
     )
     .variable("ECR_PROXY_CACHE_TAG_TTL", "soon")
     .flag("server.domains", "--domain", "a.test:443");
@@ -147,8 +148,9 @@ fn all_faults_are_reported_together_with_key_and_place() {
         "line 3: server.drain_timeout: ",
         "line 4: server.foo: unknown key",
         "line 6: cache.max_size: ",
-        "line 8: upstream.registry: ",
-        "line 9: upstream.auth: ",
+        "line 7: cache.prefetch: ",
+        "line 9: upstream.registry: ",
+        "line 10: upstream.auth: ",
         "ECR_PROXY_CACHE_TAG_TTL: cache.tag_ttl: ",
         "--domain: server.domains: ",
     ];

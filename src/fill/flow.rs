@@ -37,6 +37,8 @@ pub(super) struct Flow {
     /// How far the fastest reader has come; watched by a fill that goes on without a disk.
     furthest: AtomicU64,
     moved: Notify,
+    /// Set when the task of a fill is through: whether the blob is on disk now.
+    ended: watch::Sender<Option<bool>>,
 }
 
 /// Where the bytes that arrived are.
@@ -85,6 +87,7 @@ impl Flow {
             readers: AtomicUsize::new(0),
             furthest: AtomicU64::new(0),
             moved: Notify::new(),
+            ended: watch::Sender::new(None),
         })
     }
 
@@ -103,6 +106,20 @@ impl Flow {
             }
             may_change
         });
+    }
+
+    /// For the task only: it is through, and the blob is on disk or not.
+    pub(super) fn end(&self, kept: bool) {
+        self.ended.send_replace(Some(kept));
+    }
+
+    /// Waits for the end of the fill's task, which comes after the verdict; true if the blob is on
+    /// disk.
+    pub(super) async fn until_ended(&self) -> bool {
+        let mut ended = self.ended.subscribe();
+        // The sender is `self`.
+        let kept = ended.wait_for(Option::is_some).await;
+        kept.is_ok_and(|kept| *kept == Some(true))
     }
 
     /// For the task only: `piece`, which begins at `offset`, is in the file. It is kept in memory for a

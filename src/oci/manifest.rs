@@ -6,6 +6,7 @@
 use serde::Deserialize;
 
 use super::digest::Digest;
+use super::platform::Platform;
 
 /// Media types that a registry serves as manifests.
 pub mod media_type {
@@ -63,17 +64,6 @@ pub struct Descriptor {
     pub urls: Vec<String>,
     /// What the manifest runs on, in an index.
     pub platform: Option<Platform>,
-}
-
-/// A platform of an index.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Platform {
-    /// Operating system, as `GOOS`.
-    pub os: String,
-    /// CPU architecture, as `GOARCH`.
-    pub architecture: String,
-    /// Variant of the CPU, such as `v8`.
-    pub variant: Option<String>,
 }
 
 /// Why bytes are not a manifest that may be trusted.
@@ -186,6 +176,15 @@ impl Manifest {
             .into_iter()
             .chain(layers)
             .filter(|blob| blob.urls.is_empty())
+    }
+
+    /// The layers of an image, lowest first, foreign ones left out; empty for an index.
+    pub fn layers(&self) -> impl Iterator<Item = &Descriptor> {
+        let layers = match &self.kind {
+            ManifestKind::Image { layers, .. } => layers.as_slice(),
+            ManifestKind::Index { .. } | ManifestKind::Other => [].as_slice(),
+        };
+        layers.iter().filter(|layer| layer.urls.is_empty())
     }
 
     /// The manifests that an index names; empty for an image.

@@ -10,6 +10,7 @@ pub mod header;
 mod image;
 mod manifest;
 mod pattern;
+mod platform;
 mod range;
 mod reference;
 mod route;
@@ -17,8 +18,9 @@ mod route;
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
 pub use image::{ImageName, ParseImageError};
-pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, Platform, media_type};
+pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, media_type};
 pub use pattern::{ParsePatternError, Pattern};
+pub use platform::{ParsePlatformError, Platform};
 pub use range::{ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsatisfiable};
 pub use reference::{
     ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,

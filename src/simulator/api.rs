@@ -12,6 +12,7 @@ use super::connection::{Asked, Service};
 use super::principal::{Action, Credentials, Principal, TokenReply, epoch};
 use super::reply::Reply;
 use super::shelf::{Repository, Shelf};
+use super::sts;
 
 const TARGET_PREFIX: &str = "AmazonEC2ContainerRegistry_V20150921.";
 
@@ -27,6 +28,9 @@ impl Service for Api {
 
     fn answer(&self, asked: Asked) -> BoxFuture<'_, Reply> {
         Box::pin(async move {
+            if sts::is_meant(&asked) {
+                return sts::answer(&asked, &self.shelf.identity, &self.credentials);
+            }
             match self.decide(&asked) {
                 Ok(Some(value)) => Reply::new(200, value.to_string().into_bytes())
                     .with("content-type", "application/x-amz-json-1.1"),
@@ -79,7 +83,8 @@ impl Api {
                     "Missing Authentication Token",
                 )
             })?;
-        self.credentials.principal(key).ok_or_else(|| {
+        let session = asked.header("x-amz-security-token");
+        self.credentials.caller(key, session).ok_or_else(|| {
             refusal(
                 403,
                 "UnrecognizedClientException",

@@ -55,6 +55,7 @@ mod registry;
 mod reply;
 mod shelf;
 mod storage;
+mod sts;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -429,6 +430,12 @@ impl Simulator {
         let credentials = &self.parts.credentials;
         let principal = credentials.principal(access_key_id)?;
         Some(credentials.issue(&principal))
+    }
+
+    /// Whoever shows `token` to STS may assume any role: `role/NAME` is the role of the principal
+    /// `assumed-role/NAME/…`.
+    pub fn trust_web_identity(&self, token: &str) {
+        self.parts.credentials.trust_web_identity(token);
     }
 
     /// Ends the life of every token issued so far.

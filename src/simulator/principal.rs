@@ -174,6 +174,14 @@ impl std::fmt::Debug for IssuedToken {
     }
 }
 
+/// The keys of an assumed role.
+pub(super) struct TemporaryKeys {
+    pub(super) access_key_id: String,
+    pub(super) secret_access_key: String,
+    pub(super) session_token: String,
+    pub(super) expires_at: SystemTime,
+}
+
 /// What a registry credential is worth.
 pub(super) enum Verdict {
     Good(Principal),
@@ -188,6 +196,10 @@ pub(super) struct Credentials {
 
 struct State {
     principals: Vec<Principal>,
+    /// Tokens of other identity providers that a role may be assumed with.
+    web_identities: Vec<String>,
+    /// The session token that belongs to a temporary access key id.
+    sessions: HashMap<String, String>,
     tokens: HashMap<String, (Principal, SystemTime)>,
     issued: Vec<String>,
     life: Duration,
@@ -200,6 +212,8 @@ impl Credentials {
         Self {
             state: Mutex::new(State {
                 principals,
+                web_identities: Vec::new(),
+                sessions: HashMap::new(),
                 tokens: HashMap::new(),
                 issued: Vec::new(),
                 life: Duration::from_secs(12 * 60 * 60),
@@ -220,6 +234,48 @@ impl Credentials {
         let state = self.state();
         let mut known = state.principals.iter();
         known.find(|p| p.access_key_id == access_key_id).cloned()
+    }
+
+    /// Who signs with `access_key_id`; temporary keys count only beside their session token.
+    pub(super) fn caller(&self, access_key_id: &str, session: Option<&str>) -> Option<Principal> {
+        let belongs = self.state().sessions.get(access_key_id).map(String::as_str) == session;
+        self.principal(access_key_id).filter(|_| belongs)
+    }
+
+    pub(super) fn trust_web_identity(&self, token: &str) {
+        self.state().web_identities.push(token.to_owned());
+    }
+
+    pub(super) fn trusts_web_identity(&self, token: &str) -> bool {
+        self.state()
+            .web_identities
+            .iter()
+            .any(|known| known == token)
+    }
+
+    /// Keys of an hour's life for `role`, if a principal has it.
+    pub(super) fn assume(&self, role: &str, session: &str) -> Option<TemporaryKeys> {
+        let mut state = self.state();
+        let prefix = format!("assumed-role/{role}/");
+        let mut principals = state.principals.iter();
+        let holder = principals.find(|p| p.name.starts_with(&prefix))?.clone();
+        let number = state.sessions.len();
+        let keys = TemporaryKeys {
+            access_key_id: format!("ASIASIMULATED{number:07}"),
+            secret_access_key: sha256_hex(&[b"secret", &number.to_le_bytes()]),
+            session_token: sha256_hex(&[b"session", &number.to_le_bytes()]),
+            expires_at: SystemTime::now() + Duration::from_secs(60 * 60),
+        };
+        let (id, token) = (keys.access_key_id.clone(), keys.session_token.clone());
+        state.issued.push(keys.secret_access_key.clone());
+        state.issued.push(token.clone());
+        state.sessions.insert(id.clone(), token);
+        state.principals.push(Principal {
+            access_key_id: id,
+            name: format!("{prefix}{session}"),
+            ..holder
+        });
+        Some(keys)
     }
 
     /// A new token for `principal`, several KiB long as ECR's may be.

@@ -79,13 +79,10 @@ impl RepositoryLog {
 
     /// What the log would be long if it were written anew, nearly.
     fn live(&self) -> u64 {
-        let manifests = self.manifests.values().map(|manifest| {
-            let body = match &manifest.body {
-                Body::Memory(bytes) => bytes.len(),
-                Body::Disk { len, .. } => *len,
-            };
-            framed(43 + manifest.media_type.len() + body)
-        });
+        let manifests = self
+            .manifests
+            .values()
+            .map(|manifest| framed(43 + manifest.media_type.len() + manifest.len()));
         let held = self.by_upstream.len() as u64 * framed(49);
         let tags = self.tags.keys().map(|tag| framed(41 + tag.as_str().len()));
         HEADER_LEN as u64 + manifests.sum::<u64>() + held + tags.sum::<u64>()
@@ -248,6 +245,11 @@ impl RepositoryLog {
     /// A batch could not be written: what it held is still in memory, and the whole is written anew
     /// when the disk works again. Nothing of the failed file is synced a second time.
     pub(in crate::cache) fn write_failed(&mut self) {
+        self.write_anew();
+    }
+
+    /// The file is damaged: the next thing to be written is all that is known.
+    pub(in crate::cache) fn write_anew(&mut self) {
         self.rewrite = true;
         self.pending.clear();
         self.pending_manifests.clear();

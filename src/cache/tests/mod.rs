@@ -2,9 +2,11 @@
 
 mod blobs;
 mod eviction;
+mod images;
 mod model;
 mod records;
 mod restart;
+mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -335,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn an_operation_nobody_reads_is_told_so() {
         let (sender, gone) = tokio::sync::oneshot::channel();
-        let running = Running::spawn(|output| async move {
+        let mut running = Running::spawn(|output| async move {
             let work = output.blocking(move |output| {
                 loop {
                     if let Err(gone) = output.tell_blocking(Event::End { error: None }) {
@@ -346,6 +346,7 @@ mod tests {
             });
             work.await
         });
+        running.next().await.expect("an item");
         drop(running);
         assert_eq!(gone.await, Ok(true));
     }

@@ -1,0 +1,136 @@
+//! Outside AWS there is no role to be had from the machine: the proxy takes its identity from static keys in a
+//! file, from a program (`credential_process`) or from another provider's token (web identity), as the README's
+//! recipes write them, and none of it is told to anybody.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use ecr_proxy::simulator::{PULL_ONLY_ACCESS_KEY, Simulator};
+use support::blobs::{assert_whole, blob, simulator};
+use support::image::REPOSITORY;
+use support::proxy::Builder;
+use support::{Client, Proxy};
+use tempfile::TempDir;
+
+const SECRET: &str = "canary-of-the-secret-access-key";
+
+/// A proxy without keys in its environment.
+fn outside_aws(simulator: &Simulator) -> Builder {
+    Proxy::builder()
+        .upstream_key("registry", simulator.registry_host())
+        .upstream_key("endpoint", simulator.endpoint())
+        .env("AWS_ENDPOINT_URL_ECR", &simulator.api_endpoint())
+}
+
+/// Writes `text` where only its owner may read it, as a recipe says.
+fn private(folder: &TempDir, name: &str, text: &str) -> PathBuf {
+    let path = folder.path().join(name);
+    fs::write(&path, text).expect("a writable folder");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("one's own file");
+    path
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+async fn assert_pulls(proxy: &Proxy, simulator: &Simulator, seed: u64) {
+    let (digest, target) = blob(simulator, seed, 1000);
+    assert_whole(&proxy.client().get(&target).await, &digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn static_keys_in_a_file_and_a_changed_file_takes_effect_without_a_restart() {
+    let simulator = simulator().await;
+    let folder = TempDir::new().expect("a folder");
+    let keys = |id: &str| {
+        let text =
+            format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {SECRET}\n");
+        private(&folder, "credentials", &text)
+    };
+    let file = keys("AKIAREVOKED000000001");
+    let proxy = outside_aws(&simulator)
+        .env("AWS_SHARED_CREDENTIALS_FILE", path(&file))
+        .start();
+    let (_, target) = blob(&simulator, 1, 1000);
+    let refused = proxy.client().get(&target).await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+
+    keys(PULL_ONLY_ACCESS_KEY);
+    support::blobs::until("the new keys are used", async || {
+        proxy.client().get(&target).await.status == 200
+    })
+    .await;
+    proxy.assert_no_secrets(&[SECRET.to_owned()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_prints_credentials() {
+    let simulator = simulator().await;
+    let folder = TempDir::new().expect("a folder");
+    let answer = format!(
+        r#"{{"Version": 1, "AccessKeyId": "{PULL_ONLY_ACCESS_KEY}", "SecretAccessKey": "{SECRET}"}}"#
+    );
+    let answer = private(&folder, "answer.json", &answer);
+    let profile = format!(
+        "[profile edge]\ncredential_process = /bin/cat {}\n",
+        path(&answer)
+    );
+    let config = private(&folder, "config", &profile);
+    let proxy = outside_aws(&simulator)
+        .upstream_key("profile", "edge")
+        .env("AWS_CONFIG_FILE", path(&config))
+        .start();
+    assert_pulls(&proxy, &simulator, 1).await;
+    proxy.assert_no_secrets(&[SECRET.to_owned()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_fails_is_told_without_what_it_said() {
+    let simulator = simulator().await;
+    let folder = TempDir::new().expect("a folder");
+    let script = format!("#!/bin/sh\necho {SECRET} >&2\nexit 7\n");
+    let script = private(&folder, "helper", &script);
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("one's own file");
+    let profile = format!("[default]\ncredential_process = {}\n", path(&script));
+    let config = private(&folder, "config", &profile);
+    let proxy = outside_aws(&simulator)
+        .env("AWS_CONFIG_FILE", path(&config))
+        .start();
+    let (_, target) = blob(&simulator, 1, 1000);
+    assert_eq!(proxy.client().get(&target).await.status, 503);
+    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    assert_eq!(ready.status, 200);
+    assert!(ready.text().contains("no credentials"), "{}", ready.text());
+    assert!(!ready.text().contains(SECRET), "{}", ready.text());
+    proxy.assert_no_secrets(&[SECRET.to_owned()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_another_identity_provider() {
+    const WEB_IDENTITY: &str = "canary-of-the-web-identity-token";
+    let simulator = simulator().await;
+    simulator.trust_web_identity(WEB_IDENTITY);
+    let folder = TempDir::new().expect("a folder");
+    let token = private(&folder, "token", WEB_IDENTITY);
+    let proxy = outside_aws(&simulator)
+        .env("AWS_ENDPOINT_URL_STS", &simulator.api_endpoint())
+        .env("AWS_REGION", "us-west-2")
+        .env("AWS_ROLE_ARN", "arn:aws:iam::000042290000:role/pull-only")
+        .env("AWS_ROLE_SESSION_NAME", "edge-1")
+        .env("AWS_WEB_IDENTITY_TOKEN_FILE", path(&token))
+        .start();
+    assert_pulls(&proxy, &simulator, 1).await;
+    // With the role's rights, not with anybody's: it may not list.
+    let listed = proxy
+        .client()
+        .get(&format!("/v2/{REPOSITORY}/tags/list"))
+        .await;
+    assert_eq!(listed.status, 403, "{}", listed.text());
+    let mut secrets = simulator.secrets();
+    secrets.push(WEB_IDENTITY.to_owned());
+    proxy.assert_no_secrets(&secrets).await;
+}

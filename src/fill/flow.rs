@@ -146,14 +146,15 @@ impl Flow {
             .send_modify(|front| front.contiguous = contiguous);
     }
 
-    /// For the task only: a transfer begins, from zero.
-    pub(super) fn restart(&self, again: Again) {
+    /// For the task only: a transfer begins, from zero; `present` bytes of it are in the file already.
+    pub(super) fn restart(&self, again: Again, present: u64) {
         let len = again.len();
         *self.landed() = Landed {
             again: Some(again),
             ..Landed::default()
         };
         self.front.send_replace(Front {
+            present,
             phase: Phase::Running { len },
             ..Front::connecting()
         });
@@ -270,9 +271,9 @@ impl Flow {
         Some(memory.hash.clone())
     }
 
-    /// How far the bytes have come.
-    pub(super) fn contiguous(&self) -> u64 {
-        self.front.borrow().contiguous
+    /// How far the bytes are that need not be waited for from upstream.
+    pub(super) fn at_hand(&self) -> u64 {
+        self.front.borrow().at_hand()
     }
 
     /// The size of the whole, once it is known.
@@ -374,7 +375,7 @@ mod tests {
         let flow = arrived();
         assert!(flow.claim(0, LEN));
         assert!(!flow.retract());
-        assert_eq!(flow.contiguous(), LEN);
+        assert_eq!(flow.at_hand(), LEN);
     }
 
     #[test]
@@ -406,7 +407,7 @@ mod tests {
         assert_eq!(fresh(&flow, 8), None, "slid out");
         assert_eq!(fresh(&flow, 10), Some(Bytes::from_static(b"ef")));
         assert_eq!(fresh(&flow, 14), Some(Bytes::from_static(b"i")));
-        assert_eq!((fresh(&flow, 15), flow.contiguous()), (None, 15));
+        assert_eq!((fresh(&flow, 15), flow.at_hand()), (None, 15));
 
         flow.enter(Phase::Verified { len: 15 });
         assert_eq!(fresh(&flow, 14), None);

@@ -366,7 +366,9 @@ impl Fills {
             if !is_running {
                 let size = self.size_when_cold(pass).await?;
                 let range = only(ranges, size)?;
-                if !self.wants_it_all(pass.digest, ranges, range, size) {
+                if !self.goes_on(pass.digest, range)
+                    && !self.wants_it_all(pass.digest, ranges, range, size)
+                {
                     return self.bypass(pass, size, range).await.map(Some);
                 }
             }
@@ -389,7 +391,7 @@ impl Fills {
             }
             Some(ranges) => {
                 let range = only(ranges, size)?;
-                if range.start > attendance.flow().contiguous() + NEAR {
+                if range.start > attendance.flow().at_hand() + NEAR {
                     return self.bypass(pass, size, range).await.map(Some);
                 }
                 Parts::One(range, self.follow(range, attendance))
@@ -457,6 +459,13 @@ impl Fills {
                 }
             }
         }
+    }
+
+    /// Whether a range begins in what a broken download has of the blob, or just behind: whoever asks
+    /// for it was cut off with that download, as by a restart of ours.
+    fn goes_on(&self, digest: Digest, range: ByteRange) -> bool {
+        let present = self.shared.store.interrupted_at(&digest);
+        present.is_some_and(|present| range.start <= present + NEAR)
     }
 
     /// Whether a range of a cold blob is the beginning of having it all.

@@ -64,6 +64,7 @@ pub(super) const KEYS: &[Key] = &[
     key("server.domains", Shape::List),
     key("server.state_dir", Shape::Text),
     key("server.admin", Shape::Text),
+    key("server.admin_socket", Shape::Text),
     key("server.drain_timeout", Shape::Text),
     key("tls.cert", Shape::Text),
     key("tls.key", Shape::Text),

@@ -21,6 +21,7 @@
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
 //! | `manifests.rs`, `recorded.rs`, `flight.rs` | tags and manifests; what records say; one question at a time |
+//! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
 //! It knows nothing of HTTP requests and answers.
 
@@ -36,6 +37,7 @@ mod manifests;
 mod proof;
 mod reader;
 mod recorded;
+mod referrers;
 mod room;
 mod solo;
 mod stored;
@@ -55,6 +57,7 @@ pub use fetch::Fetched;
 pub use manifests::FoundManifest;
 pub use proof::Pass;
 pub use reader::{Reader, Step};
+pub use referrers::{FoundReferrers, referrers_tag};
 
 use crate::access::Right;
 use crate::buffers::BufferPool;

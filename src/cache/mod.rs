@@ -43,6 +43,7 @@ mod records;
 mod repository_log;
 mod scrub;
 mod space;
+mod spans;
 mod store;
 
 pub use content::{Blob, ContentFile};
@@ -57,6 +58,7 @@ pub use record::{Held, HeldBy, ReferrerList, StoredManifest, TagRecord};
 pub use records::{ManifestRecord, Records};
 pub use scrub::{Scrub, ScrubProgress, Scrubbed};
 pub use space::{Limit, Usage};
+pub use spans::Spans;
 pub use store::{BeginError, CommitError, Damage, ReadError, Store, StoreOptions};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

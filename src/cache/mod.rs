@@ -23,6 +23,7 @@
 //! Lock order, outermost first: `evicting`, a `names` shard, `open`, `index`, ledger. Records have
 //! locks of their own and take only the ledger's inside them.
 
+pub mod bundle;
 mod content;
 mod eviction;
 mod frames;

@@ -43,6 +43,7 @@ pub(super) struct Mechanisms {
     pub(super) upstream: Upstream,
     pub(super) fills: Fills,
     names: Names,
+    max_manifest_bytes: u64,
 }
 
 impl Mechanisms {
@@ -81,6 +82,7 @@ impl Mechanisms {
             upstream,
             fills,
             names: config.names(),
+            max_manifest_bytes: config.cache.max_manifest_size,
         })
     }
 
@@ -89,6 +91,7 @@ impl Mechanisms {
         Operations::new(operations::Parts {
             store: self.store.clone(),
             names: self.names.clone(),
+            max_manifest_bytes: self.max_manifest_bytes,
         })
     }
 }

@@ -507,6 +507,14 @@ impl Fills {
         Some((Outcome::Miss, attendance, true))
     }
 
+    /// Returns at once while upstream answers, and otherwise soon after it does again; true if it was away.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing.
+    pub async fn until_upstream_answers(&self) -> bool {
+        self.shared.upstream.answers().await
+    }
+
     /// Waits until every fill that was begun has ended and its blob is kept, until `deadline` at the
     /// latest.
     pub async fn drain(&self, deadline: Instant) {

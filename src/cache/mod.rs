@@ -15,6 +15,7 @@
 //! | `repositories/<upstream>/<name>/_log` | what a repository holds, with proof | `records` |
 //! | `index`, `index.journal` | sizes, order of use, stamps; a hint | `index_file` |
 //! | `fills/` | downloads in progress | `partial` |
+//! | `scrub` | how far hashing everything again has come | `scrub` |
 //!
 //! Everything here blocks on the disk and is meant for a blocking thread. Nothing here knows of
 //! clients, of upstreams, or of who may read what.
@@ -40,6 +41,7 @@ mod partial;
 mod record;
 mod records;
 mod repository_log;
+mod scrub;
 mod space;
 mod store;
 
@@ -51,8 +53,9 @@ pub use layout::OpenError;
 pub use mapping::Mapping;
 pub use metrics::{BytesLabels, BytesState, CacheMetrics, WriteErrorLabels};
 pub use partial::{AppendError, Mismatch, Partial, PartialReader, Verified};
-pub use record::{Held, HeldBy, StoredManifest, TagRecord};
+pub use record::{Held, HeldBy, ReferrerList, StoredManifest, TagRecord};
 pub use records::{ManifestRecord, Records};
+pub use scrub::{Scrub, ScrubProgress, Scrubbed};
 pub use space::{Limit, Usage};
 pub use store::{BeginError, CommitError, Damage, ReadError, Store, StoreOptions};
 

@@ -133,6 +133,8 @@ pub enum Damage {
     Length(u64),
     /// It cannot be read.
     Unreadable,
+    /// Something that is no regular file has its name.
+    NotAFile,
 }
 
 /// The store. Clones are handles of one store; the last one that goes writes out what is pending and
@@ -333,6 +335,11 @@ impl Store {
         self.handle.shared.list_interrupted()
     }
 
+    /// How many bytes there are of a download of `digest` that broke off, if there is one.
+    pub fn interrupted_at(&self, digest: &Digest) -> Option<u64> {
+        self.handle.shared.interrupted_at(digest)
+    }
+
     /// Gives a verified blob its final name, durably: sync, check, rename, sync of the directory.
     ///
     /// # Errors
@@ -374,6 +381,10 @@ impl Store {
         let when = now();
         lock(&shared.index).set_stamp(&blob.digest(), Stamp { identity, when });
         file.verified();
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
     }
 
     /// What repositories hold.

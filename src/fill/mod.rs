@@ -15,16 +15,19 @@
 //! | `mod.rs` | where a blob comes from: hit, join, fill or bypass |
 //! | `proof.rs` | who may have it: that a repository holds a digest |
 //! | `filling.rs`, `download.rs` | the task of a fill; its upstream body, continued past what breaks it |
+//! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
 //! | `manifests.rs`, `recorded.rs`, `flight.rs` | tags and manifests; what records say; one question at a time |
+//! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
 //! It knows nothing of HTTP requests and answers.
 
 mod download;
 mod error;
+mod fetch;
 mod filling;
 mod flight;
 mod flow;
@@ -34,6 +37,7 @@ mod manifests;
 mod proof;
 mod reader;
 mod recorded;
+mod referrers;
 mod room;
 mod solo;
 mod stored;
@@ -45,13 +49,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 pub use error::FillError;
+pub use fetch::Fetched;
 pub use manifests::FoundManifest;
 pub use proof::Pass;
 pub use reader::{Reader, Step};
+pub use referrers::{FoundReferrers, referrers_tag};
 
 use crate::access::Right;
 use crate::buffers::BufferPool;
@@ -59,7 +65,7 @@ use crate::cache::Store;
 use crate::clock::Clock;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
 use crate::telemetry::{FillMetrics, Outcome};
-use crate::upstream::{Absent, BlobBody, Span, Upstream, UpstreamError, Validator};
+use crate::upstream::{Absent, BlobBody, Interest, Span, Upstream, UpstreamError, Validator};
 use filling::Filling;
 use flight::Flights;
 use flow::{Attendance, Flow};
@@ -83,8 +89,10 @@ const LOOKS: u32 = 3;
 /// How fills behave.
 #[derive(Clone, Debug)]
 pub struct FillOptions {
-    /// How many fills run at once; more wait for their turn.
+    /// How many fills for clients run at once; more wait for their turn.
     pub max_fills: usize,
+    /// How many fills that no client asked for run beside them.
+    pub max_background_fills: usize,
     /// How long a request waits for the head of an upstream's answer. Below the 30 s after which
     /// containerd gives up.
     pub head_deadline: Duration,
@@ -105,6 +113,8 @@ impl Default for FillOptions {
     fn default() -> Self {
         Self {
             max_fills: 64,
+            // As many as docker fetches at once for one pull, and one to go on with what broke off.
+            max_background_fills: 4,
             head_deadline: Duration::from_secs(25),
             patience: Duration::from_secs(60),
             record_ttl: Duration::from_secs(24 * 60 * 60),
@@ -166,6 +176,8 @@ struct Shared {
     absent: moka::sync::Cache<(RepoKey, Digest), Absent>,
     probes: Flights<(RepoKey, Digest), Result<Option<u64>, UpstreamError>>,
     slots: Arc<Semaphore>,
+    /// Apart from those of clients, who never wait for what nobody asked for.
+    background_slots: Arc<Semaphore>,
     /// One at a time: hashing a file again must not take both cores from those who are served.
     verifiers: Arc<Semaphore>,
 }
@@ -182,6 +194,8 @@ struct Origin {
     upstream: Upstream,
     repository: RepositoryName,
     validator: Arc<OnceLock<Validator>>,
+    /// Whether anybody waits for what comes from here.
+    interest: Interest,
 }
 
 impl Origin {
@@ -190,12 +204,18 @@ impl Origin {
             upstream,
             repository,
             validator: Arc::default(),
+            interest: Interest::default(),
         }
+    }
+
+    /// The same place, for bytes that are waited for as long as there is this interest.
+    fn wanted_by(self, interest: Interest) -> Self {
+        Self { interest, ..self }
     }
 
     /// The same place, with no memory of what was there.
     fn afresh(&self) -> Self {
-        Self::new(self.upstream.clone(), self.repository.clone())
+        Self::new(self.upstream.clone(), self.repository.clone()).wanted_by(self.interest.clone())
     }
 
     /// A body from `from` to `to` (or the end), of the content that was opened first.
@@ -211,7 +231,7 @@ impl Origin {
             .blob(&self.repository, &digest, span, same_as)
             .await?;
         let _ = self.validator.set(body.validator().clone());
-        Ok(body)
+        Ok(body.wanted_by(self.interest.clone()))
     }
 }
 
@@ -243,6 +263,7 @@ impl Fills {
                     .build(),
                 probes: Flights::default(),
                 slots: Arc::new(Semaphore::new(options.max_fills)),
+                background_slots: Arc::new(Semaphore::new(options.max_background_fills)),
                 verifiers: Arc::new(Semaphore::new(1)),
                 store,
                 upstream,
@@ -353,7 +374,9 @@ impl Fills {
             if !is_running {
                 let size = self.size_when_cold(pass).await?;
                 let range = only(ranges, size)?;
-                if !self.wants_it_all(pass.digest, ranges, range, size) {
+                if !self.goes_on(pass.digest, range)
+                    && !self.wants_it_all(pass.digest, ranges, range, size)
+                {
                     return self.bypass(pass, size, range).await.map(Some);
                 }
             }
@@ -376,7 +399,7 @@ impl Fills {
             }
             Some(ranges) => {
                 let range = only(ranges, size)?;
-                if range.start > attendance.flow().contiguous() + NEAR {
+                if range.start > attendance.flow().at_hand() + NEAR {
                     return self.bypass(pass, size, range).await.map(Some);
                 }
                 Parts::One(range, self.follow(range, attendance))
@@ -427,7 +450,7 @@ impl Fills {
         let deadline = Instant::now() + self.shared.options.head_deadline;
         loop {
             let Some((outcome, attendance, is_own)) =
-                self.start(&pass.repo, pass.digest, pass.size)
+                self.start(&pass.repo, pass.digest, pass.size, None)
             else {
                 return Ok(None);
             };
@@ -444,6 +467,13 @@ impl Fills {
                 }
             }
         }
+    }
+
+    /// Whether a range begins in what a broken download has of the blob, or just behind: whoever asks
+    /// for it was cut off with that download, as by a restart of ours.
+    fn goes_on(&self, digest: Digest, range: ByteRange) -> bool {
+        let present = self.shared.store.interrupted_at(&digest);
+        present.is_some_and(|present| range.start <= present + NEAR)
     }
 
     /// Whether a range of a cold blob is the beginning of having it all.
@@ -468,12 +498,14 @@ impl Fills {
 
     /// Begins a fill, or joins the one that somebody began, and tells whether that is one of this very
     /// repository. `None` if the blob is on disk by now: a fill leaves the map after the blob was
-    /// kept, so who looked into the store a moment too early does not fetch it once more.
+    /// kept, so who looked into the store a moment too early does not fetch it once more. Without a
+    /// `slot` the fill waits for one of those for clients.
     fn start(
         &self,
         repo: &RepoKey,
         digest: Digest,
         size: KnownSize,
+        slot: Option<OwnedSemaphorePermit>,
     ) -> Option<(Outcome, Attendance, bool)> {
         let mut running = self.shared.running();
         if let Some(fill) = running.get(&digest)
@@ -495,15 +527,15 @@ impl Fills {
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
+            origin: self.shared.origin(repo).wanted_by(flow.interest()),
             flow,
-            origin: self.shared.origin(repo),
             size,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
             patience: self.shared.options.patience,
             metrics: self.shared.metrics.clone(),
         };
-        filling.launch(Arc::clone(&self.shared));
+        filling.launch(Arc::clone(&self.shared), slot);
         Some((Outcome::Miss, attendance, true))
     }
 
@@ -515,10 +547,10 @@ impl Fills {
         self.shared.upstream.answers().await
     }
 
-    /// Waits until every fill that was begun has ended and its blob is kept, until `deadline` at the
-    /// latest.
+    /// Waits until every fill that was begun for a client has ended and its blob is kept, until
+    /// `deadline` at the latest. What nobody asked for is gone on with another time.
     pub async fn drain(&self, deadline: Instant) {
-        // Every fill holds a slot until its end, and a semaphore serves in order.
+        // Every such fill holds a slot until its end, and a semaphore serves in order.
         let all = u32::try_from(self.shared.options.max_fills).unwrap_or(u32::MAX);
         let _ = timeout_at(deadline, self.shared.slots.acquire_many(all)).await;
     }

@@ -15,17 +15,20 @@ mod pull;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio::sync::mpsc;
 
 pub use body::Body;
 
 use crate::access::{Access, Action, Denied};
+use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
-use crate::oci::{self, RepoKey, RepositoryName, error_body, query_value};
+use crate::oci::{self, Digest, RepoKey, RepositoryName, error_body, query_value};
 use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics};
 use crate::upstream::Upstream;
 use body::Said;
@@ -35,6 +38,10 @@ use error::Refusal;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
 const CACHE_CONTROL: HeaderValue = HeaderValue::from_static("private, max-age=0");
+
+/// distribution-spec, "Warning": at most 4096 bytes, shown to users by some clients.
+const STALE: HeaderValue =
+    HeaderValue::from_static("299 - \"served from cache: upstream cannot answer\"");
 
 /// How many headers an answer with content has: with room for them the map does not grow.
 const USUAL_HEADERS: usize = 12;
@@ -62,12 +69,23 @@ pub struct Parts {
     pub domains: Vec<String>,
     /// Who may do what.
     pub access: Access,
-    /// Where lists are asked for.
+    /// Where lists of tags are asked for.
     pub upstream: Upstream,
     /// The gate to content.
     pub fills: Fills,
     /// What is counted.
     pub metrics: Arc<RequestMetrics>,
+    /// Who is told what clients pull. Nobody waits for it: what it has no room for, it is not told.
+    pub pulls: Option<mpsc::Sender<Pulled>>,
+}
+
+/// What a client was given, while it is being sent.
+#[derive(Clone, Debug)]
+pub enum Pulled {
+    /// A manifest of a repository.
+    Manifest(RepoKey, StoredManifest),
+    /// A blob, or a range of one that is or will be cached.
+    Blob(RepoKey, Digest),
 }
 
 /// A request that was let in, with what its answer needs of it.
@@ -76,6 +94,15 @@ struct Asked<'a> {
     is_head: bool,
     /// The bytes go to the socket as they are: no TLS is in between.
     is_plain: bool,
+    pulls: Option<&'a mpsc::Sender<Pulled>>,
+}
+
+impl Asked<'_> {
+    fn tell(&self, pulled: impl FnOnce() -> Pulled) {
+        if let Some(pulls) = self.pulls.filter(|_| !self.is_head) {
+            let _ = pulls.try_send(pulled());
+        }
+    }
 }
 
 /// An answer that is not a refusal.
@@ -105,6 +132,15 @@ impl Reply {
         let mut reply = Self::new(StatusCode::OK, Said::text(text));
         reply.headers.insert(header::CONTENT_TYPE, JSON);
         reply
+    }
+
+    /// Says how long ago upstream last confirmed what is told without its word.
+    fn age(&mut self, age: Option<Duration>) {
+        if self.outcome == Outcome::Stale {
+            let seconds = age.unwrap_or_default().as_secs();
+            self.headers.insert(header::AGE, seconds.into());
+            self.headers.insert(header::WARNING, STALE);
+        }
     }
 
     /// The same answer without its content, as HEAD has it.
@@ -186,6 +222,7 @@ impl Proxy {
             headers: request.headers(),
             is_head,
             is_plain: via.is_plain,
+            pulls: self.parts.pulls.as_ref(),
         };
 
         let Some(repository) = wanted.repository() else {
@@ -216,7 +253,8 @@ impl Proxy {
                 ..
             } => {
                 let (artifact_type, page) = (artifact_type.as_deref(), page.as_deref());
-                lists::referrers(&self.parts.upstream, &repo, *digest, artifact_type, page).await
+                let fills = &self.parts.fills;
+                lists::referrers(fills, &right, &repo, *digest, artifact_type, page).await
             }
             oci::Request::Ping | oci::Request::Catalog | oci::Request::Upload { .. } => {
                 Err(Refusal::Unsupported("this proxy serves pulls only"))

@@ -6,7 +6,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 
 use super::body::Said;
 use super::error::Refusal;
-use super::{Asked, Reply};
+use super::{Asked, Pulled, Reply};
 use crate::access::Right;
 use crate::fill::{Content, Fills, Parts, Want};
 use crate::oci::header::{DOCKER_CONTENT_DIGEST, etag_list_matches};
@@ -14,9 +14,6 @@ use crate::oci::{ByteRange, ContentRange, Digest, RangeSet, Reference, RepoKey};
 use crate::telemetry::Outcome;
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
-/// distribution-spec, "Warning": at most 4096 bytes, shown to users by some clients.
-const STALE: HeaderValue =
-    HeaderValue::from_static("299 - \"served from cache: upstream cannot answer\"");
 
 /// A manifest by tag or digest.
 pub(super) async fn manifest(
@@ -28,6 +25,7 @@ pub(super) async fn manifest(
 ) -> Result<Reply, Refusal> {
     let found = fills.manifest(right, repo, reference).await?;
     let manifest = found.manifest;
+    asked.tell(|| Pulled::Manifest(repo.clone(), manifest.clone()));
     if !accepts(asked.headers, &manifest.media_type) {
         return Err(Refusal::NotAccepted(manifest.media_type.to_string()));
     }
@@ -41,11 +39,7 @@ pub(super) async fn manifest(
     }
     identify(&mut reply.headers, manifest.digest);
     reply.outcome = found.outcome;
-    if found.outcome == Outcome::Stale {
-        let age = found.age.unwrap_or_default().as_secs();
-        reply.headers.insert(header::AGE, age.into());
-        reply.headers.insert(header::WARNING, STALE);
-    }
+    reply.age(found.age);
     Ok(reply)
 }
 
@@ -75,7 +69,11 @@ pub(super) async fn blob(
             ranges: wanted_ranges(asked.headers, digest),
             mapped: asked.is_plain,
         };
-        content(fills.open(&pass, &want).await?, digest)
+        let content = fills.open(&pass, &want).await?;
+        if content.outcome != Outcome::Bypass {
+            asked.tell(|| Pulled::Blob(repo.clone(), digest));
+        }
+        reply_with(content, digest)
     };
     reply
         .headers
@@ -84,7 +82,7 @@ pub(super) async fn blob(
     Ok(reply)
 }
 
-fn content(content: Content, digest: Digest) -> Reply {
+fn reply_with(content: Content, digest: Digest) -> Reply {
     let Content {
         size,
         outcome,

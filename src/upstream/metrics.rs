@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -84,6 +85,7 @@ pub struct UpstreamMetrics {
     breaker_openings: Family<UpstreamLabel, Counter>,
     turned_away: Family<UpstreamLabel, Counter>,
     probes: Family<ResultLabels, Counter>,
+    held_back: Family<UpstreamLabel, Counter<f64, AtomicU64>>,
 }
 
 impl UpstreamMetrics {
@@ -154,6 +156,11 @@ impl UpstreamMetrics {
             "Probes whether an upstream answers, by result",
             self.probes.clone(),
         );
+        registry.register(
+            "upstream_held_back_seconds",
+            "Time that bodies waited for the bandwidth limit, or gave way to others",
+            self.held_back.clone(),
+        );
     }
 
     pub(super) fn meter(&self, upstream: Arc<str>) -> Meter {
@@ -220,6 +227,14 @@ impl Meter {
 
     pub(super) fn truncated(&self) {
         self.metrics.truncated.get_or_create(&self.label()).inc();
+    }
+
+    pub(super) fn held_back(&self, time: Duration) {
+        // Nothing is the rule, and this is asked at every piece of a body.
+        if time >= Duration::from_millis(1) {
+            let held_back = self.metrics.held_back.get_or_create(&self.label());
+            held_back.inc_by(time.as_secs_f64());
+        }
     }
 
     pub(super) fn stalled(&self) {

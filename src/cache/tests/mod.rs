@@ -6,6 +6,7 @@ mod images;
 mod model;
 mod records;
 mod restart;
+mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

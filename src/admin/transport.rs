@@ -144,7 +144,7 @@ async fn relay(
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(broken)?;
         decoder.push(frame.data_ref().unwrap_or(&Bytes::new()));
-        while let Some(item) = decoder.next().map_err(|error| {
+        while let Some(item) = decoder.take().map_err(|error| {
             OperationError::Failed(format!("the running proxy's answer is {error}"))
         })? {
             match item {

@@ -9,7 +9,7 @@ use crate::access::AccessOptions;
 use crate::cache::{Limit, StoreOptions};
 use crate::jobs::operations::Names;
 use crate::server::ServerOptions;
-use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Secret, UpstreamOptions};
+use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Line, Secret, UpstreamOptions};
 
 /// Passwords are short; what is larger is another file.
 const MAX_PASSWORD_BYTES: usize = 4096;
@@ -97,6 +97,11 @@ impl Config {
             extra_roots,
             redirect_hosts: upstream.redirect_hosts.clone(),
             trust_manifests: upstream.trust_manifests,
+            max_bandwidth: upstream.max_upstream_bandwidth,
+            shared_line: self
+                .cache
+                .max_upstream_bandwidth
+                .map(|rate| Line::new(Some(rate))),
             limits: Limits {
                 manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),
                 ..limits

@@ -108,7 +108,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The stream is not one of items.
-    pub fn next(&mut self) -> Result<Option<Item>, WireError> {
+    pub fn take(&mut self) -> Result<Option<Item>, WireError> {
         loop {
             if self.data > 0 {
                 let ready = self.buffer.len();
@@ -174,7 +174,7 @@ mod tests {
             let mut read = Vec::new();
             for piece in wire.chunks(piece) {
                 decoder.push(piece);
-                while let Some(item) = decoder.next().expect("items") {
+                while let Some(item) = decoder.take().expect("items") {
                     read.push(item);
                 }
             }
@@ -185,7 +185,7 @@ mod tests {
         fn noise_never_panics(noise: Vec<u8>) {
             let mut decoder = Decoder::default();
             decoder.push(&noise);
-            while let Ok(Some(_)) = decoder.next() {}
+            while let Ok(Some(_)) = decoder.take() {}
             let _ = take_request(&mut BytesMut::from(&noise[..]));
         }
     }

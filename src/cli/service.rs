@@ -24,7 +24,7 @@ use crate::cache::{CacheMetrics, Degradation, Store};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch, Tls};
 use crate::fill::{FillOptions, Fills};
-use crate::jobs::{self, PrefetchMetrics};
+use crate::jobs::{self, PrefetchMetrics, ScrubMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
@@ -58,6 +58,7 @@ pub(super) struct Service {
     readiness: Readiness,
     options: ServerOptions,
     metrics: ServerMetrics,
+    scrub_metrics: ScrubMetrics,
     certificates: Certificates,
     certificate_expiry: Gauge,
     local_ca: Option<LocalCa>,
@@ -78,7 +79,9 @@ impl Service {
         let fill_metrics = FillMetrics::default();
         let request_metrics = RequestMetrics::default();
         let server_metrics = ServerMetrics::default();
+        let scrub_metrics = ScrubMetrics::default();
         cache_metrics.register(metrics.registry());
+        scrub_metrics.register(metrics.registry());
         upstream_metrics.register(metrics.registry());
         fill_metrics.register(metrics.registry());
         request_metrics.register(metrics.registry());
@@ -142,6 +145,7 @@ impl Service {
             readiness,
             options: config.server_options(),
             metrics: server_metrics,
+            scrub_metrics,
             certificates,
             certificate_expiry,
             local_ca,
@@ -176,6 +180,13 @@ impl Service {
         let upstream = self.upstream.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
         background.spawn(jobs::resume(self.fills.clone()));
+        background.spawn(jobs::scrub(
+            self.fills.clone(),
+            self.store.clone(),
+            Clock::system(),
+            ScrubOptions::default(),
+            self.scrub_metrics.clone(),
+        ));
         if let Some((pulls, metrics)) = self.prefetch.take() {
             background.spawn(jobs::prefetch(self.fills.clone(), pulls, metrics));
         }

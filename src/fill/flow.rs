@@ -289,6 +289,11 @@ impl Flow {
         abandoned.is_ok()
     }
 
+    /// Whether anybody waits for it.
+    pub(super) fn is_attended(&self) -> bool {
+        !matches!(self.readers.load(Ordering::Acquire), 0 | ABANDONED)
+    }
+
     /// Counts a reader as [`Flow::attend`] does, unless the fill has been abandoned.
     pub(super) fn join(self: &Arc<Self>) -> Option<Attendance> {
         let one_more = |readers| (readers != ABANDONED).then(|| readers + 1);

@@ -25,6 +25,7 @@ use super::layout;
 use super::record::{Held, HeldBy, Record, StoredManifest, TagRecord};
 use super::records::ManifestRecord;
 
+mod referrers;
 mod writing;
 
 pub(super) use writing::Batch;
@@ -116,6 +117,8 @@ pub(super) struct RepositoryLog {
     by_upstream: HashMap<Digest, ByUpstream>,
     by_manifests: HashMap<Digest, ByManifests>,
     tags: HashMap<Tag, (Digest, Checked)>,
+    /// What upstream lists as referring to a manifest, which need not be stored.
+    referrers: HashMap<Digest, (Bytes, Checked)>,
 
     salt: Salt,
     /// Bytes of the file that are good; what is behind them is cut before appending.
@@ -135,6 +138,7 @@ impl RepositoryLog {
             by_upstream: HashMap::new(),
             by_manifests: HashMap::new(),
             tags: HashMap::new(),
+            referrers: HashMap::new(),
             salt: Salt::random(),
             len: 0,
             rewrite: true,
@@ -228,11 +232,18 @@ impl RepositoryLog {
                     self.tags.insert(tag, (digest, Checked::logged(at)));
                 }
             }
+            Record::Referrers { subject, at, list } => {
+                let list = Bytes::copy_from_slice(list);
+                self.referrers.insert(subject, (list, Checked::logged(at)));
+            }
             Record::ForgetBlob(digest) => {
                 self.by_upstream.remove(&digest);
                 self.by_manifests.remove(&digest);
             }
-            Record::ForgetManifest(digest) => self.remove_manifest(&digest),
+            Record::ForgetManifest(digest) => {
+                self.remove_manifest(&digest);
+                self.referrers.remove(&digest);
+            }
             Record::ForgetTag(tag) => {
                 if let Ok(tag) = tag.parse::<Tag>() {
                     self.tags.remove(&tag);
@@ -320,7 +331,10 @@ impl RepositoryLog {
 
     /// True if nothing is recorded.
     pub(super) fn is_vacant(&self) -> bool {
-        self.manifests.is_empty() && self.by_upstream.is_empty() && self.tags.is_empty()
+        self.manifests.is_empty()
+            && self.by_upstream.is_empty()
+            && self.tags.is_empty()
+            && self.referrers.is_empty()
     }
 
     // Asking.
@@ -491,6 +505,7 @@ impl RepositoryLog {
     pub(super) fn forget_manifest(&mut self, digest: &Digest) {
         if self.manifests.contains_key(digest) {
             self.remove_manifest(digest);
+            self.referrers.remove(digest);
             self.log(&Record::ForgetManifest(*digest));
         }
     }

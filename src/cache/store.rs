@@ -335,6 +335,11 @@ impl Store {
         self.handle.shared.list_interrupted()
     }
 
+    /// How many bytes there are of a download of `digest` that broke off, if there is one.
+    pub fn interrupted_at(&self, digest: &Digest) -> Option<u64> {
+        self.handle.shared.interrupted_at(digest)
+    }
+
     /// Gives a verified blob its final name, durably: sync, check, rename, sync of the directory.
     ///
     /// # Errors

@@ -134,7 +134,7 @@ impl Filling {
         };
         tracing::info!(oci.digest = %digest, body.bytes = present, "going on with a broken download");
         self.metrics.resumed(ResumeResult::Resumed);
-        self.flow.restart(again);
+        self.flow.restart(again, present);
         self.flow.land_in(partial.reader());
         let sink = Sink::Disk(self.rehash(partial).await?);
         let sink = match download {
@@ -172,7 +172,7 @@ impl Filling {
         let download =
             Download::open(origin, self.flow.digest, size, self.patience, metrics).await?;
         let len = download.len();
-        self.flow.restart(download.again());
+        self.flow.restart(download.again(), 0);
         let sink = self.begin(len, download.again().note()).await?;
         let sink = self.transfer(download, sink).await?;
         self.finish(sink, len).await

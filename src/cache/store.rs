@@ -4,17 +4,18 @@
 //! `names`, making room in `eviction`, what runs by itself in `janitor`.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Reference, RepoKey};
 
 use super::content::{Blob, ContentFile, Identity};
 use super::health::{Health, StoreHealth};
@@ -27,6 +28,7 @@ use super::lock;
 use super::metrics::CacheMetrics;
 use super::open_files::OpenFiles;
 use super::partial::{Partial, Verified};
+use super::pins::Pins;
 use super::records::Records;
 use super::space::{Ledger, Limit, Usage};
 
@@ -44,6 +46,8 @@ pub struct StoreOptions {
     pub low_water: f64,
     /// Most blob files kept open while nobody reads them.
     pub open_files: usize,
+    /// What is never evicted.
+    pub pins: Pins,
 }
 
 impl StoreOptions {
@@ -55,6 +59,7 @@ impl StoreOptions {
             min_free: Limit::Percent(5.0),
             low_water: 0.95,
             open_files: idle_files(),
+            pins: Pins::default(),
         }
     }
 }
@@ -162,8 +167,8 @@ pub(super) struct Shared {
     /// One lock for each shard of `blobs/`, see `names`.
     pub(super) names: Vec<Mutex<()>>,
     pub(super) open: OpenFiles,
-    /// Uses not yet in the index, by sequence: a hit must not wait for the index.
-    pub(super) touched: Mutex<HashMap<Digest, u64>>,
+    /// Uses not yet in the index.
+    pub(super) touched: Mutex<Touched>,
     pub(super) touches: AtomicU64,
     /// Damaged files whose name could not be removed.
     pub(super) barred: Mutex<HashMap<Digest, Identity>>,
@@ -173,11 +178,34 @@ pub(super) struct Shared {
     pub(super) interrupted: Mutex<Interruptions>,
     /// One at a time makes room.
     pub(super) evicting: Mutex<()>,
+    pub(super) cut_off: OnceLock<CutOff>,
     pub(super) health: Arc<Health>,
     pub(super) metrics: CacheMetrics,
     /// In the names of this run's temporary files, to tell them from older ones.
     pub(super) run: u64,
     temporaries: AtomicU64,
+}
+
+/// Uses by sequence: a hit must not wait for the index.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    pub(super) blobs: HashMap<Digest, u64>,
+    pub(super) manifests: HashMap<(RepoKey, Digest), u64>,
+}
+
+impl Touched {
+    pub(super) fn is_empty(&self) -> bool {
+        self.blobs.is_empty() && self.manifests.is_empty()
+    }
+}
+
+/// Says whether what is given up now could not be fetched again.
+pub(super) struct CutOff(pub(super) Box<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for CutOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CutOff")
+    }
 }
 
 impl Store {
@@ -200,9 +228,8 @@ impl Store {
         let shared = Arc::new(Shared {
             open: OpenFiles::new(options.open_files),
             layout,
-            options,
             ledger,
-            index: Mutex::default(),
+            index: Mutex::new(Index::new(options.pins.clone())),
             index_ready: Condvar::new(),
             index_file: Mutex::new(IndexFile::empty()),
             names: (0..=u8::MAX).map(|_| Mutex::default()).collect(),
@@ -212,6 +239,8 @@ impl Store {
             debris: Mutex::default(),
             interrupted: Mutex::default(),
             evicting: Mutex::default(),
+            cut_off: OnceLock::new(),
+            options,
             health,
             metrics,
             run: fastrand::u64(..),
@@ -283,7 +312,7 @@ impl Store {
     /// See [`BeginError`]; nothing is left behind.
     pub fn begin(&self, digest: Digest, len: u64, note: &[u8]) -> Result<Partial, BeginError> {
         let shared = &self.handle.shared;
-        let space = shared.reserve(len)?;
+        let space = shared.reserve(len, &self.handle.records)?;
         let number = shared.temporaries.fetch_add(1, Ordering::Relaxed);
         let name = temporary_name(&digest, shared.run, number);
         let created = shared
@@ -376,6 +405,36 @@ impl Store {
         file.verified();
     }
 
+    /// Counts a pull of a manifest as a use of all that it leads to; does not wait for the disk.
+    pub fn manifest_used(&self, repo: &RepoKey, digest: &Digest) {
+        self.handle.shared.touch_manifest(repo, digest);
+    }
+
+    /// From now on `cut_off` is asked, where room has to be made, whether what is given up could not be
+    /// fetched again: then complete images go last. It must not block. The first one stays.
+    pub fn when_cut_off(&self, cut_off: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.handle.shared.cut_off.set(CutOff(Box::new(cut_off)));
+    }
+
+    /// What is never evicted.
+    pub fn pins(&self) -> &Pins {
+        &self.handle.shared.options.pins
+    }
+
+    /// Whether a pin leads to this tag, or to this manifest or blob of the repository by stored manifests:
+    /// then upstream's no does not remove its record.
+    pub fn is_pinned(&self, repo: &RepoKey, reference: &Reference) -> bool {
+        let shared = &self.handle.shared;
+        match reference {
+            Reference::Tag(_) => self.pins().names(&repo.repository, reference),
+            Reference::Digest(digest) => {
+                // The index knows of its records from here on.
+                self.handle.records.load(repo);
+                lock(&shared.index).is_pinned(repo, digest)
+            }
+        }
+    }
+
     /// What repositories hold.
     pub fn records(&self) -> &Records {
         &self.handle.records
@@ -426,6 +485,8 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.janitor.stop();
         self.records.stop();
+        self.shared.apply_touches();
+        lock(&self.shared.index).log_uses();
         if let Err(error) = self.shared.flush_index() {
             tracing::warn!(%error, "the cache's index was not written; it will be rebuilt");
         }

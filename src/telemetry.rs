@@ -145,6 +145,20 @@ words! {
 }
 
 words! {
+    /// What came of a layer that was looked at ahead of a client's request.
+    PrefetchResult {
+        /// It was fetched.
+        Fetched = "fetched",
+        /// It was there, or a client was fetching it.
+        Present = "present",
+        /// It could not be fetched.
+        Failed = "failed",
+        /// It was not tried: too much was waiting, or upstream could not answer.
+        Dropped = "dropped",
+    }
+}
+
+words! {
     /// How an attempt to go on with a broken body ended.
     ResumeResult {
         /// It went on from the last good byte.

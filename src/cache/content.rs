@@ -94,20 +94,7 @@ impl ContentFile {
     /// # Errors
     /// The disk's.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut read = 0;
-        while read < buffer.len() {
-            match self
-                .0
-                .file
-                .read_at(&mut buffer[read..], offset + read as u64)
-            {
-                Ok(0) => break,
-                Ok(more) => read += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(read)
+        read_at(&self.0.file, offset, buffer)
     }
 
     /// Like [`Self::read_at`] without waiting for the disk: `None` when nothing at `offset` is in
@@ -116,12 +103,7 @@ impl ContentFile {
     /// # Errors
     /// The disk's.
     pub fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        let buffers = &mut [IoSliceMut::new(buffer)];
-        match rustix::io::preadv2(&self.0.file, buffers, offset, ReadWriteFlags::NOWAIT) {
-            Ok(read) => Ok(Some(read)),
-            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        read_now(&self.0.file, offset, buffer)
     }
 
     pub(super) fn content(&self) -> &Content {
@@ -160,6 +142,30 @@ impl ContentFile {
 
     pub(super) fn is_verified(&self) -> bool {
         self.0.verified.load(Ordering::Acquire)
+    }
+}
+
+/// Reads at `offset` into `buffer`, short only at the end of the file.
+pub(super) fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut read = 0;
+    while read < buffer.len() {
+        match file.read_at(&mut buffer[read..], offset + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
+}
+
+/// Reads what of `buffer` the page cache has at `offset`; `None` if it has nothing there.
+pub(super) fn read_now(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    let buffers = &mut [IoSliceMut::new(buffer)];
+    match rustix::io::preadv2(file, buffers, offset, ReadWriteFlags::NOWAIT) {
+        Ok(read) => Ok(Some(read)),
+        Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -12,17 +12,19 @@
 //! A file that cannot be removed is passed over and counted; it does not stop the others.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::time::Duration;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Reference, RepoKey};
 
 use super::layout::{self, Room};
 use super::lock;
 use super::open_files::Forgotten;
+use super::pins::Pins;
 use super::records::Records;
 use super::references::Standing;
 use super::space::Space;
-use super::store::{BeginError, Shared, now};
+use super::store::{BeginError, Shared, Store, now};
 
 /// Share of the limit at which the janitor begins to make room ahead of need.
 const HIGH_WATER: f64 = 0.98;
@@ -39,6 +41,46 @@ const BATCH: usize = 64;
 enum Haste {
     Awaited,
     AheadOfNeed,
+}
+
+impl Store {
+    /// Counts a pull of a manifest as a use of all that it leads to; does not wait for the disk.
+    pub fn manifest_used(&self, repo: &RepoKey, digest: &Digest) {
+        self.shared().touch_manifest(repo, digest);
+    }
+
+    /// From now on `cut_off` is asked, where room has to be made, whether what is given up could not be
+    /// fetched again: then complete images go last. It must not block. The first one stays.
+    pub fn when_cut_off(&self, cut_off: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.shared().cut_off.set(CutOff(Box::new(cut_off)));
+    }
+
+    /// What is never evicted.
+    pub fn pins(&self) -> &Pins {
+        &self.shared().options.pins
+    }
+
+    /// Whether a pin leads to this tag, or to this manifest or blob of the repository by stored
+    /// manifests: then upstream's no does not remove its record.
+    pub fn is_pinned(&self, repo: &RepoKey, reference: &Reference) -> bool {
+        match reference {
+            Reference::Tag(_) => self.pins().names(&repo.repository, reference),
+            Reference::Digest(digest) => {
+                // The index knows of its records from here on.
+                self.records().load(repo);
+                lock(&self.shared().index).is_pinned(repo, digest)
+            }
+        }
+    }
+}
+
+/// Says whether what is given up now could not be fetched again.
+pub(super) struct CutOff(Box<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for CutOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CutOff")
+    }
 }
 
 impl Shared {

@@ -109,6 +109,10 @@ impl Shared {
         Some((partial, note))
     }
 
+    pub(super) fn interrupted_at(&self, digest: &Digest) -> Option<u64> {
+        lock(&self.interrupted).get(digest).map(|kept| kept.written)
+    }
+
     pub(super) fn list_interrupted(&self) -> Vec<Interrupted> {
         let interrupted = lock(&self.interrupted);
         let mut list: Vec<_> = interrupted

@@ -15,6 +15,7 @@
 //! | `repositories/<upstream>/<name>/_log` | what a repository holds, with proof | `records` |
 //! | `index`, `index.journal` | sizes, order of use, stamps; a hint | `index_file` |
 //! | `fills/` | downloads in progress | `partial` |
+//! | `scrub` | how far hashing everything again has come | `scrub` |
 //!
 //! Everything here blocks on the disk and is meant for a blocking thread. Nothing here knows of
 //! clients, of upstreams, or of who may read what.
@@ -42,6 +43,7 @@ mod record;
 mod records;
 mod references;
 mod repository_log;
+mod scrub;
 mod space;
 mod store;
 
@@ -56,6 +58,7 @@ pub use partial::{AppendError, Mismatch, Partial, PartialReader, Verified};
 pub use pins::{ParsePinError, Pin, PinError, PinSource, Pins};
 pub use record::{Held, HeldBy, StoredManifest, TagRecord};
 pub use records::{ManifestRecord, Records};
+pub use scrub::{Scrub, ScrubProgress, Scrubbed};
 pub use space::{Limit, Usage};
 pub use store::{BeginError, CommitError, Damage, ReadError, Store, StoreOptions};
 

@@ -279,12 +279,30 @@ impl Shared {
 
     pub(super) fn quarantine(&self, file: &ContentFile, damage: Damage) {
         let _name = self.lock_name_of(&file.digest());
-        file.distrusted();
-        self.open.remove(file);
+        self.distrust(file);
         if let Some(identity) = file.identity() {
             self.remove_damaged(&file.digest(), identity, damage);
         }
         self.disown(file);
+    }
+
+    /// Like [`Self::quarantine`] for a file that the caller knows by its identity.
+    pub(super) fn quarantine_file(&self, digest: &Digest, identity: Identity, damage: Damage) {
+        let _name = self.lock_name_of(digest);
+        let open = self.open.find(digest);
+        let open = open.filter(|file| file.identity().is_some_and(|i| i.inode == identity.inode));
+        if let Some(file) = &open {
+            self.distrust(file);
+        }
+        self.remove_damaged(digest, identity, damage);
+        if let Some(file) = &open {
+            self.disown(file);
+        }
+    }
+
+    fn distrust(&self, file: &ContentFile) {
+        file.distrusted();
+        self.open.remove(file);
     }
 
     /// Removes the name of a damaged file, if that file still has it. The caller holds its lock.

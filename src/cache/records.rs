@@ -22,7 +22,7 @@ use crate::oci::{Digest, RepoKey, Tag};
 use super::layout::REPOSITORIES;
 use super::lock;
 use super::record::{Held, StoredManifest, TagRecord};
-use super::repository_log::{Batch, RepositoryLog};
+use super::repository_log::{self, Batch, RepositoryLog};
 use super::store::Shared;
 
 mod listing;
@@ -346,6 +346,25 @@ impl Records {
         if let Err(error) = self.inner.write_out() {
             tracing::warn!(%error, "the last records were not written");
         }
+    }
+
+    /// Checks the whole log of a repository: tells how many stretches of it are damaged, and has it
+    /// written anew if there are any.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn check(&self, repo: &RepoKey) -> io::Result<usize> {
+        let inner = &self.inner;
+        let damaged = {
+            // Nobody appends meanwhile.
+            let _writing = lock(&inner.writing);
+            let directory = inner.repository(repo).directory(&inner.shared)?;
+            repository_log::damaged(&directory)?
+        };
+        if damaged > 0 {
+            inner.change(repo, RepositoryLog::write_anew);
+        }
+        Ok(damaged)
     }
 
     /// Counts the logs on disk. A walk of directories, for the janitor.

@@ -561,6 +561,24 @@ impl RepositoryLog {
     }
 }
 
+/// How many stretches of the log in `directory` do not check; 0 if there is none.
+///
+/// # Errors
+/// The disk's.
+pub(super) fn damaged(directory: &OwnedFd) -> io::Result<usize> {
+    let mut bytes = Vec::new();
+    match layout::open_file(directory, LOG) {
+        Ok(mut file) => file.read_to_end(&mut bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let Some(mut frames) = Frames::read(&bytes) else {
+        return Ok(1);
+    };
+    frames.by_ref().for_each(drop);
+    Ok(frames.skipped())
+}
+
 fn read_body(file: &File, offset: u64, len: usize, digest: &Digest) -> io::Result<Option<Bytes>> {
     let mut bytes = vec![0; len];
     match file.read_exact_at(&mut bytes, offset) {

@@ -4,7 +4,6 @@
 //! `names`, making room in `eviction`, what runs by itself in `janitor`.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,9 +14,10 @@ use bytes::Bytes;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use crate::oci::{Digest, Reference, RepoKey};
+use crate::oci::{Digest, RepoKey};
 
 use super::content::{Blob, ContentFile, Identity};
+use super::eviction::CutOff;
 use super::health::{Health, StoreHealth};
 use super::index::{Index, Stamp};
 use super::index_file::IndexFile;
@@ -138,6 +138,8 @@ pub enum Damage {
     Length(u64),
     /// It cannot be read.
     Unreadable,
+    /// Something that is no regular file has its name.
+    NotAFile,
 }
 
 /// The store. Clones are handles of one store; the last one that goes writes out what is pending and
@@ -196,15 +198,6 @@ pub(super) struct Touched {
 impl Touched {
     pub(super) fn is_empty(&self) -> bool {
         self.blobs.is_empty() && self.manifests.is_empty()
-    }
-}
-
-/// Says whether what is given up now could not be fetched again.
-pub(super) struct CutOff(pub(super) Box<dyn Fn() -> bool + Send + Sync>);
-
-impl fmt::Debug for CutOff {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CutOff")
     }
 }
 
@@ -362,6 +355,11 @@ impl Store {
         self.handle.shared.list_interrupted()
     }
 
+    /// How many bytes there are of a download of `digest` that broke off, if there is one.
+    pub fn interrupted_at(&self, digest: &Digest) -> Option<u64> {
+        self.handle.shared.interrupted_at(digest)
+    }
+
     /// Gives a verified blob its final name, durably: sync, check, rename, sync of the directory.
     ///
     /// # Errors
@@ -405,34 +403,8 @@ impl Store {
         file.verified();
     }
 
-    /// Counts a pull of a manifest as a use of all that it leads to; does not wait for the disk.
-    pub fn manifest_used(&self, repo: &RepoKey, digest: &Digest) {
-        self.handle.shared.touch_manifest(repo, digest);
-    }
-
-    /// From now on `cut_off` is asked, where room has to be made, whether what is given up could not be
-    /// fetched again: then complete images go last. It must not block. The first one stays.
-    pub fn when_cut_off(&self, cut_off: impl Fn() -> bool + Send + Sync + 'static) {
-        let _ = self.handle.shared.cut_off.set(CutOff(Box::new(cut_off)));
-    }
-
-    /// What is never evicted.
-    pub fn pins(&self) -> &Pins {
-        &self.handle.shared.options.pins
-    }
-
-    /// Whether a pin leads to this tag, or to this manifest or blob of the repository by stored manifests:
-    /// then upstream's no does not remove its record.
-    pub fn is_pinned(&self, repo: &RepoKey, reference: &Reference) -> bool {
-        let shared = &self.handle.shared;
-        match reference {
-            Reference::Tag(_) => self.pins().names(&repo.repository, reference),
-            Reference::Digest(digest) => {
-                // The index knows of its records from here on.
-                self.handle.records.load(repo);
-                lock(&shared.index).is_pinned(repo, digest)
-            }
-        }
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
     }
 
     /// What repositories hold.

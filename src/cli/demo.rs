@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::puller::Puller;
 use super::service::Service;
 use super::signals::Signals;
-use super::{Failure, chain, hello};
+use super::{Failure, chain, hello, site};
 use crate::config::{Config, Files, Flags, Sources, Strings};
 use crate::simulator::{
     BlobSource, FULL_ACCESS_KEY, Fault, ImageSpec, Layer, LayerFile, Listener, Pattern, Simulator,
@@ -29,7 +29,7 @@ const LINE_DELAY: Duration = Duration::from_millis(60);
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  ecr-proxy demo            # pulls twice, then stays up for your own client\n  ecr-proxy demo --once     # ends after the pulls"
+    after_help = "Example:\n  ecr-proxy demo            # pulls twice, then stays up for your own client\n  ecr-proxy demo --once     # ends after the pulls\n  ecr-proxy demo --site edge   # and leaves what a proxy of your own needs in edge/"
 )]
 pub(super) struct Args {
     /// End after the pulls
@@ -38,6 +38,10 @@ pub(super) struct Args {
     /// Where to serve plain HTTP for clients on this host; port 0 chooses a free one
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:5080")]
     listen: String,
+    /// Also make a folder for a site of your own: a configuration for `serve` in front of the same simulated
+    /// ECR, and the environment with its keys
+    #[arg(long, value_name = "FOLDER", conflicts_with = "once")]
+    site: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args, out: &mut dyn Write) -> Result<(), Failure> {
@@ -70,6 +74,11 @@ pub(super) fn run(args: Args, out: &mut dyn Write) -> Result<(), Failure> {
             if let Some(address) = plain {
                 invite(out, &address.to_string())?;
             }
+            if let Some(folder) = &args.site {
+                site::make(folder, &simulator)?;
+                tell_site(out, folder)?;
+            }
+            out.flush()?;
             signals.first().await;
         }
         stop.send_replace(true);
@@ -92,6 +101,11 @@ fn configuration(folder: &Path, listen: String, registry: String) -> Result<Conf
         ),
         ("server.state_dir", "--state-dir", vec![path("state")]),
         ("server.admin", "--admin", vec!["off".to_owned()]),
+        (
+            "server.admin_socket",
+            "--admin-socket",
+            vec!["off".to_owned()],
+        ),
         ("cache.dir", "--cache-dir", vec![path("cache")]),
         ("cache.max_size", "--max-size", vec!["1GiB".to_owned()]),
         (
@@ -269,8 +283,16 @@ fn invite(out: &mut dyn Write, address: &str) -> std::io::Result<()> {
          podman run --rm --tls-verify=false {address}/{REPOSITORY}:{TAG}\n  \
          skopeo inspect --tls-verify=false docker://{address}/{REPOSITORY}:{TAG}\n\
          Ctrl-C ends the demo and removes what it kept."
-    )?;
-    out.flush()
+    )
+}
+
+fn tell_site(out: &mut dyn Write, folder: &Path) -> std::io::Result<()> {
+    writeln!(
+        out,
+        "\nA site of your own, for as long as the demo is up:\n  \
+         cd {} && set -a && . ./environment && ecr-proxy serve --config config.toml",
+        folder.display()
+    )
 }
 
 /// Bytes, for people.

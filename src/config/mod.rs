@@ -67,8 +67,19 @@ pub struct Server {
     pub state_dir: PathBuf,
     /// Metrics and health; `None` for off.
     pub admin: Option<SocketAddr>,
+    /// Where the cache is tended while the proxy runs; `None` for off.
+    pub admin_socket: Option<AdminSocket>,
     /// How long bodies in flight may take to finish after SIGTERM.
     pub drain_timeout: Duration,
+}
+
+/// The socket through which the cache is tended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminSocket {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The operator named it: the proxy does not start without it.
+    pub is_required: bool,
 }
 
 /// `[tls]`: where the certificate comes from.
@@ -104,6 +115,27 @@ pub struct Cache {
     pub record_ttl: Duration,
     /// Largest manifest taken from the upstream, bytes.
     pub max_manifest_size: u64,
+    /// What is fetched ahead of being asked for.
+    pub prefetch: Prefetch,
+}
+
+/// What is fetched ahead of being asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefetch {
+    /// Nothing.
+    Off,
+    /// The other layers of a manifest, once a client asks for one.
+    Layers,
+}
+
+impl Prefetch {
+    /// As the file has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Layers => "layers",
+        }
+    }
 }
 
 /// `[access]`: who is let in.
@@ -222,11 +254,14 @@ impl Config {
         let (server, cache) = (&self.server, &self.cache);
         let (access, upstream) = (&self.access, &self.upstream);
         let admin = server.admin.map_or("off".to_owned(), |a| a.to_string());
+        let socket = server.admin_socket.as_ref();
+        let socket = socket.map_or("off".to_owned(), |socket| path(&socket.path));
         let mut values = vec![
             ("server.listen", join(&server.listen)),
             ("server.domains", join(&server.domains)),
             ("server.state_dir", path(&server.state_dir)),
             ("server.admin", admin),
+            ("server.admin_socket", socket),
             ("server.drain_timeout", duration(server.drain_timeout)),
         ];
         match &self.tls {
@@ -250,6 +285,7 @@ impl Config {
                 "cache.max_manifest_size",
                 Size::Bytes(cache.max_manifest_size).to_string(),
             ),
+            ("cache.prefetch", cache.prefetch.as_str().to_owned()),
             ("access.anonymous", anonymous.to_owned()),
         ]);
         if access.anonymous == Anonymous::Pull {

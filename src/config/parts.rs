@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{Anonymous, Auth, Config, Size};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, StoreOptions};
+use crate::jobs::operations::Names;
 use crate::server::ServerOptions;
 use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Secret, UpstreamOptions};
 
@@ -40,6 +41,15 @@ impl Config {
                 Anonymous::None => Vec::new(),
                 Anonymous::Pull => self.access.anonymous_networks.clone(),
             },
+        }
+    }
+
+    /// For the names of images on the command line.
+    pub fn names(&self) -> Names {
+        Names {
+            domains: self.server.domains.clone(),
+            registry: without_port(self.upstream.registry.name()).to_owned(),
+            upstream: Arc::from(self.upstream.name.as_str()),
         }
     }
 
@@ -92,6 +102,13 @@ impl Config {
                 ..limits
             },
         })
+    }
+}
+
+fn without_port(name: &str) -> &str {
+    match name.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => name,
     }
 }
 

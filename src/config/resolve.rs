@@ -9,7 +9,8 @@ use super::faults::{Fault, Faults, Origin};
 use super::sources::{self, Settings, Strings};
 use super::values::{self, ListenAddress, Size};
 use super::{
-    Access, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Server, Sources, Tls, Upstream,
+    Access, AdminSocket, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Prefetch, Server,
+    Sources, Tls, Upstream,
 };
 use crate::access::{Network, Users};
 use crate::upstream::{HostPattern, Registry, RegistryKind};
@@ -29,6 +30,9 @@ const DEFAULT_MAX_MANIFEST_BYTES: u64 = 4 << 20;
 const MANIFEST_BYTES_LIMIT: u64 = 64 << 20;
 /// Below the 30 s that orchestrators give a process between SIGTERM and SIGKILL.
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
+const DEFAULT_ADMIN_SOCKET: &str = "/run/ecr-proxy/admin.sock";
+/// unix(7): 108 with the zero at the end; some are left for the name it has until it listens.
+const MAX_SOCKET_PATH_BYTES: usize = 100;
 /// Passwords are short; a file larger than this is not one.
 const MAX_USER_FILE_BYTES: u64 = 8 << 20;
 
@@ -139,6 +143,7 @@ impl Resolver {
         let domains = self.many("server.domains", values::domain);
         let state_dir = self.state_dir();
         let admin = self.one("server.admin", values::admin);
+        let admin_socket = self.admin_socket();
         let drain_timeout = self.one("server.drain_timeout", values::duration);
         let listen = listen?.unwrap_or_else(|| {
             vec![ListenAddress {
@@ -171,8 +176,43 @@ impl Resolver {
             domains,
             state_dir: state_dir?,
             admin: admin?.unwrap_or(Some(default_admin)),
+            admin_socket: admin_socket?,
             drain_timeout: drain_timeout?.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
         })
+    }
+
+    /// `None` if it is faulty, `Some(None)` for off.
+    fn admin_socket(&mut self) -> Option<Option<AdminSocket>> {
+        const KEY: &str = "server.admin_socket";
+        let Some(path) = self.path(KEY) else {
+            return Some(Some(AdminSocket {
+                path: DEFAULT_ADMIN_SOCKET.into(),
+                is_required: false,
+            }));
+        };
+        let is_off = self
+            .settings
+            .get(KEY)
+            .is_some_and(|setting| setting.values == ["off"]);
+        if is_off {
+            return Some(None);
+        }
+        if path.as_os_str().is_empty() || path.file_name().is_none() {
+            self.fault(KEY, "is not the path of a socket; \"off\" to do without");
+            return None;
+        }
+        if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+            let reason = format!(
+                "{} is longer than the {MAX_SOCKET_PATH_BYTES} bytes that the path of a socket may have",
+                path.display()
+            );
+            self.fault(KEY, &reason);
+            return None;
+        }
+        Some(Some(AdminSocket {
+            path,
+            is_required: true,
+        }))
     }
 
     fn tls(&mut self, server: Option<&Server>) -> Option<Tls> {
@@ -214,6 +254,11 @@ impl Resolver {
                 Err(format!("{text:?} is not between 1KiB and 64MiB"))
             }
         });
+        let prefetch = self.one("cache.prefetch", |text| {
+            let known = [Prefetch::Off, Prefetch::Layers];
+            let named = known.into_iter().find(|known| known.as_str() == text);
+            named.ok_or_else(|| format!("{text:?} is neither \"off\" nor \"layers\""))
+        });
         if let Some(Some(Size::Bytes(0) | Size::Percent(0.0))) = max_size {
             self.fault("cache.max_size", "is 0: nothing could be kept");
         }
@@ -225,6 +270,7 @@ impl Resolver {
             absent_ttl: absent_ttl?.unwrap_or(DEFAULT_ABSENT_TTL),
             record_ttl: record_ttl?.unwrap_or(DEFAULT_RECORD_TTL),
             max_manifest_size: max_manifest_size?.unwrap_or(DEFAULT_MAX_MANIFEST_BYTES),
+            prefetch: prefetch?.unwrap_or(Prefetch::Off),
         })
     }
 

@@ -32,6 +32,9 @@ pub enum FillError {
     /// Every reader left a fill that could not be kept, or the process is stopping.
     #[error("the fill was abandoned")]
     Abandoned,
+    /// It was fetched and verified for the cache alone, which could not keep it.
+    #[error("the cache could not keep it")]
+    Unkept,
     /// The task that did the work is gone without a word.
     #[error("the fill ended unexpectedly")]
     Lost,

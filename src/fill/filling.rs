@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -46,8 +46,9 @@ enum Sink {
 }
 
 impl Filling {
-    /// Runs in a task of its own, in its turn, until the blob is kept or cannot be had.
-    pub(super) fn launch(self, shared: Arc<Shared>) {
+    /// Runs in a task of its own, in its turn, until the blob is kept or cannot be had. A fill that comes
+    /// with a slot has had its turn.
+    pub(super) fn launch(self, shared: Arc<Shared>, slot: Option<OwnedSemaphorePermit>) {
         shared.metrics.active.inc();
         let slots = Arc::clone(&shared.slots);
         let flow = Arc::clone(&self.flow);
@@ -58,8 +59,12 @@ impl Filling {
             outcome,
         };
         tokio::spawn(async move {
-            let Ok(_slot) = slots.acquire().await else {
-                return;
+            let _slot = match slot {
+                Some(slot) => slot,
+                None => match slots.acquire_owned().await {
+                    Ok(slot) => slot,
+                    Err(_) => return,
+                },
             };
             landing.outcome = self.run().await;
             // Off the map, told to the readers, and only then out of the slot.
@@ -129,7 +134,7 @@ impl Filling {
         };
         tracing::info!(oci.digest = %digest, body.bytes = present, "going on with a broken download");
         self.metrics.resumed(ResumeResult::Resumed);
-        self.flow.restart(again);
+        self.flow.restart(again, present);
         self.flow.land_in(partial.reader());
         let sink = Sink::Disk(self.rehash(partial).await?);
         let sink = match download {
@@ -167,7 +172,7 @@ impl Filling {
         let download =
             Download::open(origin, self.flow.digest, size, self.patience, metrics).await?;
         let len = download.len();
-        self.flow.restart(download.again());
+        self.flow.restart(download.again(), 0);
         let sink = self.begin(len, download.again().note()).await?;
         let sink = self.transfer(download, sink).await?;
         self.finish(sink, len).await
@@ -377,5 +382,6 @@ impl Drop for Landing {
             tracing::warn!(oci.digest = %self.flow.digest, %error, "fill failed");
             self.flow.enter(Phase::Failed(error.clone()));
         }
+        self.flow.end(matches!(self.outcome, Ok(FillResult::Kept)));
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct Flow {
     /// How far the fastest reader has come; watched by a fill that goes on without a disk.
     furthest: AtomicU64,
     moved: Notify,
+    /// Set when the task of a fill is through: whether the blob is on disk now.
+    ended: watch::Sender<Option<bool>>,
 }
 
 /// Where the bytes that arrived are.
@@ -85,6 +87,7 @@ impl Flow {
             readers: AtomicUsize::new(0),
             furthest: AtomicU64::new(0),
             moved: Notify::new(),
+            ended: watch::Sender::new(None),
         })
     }
 
@@ -103,6 +106,20 @@ impl Flow {
             }
             may_change
         });
+    }
+
+    /// For the task only: it is through, and the blob is on disk or not.
+    pub(super) fn end(&self, kept: bool) {
+        self.ended.send_replace(Some(kept));
+    }
+
+    /// Waits for the end of the fill's task, which comes after the verdict; true if the blob is on
+    /// disk.
+    pub(super) async fn until_ended(&self) -> bool {
+        let mut ended = self.ended.subscribe();
+        // The sender is `self`.
+        let kept = ended.wait_for(Option::is_some).await;
+        kept.is_ok_and(|kept| *kept == Some(true))
     }
 
     /// For the task only: `piece`, which begins at `offset`, is in the file. It is kept in memory for a
@@ -129,14 +146,15 @@ impl Flow {
             .send_modify(|front| front.contiguous = contiguous);
     }
 
-    /// For the task only: a transfer begins, from zero.
-    pub(super) fn restart(&self, again: Again) {
+    /// For the task only: a transfer begins, from zero; `present` bytes of it are in the file already.
+    pub(super) fn restart(&self, again: Again, present: u64) {
         let len = again.len();
         *self.landed() = Landed {
             again: Some(again),
             ..Landed::default()
         };
         self.front.send_replace(Front {
+            present,
             phase: Phase::Running { len },
             ..Front::connecting()
         });
@@ -253,9 +271,9 @@ impl Flow {
         Some(memory.hash.clone())
     }
 
-    /// How far the bytes have come.
-    pub(super) fn contiguous(&self) -> u64 {
-        self.front.borrow().contiguous
+    /// How far the bytes are that need not be waited for from upstream.
+    pub(super) fn at_hand(&self) -> u64 {
+        self.front.borrow().at_hand()
     }
 
     /// The size of the whole, once it is known.
@@ -357,7 +375,7 @@ mod tests {
         let flow = arrived();
         assert!(flow.claim(0, LEN));
         assert!(!flow.retract());
-        assert_eq!(flow.contiguous(), LEN);
+        assert_eq!(flow.at_hand(), LEN);
     }
 
     #[test]
@@ -389,7 +407,7 @@ mod tests {
         assert_eq!(fresh(&flow, 8), None, "slid out");
         assert_eq!(fresh(&flow, 10), Some(Bytes::from_static(b"ef")));
         assert_eq!(fresh(&flow, 14), Some(Bytes::from_static(b"i")));
-        assert_eq!((fresh(&flow, 15), flow.contiguous()), (None, 15));
+        assert_eq!((fresh(&flow, 15), flow.at_hand()), (None, 15));
 
         flow.enter(Phase::Verified { len: 15 });
         assert_eq!(fresh(&flow, 14), None);

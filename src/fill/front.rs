@@ -14,6 +14,9 @@ pub(super) const TAIL: u64 = 64 * 1024;
 pub(super) struct Front {
     /// Every byte before this offset has arrived and can be read.
     pub(super) contiguous: u64,
+    /// Every byte before this offset is in the file of a download that broke off, and is read again before
+    /// it counts as arrived; 0 for one that began at its beginning.
+    pub(super) present: u64,
     /// Where the blob stands.
     pub(super) phase: Phase,
     /// A reader has been given some of it: from here on it is this transfer or none.
@@ -36,6 +39,7 @@ impl Front {
     pub(super) fn connecting() -> Self {
         Self {
             contiguous: 0,
+            present: 0,
             phase: Phase::Connecting,
             taken: false,
         }
@@ -45,9 +49,15 @@ impl Front {
     pub(super) fn unverified(len: u64) -> Self {
         Self {
             contiguous: len,
+            present: len,
             phase: Phase::Running { len },
             taken: false,
         }
+    }
+
+    /// How far the bytes are that need not be waited for from upstream.
+    pub(super) fn at_hand(&self) -> u64 {
+        self.contiguous.max(self.present)
     }
 
     /// The size, once it is known.
@@ -82,7 +92,7 @@ mod tests {
         let mut front = Front {
             contiguous: TAIL,
             phase: Phase::Running { len: TAIL },
-            taken: false,
+            ..Front::connecting()
         };
         assert_eq!(front.released(TAIL), 0);
         assert_eq!(front.released(TAIL - 1), TAIL - 1);
@@ -96,7 +106,7 @@ mod tests {
         #[test]
         fn the_last_bytes_wait_for_the_verdict(len in 1u64..1 << 40, arrived: u64) {
             let contiguous = arrived % (len + 1);
-            let front = Front { contiguous, phase: Phase::Running { len }, taken: false };
+            let front = Front { contiguous, phase: Phase::Running { len }, ..Front::connecting() };
             prop_assert!(front.released(len) <= contiguous);
             prop_assert!(front.released(len) < len);
             prop_assert!(len - front.released(len) >= TAIL.min(len));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::error::FillError;
-use super::front::Phase;
+use super::fetch::Carried;
 use super::proof::KnownSize;
 use super::{Fills, Origin};
 use crate::cache::Interrupted;
@@ -79,19 +79,13 @@ impl Fills {
             described: None,
             told: Some(interrupted.len),
         };
-        let Some((_, attendance, _)) = self.start(&repo, interrupted.digest, size) else {
-            return Ok(());
-        };
-        let mut front = attendance.flow().subscribe();
-        // Nobody reads: without a disk there is nothing to go on for.
-        drop(attendance);
-        let verdict = front
-            .wait_for(|front| matches!(front.phase, Phase::Verified { .. } | Phase::Failed(_)))
-            .await
-            .map_err(|_| FillError::Lost)?;
-        match &verdict.phase {
-            Phase::Failed(error) => Err(error.clone()),
-            Phase::Connecting | Phase::Running { .. } | Phase::Verified { .. } => Ok(()),
+        match self
+            .carry(&repo, interrupted.digest, size, &mut |_, _| ())
+            .await?
+        {
+            // Nobody reads: without a disk there was nothing to go on for.
+            Carried::Kept { .. } | Carried::Present => Ok(()),
+            Carried::Unkept => Err(FillError::Unkept),
         }
     }
 }

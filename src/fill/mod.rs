@@ -15,6 +15,7 @@
 //! | `mod.rs` | where a blob comes from: hit, join, fill or bypass |
 //! | `proof.rs` | who may have it: that a repository holds a digest |
 //! | `filling.rs`, `download.rs` | the task of a fill; its upstream body, continued past what breaks it |
+//! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
@@ -25,6 +26,7 @@
 
 mod download;
 mod error;
+mod fetch;
 mod filling;
 mod flight;
 mod flow;
@@ -45,10 +47,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 pub use error::FillError;
+pub use fetch::Fetched;
 pub use manifests::FoundManifest;
 pub use proof::Pass;
 pub use reader::{Reader, Step};
@@ -83,8 +86,10 @@ const LOOKS: u32 = 3;
 /// How fills behave.
 #[derive(Clone, Debug)]
 pub struct FillOptions {
-    /// How many fills run at once; more wait for their turn.
+    /// How many fills for clients run at once; more wait for their turn.
     pub max_fills: usize,
+    /// How many fills that no client asked for run beside them.
+    pub max_background_fills: usize,
     /// How long a request waits for the head of an upstream's answer. Below the 30 s after which
     /// containerd gives up.
     pub head_deadline: Duration,
@@ -105,6 +110,8 @@ impl Default for FillOptions {
     fn default() -> Self {
         Self {
             max_fills: 64,
+            // As many as docker fetches at once for one pull, and one to go on with what broke off.
+            max_background_fills: 4,
             head_deadline: Duration::from_secs(25),
             patience: Duration::from_secs(60),
             record_ttl: Duration::from_secs(24 * 60 * 60),
@@ -166,6 +173,8 @@ struct Shared {
     absent: moka::sync::Cache<(RepoKey, Digest), Absent>,
     probes: Flights<(RepoKey, Digest), Result<Option<u64>, UpstreamError>>,
     slots: Arc<Semaphore>,
+    /// Apart from those of clients, who never wait for what nobody asked for.
+    background_slots: Arc<Semaphore>,
     /// One at a time: hashing a file again must not take both cores from those who are served.
     verifiers: Arc<Semaphore>,
 }
@@ -243,6 +252,7 @@ impl Fills {
                     .build(),
                 probes: Flights::default(),
                 slots: Arc::new(Semaphore::new(options.max_fills)),
+                background_slots: Arc::new(Semaphore::new(options.max_background_fills)),
                 verifiers: Arc::new(Semaphore::new(1)),
                 store,
                 upstream,
@@ -353,7 +363,9 @@ impl Fills {
             if !is_running {
                 let size = self.size_when_cold(pass).await?;
                 let range = only(ranges, size)?;
-                if !self.wants_it_all(pass.digest, ranges, range, size) {
+                if !self.goes_on(pass.digest, range)
+                    && !self.wants_it_all(pass.digest, ranges, range, size)
+                {
                     return self.bypass(pass, size, range).await.map(Some);
                 }
             }
@@ -376,7 +388,7 @@ impl Fills {
             }
             Some(ranges) => {
                 let range = only(ranges, size)?;
-                if range.start > attendance.flow().contiguous() + NEAR {
+                if range.start > attendance.flow().at_hand() + NEAR {
                     return self.bypass(pass, size, range).await.map(Some);
                 }
                 Parts::One(range, self.follow(range, attendance))
@@ -427,7 +439,7 @@ impl Fills {
         let deadline = Instant::now() + self.shared.options.head_deadline;
         loop {
             let Some((outcome, attendance, is_own)) =
-                self.start(&pass.repo, pass.digest, pass.size)
+                self.start(&pass.repo, pass.digest, pass.size, None)
             else {
                 return Ok(None);
             };
@@ -444,6 +456,13 @@ impl Fills {
                 }
             }
         }
+    }
+
+    /// Whether a range begins in what a broken download has of the blob, or just behind: whoever asks
+    /// for it was cut off with that download, as by a restart of ours.
+    fn goes_on(&self, digest: Digest, range: ByteRange) -> bool {
+        let present = self.shared.store.interrupted_at(&digest);
+        present.is_some_and(|present| range.start <= present + NEAR)
     }
 
     /// Whether a range of a cold blob is the beginning of having it all.
@@ -468,12 +487,14 @@ impl Fills {
 
     /// Begins a fill, or joins the one that somebody began, and tells whether that is one of this very
     /// repository. `None` if the blob is on disk by now: a fill leaves the map after the blob was
-    /// kept, so who looked into the store a moment too early does not fetch it once more.
+    /// kept, so who looked into the store a moment too early does not fetch it once more. Without a
+    /// `slot` the fill waits for one of those for clients.
     fn start(
         &self,
         repo: &RepoKey,
         digest: Digest,
         size: KnownSize,
+        slot: Option<OwnedSemaphorePermit>,
     ) -> Option<(Outcome, Attendance, bool)> {
         let mut running = self.shared.running();
         if let Some(fill) = running.get(&digest)
@@ -503,14 +524,14 @@ impl Fills {
             patience: self.shared.options.patience,
             metrics: self.shared.metrics.clone(),
         };
-        filling.launch(Arc::clone(&self.shared));
+        filling.launch(Arc::clone(&self.shared), slot);
         Some((Outcome::Miss, attendance, true))
     }
 
-    /// Waits until every fill that was begun has ended and its blob is kept, until `deadline` at the
-    /// latest.
+    /// Waits until every fill that was begun for a client has ended and its blob is kept, until
+    /// `deadline` at the latest. What nobody asked for is gone on with another time.
     pub async fn drain(&self, deadline: Instant) {
-        // Every fill holds a slot until its end, and a semaphore serves in order.
+        // Every such fill holds a slot until its end, and a semaphore serves in order.
         let all = u32::try_from(self.shared.options.max_fills).unwrap_or(u32::MAX);
         let _ = timeout_at(deadline, self.shared.slots.acquire_many(all)).await;
     }

@@ -48,6 +48,16 @@ impl Fills {
         digest: Digest,
     ) -> Result<Pass, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
+        self.establish(repo, digest).await
+    }
+
+    /// The repository's part of the proof, which is all there is to show where nobody gets to see the
+    /// content.
+    pub(super) async fn establish(
+        &self,
+        repo: &RepoKey,
+        digest: Digest,
+    ) -> Result<Pass, FillError> {
         let pass = |held: Option<Held>, told: Option<u64>| Pass {
             repo: repo.clone(),
             digest,

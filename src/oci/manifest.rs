@@ -178,6 +178,15 @@ impl Manifest {
             .filter(|blob| blob.urls.is_empty())
     }
 
+    /// The layers of an image, lowest first, foreign ones left out; empty for an index.
+    pub fn layers(&self) -> impl Iterator<Item = &Descriptor> {
+        let layers = match &self.kind {
+            ManifestKind::Image { layers, .. } => layers.as_slice(),
+            ManifestKind::Index { .. } | ManifestKind::Other => [].as_slice(),
+        };
+        layers.iter().filter(|layer| layer.urls.is_empty())
+    }
+
     /// The manifests that an index names; empty for an image.
     pub fn children(&self) -> &[Descriptor] {
         match &self.kind {

@@ -3,9 +3,11 @@
 //! Pure: no I/O, no async, no sockets. Every type here has one way in, its parser, and prints back to
 //! what it was parsed from. It knows nothing of ECR, of caches or of this program's configuration.
 
+mod as_text;
 mod digest;
 mod error;
 pub mod header;
+mod image;
 mod manifest;
 mod pattern;
 mod platform;
@@ -15,6 +17,7 @@ mod route;
 
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
+pub use image::{ImageName, ParseImageError};
 pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, media_type};
 pub use pattern::{ParsePatternError, Pattern};
 pub use platform::{ParsePlatformError, Platform};

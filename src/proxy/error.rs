@@ -189,11 +189,13 @@ fn of_content(error: &FillError) -> Answer {
             "the content did not come in time",
             Some(SOON),
         ),
-        FillError::Unreadable | FillError::Lost | FillError::Abandoned => later(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the content could not be read, please try again",
-            Some(SOON),
-        ),
+        FillError::Unreadable | FillError::Lost | FillError::Abandoned | FillError::Unkept => {
+            later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the content could not be read, please try again",
+                Some(SOON),
+            )
+        }
         FillError::OneRangeAtATime => Answer {
             status: StatusCode::BAD_REQUEST,
             code: ErrorCode::Unsupported,

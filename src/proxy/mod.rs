@@ -19,13 +19,15 @@ use std::sync::Arc;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio::sync::mpsc;
 
 pub use body::Body;
 
 use crate::access::{Access, Action, Denied};
+use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
-use crate::oci::{self, RepoKey, RepositoryName, error_body, query_value};
+use crate::oci::{self, Digest, RepoKey, RepositoryName, error_body, query_value};
 use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics};
 use crate::upstream::Upstream;
 use body::Said;
@@ -68,6 +70,17 @@ pub struct Parts {
     pub fills: Fills,
     /// What is counted.
     pub metrics: Arc<RequestMetrics>,
+    /// Who is told what clients pull. Nobody waits for it: what it has no room for, it is not told.
+    pub pulls: Option<mpsc::Sender<Pulled>>,
+}
+
+/// What a client was given, while it is being sent.
+#[derive(Clone, Debug)]
+pub enum Pulled {
+    /// A manifest of a repository.
+    Manifest(RepoKey, StoredManifest),
+    /// A blob, or a range of one that is or will be cached.
+    Blob(RepoKey, Digest),
 }
 
 /// A request that was let in, with what its answer needs of it.
@@ -76,6 +89,15 @@ struct Asked<'a> {
     is_head: bool,
     /// The bytes go to the socket as they are: no TLS is in between.
     is_plain: bool,
+    pulls: Option<&'a mpsc::Sender<Pulled>>,
+}
+
+impl Asked<'_> {
+    fn tell(&self, pulled: impl FnOnce() -> Pulled) {
+        if let Some(pulls) = self.pulls.filter(|_| !self.is_head) {
+            let _ = pulls.try_send(pulled());
+        }
+    }
 }
 
 /// An answer that is not a refusal.
@@ -186,6 +208,7 @@ impl Proxy {
             headers: request.headers(),
             is_head,
             is_plain: via.is_plain,
+            pulls: self.parts.pulls.as_ref(),
         };
 
         let Some(repository) = wanted.repository() else {

@@ -6,7 +6,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 
 use super::body::Said;
 use super::error::Refusal;
-use super::{Asked, Reply};
+use super::{Asked, Pulled, Reply};
 use crate::access::Right;
 use crate::fill::{Content, Fills, Parts, Want};
 use crate::oci::header::{DOCKER_CONTENT_DIGEST, etag_list_matches};
@@ -28,6 +28,7 @@ pub(super) async fn manifest(
 ) -> Result<Reply, Refusal> {
     let found = fills.manifest(right, repo, reference).await?;
     let manifest = found.manifest;
+    asked.tell(|| Pulled::Manifest(repo.clone(), manifest.clone()));
     if !accepts(asked.headers, &manifest.media_type) {
         return Err(Refusal::NotAccepted(manifest.media_type.to_string()));
     }
@@ -75,7 +76,11 @@ pub(super) async fn blob(
             ranges: wanted_ranges(asked.headers, digest),
             mapped: asked.is_plain,
         };
-        content(fills.open(&pass, &want).await?, digest)
+        let content = fills.open(&pass, &want).await?;
+        if content.outcome != Outcome::Bypass {
+            asked.tell(|| Pulled::Blob(repo.clone(), digest));
+        }
+        reply_with(content, digest)
     };
     reply
         .headers
@@ -84,7 +89,7 @@ pub(super) async fn blob(
     Ok(reply)
 }
 
-fn content(content: Content, digest: Digest) -> Reply {
+fn reply_with(content: Content, digest: Digest) -> Reply {
     let Content {
         size,
         outcome,

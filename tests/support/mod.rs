@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub use self::client::{Answer, Client, Connection};
 pub use self::pki::Pki;
-pub use self::proxy::{Event, Proxy};
+pub use self::proxy::{Ended, Event, Proxy};
 pub use self::sandbox::Sandbox;
 pub use self::scene::Scene;
 

@@ -244,6 +244,11 @@ impl RepositoryLog {
     /// A batch could not be written: what it held is still in memory, and the whole is written anew
     /// when the disk works again. Nothing of the failed file is synced a second time.
     pub(in crate::cache) fn write_failed(&mut self) {
+        self.write_anew();
+    }
+
+    /// The file is damaged: the next thing to be written is all that is known.
+    pub(in crate::cache) fn write_anew(&mut self) {
         self.rewrite = true;
         self.pending.clear();
         self.pending_manifests.clear();

@@ -7,6 +7,7 @@ mod keeping;
 mod model;
 mod records;
 mod restart;
+mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

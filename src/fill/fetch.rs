@@ -1,0 +1,170 @@
+//! Fetching for nobody in particular: what jobs ask for, behind what clients do.
+//!
+//! The invariant: a client never waits for it. Fills that are begun here have slots of their own, and
+//! they are begun only once they have one, so that a client who asks for a blob that waits for its turn
+//! begins it at once. No content comes out of here, so no right is needed; that the repository holds the
+//! digest is proven as it is for clients, who will be served on the strength of it.
+
+use std::sync::Arc;
+
+use super::error::FillError;
+use super::flow::Flow;
+use super::front::Phase;
+use super::manifests::FoundManifest;
+use super::verifying::Belief;
+use super::{Fills, KnownSize, LOOKS, Pass};
+use crate::oci::{Digest, Reference, RepoKey};
+use crate::telemetry::Outcome;
+
+/// A blob that is whole on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Its size in bytes.
+    pub size: u64,
+    /// `Hit` if it was there, `Joined` if somebody was fetching it, else `Miss`.
+    pub outcome: Outcome,
+}
+
+/// What became of a fill that nobody waits for the bytes of.
+pub(super) enum Carried {
+    /// It is on disk.
+    Kept { size: u64, outcome: Outcome },
+    /// It was on disk before the fill could begin.
+    Present,
+    /// It was fetched, and the disk would not take it.
+    Unkept,
+}
+
+impl Fills {
+    /// The manifest that `reference` names in `repo`, as [`Fills::manifest`] finds it.
+    ///
+    /// # Errors
+    /// The upstream's, where nothing kept may be taken instead.
+    ///
+    /// # Cancel safety
+    /// Questions to the upstream run in tasks of their own and are shared; a caller may leave.
+    pub async fn fetch_manifest(
+        &self,
+        repo: &RepoKey,
+        reference: &Reference,
+    ) -> Result<FoundManifest, FillError> {
+        self.shared.manifests.find(repo, reference).await
+    }
+
+    /// True while a blob is being fetched for whoever asked for it.
+    pub fn is_filling(&self, digest: &Digest) -> bool {
+        self.shared.running().contains_key(digest)
+    }
+
+    /// Sees to it that a blob is whole on disk, behind what clients ask for. `progress` is told how many
+    /// bytes of how many there are, whenever there are more.
+    ///
+    /// # Errors
+    /// Why it is not: the upstream's error, or [`FillError::Unkept`] and [`FillError::Abandoned`] where
+    /// the disk does not take it.
+    ///
+    /// # Cancel safety
+    /// A fill that was begun goes on without the caller.
+    pub async fn fetch(
+        &self,
+        repo: &RepoKey,
+        digest: Digest,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Fetched, FillError> {
+        let pass = self.establish(repo, digest).await?;
+        let fetched = self.make_whole(&pass, progress).await;
+        self.shared.hear(&pass, fetched.as_ref().err()).await;
+        fetched
+    }
+
+    async fn make_whole(
+        &self,
+        pass: &Pass,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Fetched, FillError> {
+        for _ in 0..LOOKS {
+            if let Some(size) = self.verified_on_disk(pass).await? {
+                progress(size, size);
+                let outcome = Outcome::Hit;
+                return Ok(Fetched { size, outcome });
+            }
+            match self
+                .carry(&pass.repo, pass.digest, pass.size, progress)
+                .await?
+            {
+                Carried::Kept { size, outcome } => return Ok(Fetched { size, outcome }),
+                Carried::Present => {}
+                Carried::Unkept => return Err(FillError::Unkept),
+            }
+        }
+        Err(FillError::Lost)
+    }
+
+    /// The size of a blob whose file is what its name says, hashed anew where that is in doubt.
+    async fn verified_on_disk(&self, pass: &Pass) -> Result<Option<u64>, FillError> {
+        let Some(blob) = self.shared.stored(pass).await? else {
+            return Ok(None);
+        };
+        match self.shared.believe(&blob).await? {
+            Belief::Believed => Ok(Some(blob.len())),
+            Belief::Verifying(flow) => {
+                let verdict = until_verdict(&flow, &mut |_, _| ()).await;
+                Ok(verdict.is_ok().then_some(blob.len()))
+            }
+            Belief::Damaged => Ok(None),
+        }
+    }
+
+    /// Fetches a blob in a background slot, or waits for whoever does.
+    pub(super) async fn carry(
+        &self,
+        repo: &RepoKey,
+        digest: Digest,
+        size: KnownSize,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Carried, FillError> {
+        loop {
+            let slots = Arc::clone(&self.shared.background_slots);
+            let slot = slots.acquire_owned().await.map_err(|_| FillError::Lost)?;
+            let Some((outcome, attendance, is_own)) = self.start(repo, digest, size, Some(slot))
+            else {
+                return Ok(Carried::Present);
+            };
+            let flow = Arc::clone(attendance.flow());
+            // Nobody reads: without a disk there is nothing to go on for.
+            drop(attendance);
+            match until_verdict(&flow, progress).await {
+                // A no to another repository is none to this one. That fill is off the map by now.
+                Err(error) if !is_own && error.is_of_its_repository() => {}
+                Err(error) => return Err(error),
+                Ok(size) => {
+                    return Ok(match flow.until_ended().await {
+                        true => Carried::Kept { size, outcome },
+                        false => Carried::Unkept,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Waits until a blob is verified, and answers its size.
+async fn until_verdict(
+    flow: &Flow,
+    progress: &mut (dyn FnMut(u64, u64) + Send),
+) -> Result<u64, FillError> {
+    let mut fronts = flow.subscribe();
+    loop {
+        let front = fronts.borrow_and_update().clone();
+        match front.phase {
+            Phase::Connecting => {}
+            Phase::Running { len } => progress(front.contiguous, len),
+            Phase::Verified { len } => {
+                progress(len, len);
+                return Ok(len);
+            }
+            Phase::Failed(error) => return Err(error),
+        }
+        fronts.changed().await.map_err(|_| FillError::Lost)?;
+    }
+}

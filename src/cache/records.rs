@@ -26,6 +26,7 @@ use super::repository_log::{self, Batch, RepositoryLog};
 use super::store::Shared;
 
 mod listing;
+mod referrers;
 
 pub use listing::ManifestRecord;
 

@@ -26,6 +26,7 @@ use super::record::{Held, HeldBy, Record, StoredManifest, TagRecord};
 use super::records::ManifestRecord;
 use super::references::{Change, Links};
 
+mod referrers;
 mod writing;
 
 pub(super) use writing::Batch;
@@ -114,6 +115,8 @@ pub(super) struct RepositoryLog {
     by_upstream: HashMap<Digest, ByUpstream>,
     by_manifests: HashMap<Digest, ByManifests>,
     tags: HashMap<Tag, (Digest, Checked)>,
+    /// What upstream lists as referring to a manifest, which need not be stored.
+    referrers: HashMap<Digest, (Bytes, Checked)>,
 
     salt: Salt,
     /// Bytes of the file that are good; what is behind them is cut before appending.
@@ -136,6 +139,7 @@ impl RepositoryLog {
             by_upstream: HashMap::new(),
             by_manifests: HashMap::new(),
             tags: HashMap::new(),
+            referrers: HashMap::new(),
             salt: Salt::random(),
             len: 0,
             rewrite: true,
@@ -232,11 +236,18 @@ impl RepositoryLog {
                     self.insert_tag(tag, digest, at);
                 }
             }
+            Record::Referrers { subject, at, list } => {
+                let list = Bytes::copy_from_slice(list);
+                self.referrers.insert(subject, (list, Checked::logged(at)));
+            }
             Record::ForgetBlob(digest) => {
                 self.by_upstream.remove(&digest);
                 self.by_manifests.remove(&digest);
             }
-            Record::ForgetManifest(digest) => self.remove_manifest(&digest),
+            Record::ForgetManifest(digest) => {
+                self.remove_manifest(&digest);
+                self.referrers.remove(&digest);
+            }
             Record::ForgetTag(tag) => {
                 if let Ok(tag) = tag.parse() {
                     self.remove_tag(&tag);
@@ -336,7 +347,10 @@ impl RepositoryLog {
 
     /// True if nothing is recorded.
     pub(super) fn is_vacant(&self) -> bool {
-        self.manifests.is_empty() && self.by_upstream.is_empty() && self.tags.is_empty()
+        self.manifests.is_empty()
+            && self.by_upstream.is_empty()
+            && self.tags.is_empty()
+            && self.referrers.is_empty()
     }
 
     // Asking.
@@ -507,6 +521,7 @@ impl RepositoryLog {
     pub(super) fn forget_manifest(&mut self, digest: &Digest) {
         if self.manifests.contains_key(digest) {
             self.remove_manifest(digest);
+            self.referrers.remove(digest);
             self.log(&Record::ForgetManifest(*digest));
         }
     }

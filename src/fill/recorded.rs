@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::error::FillError;
-use crate::cache::{Held, Records, Store, StoredManifest, TagRecord};
+use crate::cache::{Held, Records, ReferrerList, Store, StoredManifest, TagRecord};
 use crate::oci::{Digest, RepoKey, Tag};
 
 /// The store's records, asked at once where the repository's are in memory, else on a thread that may
@@ -71,6 +71,52 @@ impl Recorded {
         let tag = tag.clone();
         self.ask(repo, move |records, repo| records.tag(repo, &tag))
             .await
+    }
+
+    pub(super) async fn referrer_list(
+        &self,
+        repo: &RepoKey,
+        subject: Digest,
+    ) -> Result<Option<ReferrerList>, FillError> {
+        self.ask(repo, move |records, repo| {
+            records.referrer_list(repo, &subject)
+        })
+        .await
+    }
+
+    /// The stored manifests that refer to `subject`, and when upstream last confirmed each.
+    pub(super) async fn referring(
+        &self,
+        repo: &RepoKey,
+        subject: Digest,
+    ) -> Result<Vec<(StoredManifest, SystemTime)>, FillError> {
+        self.ask(repo, move |records, repo| {
+            let referring = records.referrers(repo, &subject).into_iter();
+            let checked = |manifest: &StoredManifest| {
+                let at = records.manifest_checked_now(repo, &manifest.digest);
+                at.unwrap_or(SystemTime::UNIX_EPOCH)
+            };
+            referring
+                .map(|manifest| {
+                    let at = checked(&manifest);
+                    (manifest, at)
+                })
+                .collect()
+        })
+        .await
+    }
+
+    pub(super) async fn note_referrers(
+        &self,
+        repo: &RepoKey,
+        subject: Digest,
+        entries: Bytes,
+        at: SystemTime,
+    ) {
+        self.tell(repo, move |records, repo| {
+            records.put_referrer_list(repo, subject, entries, at);
+        })
+        .await;
     }
 
     pub(super) async fn note_manifest(

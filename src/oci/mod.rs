@@ -13,6 +13,7 @@ mod pattern;
 mod platform;
 mod range;
 mod reference;
+mod referrers;
 mod route;
 
 pub use digest::{Digest, Hasher, ParseDigestError};
@@ -25,4 +26,5 @@ pub use range::{ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsat
 pub use reference::{
     ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,
 };
+pub use referrers::Referrers;
 pub use route::{ParseRequestError, Request, query_value};

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -80,6 +81,7 @@ pub struct UpstreamMetrics {
     retries: Family<UpstreamLabel, Counter>,
     truncated: Family<UpstreamLabel, Counter>,
     stalled: Family<UpstreamLabel, Counter>,
+    held_back: Family<UpstreamLabel, Counter<f64, AtomicU64>>,
 }
 
 impl UpstreamMetrics {
@@ -129,6 +131,11 @@ impl UpstreamMetrics {
             "upstream_stalled",
             "Bodies given up because nothing, or too little, came",
             self.stalled.clone(),
+        );
+        registry.register(
+            "upstream_held_back_seconds",
+            "Time that bodies waited for the bandwidth limit, or gave way to others",
+            self.held_back.clone(),
         );
     }
 
@@ -196,6 +203,14 @@ impl Meter {
 
     pub(super) fn truncated(&self) {
         self.metrics.truncated.get_or_create(&self.label()).inc();
+    }
+
+    pub(super) fn held_back(&self, time: Duration) {
+        // Nothing is the rule, and this is asked at every piece of a body.
+        if time >= Duration::from_millis(1) {
+            let held_back = self.metrics.held_back.get_or_create(&self.label());
+            held_back.inc_by(time.as_secs_f64());
+        }
     }
 
     pub(super) fn stalled(&self) {

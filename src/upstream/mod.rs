@@ -13,8 +13,10 @@
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
 //! | `gate`, `redirect` | obeying a registry that throttles; where blobs may be |
+//! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
 
+mod bandwidth;
 mod bearer;
 mod blob;
 mod check;
@@ -43,6 +45,7 @@ use http::{HeaderValue, Uri};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 
+pub use bandwidth::{Interest, Line, Rate};
 pub use blob::{BlobBody, Span, Validator};
 pub use check::{Ping, Skew};
 pub use ecr::{AwsOptions, StaticKeys};
@@ -89,6 +92,10 @@ pub struct UpstreamOptions {
     pub redirect_hosts: Vec<HostPattern>,
     /// Whether a manifest proves that the repository holds its blobs; told from the registry without.
     pub trust_manifests: Option<bool>,
+    /// How fast its blobs may come, in bytes a second; without, as fast as they do.
+    pub max_bandwidth: Option<Rate>,
+    /// A line that its blobs share with those of other upstreams.
+    pub shared_line: Option<Line>,
     /// Deadlines and sizes.
     pub limits: Limits,
 }
@@ -190,6 +197,8 @@ struct Shared {
     redirects: RedirectPolicy,
     gate: Gate,
     budget: RetryBudget,
+    /// What every blob passes: its own line, and the one shared with other upstreams.
+    lines: Vec<Line>,
     limits: Limits,
     meter: Meter,
 }
@@ -209,6 +218,8 @@ impl Upstream {
             extra_roots,
             redirect_hosts,
             trust_manifests,
+            max_bandwidth,
+            shared_line,
             limits,
         } = options;
         let own_address: Uri = format!("https://{}/", registry.authority())
@@ -285,6 +296,10 @@ impl Upstream {
                 credentials,
                 gate: Gate::open(),
                 budget: RetryBudget::full(),
+                lines: [Some(Line::new(max_bandwidth)), shared_line]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
                 limits,
                 meter,
             }),
@@ -344,6 +359,8 @@ mod tests {
             extra_roots: Vec::new(),
             redirect_hosts: Vec::new(),
             trust_manifests: None,
+            max_bandwidth: None,
+            shared_line: None,
             limits: Limits::default(),
         }
     }

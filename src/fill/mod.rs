@@ -539,6 +539,14 @@ impl Fills {
         Some((Outcome::Miss, attendance, true))
     }
 
+    /// Returns at once while upstream answers, and otherwise soon after it does again; true if it was away.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing.
+    pub async fn until_upstream_answers(&self) -> bool {
+        self.shared.upstream.answers().await
+    }
+
     /// Waits until every fill that was begun for a client has ended and its blob is kept, until
     /// `deadline` at the latest. What nobody asked for is gone on with another time.
     pub async fn drain(&self, deadline: Instant) {

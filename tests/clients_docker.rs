@@ -5,9 +5,9 @@ mod support;
 
 use std::path::Path;
 
+use support::Scene;
 use support::image::GREETING;
 use support::real::Dockerd;
-use support::Scene;
 
 fn pull_and_run(scene: &Scene, dockerd: &Dockerd) {
     let reference = scene.reference();

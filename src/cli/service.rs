@@ -21,8 +21,9 @@ use super::{Failure, chain};
 use crate::access::Access;
 use crate::admin::{Admin, AdminSocket, Degraded, Health, Phase, Readiness};
 use crate::cache::{Degradation, Store};
+use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch, Tls};
-use crate::jobs::{self, PrefetchMetrics};
+use crate::jobs::{self, PrefetchMetrics, ScrubMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
@@ -48,6 +49,7 @@ pub(super) struct Service {
     readiness: Readiness,
     options: ServerOptions,
     metrics: ServerMetrics,
+    scrub_metrics: ScrubMetrics,
     certificates: Certificates,
     certificate_expiry: Gauge,
     local_ca: Option<LocalCa>,
@@ -65,6 +67,8 @@ impl Service {
     ) -> Result<Self, Failure> {
         let request_metrics = RequestMetrics::default();
         let server_metrics = ServerMetrics::default();
+        let scrub_metrics = ScrubMetrics::default();
+        scrub_metrics.register(metrics.registry());
         request_metrics.register(metrics.registry());
         server_metrics.register(metrics.registry());
         let certificate_expiry = metrics.certificate_expiry.clone();
@@ -110,6 +114,7 @@ impl Service {
             readiness,
             options,
             metrics: server_metrics,
+            scrub_metrics,
             certificates,
             certificate_expiry,
             local_ca,
@@ -149,6 +154,13 @@ impl Service {
         } = self.mechanisms.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
         background.spawn(jobs::resume(fills.clone()));
+        background.spawn(jobs::scrub(
+            fills.clone(),
+            store.clone(),
+            Clock::system(),
+            ScrubOptions::default(),
+            self.scrub_metrics.clone(),
+        ));
         if let Some((pulls, metrics)) = self.prefetch.take() {
             background.spawn(jobs::prefetch(fills.clone(), pulls, metrics));
         }

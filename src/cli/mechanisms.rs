@@ -64,6 +64,8 @@ impl Mechanisms {
         fill_metrics.register(metrics.registry());
         let store = Store::open(config.store_options(), cache_metrics)?;
         let upstream = Upstream::new(upstream, &upstream_metrics)?;
+        let asked = upstream.clone();
+        store.when_cut_off(move || asked.outage().is_some());
         let fills = Fills::new(
             store.clone(),
             upstream.clone(),

@@ -77,6 +77,7 @@ pub(super) const KEYS: &[Key] = &[
     key("cache.max_manifest_size", Shape::TextOrNumber),
     key("cache.max_upstream_bandwidth", Shape::Text),
     key("cache.prefetch", Shape::Text),
+    key("cache.pins", Shape::List),
     key("access.users", Shape::Text),
     key("access.anonymous", Shape::Text),
     key("access.anonymous_networks", Shape::List),

@@ -29,6 +29,7 @@ use std::time::Duration;
 use http::Uri;
 
 use crate::access::{Network, Users};
+use crate::cache::Pin;
 use crate::upstream::{HostPattern, Rate, Registry};
 
 /// The file that is read when none is named, if it exists.
@@ -119,6 +120,8 @@ pub struct Cache {
     pub max_upstream_bandwidth: Option<Rate>,
     /// What is fetched ahead of being asked for.
     pub prefetch: Prefetch,
+    /// What is never evicted, besides what the operator pins while it runs.
+    pub pins: Vec<Pin>,
 }
 
 /// What is fetched ahead of being asked for.
@@ -295,6 +298,7 @@ impl Config {
                 rate(cache.max_upstream_bandwidth),
             ),
             ("cache.prefetch", cache.prefetch.as_str().to_owned()),
+            ("cache.pins", join(&cache.pins)),
             ("access.anonymous", anonymous.to_owned()),
         ]);
         if access.anonymous == Anonymous::Pull {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Anonymous, Auth, Config, Size};
 use crate::access::AccessOptions;
-use crate::cache::{Limit, StoreOptions};
+use crate::cache::{Limit, Pins, StoreOptions};
 use crate::jobs::operations::Names;
 use crate::server::ServerOptions;
 use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Line, Secret, UpstreamOptions};
@@ -24,11 +24,12 @@ pub struct FileError {
 }
 
 impl Config {
-    /// For the store.
+    /// For the store; reads the pins kept in the state directory.
     pub fn store_options(&self) -> StoreOptions {
         StoreOptions {
             max_size: limit(self.cache.max_size),
             min_free: limit(self.cache.min_free),
+            pins: Pins::open(&self.server.state_dir, self.cache.pins.iter().cloned()),
             ..StoreOptions::new(&self.cache.dir)
         }
     }

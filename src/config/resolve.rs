@@ -13,6 +13,7 @@ use super::{
     Sources, Tls, Upstream,
 };
 use crate::access::{Network, Users};
+use crate::cache::Pin;
 use crate::upstream::{HostPattern, Registry, RegistryKind};
 
 /// Of the file system, leaving room for what else lives there.
@@ -255,6 +256,10 @@ impl Resolver {
             }
         });
         let max_upstream_bandwidth = self.one("cache.max_upstream_bandwidth", values::bandwidth);
+        let pins = self.many("cache.pins", |text| {
+            text.parse::<Pin>()
+                .map_err(|error| format!("{text:?}: {error}"))
+        });
         let prefetch = self.one("cache.prefetch", |text| {
             let known = [Prefetch::Off, Prefetch::Layers];
             let named = known.into_iter().find(|known| known.as_str() == text);
@@ -273,6 +278,7 @@ impl Resolver {
             max_manifest_size: max_manifest_size?.unwrap_or(DEFAULT_MAX_MANIFEST_BYTES),
             max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
             prefetch: prefetch?.unwrap_or(Prefetch::Off),
+            pins: pins?.unwrap_or_default(),
         })
     }
 

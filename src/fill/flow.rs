@@ -294,6 +294,11 @@ impl Flow {
         })
     }
 
+    /// Whether anybody waits for it.
+    pub(super) fn is_attended(&self) -> bool {
+        !matches!(*self.readers.borrow(), 0 | ABANDONED)
+    }
+
     /// Counts a reader as [`Flow::attend`] does, unless the fill has been abandoned.
     pub(super) fn join(self: &Arc<Self>) -> Option<Attendance> {
         let joined = self.readers.send_if_modified(|readers| {

@@ -299,7 +299,10 @@ impl Fills {
         reference: &crate::oci::Reference,
     ) -> Result<FoundManifest, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        self.shared.manifests.find(repo, reference).await
+        let found = self.shared.manifests.find(repo, reference).await?;
+        let digest = &found.manifest.digest;
+        self.shared.store.manifest_used(repo, digest);
+        Ok(found)
     }
 
     /// The size of a blob in bytes, and where it was learned, as a GET would tell it.
@@ -548,6 +551,14 @@ impl Fills {
         };
         filling.launch(Arc::clone(&self.shared), slot);
         Some((Outcome::Miss, attendance, true))
+    }
+
+    /// Returns at once while upstream answers, and otherwise soon after it does again; true if it was away.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing.
+    pub async fn until_upstream_answers(&self) -> bool {
+        self.shared.upstream.answers().await
     }
 
     /// Waits until every fill that was begun for a client has ended and its blob is kept, until

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::{Digest, ImageName, ImagePattern, Pattern, RepositoryName, Tag};
+use super::{Digest, ImageName, ImagePattern, Pattern, Platform, RepositoryName, Tag};
 
 fn read<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
@@ -36,6 +36,7 @@ as_text!(
     ImageName,
     ImagePattern,
     Pattern,
+    Platform,
     RepositoryName,
     Tag
 );

@@ -8,11 +8,13 @@ mod digest;
 mod error;
 pub mod header;
 mod image;
+pub mod layout;
 mod manifest;
 mod pattern;
 mod platform;
 mod range;
 mod reference;
+mod referrers;
 mod route;
 
 pub use digest::{Digest, Hasher, ParseDigestError};
@@ -25,4 +27,5 @@ pub use range::{ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsat
 pub use reference::{
     ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,
 };
+pub use referrers::Referrers;
 pub use route::{ParseRequestError, Request, query_value};

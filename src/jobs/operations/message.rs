@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use crate::oci::{Digest, ImagePattern, RepositoryName, Tag};
+use crate::oci::{Digest, ImageName, ImagePattern, Platform, RepositoryName, Tag};
 
 /// An operation and what it needs to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,26 @@ pub enum Request {
     /// Hashes everything again. Answered by [`Event::Verifying`] from time to time, an event for each
     /// damage found, and [`Event::Verified`].
     Verify,
+    /// Images as a bundle. Answered by [`Event::Bundle`] and the bundle's bytes.
+    Export {
+        /// The images.
+        images: Vec<ImageName>,
+        /// Of an index only the manifests for these; all if empty.
+        #[serde(default)]
+        platforms: Vec<Platform>,
+        /// What refers to the images, too.
+        referrers: bool,
+    },
+    /// Takes in the bundle that follows as input. Answered by an [`Event::Imported`] for each image and
+    /// one [`Event::ImportEnded`].
+    Import {
+        /// `repository[:tag]` to take the place of what the bundle says.
+        #[serde(default)]
+        rename: Option<String>,
+        /// Of an index only the manifests for these; all that are in the bundle if empty.
+        #[serde(default)]
+        platforms: Vec<Platform>,
+    },
 }
 
 /// What an operation tells.
@@ -78,6 +98,30 @@ pub enum Event {
     },
     /// What a verification came to.
     Verified(Verified),
+    /// What a bundle holds; its bytes follow.
+    Bundle {
+        /// Images, and what refers to them.
+        images: u64,
+        /// Blobs, manifests not among them.
+        blobs: u64,
+        /// Length of the bundle.
+        bytes: u64,
+    },
+    /// What became of one image of a bundle.
+    Imported {
+        /// What it is called here.
+        image: String,
+        /// Its manifest.
+        digest: Digest,
+        /// What its tag named before, where that was another manifest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replaced: Option<Digest>,
+        /// Why nothing of it was applied, where nothing was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// What an import came to.
+    ImportEnded(ImportTally),
     /// The last event: the operation is over.
     End {
         /// Why it did not do all that it was asked for.
@@ -117,6 +161,23 @@ pub struct Stats {
     pub interrupted_downloads: u64,
     /// What is wrong with the cache.
     pub degraded: Vec<Fault>,
+}
+
+/// What an import came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportTally {
+    /// Images that were applied.
+    pub images: u64,
+    /// Images of which nothing was applied.
+    pub failed_images: u64,
+    /// Blobs that the cache did not have.
+    pub new_blobs: u64,
+    /// Their bytes.
+    pub new_bytes: u64,
+    /// Blobs that it had.
+    pub known_blobs: u64,
+    /// Their bytes.
+    pub known_bytes: u64,
 }
 
 /// Bytes on disk by the state of the file that they are in.

@@ -1,5 +1,6 @@
 //! Which parts of a file are there: disjoint spans of offsets.
 
+use std::iter;
 use std::ops::Range;
 
 /// Disjoint, in order, none empty, none touching the next.
@@ -26,7 +27,7 @@ impl Spans {
             .first()
             .map_or(span.start, |old| old.start.min(span.start));
         let end = touched.last().map_or(span.end, |old| old.end.max(span.end));
-        self.0.splice(first..after, [start..end]);
+        self.0.splice(first..after, iter::once(start..end));
     }
 
     /// How far everything from `offset` on is there; `offset` itself if that is not.
@@ -137,7 +138,7 @@ mod tests {
 
     #[test]
     fn half_a_bound_is_no_spans() {
-        let bytes = of(&[3..9]).to_bytes();
+        let bytes = Spans::up_to(9).to_bytes();
         assert_eq!(Spans::from_bytes(&bytes[..15]), None);
     }
 }

@@ -191,9 +191,13 @@ mod tests {
 
     const MIB: u64 = 1024 * 1024;
 
+    fn whole(len: u64) -> Vec<Range<u64>> {
+        std::iter::once(0..len).collect()
+    }
+
     #[test]
     fn one_lane_has_it_all_until_it_shares() {
-        let mut stretches = Stretches::new(0, vec![0..100 * MIB]);
+        let mut stretches = Stretches::new(0, whole(100 * MIB));
         assert_eq!(
             (stretches.end(0), stretches.take(1, MIB)),
             (100 * MIB, None)
@@ -213,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_a_lane_leaves_goes_back_to_the_one_before_it_or_to_anybody() {
-        let mut stretches = Stretches::new(0, vec![0..100 * MIB]);
+        let mut stretches = Stretches::new(0, whole(100 * MIB));
         stretches.set_width(3);
         stretches.share(10 * MIB);
         assert_eq!(stretches.take(1, 10 * MIB), Some(10 * MIB..20 * MIB));
@@ -236,7 +240,7 @@ mod tests {
 
     #[test]
     fn who_stays_alone_shares_no_more() {
-        let mut stretches = Stretches::new(0, vec![0..100 * MIB]);
+        let mut stretches = Stretches::new(0, whole(100 * MIB));
         assert!(stretches.stay_alone());
         stretches.set_width(4);
         stretches.share(10 * MIB);
@@ -271,7 +275,7 @@ mod tests {
         #[test]
         fn every_byte_is_fetched_once(steps in proptest::collection::vec(step(), 0..200)) {
             const LEN: u64 = 32 * MIB;
-            let mut stretches = Stretches::new(0, vec![0..LEN]);
+            let mut stretches = Stretches::new(0, whole(LEN));
             let mut next_lane = 1;
             let mut fetched = 0;
             let end = (0..).map(|_| Step::Advance(0, MIB)).take(200);

@@ -218,5 +218,6 @@ fn c01_what_was_not_noted_of_a_download_with_holes_is_not_believed_to_be_there()
     let store = scene.open();
     let partial = taken_up(&store, &content);
     let gaps = partial.present().gaps(content.len() as u64);
-    assert_eq!(gaps, [1 << 20..8 << 20], "its length alone says otherwise");
+    let gap = (1 << 20)..(8 << 20);
+    assert!(gaps.iter().eq([&gap]), "its length alone says otherwise");
 }

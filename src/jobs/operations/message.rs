@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::oci::{Digest, ImageName};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// An operation and what it needs to know.
@@ -16,6 +17,76 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub enum Request {
     /// What is in the cache, in figures. Answered by one [`Event::Stats`].
     Stats,
+    /// Fill the cache with images. Answered by [`Event::WarmProgress`] while it goes on, an
+    /// [`Event::WarmDone`] for each image and one [`Event::WarmSummary`].
+    Warm(Warm),
+}
+
+/// Which images the cache is to be filled with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    /// The images.
+    pub images: Vec<ImageName>,
+    /// Only these platforms of an index, as `os/architecture[/variant]`; `None` for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platforms: Option<Vec<String>>,
+    /// Whatever refers to the images as well: signatures, SBOMs.
+    pub referrers: bool,
+}
+
+/// How far an image has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmProgress {
+    /// The image.
+    pub image: ImageName,
+    /// Its blobs.
+    pub blobs: u64,
+    /// Those of them that are in the cache.
+    pub blobs_done: u64,
+    /// Bytes of all its blobs.
+    pub bytes: u64,
+    /// Those of them that are in the cache.
+    pub bytes_done: u64,
+}
+
+/// What became of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmDone {
+    /// The image.
+    pub image: ImageName,
+    /// What its name means now.
+    pub digest: Option<Digest>,
+    /// Its manifests, those of referrers among them.
+    pub manifests: u64,
+    /// The manifests among them that only refer to the image.
+    pub referrers: u64,
+    /// Its blobs.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The blobs that had to be fetched.
+    pub fetched_blobs: u64,
+    /// Their bytes.
+    pub fetched_bytes: u64,
+    /// Why something of it is not in the cache, or may be another by now; none if all is well.
+    pub errors: Vec<String>,
+    /// What is odd without keeping anybody from pulling it.
+    pub notes: Vec<String>,
+}
+
+/// What became of all images.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmSummary {
+    /// How many there were.
+    pub images: u64,
+    /// Those that are in the cache, as upstream has them now.
+    pub complete: u64,
+    /// Bytes of their blobs; those that images share count for each.
+    pub bytes: u64,
+    /// Bytes that had to be fetched.
+    pub fetched_bytes: u64,
+    /// The images of which something is missing, as they were asked for.
+    pub failed: Vec<ImageName>,
 }
 
 /// What an operation tells.
@@ -28,6 +99,12 @@ pub enum Request {
 pub enum Event {
     /// The cache in figures.
     Stats(Stats),
+    /// How far an image has come; several times a second while it does.
+    WarmProgress(WarmProgress),
+    /// What became of an image.
+    WarmDone(WarmDone),
+    /// What became of all images.
+    WarmSummary(WarmSummary),
     /// The last event: the operation is over.
     End {
         /// Why it did not do all that it was asked for.

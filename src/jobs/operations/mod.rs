@@ -13,26 +13,33 @@
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |
-//! | `stats` | the operations, one a file |
+//! | `stats`, `warm` | the operations, one a file |
 
 mod message;
 mod names;
 mod running;
 mod stats;
+mod warm;
 pub mod wire;
 
 use std::sync::Arc;
 
-pub use message::{BytesByState, Event, Fault, Reason, Request, Stats, Time};
+pub use message::{
+    BytesByState, Event, Fault, Reason, Request, Stats, Time, Warm, WarmDone, WarmProgress,
+    WarmSummary,
+};
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;
+use crate::jobs::warm::Warmer;
 
 /// What operations work on.
 pub struct Parts {
     /// The cache.
     pub store: Store,
+    /// What fills it.
+    pub warmer: Warmer,
     /// What images are called.
     pub names: Names,
 }
@@ -70,5 +77,6 @@ async fn run(
 ) -> Result<(), OperationError> {
     match request {
         Request::Stats => stats::run(parts, output).await,
+        Request::Warm(warm) => warm::run(parts, warm, output).await,
     }
 }

@@ -21,15 +21,16 @@ use super::{Failure, chain};
 use crate::access::Access;
 use crate::admin::{Admin, AdminSocket, Degraded, Health, Phase, Readiness};
 use crate::cache::{Degradation, Store};
+use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch, Tls};
-use crate::jobs::{self, PrefetchMetrics};
+use crate::jobs::{self, PrefetchMetrics, ScrubMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
 use crate::telemetry::{Metrics, RequestMetrics};
 use crate::tls::{self, Certificates, LocalCa, Pair};
-use crate::upstream::{Upstream, UpstreamOptions};
+use crate::upstream::{Outage, Upstream, UpstreamError, UpstreamOptions};
 
 /// How often the certificate is looked at: a leaf of the local CA is renewed a month ahead.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(60 * 60);
@@ -48,6 +49,7 @@ pub(super) struct Service {
     readiness: Readiness,
     options: ServerOptions,
     metrics: ServerMetrics,
+    scrub_metrics: ScrubMetrics,
     certificates: Certificates,
     certificate_expiry: Gauge,
     local_ca: Option<LocalCa>,
@@ -65,6 +67,8 @@ impl Service {
     ) -> Result<Self, Failure> {
         let request_metrics = RequestMetrics::default();
         let server_metrics = ServerMetrics::default();
+        let scrub_metrics = ScrubMetrics::default();
+        scrub_metrics.register(metrics.registry());
         request_metrics.register(metrics.registry());
         server_metrics.register(metrics.registry());
         let certificate_expiry = metrics.certificate_expiry.clone();
@@ -110,6 +114,7 @@ impl Service {
             readiness,
             options,
             metrics: server_metrics,
+            scrub_metrics,
             certificates,
             certificate_expiry,
             local_ca,
@@ -149,6 +154,13 @@ impl Service {
         } = self.mechanisms.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
         background.spawn(jobs::resume(fills.clone()));
+        background.spawn(jobs::scrub(
+            fills.clone(),
+            store.clone(),
+            Clock::system(),
+            ScrubOptions::default(),
+            self.scrub_metrics.clone(),
+        ));
         if let Some((pulls, metrics)) = self.prefetch.take() {
             background.spawn(jobs::prefetch(fills.clone(), pulls, metrics));
         }
@@ -357,29 +369,42 @@ fn readiness(store: Store, upstream: Upstream) -> Readiness {
                 why: format!("{what}, since {}", time(*since)),
             })
             .collect();
-        let token = upstream.token_status();
-        if let Some((since, reason)) = token.failing {
-            let why = match token.valid_until {
-                Some(until) => {
-                    format!(
-                        "the token cannot be renewed: {reason}; it is valid until {}",
-                        time(until)
-                    )
-                }
-                None => {
-                    format!(
-                        "serving from cache: no credentials since {}: {reason}",
-                        time(since)
-                    )
-                }
-            };
-            degraded.push(Degraded {
-                what: "upstream",
-                why,
-            });
-        }
+        degraded.extend(upstream_faults(&upstream).map(|why| Degraded {
+            what: "upstream",
+            why,
+        }));
         Health { unusable, degraded }
     })
+}
+
+/// What of the upstream does not work, each with since when.
+fn upstream_faults(upstream: &Upstream) -> impl Iterator<Item = String> {
+    let outage = upstream.outage();
+    let without_token = outage
+        .as_ref()
+        .filter(|outage| matches!(outage.cause, UpstreamError::NoToken(_)));
+    let token = upstream.token_status();
+    let no_credentials = |since, reason: &dyn std::fmt::Display| {
+        let since = time(since);
+        format!("serving from cache: no credentials since {since}: {reason}")
+    };
+    let of_token = match (token.failing, token.valid_until, without_token) {
+        (Some((since, reason)), None, _) => Some(no_credentials(since, &reason)),
+        (Some((_, reason)), Some(until), _) => Some(format!(
+            "the token cannot be renewed: {reason}; it is valid until {}",
+            time(until)
+        )),
+        (None, _, Some(outage)) => Some(no_credentials(outage.since, &outage.cause)),
+        (None, _, None) => None,
+    };
+    let of_registry = match without_token {
+        Some(_) => None,
+        None => outage.map(|Outage { since, cause }| {
+            let since = time(since);
+            format!("serving from cache: the registry does not answer since {since}: {cause}")
+        }),
+    };
+    of_token.into_iter().chain(of_registry)
 }
 
 fn time(at: SystemTime) -> humantime::Rfc3339Timestamp {

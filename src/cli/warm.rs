@@ -54,9 +54,9 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let platforms = match (args.all_platforms, args.platform.as_slice()) {
-        (true, _) => None,
-        (false, []) => Some(vec![own_platform()]),
-        (false, wanted) => Some(wanted.iter().map(ToString::to_string).collect()),
+        (true, _) => Vec::new(),
+        (false, []) => vec![own_platform()],
+        (false, wanted) => wanted.to_vec(),
     };
     let request = Request::Warm(Warm {
         images: images(&args.images, args.file.as_deref())?,
@@ -73,7 +73,7 @@ pub(super) fn run(
 }
 
 /// What containers on this machine run on.
-fn own_platform() -> String {
+fn own_platform() -> Platform {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -81,7 +81,11 @@ fn own_platform() -> String {
         "powerpc64" => "ppc64le",
         other => other,
     };
-    format!("linux/{architecture}")
+    Platform {
+        os: "linux".to_owned(),
+        architecture: architecture.to_owned(),
+        variant: None,
+    }
 }
 
 /// Everything that was named, each image once, in order.

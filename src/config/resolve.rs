@@ -13,6 +13,7 @@ use super::{
     Sources, Tls, Upstream,
 };
 use crate::access::{Network, Users};
+use crate::cache::Pin;
 use crate::upstream::{HostPattern, Registry, RegistryKind};
 
 /// Of the file system, leaving room for what else lives there.
@@ -254,6 +255,11 @@ impl Resolver {
                 Err(format!("{text:?} is not between 1KiB and 64MiB"))
             }
         });
+        let max_upstream_bandwidth = self.one("cache.max_upstream_bandwidth", values::bandwidth);
+        let pins = self.many("cache.pins", |text| {
+            text.parse::<Pin>()
+                .map_err(|error| format!("{text:?}: {error}"))
+        });
         let prefetch = self.one("cache.prefetch", |text| {
             let known = [Prefetch::Off, Prefetch::Layers];
             let named = known.into_iter().find(|known| known.as_str() == text);
@@ -270,7 +276,9 @@ impl Resolver {
             absent_ttl: absent_ttl?.unwrap_or(DEFAULT_ABSENT_TTL),
             record_ttl: record_ttl?.unwrap_or(DEFAULT_RECORD_TTL),
             max_manifest_size: max_manifest_size?.unwrap_or(DEFAULT_MAX_MANIFEST_BYTES),
+            max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
             prefetch: prefetch?.unwrap_or(Prefetch::Off),
+            pins: pins?.unwrap_or_default(),
         })
     }
 
@@ -359,6 +367,7 @@ impl Resolver {
             text.parse::<bool>()
                 .map_err(|_| format!("{text:?} is neither true nor false"))
         });
+        let max_upstream_bandwidth = self.one("upstream.max_upstream_bandwidth", values::bandwidth);
         if matches!(registry, Some(None)) {
             self.fault(
                 "upstream.registry",
@@ -385,6 +394,7 @@ impl Resolver {
             redirect_hosts: redirect_hosts?.unwrap_or_default(),
             tag_ttl: tag_ttl?.unwrap_or(default_tag_ttl),
             trust_manifests: trust_manifests?,
+            max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
             aws_endpoint_in_environment: self.aws_endpoint,
         })
     }

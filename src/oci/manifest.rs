@@ -108,7 +108,7 @@ struct RawDescriptor {
     size: u64,
     #[serde(default)]
     urls: Option<Vec<String>>,
-    platform: Option<Platform>,
+    platform: Option<RawPlatform>,
     annotations: Option<RawAnnotations>,
 }
 
@@ -118,6 +118,13 @@ struct RawAnnotations {
     attests: Option<serde_json::Value>,
 }
 
+#[derive(Deserialize)]
+struct RawPlatform {
+    os: String,
+    architecture: String,
+    variant: Option<String>,
+}
+
 impl RawDescriptor {
     fn checked(self) -> Option<Descriptor> {
         Some(Descriptor {
@@ -125,7 +132,11 @@ impl RawDescriptor {
             digest: self.digest.parse().ok()?,
             size: self.size,
             urls: self.urls.unwrap_or_default(),
-            platform: self.platform,
+            platform: self.platform.map(|raw| Platform {
+                os: raw.os,
+                architecture: raw.architecture,
+                variant: raw.variant,
+            }),
             attests: self
                 .annotations
                 .and_then(|annotations| annotations.attests?.as_str()?.parse().ok()),

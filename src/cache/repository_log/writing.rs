@@ -110,11 +110,10 @@ impl RepositoryLog {
         });
         // A blob that upstream denied although a manifest names it stays denied.
         let denied = self.manifests.values().flat_map(|manifest| {
-            manifest
-                .blobs
-                .iter()
-                .filter(|blob| !self.by_manifests.contains_key(blob))
-                .map(|blob| Record::ForgetBlob(*blob).encode())
+            let blobs = manifest.links.blobs.iter();
+            blobs
+                .filter(|(blob, _)| !self.by_manifests.contains_key(blob))
+                .map(|(blob, _)| Record::ForgetBlob(*blob).encode())
         });
         let referrers = self.referrers.iter().map(|(subject, (list, checked))| {
             Record::Referrers {

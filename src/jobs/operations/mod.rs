@@ -13,8 +13,10 @@
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |
-//! | `stats`, `warm` | the operations, one a file |
+//! | `stats`, `warm`, `export`, `import` | the operations, one a file |
 
+mod export;
+mod import;
 mod message;
 mod names;
 mod running;
@@ -25,13 +27,14 @@ pub mod wire;
 use std::sync::Arc;
 
 pub use message::{
-    BytesByState, Event, Fault, Reason, Request, Stats, Time, Warm, WarmDone, WarmProgress,
-    WarmSummary,
+    BytesByState, Event, Fault, ImportTally, Reason, Request, Stats, Time, Warm, WarmDone,
+    WarmProgress, WarmSummary,
 };
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;
+use crate::cache::bundle::ExportOptions;
 use crate::jobs::warm::Warmer;
 
 /// What operations work on.
@@ -42,6 +45,8 @@ pub struct Parts {
     pub warmer: Warmer,
     /// What images are called.
     pub names: Names,
+    /// Longest manifest that is taken in, in bytes.
+    pub max_manifest_bytes: u64,
 }
 
 /// The operations of one store. Clone is cheap.
@@ -72,11 +77,25 @@ impl Operations {
 async fn run(
     parts: &Parts,
     request: Request,
-    _input: Input,
+    input: Input,
     output: &Output,
 ) -> Result<(), OperationError> {
     match request {
         Request::Stats => stats::run(parts, output).await,
         Request::Warm(warm) => warm::run(parts, warm, output).await,
+        Request::Export {
+            images,
+            platforms,
+            referrers,
+        } => {
+            let options = ExportOptions {
+                platforms,
+                referrers,
+            };
+            export::run(parts, images, options, output).await
+        }
+        Request::Import { rename, platforms } => {
+            import::run(parts, rename, platforms, input, output).await
+        }
     }
 }

@@ -17,15 +17,8 @@ const REPORT: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(parts: &Parts, warm: Warm, output: &Output) -> Result<(), OperationError> {
     let usage = |error: String| OperationError::Usage(error);
-    let platforms = warm.platforms.as_ref().map(|platforms| {
-        let parse = |text: &String| match text.parse() {
-            Ok(platform) => Ok(platform),
-            Err(error) => Err(usage(format!("{text:?}: {error}"))),
-        };
-        platforms.iter().map(parse).collect::<Result<_, _>>()
-    });
     let choice = Choice {
-        platforms: platforms.transpose()?,
+        platforms: warm.platforms.clone(),
         referrers: warm.referrers,
     };
     let mut targets = Vec::with_capacity(warm.images.len());

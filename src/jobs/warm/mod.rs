@@ -44,8 +44,8 @@ pub struct Target {
 /// What of an image is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// Only these platforms of an index; `None` for all.
-    pub platforms: Option<Vec<Platform>>,
+    /// Of an index only the manifests for these; all if empty.
+    pub platforms: Vec<Platform>,
     /// Whatever refers to it as well: signatures, SBOMs, attestations.
     pub referrers: bool,
 }

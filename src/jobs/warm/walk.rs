@@ -174,9 +174,10 @@ fn runs_on(child: &Descriptor) -> Option<String> {
 /// The children of an index that are wanted, and the platforms that are and of which there is none. One
 /// that names no platform is part of every one.
 fn choose<'c>(children: &[Descriptor], choice: &'c Choice) -> (Vec<Digest>, Vec<&'c Platform>) {
-    let Some(wanted) = &choice.platforms else {
+    let wanted = &choice.platforms;
+    if wanted.is_empty() {
         return (children.iter().map(|child| child.digest).collect(), vec![]);
-    };
+    }
     let is_wanted = |child: &&Descriptor| match &child.platform {
         Some(platform) => wanted.iter().any(|wanted| platform.is(wanted)),
         None => child.attests.is_none(),
@@ -215,7 +216,7 @@ mod tests {
         }
     }
 
-    fn chosen(platforms: Option<&[&str]>, referrers: bool) -> (Vec<&'static str>, Vec<String>) {
+    fn chosen(platforms: &[&str], referrers: bool) -> (Vec<&'static str>, Vec<String>) {
         let names = ["amd", "arm", "any", "amd-sbom", "arm-sbom"];
         let children = [
             child("amd", Some("linux/amd64"), None),
@@ -224,8 +225,7 @@ mod tests {
             child("amd-sbom", Some("unknown/unknown"), Some("amd")),
             child("arm-sbom", Some("unknown/unknown"), Some("arm")),
         ];
-        let platforms =
-            platforms.map(|platforms| platforms.iter().map(|text| text.parse().unwrap()).collect());
+        let platforms = platforms.iter().map(|text| text.parse().unwrap()).collect();
         let choice = Choice {
             platforms,
             referrers,
@@ -244,13 +244,13 @@ mod tests {
     #[test]
     fn an_index_is_cut_to_the_platforms_that_are_wanted() {
         let all = vec!["amd", "arm", "any", "amd-sbom", "arm-sbom"];
-        assert_eq!(chosen(None, true), (all.clone(), vec![]));
-        assert_eq!(chosen(None, false), (all, vec![]), "all is all");
-        let one = chosen(Some(&["linux/arm64"]), true);
+        assert_eq!(chosen(&[], true), (all.clone(), vec![]));
+        assert_eq!(chosen(&[], false), (all, vec![]), "all is all");
+        let one = chosen(&["linux/arm64"], true);
         assert_eq!(one, (vec!["arm", "any", "arm-sbom"], vec![]));
-        let bare = chosen(Some(&["linux/arm64"]), false);
+        let bare = chosen(&["linux/arm64"], false);
         assert_eq!(bare, (vec!["arm", "any"], vec![]));
-        let (some, missing) = chosen(Some(&["linux/amd64", "linux/s390x"]), false);
+        let (some, missing) = chosen(&["linux/amd64", "linux/s390x"], false);
         assert_eq!(some, ["amd", "any"]);
         assert_eq!(missing, ["linux/s390x"]);
     }

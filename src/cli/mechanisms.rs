@@ -43,6 +43,7 @@ pub(super) struct Mechanisms {
     pub(super) upstream: Upstream,
     pub(super) fills: Fills,
     names: Names,
+    max_manifest_bytes: u64,
 }
 
 impl Mechanisms {
@@ -83,6 +84,7 @@ impl Mechanisms {
             upstream,
             fills,
             names: config.names(),
+            max_manifest_bytes: config.cache.max_manifest_size,
         })
     }
 
@@ -91,6 +93,7 @@ impl Mechanisms {
         Operations::new(operations::Parts {
             store: self.store.clone(),
             names: self.names.clone(),
+            max_manifest_bytes: self.max_manifest_bytes,
         })
     }
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use ecr_proxy::simulator::{ImageSpec, Outage, PushedImage, Simulator};
+use ecr_proxy::simulator::{BlobSource, ImageSpec, Layer, Outage, PushedImage, Simulator};
 use support::Proxy;
 use support::blobs::{
     MIB, assert_whole, blob, blob_file, idle, metric, outcome, pull, simulator, until,
@@ -148,9 +148,8 @@ async fn d18_a_file_that_cannot_be_removed_does_not_stop_the_others() {
 
 /// An image under `tag` of a base that all share and a layer of its own, both of 4 MiB.
 fn push(simulator: &Simulator, tag: &str, seed: u64) -> PushedImage {
-    let base = ImageSpec::generated(1, [4 * MIB]).layers;
-    let mut spec = ImageSpec::generated(seed, [4 * MIB]);
-    spec.layers.splice(0..0, base);
+    let layer = |seed| Layer::Blob(BlobSource::generated(seed, 4 * MIB));
+    let spec = ImageSpec::layers([layer(1), layer(seed)]);
     simulator.push_image(REPOSITORY, tag, spec)
 }
 
@@ -241,8 +240,6 @@ async fn o12_without_upstream_complete_images_stay_and_partial_newcomers_go() {
     proxy.set("cache.max_size", "10MiB");
     proxy.restart();
     until("room is made", async || {
-        // Asked for, upstream is found not to answer.
-        proxy.client().get(&manifest_path("another")).await;
         let there = [&loose.0, layer].map(|digest| blob_file(&proxy, digest).exists());
         there == [false, false]
     })

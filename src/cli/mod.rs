@@ -4,6 +4,7 @@
 //! the process. Exit codes: 0 fine, 1 it failed, 2 wrong usage or configuration.
 
 mod ca;
+mod certificate;
 mod check;
 mod client_config;
 mod clients;

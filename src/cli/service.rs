@@ -5,24 +5,24 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use prometheus_client::metrics::gauge::Gauge;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::certificate::{self, Keeper};
 use super::{Failure, chain};
 use crate::access::Access;
 use crate::admin::{Admin, Degraded, Health, Phase, Readiness};
 use crate::buffers::BufferPool;
 use crate::cache::{CacheMetrics, Degradation, Store};
 use crate::clock::Clock;
-use crate::config::{Config, ListenAddress, Prefetch, Tls};
+use crate::config::{Config, ListenAddress, Prefetch};
 use crate::fill::{FillOptions, Fills};
 use crate::jobs::{self, PrefetchMetrics};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
@@ -30,7 +30,7 @@ use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
 use crate::telemetry::{FillMetrics, Metrics, RequestMetrics};
-use crate::tls::{self, Certificates, LocalCa, Pair};
+use crate::tls::{self, Certificates};
 use crate::upstream::{Upstream, UpstreamMetrics, UpstreamOptions};
 
 /// Size of a read buffer, in bytes: with smaller ones the number of socket writes begins to cost, larger
@@ -40,9 +40,6 @@ const READ_BUFFER_BYTES: usize = 256 * 1024;
 /// How many read buffers there are at most. With the coalescing buffers of the server they bound what
 /// bodies in flight hold to some 32 MiB; beyond, readers make do with less.
 const READ_BUFFERS: usize = 64;
-
-/// How often the certificate is looked at: a leaf of the local CA is renewed a month ahead.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(60 * 60);
 
 /// Everything that runs, bound to its sockets and not yet serving.
 pub(super) struct Service {
@@ -58,9 +55,7 @@ pub(super) struct Service {
     readiness: Readiness,
     options: ServerOptions,
     metrics: ServerMetrics,
-    certificates: Certificates,
-    certificate_expiry: Gauge,
-    local_ca: Option<LocalCa>,
+    keeper: Keeper,
 }
 
 impl Service {
@@ -83,9 +78,7 @@ impl Service {
         fill_metrics.register(metrics.registry());
         request_metrics.register(metrics.registry());
         server_metrics.register(metrics.registry());
-        let certificate_expiry = metrics.certificate_expiry.clone();
-
-        let (certificates, local_ca) = certificates(config)?;
+        let keeper = Keeper::open(config, metrics.certificate_expiry.clone())?;
         let access = Access::new(config.access_options())?;
         let store = Store::open(config.store_options(), cache_metrics)
             .map_err(|error| Failure::Failed(chain(&error)))?;
@@ -121,8 +114,12 @@ impl Service {
             metrics: Arc::new(request_metrics),
             pulls,
         });
-        let readiness = readiness(store.clone(), upstream.clone());
-        let (listeners, bound) = listeners(config, &certificates).await?;
+        let readiness = readiness(
+            store.clone(),
+            upstream.clone(),
+            keeper.certificates().clone(),
+        );
+        let (listeners, bound) = listeners(config, keeper.certificates()).await?;
         let admin = match config.server.admin {
             None => None,
             Some(address) => {
@@ -130,7 +127,7 @@ impl Service {
                 Some((listener, Admin::new(metrics.finish(), readiness.clone())))
             }
         };
-        let service = Self {
+        Ok(Self {
             proxy,
             fills,
             store,
@@ -142,12 +139,8 @@ impl Service {
             readiness,
             options: config.server_options(),
             metrics: server_metrics,
-            certificates,
-            certificate_expiry,
-            local_ca,
-        };
-        service.note_expiry();
-        Ok(service)
+            keeper,
+        })
     }
 
     /// Where the registry API is bound to.
@@ -164,8 +157,8 @@ impl Service {
 
     /// The certificate and fingerprint of the local CA, if one is used.
     pub(super) fn local_ca(&self) -> Option<(PathBuf, String)> {
-        self.local_ca
-            .as_ref()
+        self.keeper
+            .local_ca()
             .map(|ca| (ca.ca_path(), ca.fingerprint().to_owned()))
     }
 
@@ -209,11 +202,11 @@ impl Service {
         };
         let serving = server::run(listeners, door, options, self.metrics.clone(), shutdown);
         tokio::pin!(serving);
-        let mut look = tokio::time::interval(CERTIFICATE_CHECK);
+        let mut look = tokio::time::interval(certificate::LOOK_EVERY);
         let report = loop {
             tokio::select! {
                 report = &mut serving => break report,
-                _ = look.tick() => self.renew(),
+                _ = look.tick() => self.keeper.look(),
             }
         };
         let began = drain_began.borrow_and_update().unwrap_or_else(Instant::now);
@@ -232,28 +225,6 @@ impl Service {
             elapsed_ms = u64::try_from(report.elapsed.as_millis()).unwrap_or(u64::MAX),
             "drained"
         );
-    }
-
-    /// Renews the local CA's certificate ahead of its end, for all handshakes to come.
-    fn renew(&mut self) {
-        let Some(ca) = &mut self.local_ca else {
-            return;
-        };
-        match ca.renew_if_due(SystemTime::now()) {
-            Ok(false) => return,
-            Ok(true) => self.certificates.replace(vec![ca.pair().clone()]),
-            Err(error) => tracing::error!(%error, "the certificate could not be renewed"),
-        }
-        self.note_expiry();
-    }
-
-    fn note_expiry(&self) {
-        let seconds = self
-            .certificates
-            .not_after()
-            .and_then(|end| end.duration_since(UNIX_EPOCH).ok())
-            .map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
-        self.certificate_expiry.set(seconds);
     }
 }
 
@@ -293,23 +264,6 @@ impl Handler for Door {
     }
 }
 
-/// The certificates to show, and the local CA if they come from it.
-fn certificates(config: &Config) -> Result<(Certificates, Option<LocalCa>), Failure> {
-    match &config.tls {
-        Tls::Off => Ok((Certificates::new(Vec::new()), None)),
-        Tls::Files { cert, key } => {
-            let pair = Pair::load(cert, key).map_err(|error| Failure::Failed(chain(&error)))?;
-            Ok((Certificates::new(vec![pair]), None))
-        }
-        Tls::LocalCa => {
-            let (state_dir, domains) = (&config.server.state_dir, &config.server.domains);
-            let ca = LocalCa::open(state_dir, domains, SystemTime::now())
-                .map_err(|error| Failure::Failed(chain(&error)))?;
-            Ok((Certificates::new(vec![ca.pair().clone()]), Some(ca)))
-        }
-    }
-}
-
 async fn listeners(
     config: &Config,
     certificates: &Certificates,
@@ -341,7 +295,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
 
 /// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
 /// whatever the store does.
-fn readiness(store: Store, upstream: Upstream) -> Readiness {
+fn readiness(store: Store, upstream: Upstream, certificates: Certificates) -> Readiness {
     Readiness::new(move || {
         let faults = store.health().degraded;
         // Whatever else is wrong with a store, what it has can be read.
@@ -377,6 +331,10 @@ fn readiness(store: Store, upstream: Upstream) -> Readiness {
                 why,
             });
         }
+        degraded.extend(certificate::refused(&certificates).map(|why| Degraded {
+            what: "certificate",
+            why,
+        }));
         Health { unusable, degraded }
     })
 }

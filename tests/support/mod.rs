@@ -13,6 +13,7 @@
 
 pub mod blobs;
 pub mod client;
+pub mod clock;
 pub mod disk;
 pub mod image;
 pub mod pki;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::client::{Answer, Client, Connection};
+pub use self::clock::Clock;
 pub use self::pki::Pki;
 pub use self::proxy::{Event, Proxy};
 pub use self::sandbox::Sandbox;

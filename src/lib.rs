@@ -11,8 +11,8 @@
 //! | [`cache`] | verified blobs and records on disk within a quota |
 //! | [`fill`] | the one gate to content: proof that a repository holds a digest, one upstream body, its readers |
 //! | [`proxy`] | what a request means; the story of a pull reads top to bottom in [`proxy`] |
-//! | [`jobs`] | what runs by itself: going on with downloads that broke off |
-//! | [`tls`], [`server`], [`admin`] | certificates, sockets, and the operator's listener |
+//! | [`jobs`] | what runs by itself, and what tends the cache |
+//! | [`tls`], [`server`], [`admin`] | certificates, sockets, and the operator's doors |
 //! | [`config`], [`cli`] | what the operator wrote, checked once; one file per command |
 //! | [`simulator`] | a faithful simulated ECR for the demo and the tests; imports nothing of the above |
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Listener, Simulator};
+use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Listener, Outage, Simulator, Stored};
 use support::image::REPOSITORY;
 use support::real::DockerRegistry;
 use support::{Answer, Client, Connection, Proxy, image, store};
@@ -130,42 +130,165 @@ async fn a_role_that_may_only_pull_gets_no_list_and_no_word_of_aws() {
     }
 }
 
+const SBOM: &str = "application/spdx+json";
+const SIGNATURE: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+
+/// Puts a manifest of this artifact type that refers to `subject`; answers its digest.
+fn refer(simulator: &Simulator, subject: &Stored, kind: &str) -> String {
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": kind,
+        "config": {
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": store::digest(b"{}"),
+            "size": 2,
+        },
+        "layers": [],
+        "subject": {
+            "mediaType": subject.media_type,
+            "digest": subject.digest,
+            "size": subject.size,
+        },
+        "annotations": { "org.example.kind": kind },
+    });
+    simulator.put_manifest(REPOSITORY, "", MANIFEST, manifest.to_string())
+}
+
+/// The digests of a list.
+fn listed(answer: &Answer) -> BTreeSet<String> {
+    let index = answer.json();
+    let manifests = index["manifests"].as_array().expect("an index").iter();
+    manifests
+        .map(|m| m["digest"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+/// Fails unless a list is told without upstream, and says so.
+fn assert_stale(answer: &Answer) {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), Some(INDEX));
+    assert_eq!(answer.header("x-cache"), Some("stale"));
+    assert!(answer.header("age").is_some() && answer.header("warning").is_some());
+    assert_eq!(answer.json()["schemaVersion"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_referrers_is_told_again_when_upstream_cannot() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let subject = image::push(&simulator).top;
+    let both = BTreeSet::from([SBOM, SIGNATURE].map(|kind| refer(&simulator, &subject, kind)));
+    let mut proxy = before(&simulator).await;
+    let path = format!("/v2/{REPOSITORY}/referrers/{}", subject.digest);
+    let online = proxy.client().get(&path).await;
+    assert_eq!((online.status, listed(&online)), (200, both.clone()));
+    let nothing = format!("/v2/{REPOSITORY}/referrers/{}", store::digest(b"nothing"));
+    assert_eq!(listed(&proxy.client().get(&nothing).await), BTreeSet::new());
+
+    simulator.outage(Outage::Refused).await;
+    for again in [false, true] {
+        if again {
+            proxy.terminate();
+            assert!(proxy.wait().success());
+            proxy.restart();
+        }
+        let stale = proxy.client().get(&path).await;
+        assert_stale(&stale);
+        assert_eq!(stale.json()["manifests"], online.json()["manifests"]);
+        let filtered = format!("{path}?artifactType=application%2Fspdx%2Bjson");
+        let filtered = proxy.client().get(&filtered).await;
+        assert_stale(&filtered);
+        assert_eq!(filtered.header("oci-filters-applied"), Some("artifactType"));
+        assert_eq!(
+            filtered.json()["manifests"].as_array().map(Vec::len),
+            Some(1)
+        );
+        assert_eq!(filtered.json()["manifests"][0]["artifactType"], SBOM);
+        let none = proxy.client().get(&nothing).await;
+        assert_stale(&none);
+        assert_eq!(
+            listed(&none),
+            BTreeSet::new(),
+            "upstream said there are none"
+        );
+        // Of what was never asked, nothing is known: not that there is nothing.
+        let unknown = format!("/v2/{REPOSITORY}/referrers/{}", store::digest(b"unknown"));
+        let unknown = proxy.client().get(&unknown).await;
+        assert_eq!(unknown.status, 503, "{}", unknown.text());
+        assert!(unknown.header("retry-after").is_some());
+    }
+
+    // What upstream says now counts.
+    simulator.outage(Outage::None).await;
+    for digest in &both {
+        simulator.delete_manifest(REPOSITORY, digest);
+    }
+    support::within("the link is back", async {
+        while proxy.client().get(&path).await.header("x-cache") == Some("stale") {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    simulator.outage(Outage::Refused).await;
+    assert_eq!(listed(&proxy.client().get(&path).await), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn referrers_that_were_pulled_are_listed_when_upstream_cannot() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let image = image::push(&simulator);
+    let (pulled, tagged) = (&image.top, &image.manifests[0].manifest);
+    let sbom = refer(&simulator, pulled, SBOM);
+    let never_pulled = refer(&simulator, pulled, SIGNATURE);
+    let proxy = before(&simulator).await;
+    let manifests = format!("/v2/{REPOSITORY}/manifests");
+    let got = proxy.client().get(&format!("{manifests}/{sbom}")).await;
+    assert_eq!(got.status, 200);
+    // A client of a registry without lists keeps one under a tag.
+    let entry = serde_json::json!({
+        "mediaType": MANIFEST,
+        "digest": never_pulled,
+        "size": 7,
+        "artifactType": SIGNATURE,
+    });
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry],
+    });
+    let tag = tagged.digest.replace(':', "-");
+    simulator.put_manifest(REPOSITORY, &tag, INDEX, index.to_string());
+    let got = proxy.client().get(&format!("{manifests}/{tag}")).await;
+    assert_eq!(got.status, 200);
+
+    simulator.outage(Outage::Refused).await;
+    let referrers = format!("/v2/{REPOSITORY}/referrers");
+    let stale = proxy
+        .client()
+        .get(&format!("{referrers}/{}", pulled.digest))
+        .await;
+    assert_stale(&stale);
+    assert_eq!(listed(&stale), BTreeSet::from([sbom.clone()]));
+    let entry = &stale.json()["manifests"][0];
+    let (media_type, bytes) = simulator.manifest(REPOSITORY, &sbom).expect("it is there");
+    assert_eq!(entry["mediaType"], media_type);
+    assert_eq!(entry["size"], bytes.len());
+    assert_eq!(entry["artifactType"], SBOM);
+    assert_eq!(entry["annotations"]["org.example.kind"], SBOM);
+    let stale = proxy
+        .client()
+        .get(&format!("{referrers}/{}", tagged.digest))
+        .await;
+    assert_stale(&stale);
+    assert_eq!(listed(&stale), BTreeSet::from([never_pulled]));
+    assert_eq!(stale.header("oci-filters-applied"), None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn referrers_are_passed_through_and_filtered() {
     let simulator = Simulator::builder().start().await.expect("a simulator");
     let subject = image::push(&simulator).top;
-    let mut referrers = Vec::new();
-    for kind in [
-        "application/spdx+json",
-        "application/vnd.dev.cosign.artifact.sig.v1+json",
-    ] {
-        let manifest = serde_json::json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "artifactType": kind,
-            "config": {
-                "mediaType": "application/vnd.oci.empty.v1+json",
-                "digest": store::digest(b"{}"),
-                "size": 2,
-            },
-            "layers": [],
-            "subject": {
-                "mediaType": subject.media_type,
-                "digest": subject.digest,
-                "size": subject.size,
-            },
-        });
-        referrers.push(simulator.put_manifest(REPOSITORY, "", MANIFEST, manifest.to_string()));
-    }
+    let referrers = [SBOM, SIGNATURE].map(|kind| refer(&simulator, &subject, kind));
     let proxy = before(&simulator).await;
     let path = format!("/v2/{REPOSITORY}/referrers/{}", subject.digest);
-    let listed = |answer: &Answer| -> BTreeSet<String> {
-        let index = answer.json();
-        let manifests = index["manifests"].as_array().expect("an index").iter();
-        manifests
-            .map(|m| m["digest"].as_str().unwrap_or_default().to_owned())
-            .collect()
-    };
     let all = proxy.client().get(&path).await;
     assert_eq!(all.status, 200, "{}", all.text());
     assert_eq!(all.header("content-type"), Some(INDEX));

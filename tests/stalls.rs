@@ -63,6 +63,8 @@ async fn rig() -> Rig {
         extra_roots: Vec::new(),
         redirect_hosts: Vec::new(),
         trust_manifests: None,
+        max_bandwidth: None,
+        shared_line: None,
         limits: Limits {
             first_byte: PROGRESS,
             progress: PROGRESS,

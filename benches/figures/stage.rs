@@ -245,6 +245,7 @@ fn proxy(dir: &Path, pki: &Pki, simulator: &Simulator, clients: &[Arc<ClientConf
 listen = ["https://{https}", "http://{http}"]
 domains = ["{DOMAIN}"]
 admin = "{admin}"
+admin_socket = "off"
 state_dir = "state"
 [tls]
 cert = "{cert}"

@@ -1,40 +1,45 @@
-//! The operator's listener: metrics and health, nothing that changes anything.
+//! The operator's doors: a listener for metrics and health, which changes nothing, and a socket through
+//! which the cache is tended.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `mod.rs`, `readiness` | the pages; whether hits can be served |
+//! | `socket` | the admin socket: pages, and operations on the cache |
+//! | `transport` | operations over HTTP, and the side that asks |
+//! | `accepting` | connections, a few at a time |
 //!
 //! `/metrics` is OpenMetrics text, `/healthz` says that the process answers, `/readyz` whether
 //! hits can be served and what is degraded. What is degraded is asked for through [`Readiness`];
 //! this module knows no mechanism by name.
 
+mod accepting;
 mod readiness;
+mod socket;
+mod transport;
 
 pub use readiness::{Degraded, Health, Phase, Readiness};
+pub use socket::{AdminSocket, SocketError};
+pub use transport::RemoteOperations;
 
-use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
+
+use accepting::Bounds;
 
 use crate::telemetry::MetricsPage;
 
-/// Scrapers and probes are few; more than this is somebody else.
-const MAX_CONNECTIONS: usize = 64;
-/// From accept, or the answer before, to a complete request head.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-/// A connection lives no longer: nothing here takes long, and a reader that stops must not hold
-/// one of the few.
-const CONNECTION_DEADLINE: Duration = Duration::from_secs(300);
-/// Pause after an accept error: running out of descriptors must not become a busy loop.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Scrapers and probes are few; more is somebody else. Nothing here takes long, and a reader that stops
+/// must not hold one of the few places.
+const BOUNDS: Bounds = Bounds {
+    connections: 64,
+    life: Duration::from_secs(300),
+};
 
 /// What the listener shows. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -55,44 +60,10 @@ impl Admin {
     /// # Cancel safety
     /// Safe: dropping the future closes the listener and all connections.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
-        let places = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut connections = JoinSet::new();
-        let mut shutdown = std::pin::pin!(shutdown);
-        loop {
-            let accepted: io::Result<(TcpStream, _)> = tokio::select! {
-                () = &mut shutdown => return,
-                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-                accepted = listener.accept() => accepted,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "the admin listener cannot accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            // Beyond the cap the connection is closed at once.
-            let Ok(place) = std::sync::Arc::clone(&places).try_acquire_owned() else {
-                continue;
-            };
-            let admin = self.clone();
-            connections.spawn(async move {
-                let _place = place;
-                let serve = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_DEADLINE)
-                    .serve_connection(
-                        TokioIo::new(stream),
-                        service_fn(move |request| {
-                            let answer = admin.answer(&request);
-                            async move { Ok::<_, Infallible>(answer) }
-                        }),
-                    );
-                // However a connection ends, there is nobody to tell.
-                let _ = tokio::time::timeout(CONNECTION_DEADLINE, serve).await;
-            });
-        }
+        accepting::serve(&listener, BOUNDS, shutdown, move |request| {
+            std::future::ready(self.answer(&request))
+        })
+        .await;
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {

@@ -1,17 +1,30 @@
 //! Making room: what is reserved, and who has to go for it.
 //!
-//! The invariant: a blob in use is never evicted, and room is promised only when it is there. A file
-//! that cannot be removed is passed over and counted; it does not stop the others.
+//! The invariants: a blob in use is never evicted, nor one that a pin leads to; room is promised only
+//! when it is there; and no image is left in the records that eviction has taken a blob of. With a blob go
+//! the manifests that name it, their tags, and the indexes that are left without an image; what nothing
+//! needs then goes next. That costs nothing but a question while the upstream can be asked. While it
+//! cannot, what is complete stays for as long as there is anything else.
+//!
+//! Records go before files, so a crash in between leaves files that nobody needs. They are durably gone
+//! first where nobody waits for the room; else within the second that all records take.
+//!
+//! A file that cannot be removed is passed over and counted; it does not stop the others.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::time::Duration;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Reference, RepoKey};
 
 use super::layout::{self, Room};
 use super::lock;
 use super::open_files::Forgotten;
+use super::pins::Pins;
+use super::records::Records;
+use super::references::Standing;
 use super::space::Space;
-use super::store::{BeginError, Shared, now};
+use super::store::{BeginError, Shared, Store, now};
 
 /// Share of the limit at which the janitor begins to make room ahead of need.
 const HIGH_WATER: f64 = 0.98;
@@ -20,12 +33,59 @@ const HIGH_WATER: f64 = 0.98;
 /// million blobs; rebuilding takes longer, and is not waited for.
 const INDEX_WAIT: Duration = Duration::from_secs(1);
 
-/// Candidates taken from the index at a time.
+/// Blobs whose records are dropped together, before their files are removed.
 const BATCH: usize = 64;
+
+/// Whether somebody waits for the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Haste {
+    Awaited,
+    AheadOfNeed,
+}
+
+impl Store {
+    /// Counts a pull of a manifest as a use of all that it leads to; does not wait for the disk.
+    pub fn manifest_used(&self, repo: &RepoKey, digest: &Digest) {
+        self.shared().touch_manifest(repo, digest);
+    }
+
+    /// From now on `cut_off` is asked, where room has to be made, whether what is given up could not be
+    /// fetched again: then complete images go last. It must not block. The first one stays.
+    pub fn when_cut_off(&self, cut_off: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.shared().cut_off.set(CutOff(Box::new(cut_off)));
+    }
+
+    /// What is never evicted.
+    pub fn pins(&self) -> &Pins {
+        &self.shared().options.pins
+    }
+
+    /// Whether a pin leads to this tag, or to this manifest or blob of the repository by stored
+    /// manifests: then upstream's no does not remove its record.
+    pub fn is_pinned(&self, repo: &RepoKey, reference: &Reference) -> bool {
+        match reference {
+            Reference::Tag(_) => self.pins().names(&repo.repository, reference),
+            Reference::Digest(digest) => {
+                // The index knows of its records from here on.
+                self.records().load(repo);
+                lock(&self.shared().index).is_pinned(repo, digest)
+            }
+        }
+    }
+}
+
+/// Says whether what is given up now could not be fetched again.
+pub(super) struct CutOff(Box<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for CutOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CutOff")
+    }
+}
 
 impl Shared {
     /// Reserves `len` bytes, evicting for them if it must.
-    pub(super) fn reserve(&self, len: u64) -> Result<Space, BeginError> {
+    pub(super) fn reserve(&self, len: u64, records: &Records) -> Result<Space, BeginError> {
         let room = self.room()?;
         let limit = self.options.max_size.of(room.total);
         if len > limit {
@@ -54,7 +114,8 @@ impl Shared {
                 Err(missing) => missing,
             };
             let spare = limit.saturating_sub(self.low_water(limit));
-            let mut freed = self.evict(missing.saturating_add(spare.min(limit / 20)));
+            let want = missing.saturating_add(spare.min(limit / 20));
+            let mut freed = self.evict(want, records, Haste::Awaited);
             if freed == 0 {
                 // What was being fetched is wanted more than what was not used for longest.
                 freed = self.discard_oldest();
@@ -69,7 +130,7 @@ impl Shared {
     }
 
     /// Makes room ahead of need.
-    pub(super) fn trim(&self) {
+    pub(super) fn trim(&self, records: &Records) {
         if !lock(&self.index).is_ready() {
             return;
         }
@@ -87,7 +148,7 @@ impl Shared {
         let min_free = self.options.min_free.of(room.total);
         let want = over_limit.max(min_free.saturating_sub(room.available));
         if want > 0 {
-            self.evict(want);
+            self.evict(want, records, Haste::AheadOfNeed);
         }
     }
 
@@ -120,29 +181,102 @@ impl Shared {
         share(limit, self.options.low_water)
     }
 
-    /// Removes blobs, the least recently used first, until `want` bytes are freed or none is left
-    /// that may go; returns the bytes freed. The caller holds `evicting`.
-    fn evict(&self, want: u64) -> u64 {
+    /// Removes blobs until `want` bytes are freed or none is left that may go; returns the bytes freed.
+    /// The caller holds `evicting`.
+    fn evict(&self, want: u64, records: &Records, haste: Haste) -> u64 {
+        use Standing::{Loose, Partial, Whole};
+
         self.apply_touches();
-        let last = lock(&self.index).newest();
+        lock(&self.index).settle_pins();
+        // What cannot be fetched again is worth more than the order of use.
+        let rounds: &[&[Standing]] = match self.is_cut_off() {
+            false => &[&[Loose, Partial, Whole]],
+            true => &[&[Loose], &[Partial], &[Whole]],
+        };
         let mut freed = 0u64;
-        let mut after = None;
-        loop {
-            let batch = lock(&self.index).least_used(after, BATCH);
-            if batch.is_empty() {
-                return freed;
-            }
-            for (sequence, digest, size) in batch {
-                // What was used since we began, or could not be removed, comes after `last`.
-                if freed >= want || sequence > last {
-                    return freed;
+        for (round, standings) in rounds.iter().enumerate() {
+            if round == 1 {
+                while freed < want {
+                    match self.discard_oldest() {
+                        0 => break,
+                        bytes => freed = freed.saturating_add(bytes),
+                    }
                 }
-                after = Some(sequence);
+            }
+            freed = freed.saturating_add(self.evict_among(
+                standings,
+                want.saturating_sub(freed),
+                records,
+                haste,
+            ));
+        }
+        freed
+    }
+
+    /// The same among blobs of these standings, the least recently used first.
+    fn evict_among(
+        &self,
+        standings: &[Standing],
+        want: u64,
+        records: &Records,
+        haste: Haste,
+    ) -> u64 {
+        // What is used from now on, or could not be removed, comes after this.
+        let last = lock(&self.index).newest();
+        let mut passed = HashSet::new();
+        let mut freed = 0u64;
+        while freed < want {
+            let victims = self.choose(standings, want - freed, last, &mut passed, records);
+            if victims.is_empty() {
+                break;
+            }
+            if haste == Haste::AheadOfNeed
+                && let Err(error) = records.flush()
+            {
+                tracing::warn!(%error, "records of evicted images are not durably gone yet");
+            }
+            for (digest, size) in victims {
                 if self.evict_one(&digest) {
                     freed = freed.saturating_add(size);
                 }
             }
         }
+        freed
+    }
+
+    /// The next blobs to go, `want` bytes of them or [`BATCH`], with their sizes. The records that need
+    /// them are dropped, in memory.
+    fn choose(
+        &self,
+        standings: &[Standing],
+        want: u64,
+        last: i64,
+        passed: &mut HashSet<Digest>,
+        records: &Records,
+    ) -> Vec<(Digest, u64)> {
+        let mut victims = Vec::new();
+        let mut sum = 0u64;
+        while sum < want && victims.len() < BATCH {
+            let next = lock(&self.index).next_victim(standings, passed, last);
+            let Some((digest, size)) = next else {
+                break;
+            };
+            passed.insert(digest);
+            if self.open.is_in_use(&digest) {
+                continue;
+            }
+            let casualties = lock(&self.index).casualties(&digest);
+            for image in casualties {
+                records.forget_image(&image.repo, &image.manifests, &image.tags);
+                self.metrics
+                    .evicted_manifests
+                    .inc_by(image.manifests.len() as u64);
+                lock(&self.index).age_if_loose(&image.blobs);
+            }
+            victims.push((digest, size));
+            sum = sum.saturating_add(size);
+        }
+        victims
     }
 
     fn evict_one(&self, digest: &Digest) -> bool {
@@ -178,13 +312,25 @@ impl Shared {
         if touched.is_empty() {
             return;
         }
-        let mut touched: Vec<_> = touched.into_iter().collect();
-        touched.sort_unstable_by_key(|(_, sequence)| *sequence);
+        let blobs = touched.blobs.into_iter();
+        let blobs = blobs.map(|(digest, sequence)| (sequence, None, digest));
+        let manifests = touched.manifests.into_iter();
+        let manifests = manifests.map(|((repo, digest), sequence)| (sequence, Some(repo), digest));
+        let mut touched: Vec<_> = blobs.chain(manifests).collect();
+        touched.sort_unstable_by_key(|(sequence, ..)| *sequence);
         let now = now();
         let mut index = lock(&self.index);
-        for (digest, _) in touched {
-            index.touch(&digest, now);
+        for (_, repo, digest) in touched {
+            match repo {
+                None => index.touch(&digest, now),
+                Some(repo) => index.touch_image(&repo, &digest, now),
+            }
         }
+    }
+
+    /// Whether content that is given up now could not be fetched again.
+    fn is_cut_off(&self) -> bool {
+        self.cut_off.get().is_some_and(|cut_off| (cut_off.0)())
     }
 }
 

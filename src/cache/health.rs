@@ -4,6 +4,7 @@
 //! disk that recovers needs no restart.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::io;
 use std::sync::Mutex;
@@ -25,6 +26,20 @@ pub enum Degradation {
     Missing,
     /// The disk reports errors.
     Failing,
+    /// All that is pinned is more than the quota.
+    PinsTooLarge,
+    /// The file of pins is damaged.
+    PinsDamaged,
+}
+
+impl Degradation {
+    /// True for what a write tells, and a write that works ends.
+    fn is_of_writing(self) -> bool {
+        match self {
+            Self::ReadOnly | Self::NoSpace | Self::Missing | Self::Failing => true,
+            Self::PinsTooLarge | Self::PinsDamaged => false,
+        }
+    }
 }
 
 impl fmt::Display for Degradation {
@@ -34,6 +49,10 @@ impl fmt::Display for Degradation {
             Self::NoSpace => "the cache's file system is full: nothing new is kept",
             Self::Missing => "the cache directory is gone: nothing is kept or served from it",
             Self::Failing => "the cache's disk reports errors",
+            Self::PinsTooLarge => {
+                "pinned content exceeds the cache's max_size: not all of it can be kept"
+            }
+            Self::PinsDamaged => "the file of pins is damaged: what can be read of it counts",
         })
     }
 }
@@ -55,7 +74,7 @@ impl StoreHealth {
 #[derive(Debug, Default)]
 pub(super) struct Health {
     since: Mutex<BTreeMap<Degradation, SystemTime>>,
-    /// Spares the lock on the path of a write that works while nothing is wrong.
+    /// Whether writing is at fault. Spares the lock on the path of a write that works.
     any: AtomicBool,
 }
 
@@ -73,7 +92,7 @@ impl Health {
             _ => Degradation::Failing,
         };
         let mut since = lock(&self.since);
-        if let std::collections::btree_map::Entry::Vacant(entry) = since.entry(degradation) {
+        if let Entry::Vacant(entry) = since.entry(degradation) {
             tracing::warn!(%error, reason = %degradation, "the cache is degraded");
             entry.insert(SystemTime::now());
         }
@@ -83,8 +102,19 @@ impl Health {
     /// Notes that data reached the disk: whatever was wrong with writing is over.
     pub(super) fn written(&self) {
         if self.any.swap(false, Ordering::AcqRel) {
-            lock(&self.since).clear();
+            lock(&self.since).retain(|degradation, _| !degradation.is_of_writing());
             tracing::info!("the cache is whole again");
+        }
+    }
+
+    /// Notes whether something is wrong that no write tells.
+    pub(super) fn set(&self, degradation: Degradation, is_wrong: bool) {
+        let mut since = lock(&self.since);
+        if !is_wrong {
+            since.remove(&degradation);
+        } else if let Entry::Vacant(entry) = since.entry(degradation) {
+            tracing::warn!(reason = %degradation, "the cache is degraded");
+            entry.insert(SystemTime::now());
         }
     }
 
@@ -111,6 +141,18 @@ mod tests {
         let degraded: Vec<_> = health.snapshot().degraded.iter().map(|(d, _)| *d).collect();
         assert_eq!(degraded, [Degradation::NoSpace, Degradation::Failing]);
         health.written();
+        assert!(health.snapshot().is_whole());
+    }
+
+    #[test]
+    fn what_no_write_told_no_write_ends() {
+        let health = Health::default();
+        health.set(Degradation::PinsTooLarge, true);
+        health.failed(&Errno::NOSPC.into());
+        health.written();
+        let degraded: Vec<_> = health.snapshot().degraded.iter().map(|(d, _)| *d).collect();
+        assert_eq!(degraded, [Degradation::PinsTooLarge]);
+        health.set(Degradation::PinsTooLarge, false);
         assert!(health.snapshot().is_whole());
     }
 

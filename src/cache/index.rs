@@ -1,14 +1,21 @@
 //! What blobs there are, how large, in which order they were used, and which of them are verified.
 //!
 //! A hint in memory: the disk is the truth, and whatever is missing or wrong here is put right when
-//! the file is met. Order of use is a sequence, not a time, so a clock that jumps evicts nothing.
+//! the file is met. Order of use is a sequence, not a time, so a clock that jumps evicts nothing; there
+//! is one for each [`Standing`], so that what may go next is found without passing what may not.
 //! Knows no files; changes are kept as [`Event`]s for the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoKey};
 
 use super::content::Identity;
+use super::pins::Pins;
+use super::references::{Casualties, Change, References, Standing};
+
+/// Uses by way of a manifest are written down once in so many seconds for each: an image that is pulled
+/// all day must not keep the disk busy. The order in memory is exact.
+const USE_INTERVAL: i64 = 60;
 
 /// Proof that the file with this identity was hashed in full, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +46,17 @@ pub(super) enum Event {
 struct Entry {
     known: Known,
     sequence: i64,
+    standing: Standing,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
     entries: BTreeMap<Digest, Entry>,
-    by_use: BTreeMap<i64, Digest>,
+    /// In order of use, by standing.
+    by_use: [BTreeMap<i64, Digest>; Standing::COUNT],
+    references: References,
+    /// Blobs whose last use is newer than the journal says.
+    unlogged: HashSet<Digest>,
     newest: i64,
     oldest: i64,
     loaded: bool,
@@ -53,6 +65,13 @@ pub(super) struct Index {
 }
 
 impl Index {
+    pub(super) fn new(pins: Pins) -> Self {
+        Self {
+            references: References::new(pins),
+            ..Self::default()
+        }
+    }
+
     /// True once the store's content is known in full.
     pub(super) fn is_ready(&self) -> bool {
         self.ready
@@ -93,31 +112,151 @@ impl Index {
     }
 
     fn place(&mut self, digest: Digest, known: Known, sequence: i64) -> Option<u64> {
-        let old = self.entries.insert(digest, Entry { known, sequence });
+        let standing = self.references.standing(&digest);
+        let entry = Entry {
+            known,
+            sequence,
+            standing,
+        };
+        let old = self.entries.insert(digest, entry);
         if let Some(old) = &old {
-            self.by_use.remove(&old.sequence);
+            self.by_use[old.standing as usize].remove(&old.sequence);
         }
-        self.by_use.insert(sequence, digest);
+        self.by_use[standing as usize].insert(sequence, digest);
+        self.references.set_present(&digest, true);
+        self.follow_standings();
         old.map(|old| old.known.size)
     }
 
     /// Forgets a blob; returns the size it had.
     pub(super) fn remove(&mut self, digest: &Digest) -> Option<u64> {
         let entry = self.entries.remove(digest)?;
-        self.by_use.remove(&entry.sequence);
+        self.by_use[entry.standing as usize].remove(&entry.sequence);
+        self.unlogged.remove(digest);
         self.events.push(Event::Removed(*digest));
+        self.references.set_present(digest, false);
+        self.follow_standings();
         Some(entry.known.size)
     }
 
     /// Makes a blob the most recently used.
     pub(super) fn touch(&mut self, digest: &Digest, now: i64) {
-        if let Some(entry) = self.entries.get_mut(digest) {
-            self.by_use.remove(&entry.sequence);
-            self.newest += 1;
-            entry.sequence = self.newest;
-            entry.known.last_use = now;
-            self.by_use.insert(self.newest, *digest);
+        self.newest += 1;
+        if self.resequence(digest, self.newest, Some(now)) {
+            self.unlogged.remove(digest);
             self.events.push(Event::Used(*digest, now));
+        }
+    }
+
+    /// Makes all blobs that a manifest leads to the most recently used: who has pulled it may have them
+    /// already, and wants them again on the next machine.
+    pub(super) fn touch_image(&mut self, repo: &RepoKey, manifest: &Digest, now: i64) {
+        let (blobs, is_noted) = self.references.uses(repo, manifest, now, USE_INTERVAL);
+        for digest in blobs {
+            if is_noted {
+                self.touch(&digest, now);
+            } else {
+                self.newest += 1;
+                if self.resequence(&digest, self.newest, Some(now)) {
+                    self.unlogged.insert(digest);
+                }
+            }
+        }
+    }
+
+    /// Writes down the uses that were not worth it at the time; for an orderly end.
+    pub(super) fn log_uses(&mut self) {
+        let unlogged = std::mem::take(&mut self.unlogged);
+        let entries = unlogged.iter().filter_map(|digest| {
+            let entry = self.entries.get(digest)?;
+            Some((entry.sequence, *digest, entry.known.last_use))
+        });
+        let mut uses: Vec<_> = entries.collect();
+        uses.sort_unstable();
+        let uses = uses.into_iter();
+        self.events
+            .extend(uses.map(|(_, digest, at)| Event::Used(digest, at)));
+    }
+
+    /// Makes a blob the least recently used.
+    fn age(&mut self, digest: &Digest) {
+        self.oldest -= 1;
+        self.resequence(digest, self.oldest, None);
+    }
+
+    fn resequence(&mut self, digest: &Digest, sequence: i64, used: Option<i64>) -> bool {
+        let Some(entry) = self.entries.get_mut(digest) else {
+            return false;
+        };
+        let order = &mut self.by_use[entry.standing as usize];
+        order.remove(&entry.sequence);
+        order.insert(sequence, *digest);
+        entry.sequence = sequence;
+        entry.known.last_use = used.unwrap_or(entry.known.last_use);
+        true
+    }
+
+    // What repositories need.
+
+    /// A repository's records were read: this is all that they say.
+    pub(super) fn records_read(&mut self, repo: &RepoKey, changes: Vec<Change>) {
+        let entries = &self.entries;
+        self.references
+            .replace(repo, changes, |digest| entries.contains_key(digest));
+        self.follow_standings();
+    }
+
+    /// A repository's records changed.
+    pub(super) fn records_changed(&mut self, repo: &RepoKey, changes: Vec<Change>) {
+        let entries = &self.entries;
+        self.references
+            .apply(repo, changes, |digest| entries.contains_key(digest));
+        self.follow_standings();
+    }
+
+    /// Follows the pins where they or what they name have changed.
+    pub(super) fn settle_pins(&mut self) {
+        self.references.settle_pins();
+        self.follow_standings();
+    }
+
+    /// Whether a pin leads to a manifest or blob of a repository.
+    pub(super) fn is_pinned(&mut self, repo: &RepoKey, digest: &Digest) -> bool {
+        self.settle_pins();
+        self.references.is_pinned(repo, digest)
+    }
+
+    /// Bytes of all that is pinned, on disk or not.
+    pub(super) fn pinned_bytes(&self) -> u64 {
+        self.references.pinned_bytes()
+    }
+
+    /// The records that have to go with a blob.
+    pub(super) fn casualties(&self, blob: &Digest) -> Vec<Casualties> {
+        self.references.casualties(blob)
+    }
+
+    /// Records have gone that named these: what nothing needs any more is the next to go.
+    pub(super) fn age_if_loose(&mut self, blobs: &[Digest]) {
+        for digest in blobs {
+            let entry = self.entries.get(digest);
+            if entry.is_some_and(|entry| entry.standing == Standing::Loose) {
+                self.age(digest);
+            }
+        }
+    }
+
+    fn follow_standings(&mut self) {
+        for digest in self.references.take_changed() {
+            let standing = self.references.standing(&digest);
+            let Some(entry) = self.entries.get_mut(&digest) else {
+                continue;
+            };
+            if entry.standing != standing {
+                self.by_use[entry.standing as usize].remove(&entry.sequence);
+                self.by_use[standing as usize].insert(entry.sequence, digest);
+                entry.standing = standing;
+            }
         }
     }
 
@@ -128,17 +267,33 @@ impl Index {
         }
     }
 
-    /// Up to `count` blobs in order of use, the least recent first, after sequence `after`.
-    pub(super) fn least_used(&self, after: Option<i64>, count: usize) -> Vec<(i64, Digest, u64)> {
-        let from = after.map_or(i64::MIN, |after| after.saturating_add(1));
-        self.by_use
-            .range(from..)
-            .take(count)
-            .filter_map(|(sequence, digest)| {
-                let size = self.entries.get(digest)?.known.size;
-                Some((*sequence, *digest, size))
-            })
-            .collect()
+    /// The least recently used blob of these standings that is not among `passed` and was not used after
+    /// sequence `last`, with its size.
+    pub(super) fn next_victim(
+        &self,
+        standings: &[Standing],
+        passed: &HashSet<Digest>,
+        last: i64,
+    ) -> Option<(Digest, u64)> {
+        let mut order = self.in_order_of(standings);
+        let (sequence, digest) = order.find(|(_, digest)| !passed.contains(digest))?;
+        let size = self.entries.get(&digest)?.known.size;
+        (sequence <= last).then_some((digest, size))
+    }
+
+    /// Blobs of these standings, the least recently used first.
+    fn in_order_of(&self, standings: &[Standing]) -> impl Iterator<Item = (i64, Digest)> + '_ {
+        let orders = standings.iter();
+        let mut orders: Vec<_> = orders
+            .map(|standing| self.by_use[*standing as usize].iter().peekable())
+            .collect();
+        std::iter::from_fn(move || {
+            let nexts = orders.iter_mut().enumerate();
+            let nexts = nexts.filter_map(|(at, order)| Some((*order.peek()?.0, at)));
+            let (_, at) = nexts.min()?;
+            let (sequence, digest) = orders[at].next()?;
+            Some((*sequence, *digest))
+        })
     }
 
     /// The sequence number of the latest use.
@@ -160,9 +315,10 @@ impl Index {
 
     /// All blobs, the least recently used first.
     pub(super) fn in_order(&self) -> impl Iterator<Item = (Digest, Known)> + '_ {
-        self.by_use
-            .values()
-            .filter_map(|digest| Some((*digest, self.entries.get(digest)?.known)))
+        use Standing::{Loose, Partial, Pinned, Whole};
+
+        self.in_order_of(&[Loose, Partial, Whole, Pinned])
+            .filter_map(|(_, digest)| Some((digest, self.entries.get(&digest)?.known)))
     }
 
     /// Takes in what was on disk. What happened since the start is newer and wins; returns the bytes

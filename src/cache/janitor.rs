@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, Dir, FileType};
 
 use crate::oci::Digest;
 
+use super::health::Degradation;
 use super::index::Known;
 use super::index_file::IndexFile;
 use super::interrupted::noted;
@@ -111,17 +112,18 @@ impl Janitor {
 
 fn run(shared: &Shared, records: &Records, signal: &Signal) {
     if !lock(&shared.index).is_ready() {
-        shared.load_index(signal);
+        shared.load_index(records, signal);
     }
     records.measure();
     let mut ticks = 0u32;
     while signal.wait(TICK) {
         ticks = ticks.wrapping_add(1);
         shared.apply_touches();
-        shared.trim();
+        shared.trim(records);
         shared.open.trim();
         shared.retry_debris();
         shared.discard_expired();
+        shared.look_at_pins();
         if shared.health.is_degraded() && ticks.is_multiple_of(PROBE_TICKS) {
             shared.probe();
         }
@@ -134,9 +136,9 @@ fn run(shared: &Shared, records: &Records, signal: &Signal) {
 }
 
 impl Shared {
-    /// Loads the index, and compares it with the disk. It is ready after the first step if it was
-    /// whole, else after the second.
-    fn load_index(&self, signal: &Signal) {
+    /// Loads the index, lets it know what repositories need, and compares it with the disk. It is ready
+    /// before the last step if it was whole, else after it.
+    fn load_index(&self, records: &Records, signal: &Signal) {
         let whole = match self.layout.directory(&[]) {
             Ok(root) => {
                 let (file, loaded) = IndexFile::load(&root);
@@ -153,6 +155,10 @@ impl Shared {
                 false
             }
         };
+        records.survey(|| signal.stopped());
+        if signal.stopped() {
+            return;
+        }
         if whole {
             self.index_is_ready();
         } else {
@@ -361,6 +367,26 @@ impl Shared {
             file.give_up_journal();
             self.index_file_changed(before, file.len());
         }
+    }
+
+    /// Whether all that is pinned fits, and the pins can be read.
+    fn look_at_pins(&self) {
+        let pinned = {
+            let mut index = lock(&self.index);
+            index.settle_pins();
+            index.pinned_bytes()
+        };
+        let bytes = i64::try_from(pinned).unwrap_or(i64::MAX);
+        self.metrics.pinned_bytes.set(bytes);
+        let limit = self
+            .layout
+            .room()
+            .map(|room| self.options.max_size.of(room.total));
+        if let Ok(limit) = limit {
+            self.health.set(Degradation::PinsTooLarge, pinned > limit);
+        }
+        let is_damaged = self.options.pins.damage().is_some();
+        self.health.set(Degradation::PinsDamaged, is_damaged);
     }
 
     fn index_file_changed(&self, before: u64, after: u64) {

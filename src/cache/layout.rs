@@ -258,7 +258,7 @@ impl Layout {
     }
 
     /// True while the lock we hold is the one that a second process would meet.
-    fn still_locked(&self) -> io::Result<bool> {
+    pub(super) fn still_locked(&self) -> io::Result<bool> {
         let Some(lock) = &self.lock else {
             return Ok(true);
         };
@@ -341,6 +341,22 @@ pub(super) fn remove_name(directory: &OwnedFd, name: &str) -> io::Result<()> {
 
 /// Writes a whole file durably under `name`: it has the old content or the new one at any moment.
 pub(super) fn replace_file(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+    replace(directory, name, content, File::sync_all)?;
+    rustix::fs::fsync(directory)?;
+    Ok(())
+}
+
+/// Writes a whole file under `name` that a power cut may cost or empty.
+pub(super) fn replace_hint(directory: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+    replace(directory, name, content, |_| Ok(()))
+}
+
+fn replace(
+    directory: &OwnedFd,
+    name: &str,
+    content: &[u8],
+    sync: fn(&File) -> io::Result<()>,
+) -> io::Result<()> {
     use std::io::Write;
 
     let temporary = format!("{name}.new");
@@ -349,7 +365,7 @@ pub(super) fn replace_file(directory: &OwnedFd, name: &str, content: &[u8]) -> i
     let mut file = create_file(directory, &temporary)?;
     let written = file
         .write_all(content)
-        .and_then(|()| file.sync_all())
+        .and_then(|()| sync(&file))
         .and_then(|()| {
             Ok(rustix::fs::renameat(
                 directory,
@@ -358,12 +374,10 @@ pub(super) fn replace_file(directory: &OwnedFd, name: &str, content: &[u8]) -> i
                 name,
             )?)
         });
-    if let Err(error) = written {
+    if written.is_err() {
         let _ = remove_name(directory, &temporary);
-        return Err(error);
     }
-    rustix::fs::fsync(directory)?;
-    Ok(())
+    written
 }
 
 fn read_small(directory: &OwnedFd, name: &str) -> io::Result<String> {

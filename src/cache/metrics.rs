@@ -22,6 +22,10 @@ pub struct CacheMetrics {
     pub blobs: Gauge,
     /// Blobs removed to make room.
     pub evictions: Counter,
+    /// Manifests whose records went because a blob of theirs did.
+    pub evicted_manifests: Counter,
+    /// Bytes of all that pins lead to, on disk or not.
+    pub pinned_bytes: Gauge,
     /// Removals of a name that the disk refused, by eviction or of a temporary file.
     pub unlink_failures: Counter,
     /// Blobs that reached their final name.
@@ -86,6 +90,17 @@ impl CacheMetrics {
             "cache_evictions",
             "Blobs removed to make room",
             self.evictions.clone(),
+        );
+        registry.register(
+            "cache_evicted_manifests",
+            "Manifests forgotten because a blob of theirs was removed to make room",
+            self.evicted_manifests.clone(),
+        );
+        registry.register_with_unit(
+            "cache_pinned",
+            "Bytes of all that pins lead to, cached or not",
+            Unit::Bytes,
+            self.pinned_bytes.clone(),
         );
         registry.register(
             "cache_unlink_failures",

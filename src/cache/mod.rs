@@ -20,9 +20,10 @@
 //! Everything here blocks on the disk and is meant for a blocking thread. Nothing here knows of
 //! clients, of upstreams, or of who may read what.
 //!
-//! Lock order, outermost first: `evicting`, a `names` shard, `open`, `index`, ledger. Records have
-//! locks of their own and take only the ledger's inside them.
+//! Lock order, outermost first: `evicting`, the records' own, a `names` shard, `open`, `index`, pins,
+//! ledger. Who holds a shard, `open` or `index` asks no records.
 
+pub mod bundle;
 mod content;
 mod eviction;
 mod frames;
@@ -38,8 +39,10 @@ mod metrics;
 mod names;
 mod open_files;
 mod partial;
+mod pins;
 mod record;
 mod records;
+mod references;
 mod repository_log;
 mod scrub;
 mod space;
@@ -53,7 +56,8 @@ pub use layout::OpenError;
 pub use mapping::Mapping;
 pub use metrics::{BytesLabels, BytesState, CacheMetrics, WriteErrorLabels};
 pub use partial::{AppendError, Mismatch, Partial, PartialReader, Verified};
-pub use record::{Held, HeldBy, StoredManifest, TagRecord};
+pub use pins::{ParsePinError, Pin, PinError, PinSource, Pins};
+pub use record::{Held, HeldBy, ReferrerList, StoredManifest, TagRecord};
 pub use records::{ManifestRecord, Records};
 pub use scrub::{Scrub, ScrubProgress, Scrubbed};
 pub use space::{Limit, Usage};

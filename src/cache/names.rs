@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoKey};
 
 use super::content::{ContentFile, Identity};
 use super::index::{Index, Known, Stamp};
@@ -55,7 +55,13 @@ impl Shared {
 
     pub(super) fn touch(&self, digest: &Digest) {
         let sequence = self.touches.fetch_add(1, Ordering::Relaxed);
-        lock(&self.touched).insert(*digest, sequence);
+        lock(&self.touched).blobs.insert(*digest, sequence);
+    }
+
+    pub(super) fn touch_manifest(&self, repo: &RepoKey, digest: &Digest) {
+        let sequence = self.touches.fetch_add(1, Ordering::Relaxed);
+        let key = (repo.clone(), *digest);
+        lock(&self.touched).manifests.insert(key, sequence);
     }
 
     pub(super) fn believe_if_stamped(&self, file: &ContentFile) {

@@ -85,6 +85,14 @@ impl OpenFiles {
         }
     }
 
+    /// True if somebody is reading it.
+    pub(super) fn is_in_use(&self, digest: &Digest) -> bool {
+        lock(&self.table)
+            .files
+            .get(digest)
+            .is_some_and(Slot::in_use)
+    }
+
     /// Closes `digest` unless somebody is reading it.
     pub(super) fn forget_unused(&self, digest: &Digest) -> Forgotten {
         let mut table = lock(&self.table);

@@ -52,6 +52,15 @@ pub struct TagRecord {
     pub checked_at: SystemTime,
 }
 
+/// What upstream lists as referring to a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReferrerList {
+    /// Descriptors, as a JSON array.
+    pub entries: Bytes,
+    /// Wall time at which upstream last said so.
+    pub checked_at: SystemTime,
+}
+
 /// What a payload says. Times are wall times with a resolution of a millisecond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record<'a> {
@@ -77,6 +86,12 @@ pub(super) enum Record<'a> {
         at: SystemTime,
         tag: &'a str,
     },
+    /// What upstream lists as referring to `subject`: descriptors, as a JSON array.
+    Referrers {
+        subject: Digest,
+        at: SystemTime,
+        list: &'a [u8],
+    },
     ForgetBlob(Digest),
     ForgetManifest(Digest),
     ForgetTag(&'a str),
@@ -91,6 +106,7 @@ const TAG: u8 = 6;
 const FORGET_BLOB: u8 = 7;
 const FORGET_MANIFEST: u8 = 8;
 const FORGET_TAG: u8 = 9;
+const REFERRERS: u8 = 10;
 
 impl<'a> Record<'a> {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -133,6 +149,12 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(digest.as_bytes());
                 out.extend_from_slice(&millis(*at).to_le_bytes());
                 out.extend_from_slice(tag.as_bytes());
+            }
+            Self::Referrers { subject, at, list } => {
+                out.push(REFERRERS);
+                out.extend_from_slice(subject.as_bytes());
+                out.extend_from_slice(&millis(*at).to_le_bytes());
+                out.extend_from_slice(list);
             }
             Self::ForgetBlob(digest) => {
                 out.push(FORGET_BLOB);
@@ -185,6 +207,10 @@ impl<'a> Record<'a> {
                 let (digest, at, rest) = digest_and_time(rest)?;
                 let tag = str::from_utf8(rest).ok()?;
                 Self::Tag { digest, at, tag }
+            }
+            REFERRERS => {
+                let (subject, at, list) = digest_and_time(rest)?;
+                Self::Referrers { subject, at, list }
             }
             FORGET_BLOB => Self::ForgetBlob(Digest::from_sha256(rest.try_into().ok()?)),
             FORGET_MANIFEST => Self::ForgetManifest(Digest::from_sha256(rest.try_into().ok()?)),
@@ -240,6 +266,7 @@ mod tests {
                 Record::ManifestChecked { digest, at },
                 Record::Held { digest, at, size },
                 Record::Tag { digest, at, tag },
+                Record::Referrers { subject: digest, at, list: &bytes },
                 Record::ForgetBlob(digest),
                 Record::ForgetManifest(digest),
                 Record::ForgetTag(tag),

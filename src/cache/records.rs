@@ -4,7 +4,7 @@
 //! and on disk within a second, and no caller waits for the writing. A record that cannot be written
 //! stays in memory and is written when the disk works again.
 //!
-//! Lock order: `writing`, then a repository, then the table's and the queue's, which are held for
+//! Lock order: `writing`, then a repository, then the index; the table's and the queue's are held for
 //! nothing else.
 
 use std::collections::HashMap;
@@ -26,6 +26,7 @@ use super::repository_log::{self, Batch, RepositoryLog};
 use super::store::Shared;
 
 mod listing;
+mod referrers;
 
 pub use listing::ManifestRecord;
 
@@ -80,7 +81,7 @@ struct Queue {
 
 #[derive(Debug)]
 struct Repository {
-    name: String,
+    key: RepoKey,
     /// From the store's root.
     components: Vec<String>,
     /// Loaded on first use.
@@ -92,7 +93,7 @@ impl Repository {
         let mut components = vec![REPOSITORIES.to_owned(), component(&key.upstream)];
         components.extend(key.repository.as_str().split('/').map(component));
         Self {
-            name: key.to_string(),
+            key: key.clone(),
             components,
             log: Mutex::default(),
         }
@@ -291,6 +292,31 @@ impl Records {
         self.inner.change(repo, |log| log.forget_tag(tag));
     }
 
+    /// Forgets manifests of this repository and the tags that point to them, because content that they
+    /// name is to go: upstream has to be asked again.
+    pub(super) fn forget_image(&self, repo: &RepoKey, manifests: &[Digest], tags: &[Tag]) {
+        self.inner
+            .change(repo, |log| log.forget_image(manifests, tags));
+        for digest in manifests {
+            self.inner.hot.invalidate(&(repo.clone(), *digest));
+        }
+    }
+
+    /// Reads all records there are, so that the index knows what is needed; until `is_over`.
+    pub(super) fn survey(&self, is_over: impl Fn() -> bool) {
+        for repo in self.repositories() {
+            if is_over() {
+                return;
+            }
+            self.load(&repo);
+        }
+    }
+
+    /// Reads a repository's records, if they are not in memory.
+    pub(super) fn load(&self, repo: &RepoKey) {
+        self.inner.with(repo, |_, _| ());
+    }
+
     /// Writes all that is pending, durably.
     pub(super) fn flush(&self) -> io::Result<()> {
         self.inner.write_out()
@@ -400,14 +426,17 @@ impl Inner {
                     Err(error) => Err(error),
                 };
                 let loaded = directory.and_then(|directory| {
-                    RepositoryLog::load(repository.name.clone(), directory.as_ref())
+                    RepositoryLog::load(repository.key.to_string(), directory.as_ref())
                 });
                 match loaded {
-                    Ok(log) => empty.insert(log),
+                    Ok(log) => {
+                        lock(&self.shared.index).records_read(&repository.key, log.everything());
+                        empty.insert(log)
+                    }
                     Err(error) => {
                         tracing::warn!(
                             %error,
-                            oci.repository = %repository.name,
+                            oci.repository = %repository.key,
                             "cannot read a repository's records"
                         );
                         return None;
@@ -415,7 +444,18 @@ impl Inner {
                 }
             }
         };
-        Some(f(repository, log))
+        let result = f(repository, log);
+        self.tell(repository, log);
+        Some(result)
+    }
+
+    /// Tells the index what changed. The caller holds the repository, so that it hears of changes in
+    /// their order.
+    fn tell(&self, repository: &Repository, log: &mut RepositoryLog) {
+        let changes = log.take_changes();
+        if !changes.is_empty() {
+            lock(&self.shared.index).records_changed(&repository.key, changes);
+        }
     }
 
     fn change(&self, key: &RepoKey, f: impl FnOnce(&mut RepositoryLog)) {
@@ -512,10 +552,12 @@ impl Inner {
                 small,
                 manifests,
             } => {
-                let name = &repository.name;
-                let rewritten = RepositoryLog::write_new(name, &directory, salt, small, manifests)?;
+                let name = repository.key.to_string();
+                let rewritten =
+                    RepositoryLog::write_new(&name, &directory, salt, small, manifests)?;
                 if let Some(log) = &mut *lock(&repository.log) {
                     log.adopt(&directory, rewritten)?;
+                    self.tell(repository, log);
                 }
                 rustix::fs::fsync(&directory)?;
             }

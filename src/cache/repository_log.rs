@@ -24,7 +24,9 @@ use super::frames::{Frames, Salt};
 use super::layout;
 use super::record::{Held, HeldBy, Record, StoredManifest, TagRecord};
 use super::records::ManifestRecord;
+use super::references::{Change, Links};
 
+mod referrers;
 mod writing;
 
 pub(super) use writing::Batch;
@@ -43,10 +45,7 @@ struct StoredAt {
     media_type: Arc<str>,
     checked: Checked,
     body: Body,
-    /// Config and layers.
-    blobs: Vec<Digest>,
-    /// What it is about.
-    subject: Option<Digest>,
+    links: Links,
 }
 
 impl StoredAt {
@@ -116,6 +115,8 @@ pub(super) struct RepositoryLog {
     by_upstream: HashMap<Digest, ByUpstream>,
     by_manifests: HashMap<Digest, ByManifests>,
     tags: HashMap<Tag, (Digest, Checked)>,
+    /// What upstream lists as referring to a manifest, which need not be stored.
+    referrers: HashMap<Digest, (Bytes, Checked)>,
 
     salt: Salt,
     /// Bytes of the file that are good; what is behind them is cut before appending.
@@ -125,6 +126,9 @@ pub(super) struct RepositoryLog {
     pending: Vec<u8>,
     /// Manifests in `pending`, with their bodies' offset there and length.
     pending_manifests: Vec<(Digest, usize, usize)>,
+
+    /// What changed since the last [`RepositoryLog::take_changes`].
+    changes: Vec<Change>,
 }
 
 impl RepositoryLog {
@@ -135,11 +139,13 @@ impl RepositoryLog {
             by_upstream: HashMap::new(),
             by_manifests: HashMap::new(),
             tags: HashMap::new(),
+            referrers: HashMap::new(),
             salt: Salt::random(),
             len: 0,
             rewrite: true,
             pending: Vec::new(),
             pending_manifests: Vec::new(),
+            changes: Vec::new(),
         }
     }
 
@@ -162,6 +168,8 @@ impl RepositoryLog {
         let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
         file.read_to_end(&mut bytes)?;
         this.take_in(&bytes);
+        // Nobody was told of anything yet: see `everything`.
+        this.changes = Vec::new();
         Ok(this)
     }
 
@@ -225,17 +233,24 @@ impl RepositoryLog {
             }
             Record::Tag { digest, at, tag } => {
                 if let Ok(tag) = tag.parse() {
-                    self.tags.insert(tag, (digest, Checked::logged(at)));
+                    self.insert_tag(tag, digest, at);
                 }
+            }
+            Record::Referrers { subject, at, list } => {
+                let list = Bytes::copy_from_slice(list);
+                self.referrers.insert(subject, (list, Checked::logged(at)));
             }
             Record::ForgetBlob(digest) => {
                 self.by_upstream.remove(&digest);
                 self.by_manifests.remove(&digest);
             }
-            Record::ForgetManifest(digest) => self.remove_manifest(&digest),
+            Record::ForgetManifest(digest) => {
+                self.remove_manifest(&digest);
+                self.referrers.remove(&digest);
+            }
             Record::ForgetTag(tag) => {
-                if let Ok(tag) = tag.parse::<Tag>() {
-                    self.tags.remove(&tag);
+                if let Ok(tag) = tag.parse() {
+                    self.remove_tag(&tag);
                 }
             }
         }
@@ -252,24 +267,22 @@ impl RepositoryLog {
         self.remove_manifest(&digest);
         // One that cannot be understood is stored like any other, and proves nothing.
         let parsed = Manifest::parse(media_type, bytes).ok();
-        let mut blobs = Vec::new();
-        for blob in parsed.iter().flat_map(Manifest::blobs) {
-            let held = self.by_manifests.entry(blob.digest).or_insert(ByManifests {
-                size: blob.size,
+        let links = parsed.as_ref().map(Links::of).unwrap_or_default();
+        for (blob, size) in links.blobs.iter() {
+            let held = self.by_manifests.entry(*blob).or_insert(ByManifests {
+                size: *size,
                 manifests: 0,
                 checked_at: at,
             });
             held.manifests += 1;
             held.checked_at = held.checked_at.max(at);
-            blobs.push(blob.digest);
         }
-        let subject = parsed.and_then(|parsed| parsed.subject);
+        self.changes.push(Change::Manifest(digest, links.clone()));
         let stored = StoredAt {
             media_type: media_type.into(),
             checked: Checked::logged(at),
             body,
-            blobs,
-            subject: subject.map(|subject| subject.digest),
+            links,
         };
         self.manifests.insert(digest, stored);
     }
@@ -278,22 +291,36 @@ impl RepositoryLog {
         let Some(manifest) = self.manifests.remove(digest) else {
             return;
         };
-        for blob in manifest.blobs {
+        for (blob, _) in manifest.links.blobs.iter() {
             // A blob that upstream denied may be missing here.
-            if let Some(held) = self.by_manifests.get_mut(&blob) {
+            if let Some(held) = self.by_manifests.get_mut(blob) {
                 held.manifests -= 1;
                 if held.manifests == 0 {
-                    self.by_manifests.remove(&blob);
+                    self.by_manifests.remove(blob);
                 }
             }
         }
+        self.changes.push(Change::ManifestGone(*digest));
+    }
+
+    fn insert_tag(&mut self, tag: Tag, digest: Digest, at: SystemTime) {
+        self.changes.push(Change::Tag(tag.clone(), digest));
+        self.tags.insert(tag, (digest, Checked::logged(at)));
+    }
+
+    fn remove_tag(&mut self, tag: &Tag) -> bool {
+        let was_there = self.tags.remove(tag).is_some();
+        if was_there {
+            self.changes.push(Change::TagGone(tag.clone()));
+        }
+        was_there
     }
 
     fn manifest_checked(&mut self, digest: &Digest, at: SystemTime) -> bool {
         let Some(manifest) = self.manifests.get_mut(digest) else {
             return false;
         };
-        for blob in &manifest.blobs {
+        for (blob, _) in manifest.links.blobs.iter() {
             if let Some(held) = self.by_manifests.get_mut(blob) {
                 held.checked_at = held.checked_at.max(at);
             }
@@ -320,7 +347,10 @@ impl RepositoryLog {
 
     /// True if nothing is recorded.
     pub(super) fn is_vacant(&self) -> bool {
-        self.manifests.is_empty() && self.by_upstream.is_empty() && self.tags.is_empty()
+        self.manifests.is_empty()
+            && self.by_upstream.is_empty()
+            && self.tags.is_empty()
+            && self.referrers.is_empty()
     }
 
     // Asking.
@@ -412,7 +442,7 @@ impl RepositoryLog {
                 digest: *digest,
                 media_type: stored.media_type.clone(),
                 size: stored.len() as u64,
-                subject: stored.subject,
+                subject: stored.links.subject,
                 checked_at: stored.checked.at,
             })
             .collect()
@@ -471,7 +501,7 @@ impl RepositoryLog {
         let renewed = match self.tags.get_mut(tag) {
             Some((known, checked)) if *known == digest => checked.renew(at, TAG_INTERVAL),
             _ => {
-                self.tags.insert(tag.clone(), (digest, Checked::logged(at)));
+                self.insert_tag(tag.clone(), digest, at);
                 true
             }
         };
@@ -491,14 +521,43 @@ impl RepositoryLog {
     pub(super) fn forget_manifest(&mut self, digest: &Digest) {
         if self.manifests.contains_key(digest) {
             self.remove_manifest(digest);
+            self.referrers.remove(digest);
             self.log(&Record::ForgetManifest(*digest));
         }
     }
 
     pub(super) fn forget_tag(&mut self, tag: &Tag) {
-        if self.tags.remove(tag).is_some() {
+        if self.remove_tag(tag) {
             self.log(&Record::ForgetTag(tag.as_str()));
         }
+    }
+
+    /// Forgets manifests, and those of `tags` that still point to one of them.
+    pub(super) fn forget_image(&mut self, manifests: &[Digest], tags: &[Tag]) {
+        for tag in tags {
+            let points_to = self.tags.get(tag).map(|(digest, _)| *digest);
+            if points_to.is_some_and(|digest| manifests.contains(&digest)) {
+                self.forget_tag(tag);
+            }
+        }
+        for digest in manifests {
+            self.forget_manifest(digest);
+        }
+    }
+
+    /// What changed since the last time.
+    pub(super) fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Everything there is, as changes from nothing.
+    pub(super) fn everything(&self) -> Vec<Change> {
+        let manifests = self.manifests.iter();
+        let manifests = manifests.map(|(digest, m)| Change::Manifest(*digest, m.links.clone()));
+        let tags = self.tags.iter();
+        manifests
+            .chain(tags.map(|(tag, (digest, _))| Change::Tag(tag.clone(), *digest)))
+            .collect()
     }
 
     /// Logs the times that were kept in memory only; for an orderly end.

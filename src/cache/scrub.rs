@@ -205,7 +205,10 @@ impl Scrub {
                 }
             }
         }
-        self.shared().forget_missing(first_byte, &digests);
+        // Nothing can be said of a store that cannot be seen.
+        if self.shared().layout.directory(&BLOBS).is_ok() {
+            self.shared().forget_missing(first_byte, &digests);
+        }
         let after = self.position;
         digests.retain(|digest| after.is_none_or(|after| *digest > after));
         digests.sort_unstable();

@@ -52,6 +52,19 @@ pub struct Usage {
     pub health: StoreHealth,
 }
 
+impl Usage {
+    /// All that is used, in bytes.
+    pub fn total(&self) -> u64 {
+        let parts = [
+            self.final_bytes,
+            self.temporary_bytes,
+            self.unlinked_bytes,
+            self.record_bytes,
+        ];
+        parts.into_iter().fold(0, u64::saturating_add)
+    }
+}
+
 /// What is used, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {

@@ -7,16 +7,17 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoKey};
 
 use super::content::{Blob, ContentFile, Identity};
+use super::eviction::CutOff;
 use super::health::{Health, StoreHealth};
 use super::index::{Index, Stamp};
 use super::index_file::IndexFile;
@@ -27,6 +28,7 @@ use super::lock;
 use super::metrics::CacheMetrics;
 use super::open_files::OpenFiles;
 use super::partial::{Partial, Verified};
+use super::pins::Pins;
 use super::records::Records;
 use super::space::{Ledger, Limit, Usage};
 
@@ -44,6 +46,8 @@ pub struct StoreOptions {
     pub low_water: f64,
     /// Most blob files kept open while nobody reads them.
     pub open_files: usize,
+    /// What is never evicted.
+    pub pins: Pins,
 }
 
 impl StoreOptions {
@@ -55,6 +59,7 @@ impl StoreOptions {
             min_free: Limit::Percent(5.0),
             low_water: 0.95,
             open_files: idle_files(),
+            pins: Pins::default(),
         }
     }
 }
@@ -164,8 +169,8 @@ pub(super) struct Shared {
     /// One lock for each shard of `blobs/`, see `names`.
     pub(super) names: Vec<Mutex<()>>,
     pub(super) open: OpenFiles,
-    /// Uses not yet in the index, by sequence: a hit must not wait for the index.
-    pub(super) touched: Mutex<HashMap<Digest, u64>>,
+    /// Uses not yet in the index.
+    pub(super) touched: Mutex<Touched>,
     pub(super) touches: AtomicU64,
     /// Damaged files whose name could not be removed.
     pub(super) barred: Mutex<HashMap<Digest, Identity>>,
@@ -175,11 +180,25 @@ pub(super) struct Shared {
     pub(super) interrupted: Mutex<Interruptions>,
     /// One at a time makes room.
     pub(super) evicting: Mutex<()>,
+    pub(super) cut_off: OnceLock<CutOff>,
     pub(super) health: Arc<Health>,
     pub(super) metrics: CacheMetrics,
     /// In the names of this run's temporary files, to tell them from older ones.
     pub(super) run: u64,
     temporaries: AtomicU64,
+}
+
+/// Uses by sequence: a hit must not wait for the index.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    pub(super) blobs: HashMap<Digest, u64>,
+    pub(super) manifests: HashMap<(RepoKey, Digest), u64>,
+}
+
+impl Touched {
+    pub(super) fn is_empty(&self) -> bool {
+        self.blobs.is_empty() && self.manifests.is_empty()
+    }
 }
 
 impl Store {
@@ -202,9 +221,8 @@ impl Store {
         let shared = Arc::new(Shared {
             open: OpenFiles::new(options.open_files),
             layout,
-            options,
             ledger,
-            index: Mutex::default(),
+            index: Mutex::new(Index::new(options.pins.clone())),
             index_ready: Condvar::new(),
             index_file: Mutex::new(IndexFile::empty()),
             names: (0..=u8::MAX).map(|_| Mutex::default()).collect(),
@@ -214,6 +232,8 @@ impl Store {
             debris: Mutex::default(),
             interrupted: Mutex::default(),
             evicting: Mutex::default(),
+            cut_off: OnceLock::new(),
+            options,
             health,
             metrics,
             run: fastrand::u64(..),
@@ -285,7 +305,7 @@ impl Store {
     /// See [`BeginError`]; nothing is left behind.
     pub fn begin(&self, digest: Digest, len: u64, note: &[u8]) -> Result<Partial, BeginError> {
         let shared = &self.handle.shared;
-        let space = shared.reserve(len)?;
+        let space = shared.reserve(len, &self.handle.records)?;
         let number = shared.temporaries.fetch_add(1, Ordering::Relaxed);
         let name = temporary_name(&digest, shared.run, number);
         let created = shared
@@ -437,6 +457,8 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.janitor.stop();
         self.records.stop();
+        self.shared.apply_touches();
+        lock(&self.shared.index).log_uses();
         if let Err(error) = self.shared.flush_index() {
             tracing::warn!(%error, "the cache's index was not written; it will be rebuilt");
         }

@@ -101,6 +101,11 @@ fn configuration(folder: &Path, listen: String, registry: String) -> Result<Conf
         ),
         ("server.state_dir", "--state-dir", vec![path("state")]),
         ("server.admin", "--admin", vec!["off".to_owned()]),
+        (
+            "server.admin_socket",
+            "--admin-socket",
+            vec!["off".to_owned()],
+        ),
         ("cache.dir", "--cache-dir", vec![path("cache")]),
         ("cache.max_size", "--max-size", vec!["1GiB".to_owned()]),
         (

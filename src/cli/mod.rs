@@ -4,14 +4,18 @@
 //! the process. Exit codes: 0 fine, 1 it failed, 2 wrong usage or configuration.
 
 mod ca;
+mod cache;
 mod certificate;
 mod check;
 mod client_config;
 mod clients;
 mod demo;
+mod export;
 mod hash_password;
 mod hello;
 mod iam_policy;
+mod import;
+mod mechanisms;
 mod puller;
 mod serve;
 mod service;
@@ -19,6 +23,7 @@ mod settings;
 mod signals;
 mod site;
 pub mod start;
+mod tending;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -47,6 +52,12 @@ enum Command {
     Serve(serve::Args),
     /// Show it: a simulated ECR, the proxy in front, two pulls
     Demo(demo::Args),
+    /// Look at and tend the cache, whether the proxy runs or not
+    Cache(cache::Args),
+    /// Write images from the cache to a bundle, to be carried where no wire goes
+    Export(export::Args),
+    /// Take a bundle into the cache
+    Import(import::Args),
     /// Tell what works and what does not
     Check(check::Args),
     /// Print the least AWS policy for this configuration
@@ -127,6 +138,9 @@ pub fn run(cli: Cli, environment: &dyn Strings, out: &mut dyn Write) -> Result<(
     match cli.command {
         Command::Serve(args) => serve::run(args, environment, out),
         Command::Demo(args) => demo::run(args, out),
+        Command::Cache(args) => cache::run(args, environment, out),
+        Command::Export(args) => export::run(args, environment, out),
+        Command::Import(args) => import::run(args, environment, out),
         Command::Check(args) => check::run(args, environment, out),
         Command::IamPolicy(args) => iam_policy::run(args, environment, out),
         Command::HashPassword(args) => hash_password::run(&args, out),
@@ -152,12 +166,14 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         command.clone().debug_assert();
-        for sub in command.get_subcommands() {
+        let mut commands: Vec<_> = command.get_subcommands().cloned().collect();
+        while let Some(mut sub) = commands.pop() {
             if sub.get_name() == "help" {
                 continue;
             }
-            let help = sub.clone().render_long_help().to_string();
+            let help = sub.render_long_help().to_string();
             assert!(help.contains("Example"), "{}: {help}", sub.get_name());
+            commands.extend(sub.get_subcommands().cloned());
         }
     }
 }

@@ -16,45 +16,37 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::certificate::{self, Keeper};
+use super::mechanisms::Mechanisms;
 use super::{Failure, chain};
 use crate::access::Access;
-use crate::admin::{Admin, Degraded, Health, Phase, Readiness};
-use crate::buffers::BufferPool;
-use crate::cache::{CacheMetrics, Degradation, Store};
+use crate::admin::{Admin, AdminSocket, Degraded, Health, Phase, Readiness};
+use crate::cache::{Degradation, Store};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch};
-use crate::fill::{FillOptions, Fills};
-use crate::jobs::{self, PrefetchMetrics};
+use crate::jobs::{self, PrefetchMetrics, ScrubMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
-use crate::telemetry::{FillMetrics, Metrics, RequestMetrics};
+use crate::telemetry::{Metrics, RequestMetrics};
 use crate::tls::{self, Certificates};
-use crate::upstream::{Upstream, UpstreamMetrics, UpstreamOptions};
-
-/// Size of a read buffer, in bytes: with smaller ones the number of socket writes begins to cost, larger
-/// ones pin more memory for each slow reader.
-const READ_BUFFER_BYTES: usize = 256 * 1024;
-
-/// How many read buffers there are at most. With the coalescing buffers of the server they bound what
-/// bodies in flight hold to some 32 MiB; beyond, readers make do with less.
-const READ_BUFFERS: usize = 64;
+use crate::upstream::{Outage, Upstream, UpstreamError, UpstreamOptions};
 
 /// Everything that runs, bound to its sockets and not yet serving.
 pub(super) struct Service {
     proxy: Proxy,
-    fills: Fills,
-    store: Store,
-    upstream: Upstream,
+    mechanisms: Mechanisms,
     /// What the proxy tells of pulls, where somebody listens.
     prefetch: Option<(mpsc::Receiver<Pulled>, PrefetchMetrics)>,
     listeners: Vec<Listener>,
     bound: Vec<ListenAddress>,
-    admin: Option<(TcpListener, Admin)>,
+    admin: Option<TcpListener>,
+    admin_socket: Option<AdminSocket>,
+    pages: Admin,
     readiness: Readiness,
     options: ServerOptions,
     metrics: ServerMetrics,
+    scrub_metrics: ScrubMetrics,
     keeper: Keeper,
 }
 
@@ -68,35 +60,15 @@ impl Service {
         upstream: UpstreamOptions,
         mut metrics: Metrics,
     ) -> Result<Self, Failure> {
-        let cache_metrics = CacheMetrics::default();
-        let upstream_metrics = UpstreamMetrics::default();
-        let fill_metrics = FillMetrics::default();
         let request_metrics = RequestMetrics::default();
         let server_metrics = ServerMetrics::default();
-        cache_metrics.register(metrics.registry());
-        upstream_metrics.register(metrics.registry());
-        fill_metrics.register(metrics.registry());
+        let scrub_metrics = ScrubMetrics::default();
+        scrub_metrics.register(metrics.registry());
         request_metrics.register(metrics.registry());
         server_metrics.register(metrics.registry());
         let keeper = Keeper::open(config, metrics.certificate_expiry.clone())?;
         let access = Access::new(config.access_options())?;
-        let store = Store::open(config.store_options(), cache_metrics)
-            .map_err(|error| Failure::Failed(chain(&error)))?;
-        let upstream = Upstream::new(upstream, &upstream_metrics)
-            .map_err(|error| Failure::Failed(chain(&error)))?;
-        let fills = Fills::new(
-            store.clone(),
-            upstream.clone(),
-            BufferPool::new(READ_BUFFER_BYTES, READ_BUFFERS),
-            Clock::system(),
-            FillOptions {
-                record_ttl: config.cache.record_ttl,
-                tag_ttl: config.upstream.tag_ttl,
-                absent_ttl: config.cache.absent_ttl,
-                ..FillOptions::default()
-            },
-            fill_metrics,
-        );
+        let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
         let (pulls, prefetch) = match config.cache.prefetch {
             Prefetch::Off => (None, None),
             Prefetch::Layers => {
@@ -109,36 +81,37 @@ impl Service {
         let proxy = Proxy::new(Parts {
             domains: config.server.domains.clone(),
             access,
-            upstream: upstream.clone(),
-            fills: fills.clone(),
+            upstream: mechanisms.upstream.clone(),
+            fills: mechanisms.fills.clone(),
             metrics: Arc::new(request_metrics),
             pulls,
         });
         let readiness = readiness(
-            store.clone(),
-            upstream.clone(),
+            mechanisms.store.clone(),
+            mechanisms.upstream.clone(),
             keeper.certificates().clone(),
         );
         let (listeners, bound) = listeners(config, keeper.certificates()).await?;
+        let pages = Admin::new(metrics.finish(), readiness.clone());
         let admin = match config.server.admin {
             None => None,
-            Some(address) => {
-                let listener = listen(address).await?;
-                Some((listener, Admin::new(metrics.finish(), readiness.clone())))
-            }
+            Some(address) => Some(listen(address).await?),
         };
+        let admin_socket = admin_socket(config)?;
+        let options = config.server_options();
         Ok(Self {
             proxy,
-            fills,
-            store,
-            upstream,
+            mechanisms,
             prefetch,
             listeners,
             bound,
             admin,
+            admin_socket,
+            pages,
             readiness,
-            options: config.server_options(),
+            options,
             metrics: server_metrics,
+            scrub_metrics,
             keeper,
         })
     }
@@ -152,7 +125,7 @@ impl Service {
     pub(super) fn admin(&self) -> Option<SocketAddr> {
         self.admin
             .as_ref()
-            .and_then(|(listener, _)| listener.local_addr().ok())
+            .and_then(|listener| listener.local_addr().ok())
     }
 
     /// The certificate and fingerprint of the local CA, if one is used.
@@ -166,21 +139,38 @@ impl Service {
     pub(super) async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let (stop, stopped) = watch::channel(false);
         let mut background = JoinSet::new();
-        let upstream = self.upstream.clone();
+        let Mechanisms {
+            store,
+            upstream,
+            fills,
+            ..
+        } = self.mechanisms.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
-        background.spawn(jobs::resume(self.fills.clone()));
+        background.spawn(jobs::resume(fills.clone()));
+        background.spawn(jobs::scrub(
+            fills.clone(),
+            store.clone(),
+            Clock::system(),
+            ScrubOptions::default(),
+            self.scrub_metrics.clone(),
+        ));
         if let Some((pulls, metrics)) = self.prefetch.take() {
-            background.spawn(jobs::prefetch(self.fills.clone(), pulls, metrics));
+            background.spawn(jobs::prefetch(fills.clone(), pulls, metrics));
         }
-        if let Some((listener, admin)) = self.admin.take() {
-            tracing::info!(listen.addr = %Address(&listener), "admin listening");
+        let stopped = || {
             let mut stopped = stopped.clone();
-            background.spawn(async move {
-                let stopped = async move {
-                    let _ = stopped.wait_for(|stopped| *stopped).await;
-                };
-                admin.run(listener, stopped).await;
-            });
+            async move {
+                let _ = stopped.wait_for(|stopped| *stopped).await;
+            }
+        };
+        if let Some(listener) = self.admin.take() {
+            tracing::info!(listen.addr = %Address(&listener), "admin listening");
+            background.spawn(self.pages.clone().run(listener, stopped()));
+        }
+        if let Some(socket) = self.admin_socket.take() {
+            tracing::info!(listen.path = %socket.path().display(), "admin socket listening");
+            let operations = self.mechanisms.operations();
+            background.spawn(socket.run(self.pages.clone(), operations, stopped()));
         }
         for address in &self.bound {
             tracing::info!(listen.addr = %address, "listening");
@@ -210,10 +200,9 @@ impl Service {
             }
         };
         let began = drain_began.borrow_and_update().unwrap_or_else(Instant::now);
-        self.fills.drain(began + drain_timeout).await;
+        fills.drain(began + drain_timeout).await;
         stop.send_replace(true);
         background.shutdown().await;
-        let store = self.store.clone();
         match tokio::task::spawn_blocking(move || store.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the last records could not be written"),
@@ -293,6 +282,30 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(named)
 }
 
+/// The admin socket, if there is to be one. That of the default path is done without where it cannot be
+/// made: who starts the proxy for themselves may not have that folder.
+fn admin_socket(config: &Config) -> Result<Option<AdminSocket>, Failure> {
+    let Some(socket) = &config.server.admin_socket else {
+        return Ok(None);
+    };
+    match AdminSocket::bind(&socket.path) {
+        Ok(bound) => Ok(Some(bound)),
+        Err(error) if socket.is_required => Err(Failure::Failed(format!(
+            "server.admin_socket: {}",
+            chain(&error)
+        ))),
+        Err(error) => {
+            let error = chain(&error);
+            tracing::warn!(
+                error,
+                "there is no admin socket: the cache cannot be tended while the proxy runs; name \
+                 another path in server.admin_socket, or \"off\""
+            );
+            Ok(None)
+        }
+    }
+}
+
 /// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
 /// whatever the store does.
 fn readiness(store: Store, upstream: Upstream, certificates: Certificates) -> Readiness {
@@ -310,33 +323,46 @@ fn readiness(store: Store, upstream: Upstream, certificates: Certificates) -> Re
                 why: format!("{what}, since {}", time(*since)),
             })
             .collect();
-        let token = upstream.token_status();
-        if let Some((since, reason)) = token.failing {
-            let why = match token.valid_until {
-                Some(until) => {
-                    format!(
-                        "the token cannot be renewed: {reason}; it is valid until {}",
-                        time(until)
-                    )
-                }
-                None => {
-                    format!(
-                        "serving from cache: no credentials since {}: {reason}",
-                        time(since)
-                    )
-                }
-            };
-            degraded.push(Degraded {
-                what: "upstream",
-                why,
-            });
-        }
         degraded.extend(certificate::refused(&certificates).map(|why| Degraded {
             what: "certificate",
             why,
         }));
+        degraded.extend(upstream_faults(&upstream).map(|why| Degraded {
+            what: "upstream",
+            why,
+        }));
         Health { unusable, degraded }
     })
+}
+
+/// What of the upstream does not work, each with since when.
+fn upstream_faults(upstream: &Upstream) -> impl Iterator<Item = String> {
+    let outage = upstream.outage();
+    let without_token = outage
+        .as_ref()
+        .filter(|outage| matches!(outage.cause, UpstreamError::NoToken(_)));
+    let token = upstream.token_status();
+    let no_credentials = |since, reason: &dyn std::fmt::Display| {
+        let since = time(since);
+        format!("serving from cache: no credentials since {since}: {reason}")
+    };
+    let of_token = match (token.failing, token.valid_until, without_token) {
+        (Some((since, reason)), None, _) => Some(no_credentials(since, &reason)),
+        (Some((_, reason)), Some(until), _) => Some(format!(
+            "the token cannot be renewed: {reason}; it is valid until {}",
+            time(until)
+        )),
+        (None, _, Some(outage)) => Some(no_credentials(outage.since, &outage.cause)),
+        (None, _, None) => None,
+    };
+    let of_registry = match without_token {
+        Some(_) => None,
+        None => outage.map(|Outage { since, cause }| {
+            let since = time(since);
+            format!("serving from cache: the registry does not answer since {since}: {cause}")
+        }),
+    };
+    of_token.into_iter().chain(of_registry)
 }
 
 fn time(at: SystemTime) -> humantime::Rfc3339Timestamp {

@@ -50,6 +50,9 @@ pub(super) struct Settings {
     /// Address of metrics and health, or off
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
+    /// Socket through which the cache is tended while the proxy runs, or off
+    #[arg(long, value_name = "PATH")]
+    admin_socket: Option<String>,
 }
 
 impl Settings {
@@ -76,6 +79,7 @@ impl Settings {
             ("tls.cert", "--tls-cert", self.tls_cert),
             ("tls.key", "--tls-key", self.tls_key),
             ("server.admin", "--admin", self.admin),
+            ("server.admin_socket", "--admin-socket", self.admin_socket),
         ];
         for (key, flag, value) in single {
             if let Some(value) = value {

@@ -19,6 +19,7 @@ pub(super) fn make(folder: &Path, simulator: &Simulator) -> Result<(), Failure> 
          listen = [\"http://127.0.0.1:5081\"]\n\
          state_dir = \"state\"\n\
          admin = \"127.0.0.1:9091\"\n\
+         admin_socket = \"admin.sock\"\n\
          \n\
          [cache]\n\
          dir = \"cache\"\n\

@@ -64,6 +64,7 @@ pub(super) const KEYS: &[Key] = &[
     key("server.domains", Shape::List),
     key("server.state_dir", Shape::Text),
     key("server.admin", Shape::Text),
+    key("server.admin_socket", Shape::Text),
     key("server.drain_timeout", Shape::Text),
     key("tls.cert", Shape::Text),
     key("tls.key", Shape::Text),
@@ -74,7 +75,9 @@ pub(super) const KEYS: &[Key] = &[
     key("cache.absent_ttl", Shape::Text),
     key("cache.record_ttl", Shape::Text),
     key("cache.max_manifest_size", Shape::TextOrNumber),
+    key("cache.max_upstream_bandwidth", Shape::Text),
     key("cache.prefetch", Shape::Text),
+    key("cache.pins", Shape::List),
     key("access.users", Shape::Text),
     key("access.anonymous", Shape::Text),
     key("access.anonymous_networks", Shape::List),
@@ -90,6 +93,7 @@ pub(super) const KEYS: &[Key] = &[
     key("upstream.redirect_hosts", Shape::List),
     key("upstream.tag_ttl", Shape::Text),
     key("upstream.trust_manifests", Shape::Bool),
+    key("upstream.max_upstream_bandwidth", Shape::Text),
 ];
 
 /// The key called `name` in `section`.

@@ -29,7 +29,8 @@ use std::time::Duration;
 use http::Uri;
 
 use crate::access::{Network, Users};
-use crate::upstream::{HostPattern, Registry};
+use crate::cache::Pin;
+use crate::upstream::{HostPattern, Rate, Registry};
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/ecr-proxy/config.toml";
@@ -67,8 +68,19 @@ pub struct Server {
     pub state_dir: PathBuf,
     /// Metrics and health; `None` for off.
     pub admin: Option<SocketAddr>,
+    /// Where the cache is tended while the proxy runs; `None` for off.
+    pub admin_socket: Option<AdminSocket>,
     /// How long bodies in flight may take to finish after SIGTERM.
     pub drain_timeout: Duration,
+}
+
+/// The socket through which the cache is tended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminSocket {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The operator named it: the proxy does not start without it.
+    pub is_required: bool,
 }
 
 /// `[tls]`: where the certificate comes from.
@@ -104,8 +116,12 @@ pub struct Cache {
     pub record_ttl: Duration,
     /// Largest manifest taken from the upstream, bytes.
     pub max_manifest_size: u64,
+    /// How fast blobs may come from all upstreams together, bytes a second; `None` for unlimited.
+    pub max_upstream_bandwidth: Option<Rate>,
     /// What is fetched ahead of being asked for.
     pub prefetch: Prefetch,
+    /// What is never evicted, besides what the operator pins while it runs.
+    pub pins: Vec<Pin>,
 }
 
 /// What is fetched ahead of being asked for.
@@ -170,6 +186,8 @@ pub struct Upstream {
     pub tag_ttl: Duration,
     /// Whether a manifest proves that the repository holds its blobs; `None` to tell by registry.
     pub trust_manifests: Option<bool>,
+    /// How fast its blobs may come, bytes a second; `None` for unlimited.
+    pub max_upstream_bandwidth: Option<Rate>,
     /// Whether an `AWS_ENDPOINT_URL…` variable leads the AWS API elsewhere: [`Upstream::ca`] is
     /// then trusted for it, too.
     pub aws_endpoint_in_environment: bool,
@@ -240,14 +258,18 @@ impl Config {
         }
         let duration = |d: Duration| humantime::format_duration(d).to_string();
         let path = |p: &Path| p.display().to_string();
+        let rate = |r: Option<Rate>| r.map_or("unlimited".to_owned(), |r| format!("{r} bytes/s"));
         let (server, cache) = (&self.server, &self.cache);
         let (access, upstream) = (&self.access, &self.upstream);
         let admin = server.admin.map_or("off".to_owned(), |a| a.to_string());
+        let socket = server.admin_socket.as_ref();
+        let socket = socket.map_or("off".to_owned(), |socket| path(&socket.path));
         let mut values = vec![
             ("server.listen", join(&server.listen)),
             ("server.domains", join(&server.domains)),
             ("server.state_dir", path(&server.state_dir)),
             ("server.admin", admin),
+            ("server.admin_socket", socket),
             ("server.drain_timeout", duration(server.drain_timeout)),
         ];
         match &self.tls {
@@ -271,7 +293,12 @@ impl Config {
                 "cache.max_manifest_size",
                 Size::Bytes(cache.max_manifest_size).to_string(),
             ),
+            (
+                "cache.max_upstream_bandwidth",
+                rate(cache.max_upstream_bandwidth),
+            ),
             ("cache.prefetch", cache.prefetch.as_str().to_owned()),
+            ("cache.pins", join(&cache.pins)),
             ("access.anonymous", anonymous.to_owned()),
         ]);
         if access.anonymous == Anonymous::Pull {
@@ -293,6 +320,10 @@ impl Config {
             ("upstream.registry", upstream.registry.to_string()),
             ("upstream.auth", auth.to_owned()),
             ("upstream.tag_ttl", duration(upstream.tag_ttl)),
+            (
+                "upstream.max_upstream_bandwidth",
+                rate(upstream.max_upstream_bandwidth),
+            ),
         ]);
         values.extend(login);
         if let Some(endpoint) = &upstream.endpoint {

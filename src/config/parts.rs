@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use super::{Anonymous, Auth, Config, Size};
 use crate::access::AccessOptions;
-use crate::cache::{Limit, StoreOptions};
+use crate::cache::{Limit, Pins, StoreOptions};
+use crate::jobs::operations::Names;
 use crate::server::ServerOptions;
-use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Secret, UpstreamOptions};
+use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Line, Secret, UpstreamOptions};
 
 /// Passwords are short; what is larger is another file.
 const MAX_PASSWORD_BYTES: usize = 4096;
@@ -23,11 +24,12 @@ pub struct FileError {
 }
 
 impl Config {
-    /// For the store.
+    /// For the store; reads the pins kept in the state directory.
     pub fn store_options(&self) -> StoreOptions {
         StoreOptions {
             max_size: limit(self.cache.max_size),
             min_free: limit(self.cache.min_free),
+            pins: Pins::open(&self.server.state_dir, self.cache.pins.iter().cloned()),
             ..StoreOptions::new(&self.cache.dir)
         }
     }
@@ -40,6 +42,15 @@ impl Config {
                 Anonymous::None => Vec::new(),
                 Anonymous::Pull => self.access.anonymous_networks.clone(),
             },
+        }
+    }
+
+    /// For the names of images on the command line.
+    pub fn names(&self) -> Names {
+        Names {
+            domains: self.server.domains.clone(),
+            registry: without_port(self.upstream.registry.name()).to_owned(),
+            upstream: Arc::from(self.upstream.name.as_str()),
         }
     }
 
@@ -87,11 +98,23 @@ impl Config {
             extra_roots,
             redirect_hosts: upstream.redirect_hosts.clone(),
             trust_manifests: upstream.trust_manifests,
+            max_bandwidth: upstream.max_upstream_bandwidth,
+            shared_line: self
+                .cache
+                .max_upstream_bandwidth
+                .map(|rate| Line::new(Some(rate))),
             limits: Limits {
                 manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),
                 ..limits
             },
         })
+    }
+}
+
+fn without_port(name: &str) -> &str {
+    match name.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => name,
     }
 }
 

@@ -9,10 +9,11 @@ use super::faults::{Fault, Faults, Origin};
 use super::sources::{self, Settings, Strings};
 use super::values::{self, ListenAddress, Size};
 use super::{
-    Access, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Prefetch, Server, Sources, Tls,
-    Upstream,
+    Access, AdminSocket, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Prefetch, Server,
+    Sources, Tls, Upstream,
 };
 use crate::access::{Network, Users};
+use crate::cache::Pin;
 use crate::upstream::{HostPattern, Registry, RegistryKind};
 
 /// Of the file system, leaving room for what else lives there.
@@ -30,6 +31,9 @@ const DEFAULT_MAX_MANIFEST_BYTES: u64 = 4 << 20;
 const MANIFEST_BYTES_LIMIT: u64 = 64 << 20;
 /// Below the 30 s that orchestrators give a process between SIGTERM and SIGKILL.
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
+const DEFAULT_ADMIN_SOCKET: &str = "/run/ecr-proxy/admin.sock";
+/// unix(7): 108 with the zero at the end; some are left for the name it has until it listens.
+const MAX_SOCKET_PATH_BYTES: usize = 100;
 /// Passwords are short; a file larger than this is not one.
 const MAX_USER_FILE_BYTES: u64 = 8 << 20;
 
@@ -140,6 +144,7 @@ impl Resolver {
         let domains = self.many("server.domains", values::domain);
         let state_dir = self.state_dir();
         let admin = self.one("server.admin", values::admin);
+        let admin_socket = self.admin_socket();
         let drain_timeout = self.one("server.drain_timeout", values::duration);
         let listen = listen?.unwrap_or_else(|| {
             vec![ListenAddress {
@@ -172,8 +177,43 @@ impl Resolver {
             domains,
             state_dir: state_dir?,
             admin: admin?.unwrap_or(Some(default_admin)),
+            admin_socket: admin_socket?,
             drain_timeout: drain_timeout?.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
         })
+    }
+
+    /// `None` if it is faulty, `Some(None)` for off.
+    fn admin_socket(&mut self) -> Option<Option<AdminSocket>> {
+        const KEY: &str = "server.admin_socket";
+        let Some(path) = self.path(KEY) else {
+            return Some(Some(AdminSocket {
+                path: DEFAULT_ADMIN_SOCKET.into(),
+                is_required: false,
+            }));
+        };
+        let is_off = self
+            .settings
+            .get(KEY)
+            .is_some_and(|setting| setting.values == ["off"]);
+        if is_off {
+            return Some(None);
+        }
+        if path.as_os_str().is_empty() || path.file_name().is_none() {
+            self.fault(KEY, "is not the path of a socket; \"off\" to do without");
+            return None;
+        }
+        if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+            let reason = format!(
+                "{} is longer than the {MAX_SOCKET_PATH_BYTES} bytes that the path of a socket may have",
+                path.display()
+            );
+            self.fault(KEY, &reason);
+            return None;
+        }
+        Some(Some(AdminSocket {
+            path,
+            is_required: true,
+        }))
     }
 
     fn tls(&mut self, server: Option<&Server>) -> Option<Tls> {
@@ -215,6 +255,11 @@ impl Resolver {
                 Err(format!("{text:?} is not between 1KiB and 64MiB"))
             }
         });
+        let max_upstream_bandwidth = self.one("cache.max_upstream_bandwidth", values::bandwidth);
+        let pins = self.many("cache.pins", |text| {
+            text.parse::<Pin>()
+                .map_err(|error| format!("{text:?}: {error}"))
+        });
         let prefetch = self.one("cache.prefetch", |text| {
             let known = [Prefetch::Off, Prefetch::Layers];
             let named = known.into_iter().find(|known| known.as_str() == text);
@@ -231,7 +276,9 @@ impl Resolver {
             absent_ttl: absent_ttl?.unwrap_or(DEFAULT_ABSENT_TTL),
             record_ttl: record_ttl?.unwrap_or(DEFAULT_RECORD_TTL),
             max_manifest_size: max_manifest_size?.unwrap_or(DEFAULT_MAX_MANIFEST_BYTES),
+            max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
             prefetch: prefetch?.unwrap_or(Prefetch::Off),
+            pins: pins?.unwrap_or_default(),
         })
     }
 
@@ -320,6 +367,7 @@ impl Resolver {
             text.parse::<bool>()
                 .map_err(|_| format!("{text:?} is neither true nor false"))
         });
+        let max_upstream_bandwidth = self.one("upstream.max_upstream_bandwidth", values::bandwidth);
         if matches!(registry, Some(None)) {
             self.fault(
                 "upstream.registry",
@@ -346,6 +394,7 @@ impl Resolver {
             redirect_hosts: redirect_hosts?.unwrap_or_default(),
             tag_ttl: tag_ttl?.unwrap_or(default_tag_ttl),
             trust_manifests: trust_manifests?,
+            max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
             aws_endpoint_in_environment: self.aws_endpoint,
         })
     }

@@ -81,6 +81,9 @@ fn flags_alone_are_enough_and_the_rest_has_defaults() {
     assert_eq!(config.server.state_dir, Path::new("/var/lib/ecr-proxy"));
     let admin = config.server.admin.map(|a| a.to_string());
     assert_eq!(admin.as_deref(), Some("127.0.0.1:9090"));
+    let socket = config.server.admin_socket.expect("a socket");
+    assert_eq!(socket.path, Path::new("/run/ecr-proxy/admin.sock"));
+    assert!(!socket.is_required);
     assert_eq!(config.server.drain_timeout, Duration::from_secs(25));
     assert_eq!(config.tls, Tls::LocalCa);
     assert_eq!(config.cache.dir, Path::new("/var/cache/ecr-proxy"));
@@ -91,6 +94,7 @@ fn flags_alone_are_enough_and_the_rest_has_defaults() {
     assert_eq!(config.cache.record_ttl, Duration::from_secs(86_400));
     assert_eq!(config.cache.max_manifest_size, 4 << 20);
     assert_eq!(config.cache.prefetch, Prefetch::Off);
+    assert_eq!(config.cache.pins, []);
     assert_eq!(config.access.anonymous, Anonymous::Pull);
     assert_eq!(
         config.access.anonymous_networks,
@@ -99,6 +103,27 @@ fn flags_alone_are_enough_and_the_rest_has_defaults() {
     assert_eq!(config.upstream.name, ECR);
     assert_eq!(config.upstream.auth, Auth::Aws { profile: None });
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn the_admin_socket_is_a_path_or_off() {
+    let socket = |value: &str| {
+        let scene = flags_of_the_first_example();
+        scene.flag("server.admin_socket", "--admin-socket", value)
+    };
+    let config = socket("run/admin.sock").load().expect("config");
+    let named = config.server.admin_socket.expect("a socket");
+    assert_eq!(named.path, Path::new("run/admin.sock"));
+    assert!(named.is_required);
+    assert_eq!(
+        socket("off").load().expect("config").server.admin_socket,
+        None
+    );
+    for wrong in ["", "..", "/", &format!("/{}", "a".repeat(100))] {
+        let faults = socket(wrong).faults();
+        assert_eq!(faults.len(), 1, "{wrong}: {faults:?}");
+        assert!(faults[0].contains("admin_socket"), "{faults:?}");
+    }
 }
 
 #[test]
@@ -114,7 +139,7 @@ fn nobody_let_in_is_told() {
 fn all_faults_are_reported_together_with_key_and_place() {
     let scene = Scene::file(
         "[server]\nlisten = [\"https://[::]:443\", \"[::]:80\"]\ndrain_timeout = \"25\"\nfoo = 1\n\
-         [cache]\nmax_size = \"lots\"\nprefetch = \"all\"\n[[upstream]]\nregistry = \"https://docker.io\"\nauth = \"magic\"\n",
+         [cache]\nmax_size = \"lots\"\nprefetch = \"all\"\npins = [\"app\"]\n[[upstream]]\nregistry = \"https://docker.io\"\nauth = \"magic\"\n",
     )
     .variable("ECR_PROXY_CACHE_TAG_TTL", "soon")
     .flag("server.domains", "--domain", "a.test:443");
@@ -125,8 +150,9 @@ fn all_faults_are_reported_together_with_key_and_place() {
         "line 4: server.foo: unknown key",
         "line 6: cache.max_size: ",
         "line 7: cache.prefetch: ",
-        "line 9: upstream.registry: ",
-        "line 10: upstream.auth: ",
+        "line 8: cache.pins: \"app\": a pin is repository:tag",
+        "line 10: upstream.registry: ",
+        "line 11: upstream.auth: ",
         "ECR_PROXY_CACHE_TAG_TTL: cache.tag_ttl: ",
         "--domain: server.domains: ",
     ];
@@ -134,6 +160,21 @@ fn all_faults_are_reported_together_with_key_and_place() {
     for (fault, start) in faults.iter().zip(starts) {
         assert!(fault.starts_with(start), "{fault} / {start}");
     }
+}
+
+#[test]
+fn pins_come_from_the_file_or_the_environment() {
+    let pins = |scene: Scene| {
+        let pins = scene.load().expect("config").cache.pins;
+        pins.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let file = format!(
+        "[server]\ndomains = [\"a.test\"]\n[cache]\npins = [\"team/app:v1\", \"team/**:release-*\"]\n[[upstream]]\nregistry = \"{ECR}\"\n"
+    );
+    let written = ["team/app:v1", "team/**:release-*"];
+    assert_eq!(pins(Scene::file(&file)), written);
+    let scene = Scene::file(&file).variable("ECR_PROXY_CACHE_PINS", "a:1,b:*");
+    assert_eq!(pins(scene), ["a:1", "b:*"]);
 }
 
 #[test]

@@ -7,8 +7,14 @@ use std::time::Duration;
 use http::Uri;
 use url::{Host, Url};
 
+use crate::upstream::Rate;
+
 /// Longest accepted duration: far beyond use, and safely added to any point in time.
 const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// Slower lines do not carry images; faster ones are none.
+const MIN_RATE: u64 = 1 << 10;
+const MAX_RATE: u64 = 1 << 40;
 
 /// Where to listen, and whether TLS is spoken there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,6 +118,23 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(too_large)?
         / scale;
     u64::try_from(bytes).map_err(|_| too_large())
+}
+
+/// `20MiB/s`, or `unlimited`: bytes a second.
+pub(super) fn bandwidth(text: &str) -> Result<Option<Rate>, String> {
+    if text == "unlimited" {
+        return Ok(None);
+    }
+    let rate = text.strip_suffix("/s").map(|amount| bytes(amount.trim()));
+    let Some(Ok(rate)) = rate else {
+        return Err(format!(
+            "{text:?} is neither \"unlimited\" nor bytes a second such as \"20MiB/s\" or \"500kB/s\""
+        ));
+    };
+    match Rate::new(rate).filter(|_| (MIN_RATE..=MAX_RATE).contains(&rate)) {
+        Some(rate) => Ok(Some(rate)),
+        None => Err(format!("{text:?} is not between 1KiB/s and 1TiB/s")),
+    }
 }
 
 /// `https://[::]:443`, `http://127.0.0.1:5000`.
@@ -296,6 +319,31 @@ mod tests {
             "200GiB/s",
         ] {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn bandwidths_are_bytes_a_second() {
+        let rate = |text| bandwidth(text).map(|rate| rate.map(Rate::get));
+        assert_eq!(rate("unlimited"), Ok(None));
+        assert_eq!(rate("20MiB/s"), Ok(Some(20 << 20)));
+        assert_eq!(rate("1.5 GB/s"), Ok(Some(1_500_000_000)));
+        assert_eq!(rate("1KiB/s"), Ok(Some(1024)));
+        for text in [
+            "",
+            "0",
+            "0MiB/s",
+            "20MiB",
+            "20",
+            "/s",
+            "20Mbit/s",
+            "-1MiB/s",
+            "1023/s",
+            "2TiB/s",
+            "5 parsecs/s",
+            "Unlimited",
+        ] {
+            assert!(bandwidth(text).is_err(), "{text}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::error::FillError;
 use super::{KnownSize, Origin};
@@ -204,6 +204,12 @@ impl Download {
                 let jitter = 0.75 + fastrand::f64() / 2.0;
                 tokio::time::sleep(pause.min(PAUSES.1).mul_f64(jitter)).await;
             }
+            // Where nobody answers, their return is waited for, and noticed at once.
+            let left = self
+                .again
+                .patience
+                .saturating_sub(self.progress.1.elapsed());
+            let _ = timeout(left, self.again.origin.upstream.answers()).await;
             self.fruitless += 1;
             tracing::info!(oci.digest = %self.again.digest, body.bytes = self.at, error = %last, "continuing a broken transfer");
             match self.again.open(self.at, self.end).await {

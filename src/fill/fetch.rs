@@ -56,6 +56,12 @@ impl Fills {
         self.shared.running().contains_key(digest)
     }
 
+    /// True while any client waits for the upstream's bytes.
+    pub fn are_attended(&self) -> bool {
+        let running = self.shared.running();
+        running.values().any(|fill| fill.flow.is_attended())
+    }
+
     /// Sees to it that a blob is whole on disk, behind what clients ask for. `progress` is told how many
     /// bytes of how many there are, whenever there are more.
     ///

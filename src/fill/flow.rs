@@ -1,7 +1,7 @@
 //! A blob on its way from an upstream or from an unverified file: what its task and its readers share.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::error::FillError;
 use super::front::{Front, Phase};
 use crate::cache::ContentFile;
 use crate::oci::{Digest, Hasher};
+use crate::upstream::Interest;
 
 /// How much of a blob is kept in memory when the disk takes no more, in bytes. A reader slower than
 /// this continues by its own upstream range.
@@ -33,7 +34,8 @@ pub(super) struct Flow {
     pub(super) digest: Digest,
     front: watch::Sender<Front>,
     bytes: Mutex<Landed>,
-    readers: AtomicUsize,
+    /// How many read, or [`ABANDONED`].
+    readers: watch::Sender<usize>,
     /// How far the fastest reader has come; watched by a fill that goes on without a disk.
     furthest: AtomicU64,
     moved: Notify,
@@ -84,7 +86,7 @@ impl Flow {
                 file,
                 ..Landed::default()
             }),
-            readers: AtomicUsize::new(0),
+            readers: watch::Sender::new(0),
             furthest: AtomicU64::new(0),
             moved: Notify::new(),
             ended: watch::Sender::new(None),
@@ -126,7 +128,7 @@ impl Flow {
     /// moment where `keep` says so and anybody reads.
     pub(super) fn landed_at(&self, offset: u64, piece: Bytes, keep: bool) {
         let end = offset + piece.len() as u64;
-        let is_read = self.readers.load(Ordering::Acquire) > 0;
+        let is_read = *self.readers.borrow() > 0;
         {
             let fresh = &mut self.landed().fresh;
             let kept = if keep && is_read { FRESH } else { 0 };
@@ -283,27 +285,42 @@ impl Flow {
 
     /// For the task only: gives up if nobody reads, for good; true if so.
     fn abandon(&self) -> bool {
-        let (none, order) = (0, Ordering::AcqRel);
-        let abandoned = self
-            .readers
-            .compare_exchange(none, ABANDONED, order, Ordering::Acquire);
-        abandoned.is_ok()
+        self.readers.send_if_modified(|readers| {
+            let is_alone = *readers == 0;
+            if is_alone {
+                *readers = ABANDONED;
+            }
+            is_alone
+        })
+    }
+
+    /// Whether anybody waits for it.
+    pub(super) fn is_attended(&self) -> bool {
+        !matches!(*self.readers.borrow(), 0 | ABANDONED)
     }
 
     /// Counts a reader as [`Flow::attend`] does, unless the fill has been abandoned.
     pub(super) fn join(self: &Arc<Self>) -> Option<Attendance> {
-        let one_more = |readers| (readers != ABANDONED).then(|| readers + 1);
-        let joined = self
-            .readers
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
-        joined.ok().map(|_| Attendance(Arc::clone(self)))
+        let joined = self.readers.send_if_modified(|readers| {
+            let may = *readers != ABANDONED;
+            if may {
+                *readers += 1;
+            }
+            may
+        });
+        joined.then(|| Attendance(Arc::clone(self)))
     }
 
     /// Counts a reader for as long as the value lives. For a flow that cannot have been abandoned: it
     /// has not begun, or is of a file on disk.
     pub(super) fn attend(self: &Arc<Self>) -> Attendance {
-        self.readers.fetch_add(1, Ordering::AcqRel);
+        self.readers.send_modify(|readers| *readers += 1);
         Attendance(Arc::clone(self))
+    }
+
+    /// Whether anybody reads; a body that nobody does gives way to others.
+    pub(super) fn interest(&self) -> Interest {
+        Interest::counted(self.readers.subscribe())
     }
 
     fn landed(&self) -> MutexGuard<'_, Landed> {
@@ -337,7 +354,7 @@ impl Attendance {
 
 impl Drop for Attendance {
     fn drop(&mut self) {
-        self.0.readers.fetch_sub(1, Ordering::AcqRel);
+        self.0.readers.send_modify(|readers| *readers -= 1);
         self.0.moved.notify_waiters();
     }
 }

@@ -21,6 +21,7 @@
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
 //! | `manifests.rs`, `recorded.rs`, `flight.rs` | tags and manifests; what records say; one question at a time |
+//! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
 //! It knows nothing of HTTP requests and answers.
 
@@ -36,6 +37,7 @@ mod manifests;
 mod proof;
 mod reader;
 mod recorded;
+mod referrers;
 mod room;
 mod solo;
 mod stored;
@@ -55,6 +57,7 @@ pub use fetch::Fetched;
 pub use manifests::FoundManifest;
 pub use proof::Pass;
 pub use reader::{Reader, Step};
+pub use referrers::{FoundReferrers, referrers_tag};
 
 use crate::access::Right;
 use crate::buffers::BufferPool;
@@ -62,7 +65,7 @@ use crate::cache::Store;
 use crate::clock::Clock;
 use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
 use crate::telemetry::{FillMetrics, Outcome};
-use crate::upstream::{Absent, BlobBody, Span, Upstream, UpstreamError, Validator};
+use crate::upstream::{Absent, BlobBody, Interest, Span, Upstream, UpstreamError, Validator};
 use filling::Filling;
 use flight::Flights;
 use flow::{Attendance, Flow};
@@ -191,6 +194,8 @@ struct Origin {
     upstream: Upstream,
     repository: RepositoryName,
     validator: Arc<OnceLock<Validator>>,
+    /// Whether anybody waits for what comes from here.
+    interest: Interest,
 }
 
 impl Origin {
@@ -199,12 +204,18 @@ impl Origin {
             upstream,
             repository,
             validator: Arc::default(),
+            interest: Interest::default(),
         }
+    }
+
+    /// The same place, for bytes that are waited for as long as there is this interest.
+    fn wanted_by(self, interest: Interest) -> Self {
+        Self { interest, ..self }
     }
 
     /// The same place, with no memory of what was there.
     fn afresh(&self) -> Self {
-        Self::new(self.upstream.clone(), self.repository.clone())
+        Self::new(self.upstream.clone(), self.repository.clone()).wanted_by(self.interest.clone())
     }
 
     /// A body from `from` to `to` (or the end), of the content that was opened first.
@@ -220,7 +231,7 @@ impl Origin {
             .blob(&self.repository, &digest, span, same_as)
             .await?;
         let _ = self.validator.set(body.validator().clone());
-        Ok(body)
+        Ok(body.wanted_by(self.interest.clone()))
     }
 }
 
@@ -278,7 +289,10 @@ impl Fills {
         reference: &crate::oci::Reference,
     ) -> Result<FoundManifest, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        self.shared.manifests.find(repo, reference).await
+        let found = self.shared.manifests.find(repo, reference).await?;
+        let digest = &found.manifest.digest;
+        self.shared.store.manifest_used(repo, digest);
+        Ok(found)
     }
 
     /// The size of a blob in bytes, and where it was learned, as a GET would tell it.
@@ -516,8 +530,8 @@ impl Fills {
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
+            origin: self.shared.origin(repo).wanted_by(flow.interest()),
             flow,
-            origin: self.shared.origin(repo),
             size,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
@@ -526,6 +540,14 @@ impl Fills {
         };
         filling.launch(Arc::clone(&self.shared), slot);
         Some((Outcome::Miss, attendance, true))
+    }
+
+    /// Returns at once while upstream answers, and otherwise soon after it does again; true if it was away.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing.
+    pub async fn until_upstream_answers(&self) -> bool {
+        self.shared.upstream.answers().await
     }
 
     /// Waits until every fill that was begun for a client has ended and its blob is kept, until

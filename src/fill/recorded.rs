@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::error::FillError;
-use crate::cache::{Held, Records, Store, StoredManifest, TagRecord};
-use crate::oci::{Digest, RepoKey, Tag};
+use crate::cache::{Held, Records, ReferrerList, Store, StoredManifest, TagRecord};
+use crate::oci::{Digest, Reference, RepoKey, Tag};
 
 /// The store's records, asked at once where the repository's are in memory, else on a thread that may
 /// wait for the disk. Clone is cheap.
@@ -73,6 +73,52 @@ impl Recorded {
             .await
     }
 
+    pub(super) async fn referrer_list(
+        &self,
+        repo: &RepoKey,
+        subject: Digest,
+    ) -> Result<Option<ReferrerList>, FillError> {
+        self.ask(repo, move |records, repo| {
+            records.referrer_list(repo, &subject)
+        })
+        .await
+    }
+
+    /// The stored manifests that refer to `subject`, and when upstream last confirmed each.
+    pub(super) async fn referring(
+        &self,
+        repo: &RepoKey,
+        subject: Digest,
+    ) -> Result<Vec<(StoredManifest, SystemTime)>, FillError> {
+        self.ask(repo, move |records, repo| {
+            let referring = records.referrers(repo, &subject).into_iter();
+            let checked = |manifest: &StoredManifest| {
+                let at = records.manifest_checked_now(repo, &manifest.digest);
+                at.unwrap_or(SystemTime::UNIX_EPOCH)
+            };
+            referring
+                .map(|manifest| {
+                    let at = checked(&manifest);
+                    (manifest, at)
+                })
+                .collect()
+        })
+        .await
+    }
+
+    pub(super) async fn note_referrers(
+        &self,
+        repo: &RepoKey,
+        subject: Digest,
+        entries: Bytes,
+        at: SystemTime,
+    ) {
+        self.tell(repo, move |records, repo| {
+            records.put_referrer_list(repo, subject, entries, at);
+        })
+        .await;
+    }
+
     pub(super) async fn note_manifest(
         &self,
         repo: &RepoKey,
@@ -105,6 +151,14 @@ impl Recorded {
             records.put_held(repo, digest, size, at)
         })
         .await;
+    }
+
+    /// Whether a pin leads there, so that upstream's no removes nothing.
+    pub(super) async fn is_pinned(&self, repo: &RepoKey, reference: &Reference) -> bool {
+        let (store, repo, reference) = (self.store.clone(), repo.clone(), reference.clone());
+        let asked = tokio::task::spawn_blocking(move || store.is_pinned(&repo, &reference));
+        // What was removed does not come back.
+        asked.await.unwrap_or(true)
     }
 
     pub(super) async fn forget_tag(&self, repo: &RepoKey, tag: &Tag) {

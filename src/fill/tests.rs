@@ -35,6 +35,8 @@ fn fills(dir: &TempDir) -> Fills {
         extra_roots: Vec::new(),
         redirect_hosts: Vec::new(),
         trust_manifests: None,
+        max_bandwidth: None,
+        shared_line: None,
         limits: Limits::default(),
     };
     Fills::new(

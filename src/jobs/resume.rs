@@ -20,6 +20,9 @@ pub async fn resume(fills: Fills) {
                 tracing::debug!(oci.digest = %interrupted.digest, %error, "a broken download waits on");
             }
         }
-        tokio::time::sleep(PAUSE).await;
+        // The end of an outage is what broken downloads wait for.
+        if !fills.until_upstream_answers().await {
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }

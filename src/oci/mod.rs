@@ -3,18 +3,23 @@
 //! Pure: no I/O, no async, no sockets. Every type here has one way in, its parser, and prints back to
 //! what it was parsed from. It knows nothing of ECR, of caches or of this program's configuration.
 
+mod as_text;
 mod digest;
 mod error;
 pub mod header;
+mod image;
+pub mod layout;
 mod manifest;
 mod pattern;
 mod platform;
 mod range;
 mod reference;
+mod referrers;
 mod route;
 
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
+pub use image::{ImageName, ParseImageError};
 pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, media_type};
 pub use pattern::{ParsePatternError, Pattern};
 pub use platform::{ParsePlatformError, Platform};
@@ -22,4 +27,5 @@ pub use range::{ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsat
 pub use reference::{
     ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,
 };
+pub use referrers::Referrers;
 pub use route::{ParseRequestError, Request, query_value};

@@ -16,6 +16,9 @@ use crate::upstream::{Absent, UpstreamError};
 /// longer than that by anything here.
 const SOON: Duration = Duration::from_secs(2);
 
+/// When a client may try again what an operator has to change first.
+const LATER: Duration = Duration::from_secs(60);
+
 /// Why a request is not answered with what it asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
@@ -243,6 +246,19 @@ fn of_upstream(error: &UpstreamError) -> Answer {
             "upstream does not offer this",
             None,
         ),
+        UpstreamError::Away(cause) => {
+            return Answer {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                retry_after: Some(SOON),
+                ..of_upstream(cause)
+            };
+        }
+        UpstreamError::Offline => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "this is not in the cache, and the proxy is set to stay offline",
+            Some(LATER),
+        ),
         UpstreamError::BadCredentials | UpstreamError::NoToken(_) => (
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Unavailable,
@@ -299,7 +315,7 @@ fn of_upstream(error: &UpstreamError) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::{Deadline, Unreachable};
+    use crate::upstream::{Deadline, Unreachable, Wrong};
 
     #[test]
     fn what_cannot_be_known_is_never_absent() {
@@ -309,6 +325,8 @@ mod tests {
             UpstreamError::Failing { status: 500 },
             UpstreamError::Throttled { retry_after: SOON },
             UpstreamError::BadCredentials,
+            UpstreamError::Offline,
+            UpstreamError::Away(Box::new(UpstreamError::Wrong(Wrong::BadTls))),
         ] {
             let answer = Refusal::from(error.clone()).answer();
             assert!(answer.status.is_server_error(), "{error}");

@@ -4,6 +4,8 @@ use http::header::{self, HeaderValue};
 
 use super::Reply;
 use super::error::Refusal;
+use crate::access::Right;
+use crate::fill::Fills;
 use crate::oci::header::OCI_FILTERS_APPLIED;
 use crate::oci::{self, Digest, RepoKey, media_type};
 use crate::telemetry::Outcome;
@@ -48,14 +50,15 @@ pub(super) async fn tags(
 
 /// A page of the manifests that refer to another (distribution-spec, end-12).
 pub(super) async fn referrers(
-    upstream: &Upstream,
+    fills: &Fills,
+    right: &Right,
     repo: &RepoKey,
     digest: Digest,
     artifact_type: Option<&str>,
     page: Option<&str>,
 ) -> Result<Reply, Refusal> {
-    let answer = upstream
-        .referrers(&repo.repository, &digest, artifact_type, page)
+    let answer = fills
+        .referrers(right, repo, digest, artifact_type, page)
         .await?;
     let mut reply = Reply::json(answer.bytes);
     let index = HeaderValue::from_static(media_type::OCI_INDEX);
@@ -75,7 +78,8 @@ pub(super) async fn referrers(
             },
         );
     }
-    reply.outcome = Outcome::Bypass;
+    reply.outcome = answer.outcome;
+    reply.age(answer.age);
     Ok(reply)
 }
 

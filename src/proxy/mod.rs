@@ -15,6 +15,7 @@ mod pull;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -37,6 +38,10 @@ use error::Refusal;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
 const CACHE_CONTROL: HeaderValue = HeaderValue::from_static("private, max-age=0");
+
+/// distribution-spec, "Warning": at most 4096 bytes, shown to users by some clients.
+const STALE: HeaderValue =
+    HeaderValue::from_static("299 - \"served from cache: upstream cannot answer\"");
 
 /// How many headers an answer with content has: with room for them the map does not grow.
 const USUAL_HEADERS: usize = 12;
@@ -64,7 +69,7 @@ pub struct Parts {
     pub domains: Vec<String>,
     /// Who may do what.
     pub access: Access,
-    /// Where lists are asked for.
+    /// Where lists of tags are asked for.
     pub upstream: Upstream,
     /// The gate to content.
     pub fills: Fills,
@@ -127,6 +132,15 @@ impl Reply {
         let mut reply = Self::new(StatusCode::OK, Said::text(text));
         reply.headers.insert(header::CONTENT_TYPE, JSON);
         reply
+    }
+
+    /// Says how long ago upstream last confirmed what is told without its word.
+    fn age(&mut self, age: Option<Duration>) {
+        if self.outcome == Outcome::Stale {
+            let seconds = age.unwrap_or_default().as_secs();
+            self.headers.insert(header::AGE, seconds.into());
+            self.headers.insert(header::WARNING, STALE);
+        }
     }
 
     /// The same answer without its content, as HEAD has it.
@@ -239,7 +253,8 @@ impl Proxy {
                 ..
             } => {
                 let (artifact_type, page) = (artifact_type.as_deref(), page.as_deref());
-                lists::referrers(&self.parts.upstream, &repo, *digest, artifact_type, page).await
+                let fills = &self.parts.fills;
+                lists::referrers(fills, &right, &repo, *digest, artifact_type, page).await
             }
             oci::Request::Ping | oci::Request::Catalog | oci::Request::Upload { .. } => {
                 Err(Refusal::Unsupported("this proxy serves pulls only"))

@@ -14,9 +14,6 @@ use crate::oci::{ByteRange, ContentRange, Digest, RangeSet, Reference, RepoKey};
 use crate::telemetry::Outcome;
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
-/// distribution-spec, "Warning": at most 4096 bytes, shown to users by some clients.
-const STALE: HeaderValue =
-    HeaderValue::from_static("299 - \"served from cache: upstream cannot answer\"");
 
 /// A manifest by tag or digest.
 pub(super) async fn manifest(
@@ -42,11 +39,7 @@ pub(super) async fn manifest(
     }
     identify(&mut reply.headers, manifest.digest);
     reply.outcome = found.outcome;
-    if found.outcome == Outcome::Stale {
-        let age = found.age.unwrap_or_default().as_secs();
-        reply.headers.insert(header::AGE, age.into());
-        reply.headers.insert(header::WARNING, STALE);
-    }
+    reply.age(found.age);
     Ok(reply)
 }
 

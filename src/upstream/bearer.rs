@@ -207,7 +207,9 @@ fn explain(error: &UpstreamError) -> TokenError {
         | UpstreamError::Failing { .. }
         | UpstreamError::TooMuch
         | UpstreamError::ContentChanged
-        | UpstreamError::IgnoredRange => TokenError::Failing,
+        | UpstreamError::IgnoredRange
+        | UpstreamError::Away(_)
+        | UpstreamError::Offline => TokenError::Failing,
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::oci::{ContentRange, Digest, RepositoryName};
 
 use super::Upstream;
+use super::bandwidth::{Interest, Line, Turns};
 use super::client::{Answer, broken_body, path_and_query};
 use super::error::{Absent, Deadline, UpstreamError, Wrong};
 use super::exchange::{Question, is_redirect, unanswered};
@@ -212,9 +213,13 @@ impl Upstream {
         };
         let answer = self.shared.fetch(&question).await?;
         match answer.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
-                BlobBody::new(answer, span, same_as, self.shared.meter.clone())
-            }
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => BlobBody::new(
+                answer,
+                span,
+                same_as,
+                &self.shared.lines,
+                self.shared.meter.clone(),
+            ),
             StatusCode::RANGE_NOT_SATISFIABLE if span.header().is_some() => {
                 Err(UpstreamError::ContentChanged)
             }
@@ -236,10 +241,14 @@ fn blob_question<'a>(
 pub struct BlobBody {
     body: Incoming,
     _slot: OwnedSemaphorePermit,
+    /// Offset of the next byte to hand out.
     offset: u64,
     validator: Validator,
-    /// Bytes that are still to come; `None` where no length was declared.
+    /// Bytes that are still to be read; `None` where no length was declared.
     remaining: Option<u64>,
+    /// What was read and waits for its turn.
+    read: Bytes,
+    turns: Turns,
     /// More may follow than is wanted, and is not read.
     cut: bool,
     pace: Pace,
@@ -252,6 +261,7 @@ impl BlobBody {
         answer: Answer,
         span: Span,
         same_as: Option<&Validator>,
+        lines: &[Line],
         meter: Meter,
     ) -> Result<Self, UpstreamError> {
         let plan = Plan::of(
@@ -273,11 +283,20 @@ impl BlobBody {
             offset: span.from,
             validator: plan.validator,
             remaining: plan.length,
+            read: Bytes::new(),
+            turns: Turns::new(lines.to_vec(), Interest::default()),
             cut: plan.cut,
             pace,
             bytes,
             meter,
         })
+    }
+
+    /// The same body, which gives way to others while nobody waits for it. Without this somebody always
+    /// does.
+    pub fn wanted_by(mut self, interest: Interest) -> Self {
+        self.turns.set_interest(interest);
+        self
     }
 
     /// Offset in the blob of the next byte.
@@ -306,6 +325,24 @@ impl BlobBody {
     /// # Cancel safety
     /// Cancel safe: no byte is lost.
     pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        if self.read.is_empty() {
+            match self.read_on().await? {
+                Some(bytes) => self.read = bytes,
+                None => return Ok(None),
+            }
+        }
+        // In range: no more than was read, which is a usize.
+        let length = self.turns.limit(self.read.len() as u64);
+        // Time spent waiting here is our own, and no stall of the upstream.
+        let waited = self.turns.take(length).await;
+        self.meter.held_back(waited);
+        self.offset += length;
+        self.bytes.inc_by(length);
+        Ok(Some(self.read.split_to(length as usize)))
+    }
+
+    /// What the next read of the connection brings.
+    async fn read_on(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         loop {
             if self.cut && self.remaining == Some(0) {
                 return Ok(None);
@@ -346,10 +383,7 @@ impl BlobBody {
                 }
                 *remaining -= data.len() as u64;
             }
-            let length = data.len() as u64;
-            self.offset += length;
-            self.bytes.inc_by(length);
-            self.pace.brought(length, waited);
+            self.pace.brought(data.len() as u64, waited);
             return Ok(Some(data));
         }
     }

@@ -8,17 +8,20 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
+use hyper::client::conn::http1;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tower_service::Service as _;
 
 use super::connect::{ConnectError, Dialer, HasAnswered};
 use super::error::{Deadline, Unreachable, UpstreamError, Wrong};
@@ -44,13 +47,27 @@ const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 
 /// Sends requests for one upstream.
 pub(super) struct Client {
-    http: legacy::Client<Dialer, Empty<Bytes>>,
+    dialer: Dialer,
+    /// With the connections that are open. Another takes its place when none of them can be trusted.
+    http: ArcSwap<Http>,
     /// Connections that carry blobs, which may take hours, do not crowd out the others.
     bodies: Arc<Semaphore>,
     short: Arc<Semaphore>,
     first_byte: Duration,
     progress: Duration,
     meter: Meter,
+}
+
+type Http = legacy::Client<Dialer, Empty<Bytes>>;
+
+fn http(dialer: Dialer) -> Http {
+    legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE)
+        .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
+        .http1_max_buf_size(MAX_BUFFER)
+        .build(dialer)
 }
 
 /// A request, all of it.
@@ -97,15 +114,9 @@ impl Client {
         progress: Duration,
         meter: Meter,
     ) -> Self {
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
-            .http1_max_buf_size(MAX_BUFFER)
-            .build(dialer);
         Self {
-            http,
+            http: ArcSwap::from_pointee(http(dialer.clone())),
+            dialer,
             bodies: Arc::new(Semaphore::new(max_connections)),
             short: Arc::new(Semaphore::new(max_connections)),
             first_byte,
@@ -131,6 +142,45 @@ impl Client {
         let status = answer.as_ref().ok().map(Answer::status);
         self.meter.requested(outgoing.kind, status);
         answer
+    }
+
+    /// Forgets the connections that wait to be used again; those in use end with what uses them.
+    pub(super) fn disconnect(&self) {
+        self.http.store(Arc::new(http(self.dialer.clone())));
+    }
+
+    /// Sends a request by a connection made for it alone, and returns the status of its answer. The caller
+    /// bounds it in time.
+    ///
+    /// # Errors
+    /// Without an answer.
+    ///
+    /// # Cancel safety
+    /// Leaving closes the connection.
+    pub(super) async fn knock(&self, outgoing: &Outgoing<'_>) -> Result<StatusCode, UpstreamError> {
+        let answer = self.exchange_alone(outgoing).await;
+        self.meter
+            .requested(outgoing.kind, answer.as_ref().ok().copied());
+        answer
+    }
+
+    async fn exchange_alone(&self, outgoing: &Outgoing<'_>) -> Result<StatusCode, UpstreamError> {
+        const BROKEN: UpstreamError = UpstreamError::Unreachable(Unreachable::Broken);
+        let mut request = build(outgoing)?;
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
+        let stream = self.dialer.clone().call(outgoing.target.clone()).await?;
+        let (mut sender, connection) = http1::handshake(stream).await.map_err(|_| BROKEN)?;
+        tokio::select! {
+            biased;
+            answer = sender.send_request(request) => match answer {
+                Ok(answer) => Ok(answer.status()),
+                Err(error) if error.is_parse() => Err(UpstreamError::Wrong(Wrong::Malformed)),
+                Err(_) => Err(BROKEN),
+            },
+            // It only moves the bytes, and ends when there are none to move.
+            _ = connection => Err(BROKEN),
+        }
     }
 
     async fn exchange(
@@ -178,7 +228,7 @@ impl Client {
         loop {
             let mut request = build(outgoing)?;
             let mut connection = capture_connection(&mut request);
-            let response = self.http.request(request);
+            let response = self.http.load().request(request);
             tokio::pin!(response);
             let response = tokio::select! {
                 biased;

@@ -117,6 +117,20 @@ impl Credentials {
         }
     }
 
+    /// True if one token is needed for every question.
+    pub(super) fn is_one_for_all(&self) -> bool {
+        matches!(self, Self::Ecr(_))
+    }
+
+    /// Returns when there is a token, where there is one for everything, and until then asks for it more
+    /// often than usual.
+    pub(super) async fn obtain_soon(&self) {
+        match self {
+            Self::Ecr(refresher) => refresher.obtain_soon().await,
+            Self::Challenged(_) => {}
+        }
+    }
+
     /// Renews ahead of expiry, for ever, what is worth it.
     pub(super) async fn keep_fresh(&self) {
         match self {

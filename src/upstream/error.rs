@@ -39,6 +39,12 @@ pub enum UpstreamError {
     /// No connection.
     #[error("upstream is unreachable: {0}")]
     Unreachable(Unreachable),
+    /// It is known not to answer, so it was not asked.
+    #[error("upstream does not answer for now: {0}")]
+    Away(Box<UpstreamError>),
+    /// The operator wants nothing asked.
+    #[error("upstream is not asked: offline by configuration")]
+    Offline,
     /// A deadline passed.
     #[error("upstream is too slow: {0}")]
     TooSlow(Deadline),
@@ -193,8 +199,16 @@ pub enum OddToken {
     OtherRegion,
 }
 
+impl TokenError {
+    /// True where nobody answered, so that the way there may be what is missing.
+    pub(super) fn is_of_the_link(self) -> bool {
+        matches!(self, Self::Pending | Self::TooSlow | Self::Unreachable)
+    }
+}
+
 impl UpstreamError {
-    /// True when the upstream could not answer: what is cached may be served instead.
+    /// True when the upstream could not answer: what is cached may be served instead. Whoever cannot show
+    /// the registry's certificate is not the registry, so it has not answered either.
     pub fn cannot_answer(&self) -> bool {
         match self {
             Self::NoToken(_)
@@ -202,7 +216,10 @@ impl UpstreamError {
             | Self::Throttled { .. }
             | Self::Failing { .. }
             | Self::Unreachable(_)
+            | Self::Away(_)
+            | Self::Offline
             | Self::TooSlow(_)
+            | Self::Wrong(Wrong::BadTls)
             | Self::Truncated => true,
             Self::Absent(_)
             | Self::Refused
@@ -224,6 +241,8 @@ impl UpstreamError {
             | Self::Throttled { .. }
             | Self::Failing { .. }
             | Self::Unreachable(_)
+            | Self::Away(_)
+            | Self::Offline
             | Self::TooSlow(_)
             | Self::Wrong(_)
             | Self::Truncated
@@ -240,11 +259,13 @@ impl UpstreamError {
             | Self::Throttled { .. }
             | Self::Failing { .. }
             | Self::Unreachable(_)
+            | Self::Away(_)
             | Self::TooSlow(_)
             | Self::Truncated => true,
             Self::Absent(_)
             | Self::Refused
             | Self::Unsupported
+            | Self::Offline
             | Self::BadCredentials
             | Self::Wrong(_)
             | Self::TooMuch

@@ -59,6 +59,15 @@ impl Shared {
     /// # Cancel safety
     /// Leaving gives the question up.
     pub(super) async fn ask(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
+        tokio::select! {
+            biased;
+            answer = self.ask_patiently(question) => answer,
+            // Others found that nobody is there to wait for.
+            error = self.breaker.link_down() => Err(error),
+        }
+    }
+
+    async fn ask_patiently(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
         let target = self.at_home(&question.path)?;
         let mut connected_by = Instant::now() + self.limits.connect;
         let absorbed_by = Instant::now() + self.limits.absorb_throttle;
@@ -66,6 +75,7 @@ impl Shared {
         let mut renewed = None;
         self.budget.earn();
         loop {
+            self.breaker.admit()?;
             let at_gate = Instant::now();
             let pass = self
                 .gate
@@ -77,9 +87,10 @@ impl Shared {
             let token = match &renewed {
                 Some(token) => Some(Arc::clone(token)),
                 None => {
-                    self.credentials
-                        .current(question.scope, connected_by)
-                        .await?
+                    let current = self.credentials.current(question.scope, connected_by);
+                    current
+                        .await
+                        .inspect_err(|error| self.without_token(error))?
                 }
             };
             let outgoing = Outgoing {
@@ -91,9 +102,11 @@ impl Shared {
                 range: question.range.clone(),
                 token: token.as_deref(),
             };
-            let answer = match self.client.send(&outgoing, connected_by).await {
+            let sending = self.client.send(&outgoing, connected_by);
+            let answer = match self.breaker.watched(sending).await {
                 Ok(answer) => answer,
                 Err(error) => {
+                    self.breaker.failed(&error);
                     let again = matches!(error, UpstreamError::Unreachable(_));
                     if !(again && self.may_retry(&mut attempt).await) {
                         return Err(error);
@@ -102,6 +115,9 @@ impl Shared {
                 }
             };
             let status = answer.status();
+            if !is_failure(status) {
+                self.breaker.answered();
+            }
             if status == StatusCode::TOO_MANY_REQUESTS {
                 self.meter.throttled();
                 let pause = pass.throttled(answer.headers());
@@ -112,10 +128,12 @@ impl Shared {
             pass.answered();
             if is_failure(status) {
                 answer.discard().await;
+                let error = UpstreamError::Failing {
+                    status: status.as_u16(),
+                };
+                self.breaker.failed(&error);
                 if !self.may_retry(&mut attempt).await {
-                    return Err(UpstreamError::Failing {
-                        status: status.as_u16(),
-                    });
+                    return Err(error);
                 }
                 connected_by = Instant::now() + self.limits.connect;
                 continue;
@@ -139,7 +157,8 @@ impl Shared {
                         question.scope,
                         connected_by,
                     );
-                    renewed = Some(instead.await?);
+                    let instead = instead.await;
+                    renewed = Some(instead.inspect_err(|error| self.without_token(error))?);
                 }
                 Some(Verdict::Final) => return Err(self.refused(question, &body)),
                 Some(Verdict::Renew) if status != StatusCode::BAD_REQUEST => {
@@ -149,6 +168,13 @@ impl Shared {
                     return Err(UpstreamError::Wrong(Wrong::Status(status.as_u16())));
                 }
             }
+        }
+    }
+
+    /// Where one token is for everything, nothing can be asked without it.
+    fn without_token(&self, error: &UpstreamError) {
+        if self.credentials.is_one_for_all() {
+            self.breaker.failed(error);
         }
     }
 
@@ -234,9 +260,7 @@ impl Shared {
 
     /// The address of a path of the registry's API.
     pub(super) fn at_home(&self, path: &PathAndQuery) -> Result<Uri, UpstreamError> {
-        let mut parts = self.base.clone().into_parts();
-        parts.path_and_query = Some(path.clone());
-        Uri::from_parts(parts).map_err(|_| UpstreamError::Wrong(Wrong::Malformed))
+        at(&self.base, path)
     }
 
     /// Waits and counts, if there may be one more attempt.
@@ -267,6 +291,16 @@ impl Shared {
     }
 }
 
+/// The address of a path below `base`.
+///
+/// # Errors
+/// When they make no address together.
+pub(super) fn at(base: &Uri, path: &PathAndQuery) -> Result<Uri, UpstreamError> {
+    let mut parts = base.clone().into_parts();
+    parts.path_and_query = Some(path.clone());
+    Uri::from_parts(parts).map_err(|_| UpstreamError::Wrong(Wrong::Malformed))
+}
+
 enum Followed {
     Content(Answer),
     /// Storage refuses an address that was good once.
@@ -290,7 +324,7 @@ pub(super) fn is_redirect(status: StatusCode) -> bool {
     )
 }
 
-fn is_failure(status: StatusCode) -> bool {
+pub(super) fn is_failure(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::INTERNAL_SERVER_ERROR

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -80,6 +81,11 @@ pub struct UpstreamMetrics {
     retries: Family<UpstreamLabel, Counter>,
     truncated: Family<UpstreamLabel, Counter>,
     stalled: Family<UpstreamLabel, Counter>,
+    breaker_open: Family<UpstreamLabel, Gauge>,
+    breaker_openings: Family<UpstreamLabel, Counter>,
+    turned_away: Family<UpstreamLabel, Counter>,
+    probes: Family<ResultLabels, Counter>,
+    held_back: Family<UpstreamLabel, Counter<f64, AtomicU64>>,
 }
 
 impl UpstreamMetrics {
@@ -129,6 +135,31 @@ impl UpstreamMetrics {
             "upstream_stalled",
             "Bodies given up because nothing, or too little, came",
             self.stalled.clone(),
+        );
+        registry.register(
+            "upstream_breaker_open",
+            "1 while an upstream is known not to answer and is only probed",
+            self.breaker_open.clone(),
+        );
+        registry.register(
+            "upstream_breaker_openings",
+            "Times that an upstream was found not to answer",
+            self.breaker_openings.clone(),
+        );
+        registry.register(
+            "upstream_breaker_refusals",
+            "Questions not asked because the upstream was known not to answer",
+            self.turned_away.clone(),
+        );
+        registry.register(
+            "upstream_probes",
+            "Probes whether an upstream answers, by result",
+            self.probes.clone(),
+        );
+        registry.register(
+            "upstream_held_back_seconds",
+            "Time that bodies waited for the bandwidth limit, or gave way to others",
+            self.held_back.clone(),
         );
     }
 
@@ -198,8 +229,41 @@ impl Meter {
         self.metrics.truncated.get_or_create(&self.label()).inc();
     }
 
+    pub(super) fn held_back(&self, time: Duration) {
+        // Nothing is the rule, and this is asked at every piece of a body.
+        if time >= Duration::from_millis(1) {
+            let held_back = self.metrics.held_back.get_or_create(&self.label());
+            held_back.inc_by(time.as_secs_f64());
+        }
+    }
+
     pub(super) fn stalled(&self) {
         self.metrics.stalled.get_or_create(&self.label()).inc();
+    }
+
+    /// Notes whether the breaker is open, and counts that it opened.
+    pub(super) fn breaker(&self, open: bool) {
+        let label = self.label();
+        self.metrics
+            .breaker_open
+            .get_or_create(&label)
+            .set(open.into());
+        if open {
+            self.metrics.breaker_openings.get_or_create(&label).inc();
+        }
+    }
+
+    /// A question was not asked, as the breaker is open.
+    pub(super) fn turned_away(&self) {
+        self.metrics.turned_away.get_or_create(&self.label()).inc();
+    }
+
+    pub(super) fn probed(&self, good: bool) {
+        let result = if good { "ok" } else { "failed" };
+        self.metrics
+            .probes
+            .get_or_create(&self.result(result))
+            .inc();
     }
 
     /// Counts refreshes of this upstream's tokens.
@@ -278,6 +342,9 @@ mod tests {
         meter.retried();
         meter.truncated();
         meter.stalled();
+        meter.breaker(true);
+        meter.turned_away();
+        meter.probed(true);
         meter
             .tokens()
             .refreshed(UNIX_EPOCH + Duration::from_secs(7));
@@ -298,6 +365,10 @@ mod tests {
             r#"ecr_proxy_upstream_retries_total{upstream="prod"} 1"#,
             r#"ecr_proxy_upstream_truncated_total{upstream="prod"} 1"#,
             r#"ecr_proxy_upstream_stalled_total{upstream="prod"} 1"#,
+            r#"ecr_proxy_upstream_breaker_open{upstream="prod"} 1"#,
+            r#"ecr_proxy_upstream_breaker_openings_total{upstream="prod"} 1"#,
+            r#"ecr_proxy_upstream_breaker_refusals_total{upstream="prod"} 1"#,
+            r#"ecr_proxy_upstream_probes_total{upstream="prod",result="ok"} 1"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

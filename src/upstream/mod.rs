@@ -12,11 +12,15 @@
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
-//! | `gate`, `redirect` | obeying a registry that throttles; where blobs may be |
+//! | `gate`, `breaker` | obeying a registry that throttles; not waiting for one that does not answer |
+//! | `redirect` | where blobs may be |
+//! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
 
+mod bandwidth;
 mod bearer;
 mod blob;
+mod breaker;
 mod check;
 mod client;
 mod connect;
@@ -38,12 +42,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 
+pub use bandwidth::{Interest, Line, Rate};
 pub use blob::{BlobBody, Span, Validator};
+pub use breaker::Outage;
 pub use check::{Ping, Skew};
 pub use ecr::{AwsOptions, StaticKeys};
 pub use error::{
@@ -59,12 +66,13 @@ pub use secret::Secret;
 pub use token::TokenStatus;
 
 use bearer::Realms;
-use client::Client;
+use breaker::{Breaker, Probe};
+use client::{Client, Outgoing};
 use connect::{Dialer, DialerOptions};
 use credentials::{Challenged, Credentials, Login};
 use ecr::EcrTokens;
 use gate::{Gate, RetryBudget};
-use metrics::Meter;
+use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
 use redirect::RedirectPolicy;
 use token::Refresher;
@@ -89,6 +97,10 @@ pub struct UpstreamOptions {
     pub redirect_hosts: Vec<HostPattern>,
     /// Whether a manifest proves that the repository holds its blobs; told from the registry without.
     pub trust_manifests: Option<bool>,
+    /// How fast its blobs may come, in bytes a second; without, as fast as they do.
+    pub max_bandwidth: Option<Rate>,
+    /// A line that its blobs share with those of other upstreams.
+    pub shared_line: Option<Line>,
     /// Deadlines and sizes.
     pub limits: Limits,
 }
@@ -186,10 +198,13 @@ struct Shared {
     /// The registry's own authority, whatever it is reached by.
     host: HeaderValue,
     client: Arc<Client>,
-    credentials: Credentials,
+    credentials: Arc<Credentials>,
+    breaker: Breaker,
     redirects: RedirectPolicy,
     gate: Gate,
     budget: RetryBudget,
+    /// What every blob passes: its own line, and the one shared with other upstreams.
+    lines: Vec<Line>,
     limits: Limits,
     meter: Meter,
 }
@@ -209,6 +224,8 @@ impl Upstream {
             extra_roots,
             redirect_hosts,
             trust_manifests,
+            max_bandwidth,
+            shared_line,
             limits,
         } = options;
         let own_address: Uri = format!("https://{}/", registry.authority())
@@ -273,6 +290,13 @@ impl Upstream {
             Auth::Anonymous => challenged(None),
         };
         let host = HeaderValue::from_str(registry.authority()).map_err(|_| SetupError::Endpoint)?;
+        let credentials = Arc::new(credentials);
+        let prober = Prober {
+            client: Arc::clone(&client),
+            base: base.clone(),
+            host: host.clone(),
+            credentials: Arc::clone(&credentials),
+        };
         Ok(Self {
             shared: Arc::new(Shared {
                 trusts_manifests: trust_manifests
@@ -283,8 +307,13 @@ impl Upstream {
                 host,
                 client,
                 credentials,
+                breaker: Breaker::closed(prober, meter.clone()),
                 gate: Gate::open(),
                 budget: RetryBudget::full(),
+                lines: [Some(Line::new(max_bandwidth)), shared_line]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
                 limits,
                 meter,
             }),
@@ -311,6 +340,20 @@ impl Upstream {
         self.shared.credentials.status()
     }
 
+    /// What is known of the outage, while the upstream does not answer.
+    pub fn outage(&self) -> Option<Outage> {
+        self.shared.breaker.outage()
+    }
+
+    /// Returns at once while the upstream answers, and otherwise soon after it does again, a little later
+    /// for each than for another; true if it was away.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing.
+    pub async fn answers(&self) -> bool {
+        self.shared.breaker.answers().await
+    }
+
     /// Obtains the token ahead of need and renews it ahead of expiry, for ever. Without it, tokens are
     /// obtained when first needed.
     ///
@@ -318,6 +361,41 @@ impl Upstream {
     /// Dropping it stops only this.
     pub async fn keep_token_fresh(&self) {
         self.shared.credentials.keep_fresh().await;
+    }
+}
+
+/// Knocks at the registry without credentials: any answer tells that somebody is there.
+struct Prober {
+    client: Arc<Client>,
+    base: Uri,
+    host: HeaderValue,
+    credentials: Arc<Credentials>,
+}
+
+impl Probe for Prober {
+    fn knock(&self) -> BoxFuture<'_, Result<(), UpstreamError>> {
+        Box::pin(async {
+            let target = exchange::at(&self.base, &PathAndQuery::from_static("/v2/"))?;
+            let outgoing = Outgoing {
+                host: Some(self.host.clone()),
+                ..Outgoing::get(Kind::Ping, target)
+            };
+            let status = self.client.knock(&outgoing).await?;
+            match exchange::is_failure(status) {
+                false => Ok(()),
+                true => Err(UpstreamError::Failing {
+                    status: status.as_u16(),
+                }),
+            }
+        })
+    }
+
+    fn equip(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.credentials.obtain_soon())
+    }
+
+    fn disconnect(&self) {
+        self.client.disconnect();
     }
 }
 
@@ -344,6 +422,8 @@ mod tests {
             extra_roots: Vec::new(),
             redirect_hosts: Vec::new(),
             trust_manifests: None,
+            max_bandwidth: None,
+            shared_line: None,
             limits: Limits::default(),
         }
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Uri, header};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::error::{OddToken, TokenError};
@@ -25,6 +26,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(20);
 /// A token refused upstream is replaced no more often than this, so that a registry that refuses every
 /// token does not turn requests into token calls one to one.
 const MIN_REPLACE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between attempts when the link has just returned.
+const SOON: Duration = Duration::from_millis(500);
+/// An attempt that takes longer was begun in an outage, if there was one.
+const USUAL: Duration = Duration::from_secs(1);
 /// Longest life that is believed; ECR's is 12 h.
 const MAX_LIFE: Duration = Duration::from_secs(12 * 3600);
 /// A token is not handed out in the last part of its life, this at most, so that it does not expire on
@@ -130,11 +135,29 @@ struct Inner {
 #[derive(Default)]
 struct State {
     token: Option<Arc<Token>>,
-    refreshing: bool,
+    /// Upstream refused the token in hand.
+    refused: bool,
+    refreshing: Option<Attempt>,
+    /// Attempts so far.
+    attempts: u64,
     failures: u32,
     failing: Option<(SystemTime, TokenError)>,
     /// Not before this; set by failures.
     next_attempt: Option<Instant>,
+}
+
+impl State {
+    /// There is a token that upstream takes, as far as is known.
+    fn is_equipped(&self) -> bool {
+        !self.refused && self.token.as_ref().is_some_and(|token| token.is_usable())
+    }
+}
+
+/// The refresh under way.
+struct Attempt {
+    number: u64,
+    began: Instant,
+    task: AbortHandle,
 }
 
 impl Refresher {
@@ -182,6 +205,13 @@ impl Refresher {
         refused: &Arc<Token>,
         deadline: Instant,
     ) -> Result<Arc<Token>, TokenError> {
+        {
+            let mut state = self.inner.lock();
+            state.refused |= state
+                .token
+                .as_ref()
+                .is_some_and(|token| Arc::ptr_eq(token, refused));
+        }
         tokio::time::sleep_until((refused.obtained + MIN_REPLACE_INTERVAL).min(deadline)).await;
         self.wait_for(deadline, |token| !Arc::ptr_eq(token, refused))
             .await
@@ -205,7 +235,7 @@ impl Refresher {
                     return Ok(Arc::clone(token));
                 }
                 let held_back = state.next_attempt.is_some_and(|next| Instant::now() < next);
-                if !state.refreshing && (waited || held_back) {
+                if state.refreshing.is_none() && (waited || held_back) {
                     let reason = state.failing.as_ref().map(|(_, reason)| *reason);
                     return Err(reason.unwrap_or(TokenError::Pending));
                 }
@@ -244,6 +274,42 @@ impl Refresher {
         }
     }
 
+    /// Returns when there is a token. Until then a service that could not be reached is asked again several
+    /// times a second; one that answered is left its time. To be called when the link has returned: an
+    /// attempt that has waited for longer than usual is taken for lost with the link.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing; a refresh that was begun goes on.
+    pub(super) async fn obtain_soon(&self) {
+        let mut ended = self.inner.ended.subscribe();
+        self.inner.give_up_slow();
+        loop {
+            {
+                let mut state = self.inner.lock();
+                if state.is_equipped() {
+                    return;
+                }
+                let is_held_back = state.next_attempt.is_some_and(|next| Instant::now() < next);
+                let is_of_the_link = matches!(
+                    state.failing,
+                    Some((
+                        _,
+                        TokenError::Unreachable | TokenError::TooSlow | TokenError::Pending
+                    ))
+                );
+                if is_of_the_link || !is_held_back {
+                    self.inner.begin(&mut state);
+                }
+            }
+            let tick = Instant::now() + SOON;
+            while tokio::time::timeout_at(tick, ended.changed()).await.is_ok() {
+                if self.inner.lock().is_equipped() {
+                    return;
+                }
+            }
+        }
+    }
+
     pub(super) fn status(&self) -> TokenStatus {
         let state = self.inner.lock();
         let now = Instant::now();
@@ -277,18 +343,35 @@ impl Inner {
 
     /// Starts a refresh in its own task unless one runs.
     fn begin(self: &Arc<Self>, state: &mut State) {
-        if state.refreshing {
+        if state.refreshing.is_some() {
             return;
         }
-        state.refreshing = true;
+        state.attempts += 1;
         let refresh = Refresh {
             inner: Arc::clone(self),
+            number: state.attempts,
             outcome: None,
         };
-        tokio::spawn(refresh.run());
+        state.refreshing = Some(Attempt {
+            number: state.attempts,
+            began: Instant::now(),
+            task: tokio::spawn(refresh.run()).abort_handle(),
+        });
     }
 
-    fn settle(&self, outcome: Result<IssuedToken, TokenError>) {
+    /// Ends an attempt that takes longer than usual. It has no outcome.
+    fn give_up_slow(&self) {
+        let slow = self
+            .lock()
+            .refreshing
+            .take_if(|attempt| attempt.began.elapsed() > USUAL);
+        if let Some(attempt) = slow {
+            attempt.task.abort();
+        }
+    }
+
+    /// The end of attempt `number`, unless it was given up.
+    fn settle(&self, number: u64, outcome: Result<IssuedToken, TokenError>) {
         let outcome = outcome.and_then(|issued| {
             if issued.life.is_zero() {
                 Err(TokenError::Odd(OddToken::Expired))
@@ -297,7 +380,10 @@ impl Inner {
             }
         });
         let mut state = self.lock();
-        state.refreshing = false;
+        if state.refreshing.as_ref().map(|attempt| attempt.number) != Some(number) {
+            return;
+        }
+        state.refreshing = None;
         match outcome {
             Ok(issued) => {
                 let token = Token::new(issued.authorization, self.origin.clone(), issued.life);
@@ -307,6 +393,7 @@ impl Inner {
                 }
                 *state = State {
                     token: Some(Arc::new(token)),
+                    attempts: state.attempts,
                     ..State::default()
                 };
             }
@@ -337,6 +424,7 @@ impl Inner {
 /// A refresh under way; settles when it ends in whatever way, a panic of the source included.
 struct Refresh {
     inner: Arc<Inner>,
+    number: u64,
     outcome: Option<Result<IssuedToken, TokenError>>,
 }
 
@@ -350,13 +438,13 @@ impl Refresh {
 impl Drop for Refresh {
     fn drop(&mut self) {
         let outcome = self.outcome.take().unwrap_or(Err(TokenError::Failing));
-        self.inner.settle(outcome);
+        self.inner.settle(self.number, outcome);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use tokio::sync::Semaphore;
 
@@ -368,6 +456,8 @@ mod tests {
         lives: Arc<Mutex<Vec<Result<Duration, TokenError>>>>,
         calls: Arc<AtomicU32>,
         gate: Arc<Semaphore>,
+        /// Attempts begun now never end.
+        hole: Arc<AtomicBool>,
     }
 
     impl Scripted {
@@ -377,6 +467,7 @@ mod tests {
                 lives: Arc::new(Mutex::new(lives.rev().collect())),
                 calls: Arc::default(),
                 gate: Arc::new(Semaphore::new(1_000)),
+                hole: Arc::default(),
             }
         }
 
@@ -389,6 +480,9 @@ mod tests {
         fn fetch(&self) -> BoxFuture<'_, Result<IssuedToken, TokenError>> {
             Box::pin(async move {
                 let call = self.calls.fetch_add(1, Ordering::SeqCst);
+                if self.hole.load(Ordering::SeqCst) {
+                    std::future::pending::<()>().await;
+                }
                 self.gate.acquire().await.unwrap().forget();
                 let life = {
                     let mut lives = self.lives.lock().unwrap();
@@ -474,6 +568,53 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert!(refresher.status().valid_until.is_some());
         keeper.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn o07_an_attempt_that_an_outage_swallowed_does_not_delay_the_next() {
+        let source = Scripted::new(&[Ok(3600)]);
+        let refresher = refresher(&source);
+        source.hole.store(true, Ordering::SeqCst);
+        let waiting = refresher.token(Instant::now() + Duration::from_secs(3));
+        assert_eq!(waiting.await.unwrap_err(), TokenError::Pending);
+        source.hole.store(false, Ordering::SeqCst);
+        let returned = Instant::now();
+        refresher.obtain_soon().await;
+        assert!(returned.elapsed() <= SOON, "{:?}", returned.elapsed());
+        assert!(refresher.status().valid_until.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn o07_a_service_out_of_reach_is_asked_often_once_the_link_is_back() {
+        let source = Scripted::new(&[Err(TokenError::Unreachable)]);
+        let refresher = refresher(&source);
+        // Long enough for the longest wait between attempts.
+        let keeper = tokio::spawn({
+            let refresher = refresher.clone();
+            async move { refresher.keep_fresh().await }
+        });
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        keeper.abort();
+        let obtaining = refresher.obtain_soon();
+        tokio::pin!(obtaining);
+        let waited = tokio::time::timeout(Duration::from_secs(10), &mut obtaining).await;
+        assert!(waited.is_err());
+        source.lives.lock().unwrap()[0] = Ok(Duration::from_secs(3600));
+        let back = Instant::now();
+        obtaining.await;
+        assert!(back.elapsed() <= SOON, "{:?}", back.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn u11_a_token_that_was_refused_is_none_to_go_on_with() {
+        let source = Scripted::new(&[Ok(3600), Err(TokenError::Unreachable)]);
+        let refresher = refresher(&source);
+        let first = refresher.token(soon()).await.unwrap();
+        refresher.obtain_soon().await;
+        let refused = refresher.replace(&first, soon()).await;
+        assert_eq!(refused.unwrap_err(), TokenError::Unreachable);
+        let obtaining = tokio::time::timeout(Duration::from_secs(60), refresher.obtain_soon());
+        assert!(obtaining.await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

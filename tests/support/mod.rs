@@ -12,6 +12,7 @@
 )]
 
 pub mod blobs;
+pub mod bundle;
 pub mod client;
 pub mod clock;
 pub mod disk;
@@ -31,7 +32,7 @@ use std::time::Duration;
 pub use self::client::{Answer, Client, Connection};
 pub use self::clock::Clock;
 pub use self::pki::Pki;
-pub use self::proxy::{Event, Proxy};
+pub use self::proxy::{Ended, Event, Proxy};
 pub use self::sandbox::Sandbox;
 pub use self::scene::Scene;
 

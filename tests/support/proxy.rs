@@ -70,6 +70,7 @@ impl Proxy {
         .listen(["https://127.0.0.1:0", "http://127.0.0.1:0"])
         .set("server.domains", vec![DOMAIN])
         .set("server.admin", "127.0.0.1:0")
+        .set("server.admin_socket", "admin.sock")
         .set("cache.max_size", "10GiB")
         .set("cache.min_free", "1MiB")
         .set("access.anonymous", "pull")
@@ -129,6 +130,31 @@ impl Proxy {
     /// The folder of the local CA.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    /// The socket through which its cache is tended.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir.path().join("admin.sock")
+    }
+
+    /// The program with another command, such as `cache stats`, with this proxy's configuration and
+    /// environment, whether the proxy runs or not.
+    pub fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ecr-proxy"));
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(self.dir.path().join("config.toml"))
+            .current_dir("/")
+            .stdin(Stdio::null());
+        Run::environment(&mut command, self.dir.path(), &self.env);
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn run<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Ended {
+        let output = self.command(arguments).output();
+        Ended::from(output.expect("the program was built"))
     }
 
     /// The process.
@@ -396,25 +422,15 @@ impl Run {
             None => Command::new(executable),
             Some(script) => with_mount(&dir.join("cache"), script, executable),
         };
-        let mut child = command
+        command
             .args(["serve", "--log-format", "json", "--config"])
             .arg(dir.join("config.toml"))
             .current_dir("/")
-            .env_clear()
-            .env("HOME", dir)
-            .env("TMPDIR", dir)
-            .env("AWS_CONFIG_FILE", dir.join("no-aws-config"))
-            .env(
-                "AWS_SHARED_CREDENTIALS_FILE",
-                dir.join("no-aws-credentials"),
-            )
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .envs(env)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program was built");
+            .stderr(Stdio::piped());
+        Self::environment(&mut command, dir, env);
+        let mut child = command.spawn().expect("the program was built");
         let stderr = BufReader::new(child.stderr.take().expect("asked for a pipe"));
         let (sender, events) = watch::channel(Vec::new());
         std::thread::spawn(move || {
@@ -431,6 +447,21 @@ impl Run {
         };
         run.learn_addresses(expected_listeners(config));
         run
+    }
+
+    /// Nothing of the test's own environment reaches the program.
+    fn environment(command: &mut Command, dir: &Path, env: &BTreeMap<String, String>) {
+        command
+            .env_clear()
+            .env("HOME", dir)
+            .env("TMPDIR", dir)
+            .env("AWS_CONFIG_FILE", dir.join("no-aws-config"))
+            .env(
+                "AWS_SHARED_CREDENTIALS_FILE",
+                dir.join("no-aws-credentials"),
+            )
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(env);
     }
 
     /// Reads where it listens from its start-up events, of which there are to be `expected`.
@@ -518,6 +549,43 @@ fn set(config: &mut Table, key: &str, value: Toml) {
 
 fn write_config(dir: &Path, config: &Table) {
     fs::write(dir.join("config.toml"), config.to_string()).expect("the directory is writable");
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Fails the test unless it ended with 0.
+    pub fn fine(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self
+    }
+
+    /// Every line of its output as JSON.
+    pub fn json_lines(&self) -> Vec<Value> {
+        let lines = self.stdout.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}: {self:?}")))
+            .collect()
+    }
+}
+
+impl From<std::process::Output> for Ended {
+    fn from(output: std::process::Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
 }
 
 fn told(events: &[Event]) -> String {

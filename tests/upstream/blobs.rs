@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use ecr_proxy::simulator::{Fault, Listener, PULL_ONLY_ACCESS_KEY, Pattern};
-use ecr_proxy::upstream::{Absent, Deadline, Span, UpstreamError, Validator, Wrong};
-use std::time::Duration;
+use ecr_proxy::upstream::{Absent, Deadline, Rate, Span, UpstreamError, Validator, Wrong};
+use std::time::{Duration, Instant};
 
 use super::support::{Rig, app, content, options, read, read_until_error, rig, rig_with, upstream};
 
@@ -410,4 +410,18 @@ async fn u22_edges_of_size() {
     assert_eq!(rig.whole(&empty).await.unwrap(), Bytes::new());
     let pull_only = upstream(options(&rig.sim, PULL_ONLY_ACCESS_KEY));
     assert_eq!(pull_only.blob_size(&app(), &empty).await, Ok(0));
+}
+
+#[tokio::test]
+async fn waiting_for_our_own_limit_is_no_stall_of_the_upstream() {
+    let rig = rig_with(|options| {
+        options.max_bandwidth = Rate::new(32 * 1024);
+        options.limits.progress = Duration::from_millis(300);
+    })
+    .await;
+    let bytes = content(64 * 1024);
+    let digest = rig.put(&bytes);
+    let began = Instant::now();
+    assert!(rig.whole(&digest).await.unwrap() == bytes);
+    assert!(began.elapsed() > Duration::from_millis(1500));
 }

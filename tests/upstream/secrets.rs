@@ -79,6 +79,7 @@ async fn s14_s16_no_secret_is_logged_or_told_on_any_path() {
                 .then(fault.clone());
             told += &pull(&rig, &digest).await;
             rig.sim.faults().clear();
+            rig.upstream.answers().await;
         }
     }
     for outage in [Outage::Refused, Outage::Reset] {
@@ -94,6 +95,8 @@ async fn s14_s16_no_secret_is_logged_or_told_on_any_path() {
         rig.sim.set_token_reply(reply);
         rig.sim.expire_tokens();
         told += &pull(&rig, &digest).await;
+        rig.sim.set_token_reply(TokenReply::Normal);
+        rig.upstream.answers().await;
     }
     let log = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
     assert!(log.contains("no new token"), "the log is captured");

@@ -60,6 +60,8 @@ pub(crate) fn plain(registry: &str, endpoint: &str) -> UpstreamOptions {
         extra_roots: Vec::new(),
         redirect_hosts: Vec::new(),
         trust_manifests: None,
+        max_bandwidth: None,
+        shared_line: None,
         limits: limits(),
     }
 }

@@ -156,18 +156,24 @@ async fn k07_a_short_life_is_obeyed() {
 }
 
 #[tokio::test]
-async fn a_registry_that_cannot_be_reached_is_unreachable() {
-    let rig = with_image().await;
-    pull(&rig).await.unwrap();
-    rig.sim.outage_of(Listener::Registry, Outage::Refused).await;
-    let error = pull(&rig).await.unwrap_err();
-    assert_eq!(error, UpstreamError::Unreachable(Unreachable::Connect));
-    rig.sim.outage_of(Listener::Registry, Outage::Reset).await;
-    let error = pull(&rig).await.unwrap_err();
-    assert_eq!(error, UpstreamError::Unreachable(Unreachable::Broken));
-    assert!(error.cannot_answer() && error.retryable());
-    rig.sim.outage_of(Listener::Registry, Outage::None).await;
-    pull(&rig).await.unwrap();
+async fn a_registry_that_cannot_be_reached_is_unreachable_and_soon_not_asked() {
+    for (outage, reason) in [
+        (Outage::Refused, Unreachable::Connect),
+        (Outage::Reset, Unreachable::Broken),
+    ] {
+        let rig = with_image().await;
+        pull(&rig).await.unwrap();
+        rig.sim.outage_of(Listener::Registry, outage).await;
+        let first = pull(&rig).await.unwrap_err();
+        assert_eq!(first, UpstreamError::Unreachable(reason));
+        let error = pull(&rig).await.unwrap_err();
+        assert_eq!(error, UpstreamError::Away(Box::new(first)));
+        assert!(error.cannot_answer() && error.retryable());
+        rig.sim.outage_of(Listener::Registry, Outage::None).await;
+        let returned = tokio::time::timeout(Duration::from_secs(5), rig.upstream.answers());
+        assert!(returned.await.unwrap());
+        pull(&rig).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -85,7 +85,10 @@ impl RepositoryLog {
             .map(|manifest| framed(43 + manifest.media_type.len() + manifest.len()));
         let held = self.by_upstream.len() as u64 * framed(49);
         let tags = self.tags.keys().map(|tag| framed(41 + tag.as_str().len()));
-        HEADER_LEN as u64 + manifests.sum::<u64>() + held + tags.sum::<u64>()
+        let referrers = self.referrers.values();
+        let referrers = referrers.map(|(list, _)| framed(41 + list.len()));
+        let small = held + tags.sum::<u64>() + referrers.sum::<u64>();
+        HEADER_LEN as u64 + manifests.sum::<u64>() + small
     }
 
     fn whole(&self) -> Batch {
@@ -107,13 +110,20 @@ impl RepositoryLog {
         });
         // A blob that upstream denied although a manifest names it stays denied.
         let denied = self.manifests.values().flat_map(|manifest| {
-            manifest
-                .blobs
-                .iter()
-                .filter(|blob| !self.by_manifests.contains_key(blob))
-                .map(|blob| Record::ForgetBlob(*blob).encode())
+            let blobs = manifest.links.blobs.iter();
+            blobs
+                .filter(|(blob, _)| !self.by_manifests.contains_key(blob))
+                .map(|(blob, _)| Record::ForgetBlob(*blob).encode())
         });
-        let small = denied.chain(held).chain(tags).collect();
+        let referrers = self.referrers.iter().map(|(subject, (list, checked))| {
+            Record::Referrers {
+                subject: *subject,
+                at: checked.at,
+                list,
+            }
+            .encode()
+        });
+        let small = denied.chain(held).chain(tags).chain(referrers).collect();
         let manifests = self
             .manifests
             .iter()

@@ -22,7 +22,7 @@ pub struct ScrubProgress {
     pub begun: Option<u64>,
     /// The last digest of it that is done, in hexadecimal digits.
     after: Option<String>,
-    /// When the last pass over everything ended. Seconds since 1970.
+    /// When the last pass over everything ended, or the store was new. Seconds since 1970.
     pub finished: Option<u64>,
     /// Damaged blobs that were taken away and are still to be fetched again, in hexadecimal digits.
     wanted: Vec<String>,
@@ -52,11 +52,17 @@ impl ScrubProgress {
         self.wanted = wanted.into_iter().map(|digest| digest.hex()).collect();
     }
 
-    /// How long ago the last pass over everything ended; `None` if there was none, or the clock was
-    /// set back since.
-    pub fn since_finished(&self, now: SystemTime) -> Option<Duration> {
-        let finished = UNIX_EPOCH.checked_add(Duration::from_secs(self.finished?))?;
-        now.duration_since(finished).ok()
+    /// True if nothing was kept before.
+    pub fn is_new(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// How long ago the last pass over everything ended. A time to come says nothing: a clock that was
+    /// wrong must not keep the next pass off for years.
+    pub fn since_finished(&self, now: SystemTime) -> Duration {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let finished = Duration::from_secs(self.finished.unwrap_or(0));
+        now.checked_sub(finished).unwrap_or(Duration::MAX)
     }
 }
 
@@ -69,7 +75,8 @@ impl Store {
         file.and_then(read).ok().flatten().unwrap_or_default()
     }
 
-    /// Keeps how far the background scrub has come, durably.
+    /// Keeps how far the background scrub has come; durably where anything is wanted. Else a power cut
+    /// costs no more than hashing once more.
     ///
     /// # Errors
     /// The disk's. What was kept before is then still there.
@@ -77,8 +84,15 @@ impl Store {
         let salt = Salt::random();
         let mut bytes = salt.header().to_vec();
         salt.append(&mut bytes, &serde_json::to_vec(progress)?);
-        let root = self.shared().layout.directory(&[])?;
-        layout::replace_file(&root, NAME, &bytes)
+        let layout = &self.shared().layout;
+        if !layout.still_locked()? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let root = layout.directory(&[])?;
+        match progress.wanted.is_empty() {
+            true => layout::replace_hint(&root, NAME, &bytes),
+            false => layout::replace_file(&root, NAME, &bytes),
+        }
     }
 }
 
@@ -90,4 +104,20 @@ fn read(file: File) -> io::Result<Option<ScrubProgress>> {
     file.take(MAX).read_to_end(&mut bytes)?;
     let payload = Frames::read(&bytes).and_then(|mut frames| frames.next());
     Ok(payload.and_then(|(_, payload)| serde_json::from_slice(payload).ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c11_a_pass_that_ended_in_the_future_is_long_ago() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let progress = ScrubProgress {
+            finished: Some(1000),
+            ..ScrubProgress::default()
+        };
+        assert_eq!(progress.since_finished(at(1060)), Duration::from_secs(60));
+        assert_eq!(progress.since_finished(at(999)), Duration::MAX);
+    }
 }

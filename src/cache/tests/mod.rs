@@ -3,6 +3,7 @@
 mod blobs;
 mod eviction;
 mod images;
+mod keeping;
 mod model;
 mod records;
 mod restart;

@@ -220,7 +220,8 @@ fn what_is_asked_for_without_waiting_is_answered_once_it_is_in_memory() {
     let store = scene.open();
     let records = store.records();
     assert_eq!(records.manifest_now(&app, &named), None);
-    assert_eq!(records.holds_now(&app, &digest(2)), None);
+    // Whether it was read by itself so far or not, it is not denied.
+    assert_ne!(records.holds_now(&app, &digest(2)), Some(None));
     assert!(records.manifest(&app, &named).is_some());
     assert!(records.manifest_now(&app, &named).unwrap().is_some());
     assert!(records.holds_now(&app, &digest(2)).unwrap().is_some());
@@ -330,4 +331,38 @@ proptest! {
         drop(store);
         prop_assert!(scene.open().records().holds(&app, &digest(30)).is_some());
     }
+}
+
+#[test]
+fn lists_of_referrers_survive_a_restart_and_a_rewritten_log() {
+    let scene = Scene::new();
+    let app = repo("team/app");
+    let (subject, other) = (digest(1), digest(2));
+    let store = scene.open();
+    let records = store.records();
+    let entries = |n: usize| Bytes::from(format!("[{}]", "7,".repeat(n) + "7"));
+    // Each takes the place of the one before, so that the log grows until it is written anew.
+    for n in 0..400 {
+        records.put_referrer_list(&app, subject, entries(n), at(100));
+        records.put_referrer_list(&app, other, "[]".into(), at(100));
+        store.flush().unwrap();
+    }
+    let written: usize = (0..400).map(|n| entries(n).len()).sum();
+    let len = std::fs::metadata(log_of(&scene, "team/app")).unwrap().len();
+    assert!(len < written as u64, "{len} bytes, never written anew");
+    drop(store);
+    let store = scene.open();
+    let records = store.records();
+    let known = records.referrer_list(&app, &subject).unwrap();
+    assert_eq!((known.entries, known.checked_at), (entries(399), at(100)));
+    let known = records.referrer_list(&app, &other).unwrap();
+    assert_eq!(known.entries, "[]");
+    assert_eq!(records.referrer_list(&repo("team/other"), &subject), None);
+    // What refers to a manifest that is gone is gone, too.
+    let named = records.put_manifest(&app, IMAGE, manifest(&digest(3), &digest(4)), at(100));
+    records.put_referrer_list(&app, named, "[]".into(), at(100));
+    records.forget_manifest(&app, &named);
+    assert_eq!(records.referrer_list(&app, &named), None);
+    drop(store);
+    assert_eq!(scene.open().records().referrer_list(&app, &named), None);
 }

@@ -143,7 +143,7 @@ fn reachable(config: &Config, ping: &Result<Ping, UpstreamError>) -> Finding {
         Err(error) => error,
     };
     let mend = match error {
-        UpstreamError::Unreachable(_) | UpstreamError::TooSlow(_) => {
+        UpstreamError::Unreachable(_) | UpstreamError::TooSlow(_) | UpstreamError::Away(_) => {
             "look at name resolution, routes and firewalls between this host and the registry"
         }
         UpstreamError::BadCredentials | UpstreamError::Refused => {
@@ -152,6 +152,7 @@ fn reachable(config: &Config, ping: &Result<Ping, UpstreamError>) -> Finding {
         UpstreamError::Wrong(_) => {
             "look whether it is a registry that answers there, and whether upstream.ca is its CA"
         }
+        UpstreamError::Offline => "nothing to mend: `offline = true` in the configuration",
         UpstreamError::NoToken(_) => "look at the registry's token service",
         UpstreamError::Absent(_)
         | UpstreamError::Unsupported

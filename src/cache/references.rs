@@ -1,0 +1,621 @@
+//! Which manifests need a blob, all repositories together: what eviction decides by.
+//!
+//! In memory only: built from the records after the index is loaded, and told of every change since.
+//! Some 150 bytes for each manifest and each blob that is named, and 44 for each naming: 40 MB for
+//! 100,000 blobs in 20,000 manifests of ten blobs each. Nothing here is ever searched from end to end:
+//! what a change touches is what it costs.
+//!
+//! Pure: it knows no files, no locks and no order of use. What changed of a blob's standing is told by
+//! [`References::take_changed`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::oci::{Digest, Manifest, RepoKey, Tag};
+
+use super::pins::{Pinned, Pins};
+
+/// Why a blob is worth keeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    /// No stored manifest names it.
+    Loose,
+    /// Every manifest that names it lacks some other blob.
+    Partial,
+    /// A manifest that names it has all its blobs.
+    Whole,
+    /// A pin leads to it.
+    Pinned,
+}
+
+impl Standing {
+    pub(super) const COUNT: usize = 4;
+}
+
+/// What a manifest names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Links {
+    /// Config and layers, each once, with their lengths in bytes.
+    pub(super) blobs: Arc<[(Digest, u64)]>,
+    pub(super) children: Box<[Child]>,
+    pub(super) subject: Option<Digest>,
+}
+
+/// A manifest that an index names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Child {
+    pub(super) digest: Digest,
+    /// False for what no client runs, as BuildKit's attestations: an index of nothing else is no image.
+    pub(super) is_image: bool,
+}
+
+impl Links {
+    pub(super) fn of(manifest: &Manifest) -> Self {
+        let mut seen = HashSet::new();
+        let blobs = manifest.blobs().filter(|blob| seen.insert(blob.digest));
+        let blobs = blobs.map(|blob| (blob.digest, blob.size)).collect();
+        let mut seen = HashSet::new();
+        let children = manifest.children().iter();
+        let children = children.filter(|child| seen.insert(child.digest));
+        let children = children.map(|child| Child {
+            digest: child.digest,
+            is_image: child
+                .platform
+                .as_ref()
+                .is_none_or(|platform| platform.os != "unknown"),
+        });
+        Self {
+            blobs,
+            children: children.collect(),
+            subject: manifest.subject.as_ref().map(|subject| subject.digest),
+        }
+    }
+}
+
+/// A change of what a repository's records say.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    Manifest(Digest, Links),
+    ManifestGone(Digest),
+    Tag(Tag, Digest),
+    TagGone(Tag),
+}
+
+/// The records of one repository that have to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Casualties {
+    pub(super) repo: RepoKey,
+    pub(super) manifests: Vec<Digest>,
+    /// Those that name one of `manifests`.
+    pub(super) tags: Vec<Tag>,
+    /// What the manifests named.
+    pub(super) blobs: Vec<Digest>,
+}
+
+type RepoId = u32;
+type NodeId = u32;
+
+#[derive(Debug)]
+struct Repository {
+    key: RepoKey,
+    nodes: HashMap<Digest, NodeId>,
+    tags: HashMap<Tag, NodeId>,
+    pins: Vec<Pinned>,
+    /// In [`References::unsettled`].
+    is_unsettled: bool,
+}
+
+/// A manifest that is stored, or that something stored leads to.
+#[derive(Debug)]
+struct Node {
+    repo: RepoId,
+    digest: Digest,
+    is_stored: bool,
+    is_pinned: bool,
+    /// Blobs that are not on disk.
+    missing: u32,
+    links: Links,
+    /// Indexes that name it.
+    parents: Vec<NodeId>,
+    /// Manifests about it.
+    referrers: Vec<NodeId>,
+    tags: Vec<Tag>,
+    /// Seconds since the epoch of the use that was last written down.
+    noted_use: i64,
+}
+
+impl Node {
+    fn is_whole(&self) -> bool {
+        self.is_stored && self.missing == 0
+    }
+}
+
+#[derive(Debug, Default)]
+struct Named {
+    by: Vec<NodeId>,
+    size: u64,
+    is_present: bool,
+    /// How many of `by` are whole.
+    whole: u32,
+    /// How many of `by` are pinned.
+    pinned: u32,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct References {
+    ids: HashMap<RepoKey, RepoId>,
+    repositories: Vec<Repository>,
+    nodes: Vec<Node>,
+    free: Vec<NodeId>,
+    blobs: HashMap<Digest, Named>,
+    /// Repositories with pins whose records changed since the pins were followed.
+    unsettled: Vec<RepoId>,
+    pins: Pins,
+    pins_version: u64,
+    pinned_bytes: u64,
+    changed: Vec<Digest>,
+}
+
+impl References {
+    pub(super) fn new(pins: Pins) -> Self {
+        Self {
+            pins_version: pins.version(),
+            pins,
+            ..Self::default()
+        }
+    }
+
+    // Told.
+
+    /// A repository's records were read: this is all that they say. `on_disk` tells whether a blob is.
+    pub(super) fn replace(
+        &mut self,
+        key: &RepoKey,
+        changes: Vec<Change>,
+        on_disk: impl Fn(&Digest) -> bool,
+    ) {
+        if let Some(&repo) = self.ids.get(key) {
+            let repository = &self.repositories[repo as usize];
+            let tags: Vec<Tag> = repository.tags.keys().cloned().collect();
+            let nodes: Vec<Digest> = repository.nodes.keys().copied().collect();
+            for tag in tags {
+                self.move_tag(repo, tag, None);
+            }
+            for digest in nodes {
+                self.remove(repo, &digest);
+            }
+        }
+        self.apply(key, changes, on_disk);
+    }
+
+    /// A repository's records changed.
+    pub(super) fn apply(
+        &mut self,
+        key: &RepoKey,
+        changes: Vec<Change>,
+        on_disk: impl Fn(&Digest) -> bool,
+    ) {
+        if changes.is_empty() {
+            return;
+        }
+        let repo = self.repository(key);
+        for change in changes {
+            match change {
+                Change::Manifest(digest, links) => {
+                    self.remove(repo, &digest);
+                    self.insert(repo, digest, links, &on_disk);
+                }
+                Change::ManifestGone(digest) => self.remove(repo, &digest),
+                Change::Tag(tag, digest) => {
+                    let node = self.node(repo, digest);
+                    self.move_tag(repo, tag, Some(node));
+                }
+                Change::TagGone(tag) => self.move_tag(repo, tag, None),
+            }
+        }
+        self.unsettle(repo);
+    }
+
+    /// A blob is on disk from now on, or no longer is.
+    pub(super) fn set_present(&mut self, digest: &Digest, is_present: bool) {
+        let Some(blob) = self.blobs.get_mut(digest) else {
+            return;
+        };
+        if blob.is_present == is_present {
+            return;
+        }
+        blob.is_present = is_present;
+        let by = std::mem::take(&mut blob.by);
+        for id in &by {
+            let node = &mut self.nodes[*id as usize];
+            let was_whole = node.is_whole();
+            node.missing = match is_present {
+                true => node.missing - 1,
+                false => node.missing + 1,
+            };
+            if was_whole != node.is_whole() {
+                self.count_whole(*id, !was_whole);
+            }
+        }
+        if let Some(blob) = self.blobs.get_mut(digest) {
+            blob.by = by;
+        }
+        self.changed.push(*digest);
+    }
+
+    /// Follows the pins anew where they, or the records of a repository that they name, have changed.
+    pub(super) fn settle_pins(&mut self) {
+        let version = self.pins.version();
+        if version != self.pins_version {
+            self.pins_version = version;
+            for id in 0..self.repositories.len() {
+                let repository = &mut self.repositories[id];
+                let pins = self.pins.of(&repository.key.repository);
+                let had_some = !std::mem::replace(&mut repository.pins, pins).is_empty();
+                if had_some || !repository.pins.is_empty() {
+                    self.mark_unsettled(id as RepoId);
+                }
+            }
+        }
+        for repo in std::mem::take(&mut self.unsettled) {
+            self.repositories[repo as usize].is_unsettled = false;
+            self.settle(repo);
+        }
+    }
+
+    // Asked.
+
+    pub(super) fn standing(&self, digest: &Digest) -> Standing {
+        match self.blobs.get(digest) {
+            Some(blob) if blob.pinned > 0 => Standing::Pinned,
+            Some(blob) if blob.whole > 0 => Standing::Whole,
+            Some(blob) if !blob.by.is_empty() => Standing::Partial,
+            _ => Standing::Loose,
+        }
+    }
+
+    /// The blobs whose standing may have changed since the last call.
+    pub(super) fn take_changed(&mut self) -> Vec<Digest> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Bytes of all that pins lead to, on disk or not, as manifests tell them; shared blobs once.
+    pub(super) fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes
+    }
+
+    /// Whether a pin leads to a manifest or blob of this repository. The pins are settled.
+    pub(super) fn is_pinned(&self, key: &RepoKey, digest: &Digest) -> bool {
+        let Some(&repo) = self.ids.get(key) else {
+            return false;
+        };
+        let repository = &self.repositories[repo as usize];
+        if let Some(id) = repository.nodes.get(digest)
+            && self.nodes[*id as usize].is_pinned
+        {
+            return true;
+        }
+        self.blobs.get(digest).is_some_and(|blob| {
+            let nodes = blob.by.iter().map(|id| &self.nodes[*id as usize]);
+            blob.pinned > 0 && nodes.into_iter().any(|n| n.is_pinned && n.repo == repo)
+        })
+    }
+
+    /// The blobs that a pull of this manifest uses: its own and those of all it leads to. True beside
+    /// them if the use is to be written down: once in `interval` seconds.
+    pub(super) fn uses(
+        &mut self,
+        key: &RepoKey,
+        digest: &Digest,
+        now: i64,
+        interval: i64,
+    ) -> (Vec<Digest>, bool) {
+        let root = self.ids.get(key).and_then(|repo| {
+            let repository = &self.repositories[*repo as usize];
+            repository.nodes.get(digest).copied()
+        });
+        let Some(root) = root else {
+            return (Vec::new(), false);
+        };
+        let reached = self.reach([root]);
+        let node = &mut self.nodes[root as usize];
+        let is_noted = !(0..interval).contains(&now.saturating_sub(node.noted_use));
+        if is_noted {
+            node.noted_use = now;
+        }
+        let blobs = reached.into_iter().flat_map(|id| {
+            let blobs = &self.nodes[id as usize].links.blobs;
+            blobs.iter().map(|(digest, _)| *digest)
+        });
+        (blobs.collect(), is_noted)
+    }
+
+    /// What has to go with a blob so that no image is left that lacks it: the manifests that name it, the
+    /// indexes that are left without an image, and what is about one of these. Nothing that is pinned.
+    pub(super) fn casualties(&self, blob: &Digest) -> Vec<Casualties> {
+        let named = self.blobs.get(blob);
+        self.fall(named.map_or(Vec::new(), |named| named.by.clone()))
+    }
+
+    fn fall(&self, mut left: Vec<NodeId>) -> Vec<Casualties> {
+        let mut fallen = HashSet::new();
+        while let Some(id) = left.pop() {
+            let node = &self.nodes[id as usize];
+            if !node.is_stored || node.is_pinned || !fallen.insert(id) {
+                continue;
+            }
+            left.extend(&node.referrers);
+            left.extend(node.parents.iter().filter(|parent| {
+                let mut images = self.children(**parent).filter(|(_, child)| child.is_image);
+                !images.any(|(id, _)| self.nodes[id as usize].is_stored && !fallen.contains(&id))
+            }));
+            // Attestations go with the last index that names them.
+            left.extend(self.children(id).filter_map(|(child, _)| {
+                let node = &self.nodes[child as usize];
+                let is_needed = node.parents.iter().any(|parent| !fallen.contains(parent));
+                (!is_needed && node.tags.is_empty()).then_some(child)
+            }));
+        }
+        let mut by_repository: HashMap<RepoId, Casualties> = HashMap::new();
+        for id in fallen {
+            let node = &self.nodes[id as usize];
+            let entry = by_repository.entry(node.repo);
+            let casualties = entry.or_insert_with(|| Casualties {
+                repo: self.repositories[node.repo as usize].key.clone(),
+                manifests: Vec::new(),
+                tags: Vec::new(),
+                blobs: Vec::new(),
+            });
+            casualties.manifests.push(node.digest);
+            casualties.tags.extend(node.tags.iter().cloned());
+            let blobs = node.links.blobs.iter();
+            casualties.blobs.extend(blobs.map(|(digest, _)| *digest));
+        }
+        by_repository.into_values().collect()
+    }
+
+    fn children(&self, id: NodeId) -> impl Iterator<Item = (NodeId, &Child)> {
+        let node = &self.nodes[id as usize];
+        let repository = &self.repositories[node.repo as usize];
+        let children = node.links.children.iter();
+        children.filter_map(|child| Some((*repository.nodes.get(&child.digest)?, child)))
+    }
+
+    /// Everything stored that these lead to, themselves included: children and referrers.
+    fn reach(&self, roots: impl IntoIterator<Item = NodeId>) -> HashSet<NodeId> {
+        let mut reached = HashSet::new();
+        let mut left: Vec<NodeId> = roots.into_iter().collect();
+        while let Some(id) = left.pop() {
+            let node = &self.nodes[id as usize];
+            if node.is_stored && reached.insert(id) {
+                left.extend(self.children(id).map(|(child, _)| child));
+                left.extend(&node.referrers);
+            }
+        }
+        reached
+    }
+
+    // Within.
+
+    fn repository(&mut self, key: &RepoKey) -> RepoId {
+        if let Some(repo) = self.ids.get(key) {
+            return *repo;
+        }
+        let repo = self.repositories.len() as RepoId;
+        self.repositories.push(Repository {
+            key: key.clone(),
+            nodes: HashMap::new(),
+            tags: HashMap::new(),
+            pins: self.pins.of(&key.repository),
+            is_unsettled: false,
+        });
+        self.ids.insert(key.clone(), repo);
+        repo
+    }
+
+    fn node(&mut self, repo: RepoId, digest: Digest) -> NodeId {
+        if let Some(id) = self.repositories[repo as usize].nodes.get(&digest) {
+            return *id;
+        }
+        let node = Node {
+            repo,
+            digest,
+            is_stored: false,
+            is_pinned: false,
+            missing: 0,
+            links: Links::default(),
+            parents: Vec::new(),
+            referrers: Vec::new(),
+            tags: Vec::new(),
+            noted_use: 0,
+        };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.nodes[id as usize] = node;
+                id
+            }
+            None => {
+                self.nodes.push(node);
+                (self.nodes.len() - 1) as NodeId
+            }
+        };
+        self.repositories[repo as usize].nodes.insert(digest, id);
+        id
+    }
+
+    /// Forgets a node that is not stored and that nothing stored leads to.
+    fn release(&mut self, id: NodeId) {
+        let node = &self.nodes[id as usize];
+        let is_needed = node.is_stored
+            || !(node.parents.is_empty() && node.referrers.is_empty() && node.tags.is_empty());
+        let repository = &mut self.repositories[node.repo as usize];
+        if !is_needed && repository.nodes.remove(&node.digest).is_some() {
+            self.free.push(id);
+        }
+    }
+
+    fn insert(
+        &mut self,
+        repo: RepoId,
+        digest: Digest,
+        links: Links,
+        on_disk: impl Fn(&Digest) -> bool,
+    ) {
+        let id = self.node(repo, digest);
+        for child in &links.children {
+            let child = self.node(repo, child.digest);
+            self.nodes[child as usize].parents.push(id);
+        }
+        if let Some(subject) = links.subject {
+            let subject = self.node(repo, subject);
+            self.nodes[subject as usize].referrers.push(id);
+        }
+        let mut missing = 0;
+        for (digest, size) in links.blobs.iter() {
+            let blob = self.blobs.entry(*digest).or_insert_with(|| Named {
+                size: *size,
+                is_present: on_disk(digest),
+                ..Named::default()
+            });
+            blob.by.push(id);
+            missing += u32::from(!blob.is_present);
+            self.changed.push(*digest);
+        }
+        let node = &mut self.nodes[id as usize];
+        node.links = links;
+        node.is_stored = true;
+        node.missing = missing;
+        if missing == 0 {
+            self.count_whole(id, true);
+        }
+    }
+
+    fn remove(&mut self, repo: RepoId, digest: &Digest) {
+        let Some(&id) = self.repositories[repo as usize].nodes.get(digest) else {
+            return;
+        };
+        if !self.nodes[id as usize].is_stored {
+            return;
+        }
+        self.set_pinned(id, false);
+        if self.nodes[id as usize].is_whole() {
+            self.count_whole(id, false);
+        }
+        let node = &mut self.nodes[id as usize];
+        node.is_stored = false;
+        let links = std::mem::take(&mut node.links);
+        for (digest, _) in links.blobs.iter() {
+            if let Some(blob) = self.blobs.get_mut(digest) {
+                blob.by.retain(|by| *by != id);
+                if blob.by.is_empty() {
+                    self.blobs.remove(digest);
+                }
+            }
+            self.changed.push(*digest);
+        }
+        let nodes = &self.repositories[repo as usize].nodes;
+        let children = links.children.iter();
+        let children: Vec<NodeId> = children
+            .filter_map(|child| nodes.get(&child.digest).copied())
+            .collect();
+        let subject = links
+            .subject
+            .and_then(|subject| nodes.get(&subject).copied());
+        for child in children {
+            self.nodes[child as usize].parents.retain(|by| *by != id);
+            self.release(child);
+        }
+        if let Some(subject) = subject {
+            self.nodes[subject as usize]
+                .referrers
+                .retain(|by| *by != id);
+            self.release(subject);
+        }
+        self.release(id);
+    }
+
+    fn move_tag(&mut self, repo: RepoId, tag: Tag, to: Option<NodeId>) {
+        let tags = &mut self.repositories[repo as usize].tags;
+        let from = match to {
+            Some(to) => tags.insert(tag.clone(), to),
+            None => tags.remove(&tag),
+        };
+        if let Some(to) = to {
+            let tags = &mut self.nodes[to as usize].tags;
+            if !tags.contains(&tag) {
+                tags.push(tag.clone());
+            }
+        }
+        if let Some(from) = from.filter(|from| Some(*from) != to) {
+            self.nodes[from as usize].tags.retain(|known| *known != tag);
+            self.release(from);
+        }
+    }
+
+    fn count_whole(&mut self, id: NodeId, is_whole: bool) {
+        for (digest, _) in self.nodes[id as usize].links.blobs.iter() {
+            if let Some(blob) = self.blobs.get_mut(digest) {
+                blob.whole = match is_whole {
+                    true => blob.whole + 1,
+                    false => blob.whole - 1,
+                };
+                self.changed.push(*digest);
+            }
+        }
+    }
+
+    fn unsettle(&mut self, repo: RepoId) {
+        if !self.repositories[repo as usize].pins.is_empty() {
+            self.mark_unsettled(repo);
+        }
+    }
+
+    fn mark_unsettled(&mut self, repo: RepoId) {
+        let repository = &mut self.repositories[repo as usize];
+        if !std::mem::replace(&mut repository.is_unsettled, true) {
+            self.unsettled.push(repo);
+        }
+    }
+
+    fn settle(&mut self, repo: RepoId) {
+        let repository = &self.repositories[repo as usize];
+        let pins = &repository.pins;
+        let tagged = repository.tags.iter();
+        let tagged = tagged.filter(|(tag, _)| pins.iter().any(|pin| pin.is_tag(tag)));
+        let digests = pins.iter().filter_map(|pin| match pin {
+            Pinned::Digest(digest) => repository.nodes.get(digest),
+            Pinned::Tags(_) => None,
+        });
+        let roots = tagged.map(|(_, id)| id).chain(digests).copied();
+        let pinned = self.reach(roots);
+        let nodes: Vec<NodeId> = repository.nodes.values().copied().collect();
+        for id in nodes {
+            self.set_pinned(id, pinned.contains(&id));
+        }
+    }
+
+    fn set_pinned(&mut self, id: NodeId, is_pinned: bool) {
+        let node = &mut self.nodes[id as usize];
+        if std::mem::replace(&mut node.is_pinned, is_pinned) == is_pinned {
+            return;
+        }
+        for (digest, _) in node.links.blobs.iter() {
+            let Some(blob) = self.blobs.get_mut(digest) else {
+                continue;
+            };
+            if is_pinned {
+                blob.pinned += 1;
+                if blob.pinned == 1 {
+                    self.pinned_bytes = self.pinned_bytes.saturating_add(blob.size);
+                }
+            } else {
+                blob.pinned -= 1;
+                if blob.pinned == 0 {
+                    self.pinned_bytes = self.pinned_bytes.saturating_sub(blob.size);
+                }
+            }
+            self.changed.push(*digest);
+        }
+    }
+}

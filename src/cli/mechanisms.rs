@@ -1,0 +1,99 @@
+//! The cache, the upstream and the gate between them, built from the configuration: for the proxy, and
+//! for commands that tend the cache of one that is stopped.
+
+use super::{Failure, chain};
+use crate::buffers::BufferPool;
+use crate::cache::{CacheMetrics, OpenError, Store};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::fill::{FillOptions, Fills};
+use crate::jobs::operations::{self, Names, Operations};
+use crate::telemetry::{FillMetrics, Metrics};
+use crate::upstream::{SetupError, Upstream, UpstreamMetrics, UpstreamOptions};
+
+/// Size of a read buffer, in bytes: with smaller ones the number of socket writes begins to cost, larger
+/// ones pin more memory for each slow reader.
+const READ_BUFFER_BYTES: usize = 256 * 1024;
+
+/// How many read buffers there are at most. With the coalescing buffers of the server they bound what
+/// bodies in flight hold to some 32 MiB; beyond, readers make do with less.
+const READ_BUFFERS: usize = 64;
+
+/// Why they cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BuildError {
+    /// The store's fault.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The upstream's.
+    #[error(transparent)]
+    Upstream(#[from] SetupError),
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        Self::Failed(chain(&error))
+    }
+}
+
+/// What serves content. Clone is cheap and shares everything.
+#[derive(Clone)]
+pub(super) struct Mechanisms {
+    pub(super) store: Store,
+    pub(super) upstream: Upstream,
+    pub(super) fills: Fills,
+    names: Names,
+    max_manifest_bytes: u64,
+}
+
+impl Mechanisms {
+    /// Opens the store and sets the rest up; nothing is sent to the upstream yet.
+    ///
+    /// # Errors
+    /// What cannot be built, and why.
+    pub(super) fn build(
+        config: &Config,
+        upstream: UpstreamOptions,
+        metrics: &mut Metrics,
+    ) -> Result<Self, BuildError> {
+        let cache_metrics = CacheMetrics::default();
+        let upstream_metrics = UpstreamMetrics::default();
+        let fill_metrics = FillMetrics::default();
+        cache_metrics.register(metrics.registry());
+        upstream_metrics.register(metrics.registry());
+        fill_metrics.register(metrics.registry());
+        let store = Store::open(config.store_options(), cache_metrics)?;
+        let upstream = Upstream::new(upstream, &upstream_metrics)?;
+        let asked = upstream.clone();
+        store.when_cut_off(move || asked.outage().is_some());
+        let fills = Fills::new(
+            store.clone(),
+            upstream.clone(),
+            BufferPool::new(READ_BUFFER_BYTES, READ_BUFFERS),
+            Clock::system(),
+            FillOptions {
+                record_ttl: config.cache.record_ttl,
+                tag_ttl: config.upstream.tag_ttl,
+                absent_ttl: config.cache.absent_ttl,
+                ..FillOptions::default()
+            },
+            fill_metrics,
+        );
+        Ok(Self {
+            store,
+            upstream,
+            fills,
+            names: config.names(),
+            max_manifest_bytes: config.cache.max_manifest_size,
+        })
+    }
+
+    /// What tends the cache.
+    pub(super) fn operations(&self) -> Operations {
+        Operations::new(operations::Parts {
+            store: self.store.clone(),
+            names: self.names.clone(),
+            max_manifest_bytes: self.max_manifest_bytes,
+        })
+    }
+}

@@ -1,0 +1,148 @@
+//! How a command reaches the operations: through the admin socket while the proxy runs, else within this
+//! process, which then has the store to itself.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+
+use super::mechanisms::{BuildError, Mechanisms};
+use super::settings::Settings;
+use super::signals::Signals;
+use super::{Failure, chain};
+use crate::admin::RemoteOperations;
+use crate::cache::OpenError;
+use crate::config::{Config, Files, Strings};
+use crate::jobs::operations::{Event, Input, Item, Operations, Reason, Request, Running};
+use crate::telemetry::{Log, LogFormat, Metrics};
+
+/// What a command makes of what an operation tells.
+pub(super) trait Render {
+    /// Something is told.
+    ///
+    /// # Errors
+    /// The output cannot be written.
+    fn event(&mut self, event: Event, out: &mut dyn Write) -> Result<(), Failure>;
+
+    /// The next bytes of what was asked for.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    fn data(&mut self, _data: Bytes, _out: &mut dyn Write) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// Events as they are, one line each: `--json`.
+pub(super) struct JsonLines;
+
+impl Render for JsonLines {
+    fn event(&mut self, event: Event, out: &mut dyn Write) -> Result<(), Failure> {
+        let line = serde_json::to_string(&event).map_err(io::Error::from)?;
+        writeln!(out, "{line}")?;
+        Ok(())
+    }
+}
+
+/// Runs an operation on the cache of this configuration to its end.
+///
+/// # Errors
+/// It cannot be reached, or did not do all that it was asked for.
+pub(super) fn tend(
+    settings: Settings,
+    environment: &dyn Strings,
+    request: Request,
+    input: Input,
+    render: &mut dyn Render,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let config = settings.load(environment, Files::Required)?;
+    let filter = config.log_filter.as_deref().unwrap_or("warn");
+    let _log = Log::start(LogFormat::Text, Some(filter), Metrics::new().log_dropped)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    super::runtime()?.block_on(async {
+        let signals = Signals::watch()?;
+        let reached = reach(&config).await?;
+        // Kept until the end: the store closes with it, in good order.
+        let operations = match &reached {
+            Reached::Here(operations) => Some(operations.clone()),
+            Reached::There(_) => None,
+        };
+        let running = reached.start(request, input);
+        let outcome = tokio::select! {
+            outcome = follow(running, render, out) => outcome,
+            () = signals.first() => Err(Failure::Failed("interrupted".to_owned())),
+        };
+        drop(operations);
+        outcome
+    })
+}
+
+/// Passes what an operation tells to `render`, until its end.
+async fn follow(
+    mut running: Running,
+    render: &mut dyn Render,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    while let Some(item) = running.next().await {
+        match item {
+            Item::Data(data) => render.data(data, out)?,
+            Item::Event(event) => {
+                let error = match &event {
+                    Event::End { error } => error.clone(),
+                    _ => None,
+                };
+                render.event(event, out)?;
+                match error {
+                    None => {}
+                    Some(Reason::Usage(why)) => return Err(Failure::Usage(why)),
+                    Some(Reason::Failed(why)) => return Err(Failure::Failed(why)),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the operations are.
+enum Reached {
+    There(RemoteOperations),
+    Here(Operations),
+}
+
+impl Reached {
+    fn start(self, request: Request, input: Input) -> Running {
+        match self {
+            Self::There(remote) => remote.start(request, input),
+            Self::Here(operations) => operations.start(request, input),
+        }
+    }
+}
+
+/// The running proxy if its socket answers, else the store itself.
+async fn reach(config: &Config) -> Result<Reached, Failure> {
+    let socket = config.server.admin_socket.as_ref();
+    let refused = match socket {
+        None => None,
+        Some(socket) => match RemoteOperations::connect(&socket.path).await {
+            Ok(remote) => return Ok(Reached::There(remote)),
+            Err(error) => Some(error),
+        },
+    };
+    let upstream = config
+        .upstream_options()
+        .map_err(|error| Failure::Failed(chain(&error)))?;
+    match Mechanisms::build(config, upstream, &mut Metrics::new()) {
+        Ok(mechanisms) => Ok(Reached::Here(mechanisms.operations())),
+        Err(BuildError::Store(error @ OpenError::InUse { .. })) => {
+            let why = match (socket, refused) {
+                (Some(socket), Some(refused)) => format!(
+                    "its admin socket {} cannot be reached: {refused}",
+                    socket.path.display()
+                ),
+                _ => "server.admin_socket is off".to_owned(),
+            };
+            Err(Failure::Failed(format!("{error}, and {why}")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,93 @@
+//! Tending the cache: every operation is a typed [`Request`] that is answered by typed [`Event`]s.
+//!
+//! There is one implementation, [`Operations`], and two ways to it: over the admin socket of a running
+//! proxy, and within the process of a command that has the store to itself. Neither way knows what the
+//! operations do, and no operation knows which way it was asked.
+//!
+//! The invariant: a stream of items ends with exactly one [`Event::End`], whatever happens to the
+//! operation; one without has been cut, and is a failure.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `message` | requests and events |
+//! | `wire` | how they are written in a byte stream |
+//! | `running` | an operation under way: its input, its output, its end |
+//! | `names` | which repository an image's name means |
+//! | `stats`, `export`, `import` | the operations, one a file |
+
+mod export;
+mod import;
+mod message;
+mod names;
+mod running;
+mod stats;
+pub mod wire;
+
+use std::sync::Arc;
+
+pub use message::{BytesByState, Event, Fault, ImportTally, Reason, Request, Stats, Time};
+pub use names::{Elsewhere, Names};
+pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
+
+use crate::cache::Store;
+use crate::cache::bundle::ExportOptions;
+
+/// What operations work on.
+pub struct Parts {
+    /// The cache.
+    pub store: Store,
+    /// What images are called.
+    pub names: Names,
+    /// Longest manifest that is taken in, in bytes.
+    pub max_manifest_bytes: u64,
+}
+
+/// The operations of one store. Clone is cheap.
+#[derive(Clone)]
+pub struct Operations {
+    parts: Arc<Parts>,
+}
+
+impl Operations {
+    /// Puts the parts together; nothing runs until it is asked for.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts: Arc::new(parts),
+        }
+    }
+
+    /// Starts an operation. `input` is what some of them take in beside the request.
+    ///
+    /// # Cancel safety
+    /// Dropping what is returned ends the operation at its next step; nothing is left half done.
+    pub fn start(&self, request: Request, input: Input) -> Running {
+        let parts = Arc::clone(&self.parts);
+        Running::spawn(move |output| async move { run(&parts, request, input, &output).await })
+    }
+}
+
+/// Which operation a request means.
+async fn run(
+    parts: &Parts,
+    request: Request,
+    input: Input,
+    output: &Output,
+) -> Result<(), OperationError> {
+    match request {
+        Request::Stats => stats::run(parts, output).await,
+        Request::Export {
+            images,
+            platforms,
+            referrers,
+        } => {
+            let options = ExportOptions {
+                platforms,
+                referrers,
+            };
+            export::run(parts, images, options, output).await
+        }
+        Request::Import { rename, platforms } => {
+            import::run(parts, rename, platforms, input, output).await
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Which repository of which upstream an image's name means: the same that a client's request would.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::oci::{ImageName, RepoKey};
+
+/// How names are routed.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// The names that clients use for the proxy, in lower case.
+    pub domains: Vec<String>,
+    /// The upstream's own host, without its port.
+    pub registry: String,
+    /// The configured name of the upstream.
+    pub upstream: Arc<str>,
+}
+
+/// The name is that of an image elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{domain} is neither this proxy ({ours}) nor its upstream")]
+pub struct Elsewhere {
+    domain: String,
+    ours: String,
+}
+
+impl Names {
+    /// The repository that `image` is in. Without a domain, or with one that means this machine, as a
+    /// loopback listener answers to any, it is the upstream's.
+    ///
+    /// # Errors
+    /// When its domain is somebody else's.
+    pub fn route(&self, image: &ImageName) -> Result<RepoKey, Elsewhere> {
+        if let Some(domain) = &image.domain
+            && !self.is_ours(domain)
+        {
+            return Err(Elsewhere {
+                domain: domain.clone(),
+                ours: match &self.domains[..] {
+                    [] => "localhost".to_owned(),
+                    domains => domains.join(", "),
+                },
+            });
+        }
+        Ok(RepoKey {
+            upstream: Arc::clone(&self.upstream),
+            repository: image.repository.clone(),
+        })
+    }
+
+    fn is_ours(&self, domain: &str) -> bool {
+        let is_loopback = || {
+            domain == "localhost"
+                || domain
+                    .parse::<IpAddr>()
+                    .is_ok_and(|address| address.is_loopback())
+        };
+        self.domains.iter().any(|ours| ours == domain)
+            || domain.eq_ignore_ascii_case(&self.registry)
+            || is_loopback()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_leads_where_a_client_would_get_and_no_other_domain_is_taken() {
+        let names = Names {
+            domains: vec!["registry.mydomain.com".to_owned()],
+            registry: "000042290000.dkr.ecr.us-west-2.amazonaws.com".to_owned(),
+            upstream: "prod".into(),
+        };
+        for text in [
+            "team/app",
+            "registry.mydomain.com/team/app:v1",
+            "REGISTRY.mydomain.com:443/team/app",
+            "000042290000.dkr.ecr.us-west-2.amazonaws.com/team/app",
+            "localhost:5000/team/app",
+            "127.0.0.1:5000/team/app",
+            "[::1]:5000/team/app",
+        ] {
+            let repo = names.route(&text.parse().expect("an image")).expect("ours");
+            assert_eq!(repo.to_string(), "prod/team/app", "{text}");
+        }
+        for text in ["quay.io/team/app", "mydomain.com/app", "10.0.0.1/app"] {
+            let error = names.route(&text.parse().expect("an image"));
+            let error = error.expect_err("elsewhere").to_string();
+            assert!(error.contains("registry.mydomain.com"), "{error}");
+            assert!(!error.contains("amazonaws"), "{error}");
+        }
+    }
+}

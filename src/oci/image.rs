@@ -1,0 +1,193 @@
+//! An image as its client writes it: `[domain/]repository[:tag|@digest]`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::digest::{Digest, ParseDigestError};
+use super::reference::{ParseNameError, ParseTagError, Reference, RepositoryName, Tag};
+
+/// What clients take where no tag is written.
+const DEFAULT_TAG: &str = "latest";
+
+/// The registry that clients mean by these, and whose one-word names are below `library/`.
+const DOCKER_HUB: [&str; 2] = ["docker.io", "index.docker.io"];
+
+/// `[domain/]repository[:tag|@digest]`, read as container tools read it: what stands before the first `/`
+/// is a domain if it has a `.` or a `:` in it, or is `localhost`; without tag and digest it is `latest`;
+/// with both, the digest counts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImageName {
+    /// Where a client would go for it, in lower case and without its port; `None` if it was not written.
+    pub domain: Option<String>,
+    /// The repository, as the domain's clients write it.
+    pub repository: RepositoryName,
+    /// The tag or digest.
+    pub reference: Reference,
+}
+
+/// Why a text is not the name of an image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseImageError {
+    /// The part before the first `/` is no domain.
+    #[error("{0:?} is not a domain")]
+    Domain(String),
+    /// The repository breaks the grammar.
+    #[error(transparent)]
+    Repository(#[from] ParseNameError),
+    /// The tag breaks the grammar.
+    #[error(transparent)]
+    Tag(#[from] ParseTagError),
+    /// The digest breaks the grammar.
+    #[error(transparent)]
+    Digest(#[from] ParseDigestError),
+}
+
+/// Parts a domain from what follows it: `[domain/]rest`.
+pub(super) fn split_domain(text: &str) -> Result<(Option<String>, &str), ParseImageError> {
+    let Some((first, rest)) = text.split_once('/') else {
+        return Ok((None, text));
+    };
+    if first != "localhost" && !first.contains(['.', ':']) {
+        return Ok((None, text));
+    }
+    let (host, port) = match first.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']').unwrap_or((rest, "?"));
+            (
+                host,
+                port.strip_prefix(':').or(port.is_empty().then_some("")),
+            )
+        }
+        None => match first.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (first, Some("")),
+        },
+    };
+    let is_port = port.is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':');
+    if host.is_empty() || !is_port || !host.bytes().all(is_host) {
+        return Err(ParseImageError::Domain(first.to_owned()));
+    }
+    Ok((Some(host.to_ascii_lowercase()), rest))
+}
+
+impl FromStr for ImageName {
+    type Err = ParseImageError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (domain, rest) = split_domain(text)?;
+        let (rest, digest) = match rest.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest.parse::<Digest>()?)),
+            None => (rest, None),
+        };
+        let (name, tag) = match rest.split_once(':') {
+            Some((name, tag)) => (name, Some(tag)),
+            None => (rest, None),
+        };
+        let tag: Tag = tag.unwrap_or(DEFAULT_TAG).parse()?;
+        let is_hub = domain
+            .as_deref()
+            .is_some_and(|domain| DOCKER_HUB.contains(&domain));
+        let repository = if is_hub && !name.contains('/') {
+            format!("library/{name}").parse()?
+        } else {
+            name.parse()?
+        };
+        Ok(Self {
+            domain,
+            repository,
+            reference: digest.map_or(Reference::Tag(tag), Reference::Digest),
+        })
+    }
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.domain {
+            Some(domain) if domain.contains(':') => write!(f, "[{domain}]/")?,
+            Some(domain) => write!(f, "{domain}/")?,
+            None => {}
+        }
+        let mark = match &self.reference {
+            Reference::Tag(_) => ':',
+            Reference::Digest(_) => '@',
+        };
+        write!(f, "{}{mark}{}", self.repository, self.reference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn image(text: &str) -> ImageName {
+        text.parse()
+            .unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn names_are_read_as_container_tools_read_them() {
+        let digest = Digest::of(b"");
+        for (text, meaning) in [
+            ("app", "app:latest".to_owned()),
+            ("team/app:v1", "team/app:v1".to_owned()),
+            (
+                "registry.mydomain.com/app",
+                "registry.mydomain.com/app:latest".to_owned(),
+            ),
+            (
+                "Registry.MyDomain.com:5000/app:v1",
+                "registry.mydomain.com/app:v1".to_owned(),
+            ),
+            ("localhost/app", "localhost/app:latest".to_owned()),
+            ("localhost:5000/a/b:c", "localhost/a/b:c".to_owned()),
+            ("[::1]:5000/app", "[::1]/app:latest".to_owned()),
+            ("[::1]/app", "[::1]/app:latest".to_owned()),
+            (
+                "docker.io/debian",
+                "docker.io/library/debian:latest".to_owned(),
+            ),
+            (
+                "docker.io/bitnami/redis",
+                "docker.io/bitnami/redis:latest".to_owned(),
+            ),
+            ("quay.io/debian", "quay.io/debian:latest".to_owned()),
+            (&format!("app@{digest}"), format!("app@{digest}")),
+            (&format!("app:v1@{digest}"), format!("app@{digest}")),
+        ] {
+            assert_eq!(image(text).to_string(), meaning, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        for text in [
+            "",
+            "/",
+            "App",
+            "app:",
+            "app:v 1",
+            "app@sha256:12",
+            "app@",
+            "a b/app",
+            "registry.mydomain.com/",
+            "registry.mydomain.com:x/app",
+            "[::1/app",
+            "[::1]x/app",
+            ":5000/app",
+            "https://registry.mydomain.com/app",
+        ] {
+            assert!(text.parse::<ImageName>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_again(text in "([a-z.:\\[\\]0-9]{0,9}/)?[a-z/]{1,9}[:@a-z0-9]{0,9}") {
+            if let Ok(name) = text.parse::<ImageName>() {
+                prop_assert_eq!(image(&name.to_string()), name);
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Nothing reachable: what is cached is served at once, what is not is told within 5 s and never as
+//! absent, and the first second of a returned link is already used (promise 6).
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use ecr_proxy::simulator::{
+    BlobSource, Fault, Gate, Listener, Outage, Pattern, PushedImage, Simulator,
+};
+use support::blobs::{MIB, metric, until};
+use support::image::{REPOSITORY, TAG};
+use support::stage::{Stage, assert_whole};
+use support::{Client, Proxy, image};
+
+/// For what takes no time of its own, on a busy machine.
+const AT_ONCE: Duration = Duration::from_millis(750);
+
+/// The second in which a return has to be noticed, and what a busy machine adds to it.
+const NOTICED: Duration = Duration::from_millis(1750);
+
+/// Within which a client is told, with the same addition.
+const TOLD: Duration = Duration::from_millis(5750);
+
+fn tag_path() -> String {
+    format!("/v2/{REPOSITORY}/manifests/{TAG}")
+}
+
+/// A proxy that has cached the manifest of the sample image, and asks for its tag each time.
+async fn cached() -> (Simulator, PushedImage, Proxy) {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let image = image::push(&simulator);
+    let proxy = Proxy::builder().simulator(&simulator);
+    let proxy = proxy.set("cache.tag_ttl", "0s").start();
+    assert_eq!(proxy.client().get(&tag_path()).await.status, 200);
+    (simulator, image, proxy)
+}
+
+async fn is_open(proxy: &Proxy) -> bool {
+    metric(proxy, "ecr_proxy_upstream_breaker_open", &[]).await == 1.0
+}
+
+async fn readiness(proxy: &Proxy) -> String {
+    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    assert_eq!(ready.status, 200, "hits can be served: {}", ready.text());
+    ready.text()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o07_an_outage_costs_one_wait_and_its_end_is_noticed_within_a_second() {
+    for outage in [Outage::Refused, Outage::Reset, Outage::Silent] {
+        let (simulator, _, proxy) = cached().await;
+        let client = proxy.client();
+        let unseen = format!("/v2/{REPOSITORY}/manifests/unseen");
+        simulator.outage(outage).await;
+        // The first who ask find out, in the time a client is given.
+        until("the breaker opens", async || {
+            let began = Instant::now();
+            let answer = client.get(&unseen).await;
+            assert_eq!(answer.status, 503, "{outage:?}: {}", answer.text());
+            assert!(began.elapsed() < TOLD, "{outage:?}: {:?}", began.elapsed());
+            is_open(&proxy).await
+        })
+        .await;
+        let refused = "ecr_proxy_upstream_breaker_refusals_total";
+        let before = metric(&proxy, refused, &[]).await;
+        let began = Instant::now();
+        let stale = client.get(&tag_path()).await;
+        assert_eq!(stale.header("x-cache"), Some("stale"), "{outage:?}");
+        let miss = client.get(&unseen).await;
+        assert_eq!(miss.status, 503, "{outage:?}");
+        assert!(miss.header("retry-after").is_some(), "{outage:?}");
+        let took = began.elapsed();
+        assert!(took < AT_ONCE, "{outage:?}: {took:?} for two answers");
+        assert_eq!(metric(&proxy, refused, &[]).await, before + 2.0);
+        let ready = readiness(&proxy).await;
+        assert!(
+            ready.contains("the registry does not answer since"),
+            "{ready}"
+        );
+
+        simulator.outage(Outage::None).await;
+        let returned = Instant::now();
+        until("the breaker closes", async || !is_open(&proxy).await).await;
+        let took = returned.elapsed();
+        assert!(took < NOTICED, "{outage:?}: noticed after {took:?}");
+        let fresh = client.get(&tag_path()).await;
+        assert_eq!(fresh.header("x-cache"), Some("hit"), "{outage:?}");
+        assert_eq!(client.get(&unseen).await.status, 404, "{outage:?}");
+        let ready = readiness(&proxy).await;
+        assert!(!ready.contains("upstream"), "{ready}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o07_a_broken_download_goes_on_within_a_second_of_the_return() {
+    let stage = Stage::new().await;
+    let blob = stage.blob(8 * MIB);
+    let gate = Gate::new();
+    let faults = stage.simulator.faults();
+    faults
+        .on(Listener::Storage, "GET", Pattern::digest(&blob.digest))
+        .times(1)
+        .then(Fault::HoldAfter(5 * MIB, gate.clone()));
+    let path = blob.path.clone();
+    let client = stage.proxy.client();
+    let pulling = tokio::spawn(async move { client.get(&path).await });
+    gate.arrived(1).await;
+    stage.simulator.outage(Outage::Refused).await;
+    until("the breaker opens", async || is_open(&stage.proxy).await).await;
+    stage.simulator.outage(Outage::None).await;
+    let returned = Instant::now();
+    let resumed = async || {
+        let resumes = "ecr_proxy_upstream_resumes_total";
+        metric(&stage.proxy, resumes, &[r#"result="resumed""#]).await == 1.0
+    };
+    until("the download goes on", resumed).await;
+    let took = returned.elapsed();
+    assert!(took < NOTICED, "went on after {took:?}");
+    assert_whole(&pulling.await.expect("no panic"), &blob);
+    assert!(stage.bytes_sent(&blob) <= blob.size + blob.size / 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o08_where_only_storage_is_away_all_else_is_asked_and_answered() {
+    let (simulator, _, proxy) = cached().await;
+    let client = proxy.client();
+    simulator
+        .outage_of(Listener::Storage, Outage::Refused)
+        .await;
+    for size in 1..10 {
+        let digest = simulator.put_blob(REPOSITORY, BlobSource::generated(size, 1000));
+        let miss = client
+            .get(&format!("/v2/{REPOSITORY}/blobs/{digest}"))
+            .await;
+        assert_eq!(miss.status, 503, "{}", miss.text());
+        assert!(miss.header("retry-after").is_some());
+    }
+    assert!(!is_open(&proxy).await, "the registry answers");
+    let fresh = client.get(&tag_path()).await;
+    assert_eq!(fresh.header("x-cache"), Some("hit"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o08_where_only_the_token_service_is_away_its_token_is_used_to_the_end() {
+    let (simulator, _, proxy) = cached().await;
+    let client = proxy.client();
+    simulator.outage_of(Listener::Api, Outage::Silent).await;
+    let fresh = client.get(&tag_path()).await;
+    assert_eq!(fresh.header("x-cache"), Some("hit"));
+    simulator.expire_tokens();
+    until("stale answers come at once", async || {
+        let began = Instant::now();
+        let stale = client.get(&tag_path()).await;
+        assert_eq!(stale.header("x-cache"), Some("stale"));
+        began.elapsed() < AT_ONCE
+    })
+    .await;
+    let ready = readiness(&proxy).await;
+    assert!(ready.contains("no credentials since"), "{ready}");
+    simulator.outage_of(Listener::Api, Outage::None).await;
+    until("the tag is asked for again", async || {
+        let fresh = client.get(&tag_path()).await;
+        fresh.header("x-cache") == Some("hit")
+    })
+    .await;
+}

@@ -38,7 +38,7 @@ const BATCH: usize = 64;
 
 /// Whether somebody waits for the room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Haste {
+pub(super) enum Haste {
     Awaited,
     AheadOfNeed,
 }
@@ -183,7 +183,7 @@ impl Shared {
 
     /// Removes blobs until `want` bytes are freed or none is left that may go; returns the bytes freed.
     /// The caller holds `evicting`.
-    fn evict(&self, want: u64, records: &Records, haste: Haste) -> u64 {
+    pub(super) fn evict(&self, want: u64, records: &Records, haste: Haste) -> u64 {
         use Standing::{Loose, Partial, Whole};
 
         self.apply_touches();
@@ -279,7 +279,7 @@ impl Shared {
         victims
     }
 
-    fn evict_one(&self, digest: &Digest) -> bool {
+    pub(super) fn evict_one(&self, digest: &Digest) -> bool {
         let _name = self.name_lock(digest.as_bytes()[0]);
         if matches!(self.open.forget_unused(digest), Forgotten::InUse) {
             return false;

@@ -236,6 +236,27 @@ impl Index {
         self.references.casualties(blob)
     }
 
+    /// The records that go with a stored manifest, and the blobs that nothing needs then.
+    pub(super) fn casualties_of_manifest(
+        &self,
+        repo: &RepoKey,
+        digest: &Digest,
+    ) -> (Vec<Casualties>, Vec<Digest>) {
+        self.references.casualties_of_manifest(repo, digest)
+    }
+
+    /// What needs a blob; `None` if there is no such blob.
+    pub(super) fn standing(&self, digest: &Digest) -> Option<Standing> {
+        self.entries.get(digest).map(|entry| entry.standing)
+    }
+
+    /// The blobs that no stored manifest names, the least recently used first.
+    pub(super) fn loose(&self) -> Vec<(Digest, Known)> {
+        self.in_order_of(&[Standing::Loose])
+            .filter_map(|(_, digest)| Some((digest, self.entries.get(&digest)?.known)))
+            .collect()
+    }
+
     /// Records have gone that named these: what nothing needs any more is the next to go.
     pub(super) fn age_if_loose(&mut self, blobs: &[Digest]) {
         for digest in blobs {

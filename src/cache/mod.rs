@@ -27,6 +27,7 @@ pub mod bundle;
 mod content;
 mod eviction;
 mod frames;
+mod giving_up;
 mod health;
 mod images;
 mod index;
@@ -49,6 +50,7 @@ mod space;
 mod store;
 
 pub use content::{Blob, ContentFile};
+pub use giving_up::{Earnest, GivenUp};
 pub use health::{Degradation, StoreHealth};
 pub use images::{Image, ImageBlob, ImageContent, ImageManifest};
 pub use interrupted::Interrupted;

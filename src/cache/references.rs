@@ -338,6 +338,41 @@ impl References {
         self.fall(named.map_or(Vec::new(), |named| named.by.clone()))
     }
 
+    /// What has to go with a stored manifest, and the blobs that nothing names then.
+    pub(super) fn casualties_of_manifest(
+        &self,
+        key: &RepoKey,
+        digest: &Digest,
+    ) -> (Vec<Casualties>, Vec<Digest>) {
+        let node = self.ids.get(key).and_then(|repo| {
+            let repository = &self.repositories[*repo as usize];
+            repository.nodes.get(digest).copied()
+        });
+        let casualties = self.fall(node.into_iter().collect());
+        let fallen: HashSet<NodeId> = casualties
+            .iter()
+            .filter_map(|image| Some((self.ids.get(&image.repo)?, &image.manifests)))
+            .flat_map(|(repo, manifests)| {
+                let nodes = &self.repositories[*repo as usize].nodes;
+                manifests
+                    .iter()
+                    .filter_map(|digest| nodes.get(digest).copied())
+            })
+            .collect();
+        let mut unneeded: Vec<Digest> = casualties
+            .iter()
+            .flat_map(|image| &image.blobs)
+            .filter(|digest| {
+                let named = self.blobs.get(*digest);
+                named.is_some_and(|named| named.by.iter().all(|id| fallen.contains(id)))
+            })
+            .copied()
+            .collect();
+        unneeded.sort_unstable();
+        unneeded.dedup();
+        (casualties, unneeded)
+    }
+
     fn fall(&self, mut left: Vec<NodeId>) -> Vec<Casualties> {
         let mut fallen = HashSet::new();
         while let Some(id) = left.pop() {

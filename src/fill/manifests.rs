@@ -33,6 +33,17 @@ impl FoundManifest {
     }
 }
 
+/// What a tag means, as upstream says it now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refreshed {
+    /// What it meant before, if that was recorded.
+    pub before: Option<Digest>,
+    /// What it means.
+    pub now: Digest,
+    /// Upstream said so just now; false where it could not, or where only a pin still holds it.
+    pub is_confirmed: bool,
+}
+
 type Found = Result<FoundManifest, UpstreamError>;
 
 /// Finds manifests by tag and digest. Questions to the upstream are asked once for all who wait.
@@ -128,6 +139,33 @@ impl Manifests {
                     .await
             }
         }
+    }
+
+    /// Asks upstream what a tag means, however fresh its record and however lately it was absent.
+    ///
+    /// # Errors
+    /// The upstream's, where nothing is kept.
+    pub(super) async fn refresh(&self, repo: &RepoKey, tag: &Tag) -> Result<Refreshed, FillError> {
+        let record = self.recorded.tag(repo, tag).await?;
+        let before = record.map(|record| record.digest);
+        let asker = Asker {
+            recorded: self.recorded.clone(),
+            upstream: self.upstream.clone(),
+            clock: self.clock.clone(),
+            gone: self.gone.clone(),
+            repo: repo.clone(),
+        };
+        let reference = Reference::Tag(tag.clone());
+        self.absent.invalidate(&(repo.clone(), reference.clone()));
+        let tag = tag.clone();
+        let found = self
+            .ask(repo, &reference, move || asker.by_tag(tag, record))
+            .await?;
+        Ok(Refreshed {
+            before,
+            now: found.manifest.digest,
+            is_confirmed: found.outcome != Outcome::Stale,
+        })
     }
 
     /// Asks in the background whether the repository still holds a manifest that was confirmed longer

@@ -54,7 +54,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::FillError;
 pub use fetch::Fetched;
-pub use manifests::FoundManifest;
+pub use manifests::{FoundManifest, Refreshed};
 pub use proof::Pass;
 pub use reader::{Reader, Step};
 pub use referrers::{FoundReferrers, referrers_tag};

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::fill::{FillOptions, Fills};
 use crate::jobs::operations::{self, AnswersNow, Names, Operations};
+use crate::jobs::warm::Warmer;
 use crate::telemetry::{FillMetrics, Metrics};
 use crate::upstream::{SetupError, Upstream, UpstreamMetrics, UpstreamOptions};
 
@@ -65,7 +66,7 @@ impl Mechanisms {
         let store = Store::open(config.store_options(), cache_metrics)?;
         let upstream = Upstream::new(upstream, &upstream_metrics)?;
         let asked = upstream.clone();
-        store.when_cut_off(move || asked.outage().is_some());
+        store.when_cut_off(move || !asked.is_answering());
         let fills = Fills::new(
             store.clone(),
             upstream.clone(),
@@ -94,6 +95,7 @@ impl Mechanisms {
             store: self.store.clone(),
             fills: self.fills.clone(),
             answers,
+            warmer: Warmer::new(self.fills.clone()),
             names: self.names.clone(),
             max_manifest_bytes: self.max_manifest_bytes,
         })

@@ -37,7 +37,7 @@ enum Command {
     Stats(stats::Args),
     /// Hash everything again, and take the damaged away
     Verify(verify::Args),
-    /// Make room: what was not used for long, what nothing needs, or all beyond a size
+    /// Make room: give up what was not used for long, what nothing needs, or what is beyond a size
     Prune(prune::Args),
     /// Keep images whatever happens, or list what is kept
     Pin(pin::PinArgs),
@@ -94,13 +94,5 @@ pub(super) fn run(
         Command::Unpin(args) => pin::unpin(args, environment, out),
         Command::Remove(args) => remove::run(args, environment, out),
         Command::Refresh(args) => refresh::run(args, environment, out),
-    }
-}
-
-/// What to say of blobs that stay until their readers are done.
-fn left(count: u64) -> String {
-    match count {
-        0 => String::new(),
-        count => format!(", {count} more when nobody reads them"),
     }
 }

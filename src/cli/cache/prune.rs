@@ -13,7 +13,7 @@ use crate::jobs::operations::{Event, Pruned, Request};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "What is pinned, and what is being read, stays.\n\nExample:\n  ecr-proxy cache prune --older-than 30d\n  ecr-proxy cache prune --to 50GiB --dry-run"
+    after_help = "With several of these, only what all of them say goes. What is pinned or being read stays.\n\nExample:\n  ecr-proxy cache prune --older-than 30d\n  ecr-proxy cache prune --to 50GiB --dry-run"
 )]
 #[group(id = "what", required = true, multiple = true, args = ["older_than", "to", "unreferenced"])]
 pub(super) struct Args {
@@ -60,11 +60,10 @@ impl Render for Text {
 
 fn line(pruned: &Pruned) -> String {
     format!(
-        "{}removed: {} blobs, {}{}; {} in use",
+        "{}removed: {} blobs, {}; {} in use",
         if pruned.dry_run { "would be " } else { "" },
         pruned.blobs,
         BinaryBytes(pruned.bytes),
-        super::left(pruned.left),
         BinaryBytes(pruned.used_bytes)
     )
 }

@@ -58,10 +58,9 @@ fn line(removed: &Removed) -> String {
         return format!("{image}: {would}removed; the image stays by another name");
     }
     format!(
-        "{image}: {would}removed, {} manifests and {} blobs, {}{}",
+        "{image}: {would}removed, {} manifests and {} blobs, {}",
         removed.manifests,
         removed.blobs,
-        BinaryBytes(removed.bytes),
-        super::left(removed.left)
+        BinaryBytes(removed.bytes)
     )
 }

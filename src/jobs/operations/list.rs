@@ -140,7 +140,7 @@ fn describe(store: &Store, repo: &RepoKey, image: &Image) -> ListedImage {
 
 /// When all of one of its manifests was last used: a blob that it shares with others may have been used
 /// for them since, so of each manifest the blob that was not used for longest tells.
-pub(super) fn last_use(store: &Store, image: &Image) -> Option<SystemTime> {
+fn last_use(store: &Store, image: &Image) -> Option<SystemTime> {
     let contents = image.manifests.iter().filter_map(|m| m.content.as_ref());
     contents
         .filter_map(|content| {

@@ -13,7 +13,7 @@
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |
-//! | `stats`, `list`, `verify`, `pins`, `remove`, `prune`, `refresh`, `export`, `import` | the operations, one a file |
+//! | `stats`, `list`, `verify`, `prune`, `pins`, `remove`, `refresh`, `warm`, `export`, `import` | the operations |
 
 mod export;
 mod import;
@@ -27,13 +27,15 @@ mod remove;
 mod running;
 mod stats;
 mod verify;
+mod warm;
 pub mod wire;
 
 use std::sync::Arc;
 
 pub use message::{
     Answers, BytesByState, Event, Fault, ImageState, ImportTally, ListedImage, ListedPlatform,
-    Missing, PinnedBy, Pruned, Reason, Removed, Request, Stats, Time, Verified,
+    Missing, PinnedBy, Pruned, Reason, Removed, Request, Stats, Time, Verified, Warm, WarmDone,
+    WarmProgress, WarmSummary,
 };
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
@@ -41,6 +43,7 @@ pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running
 use crate::cache::Store;
 use crate::cache::bundle::ExportOptions;
 use crate::fill::Fills;
+use crate::jobs::warm::Warmer;
 
 /// Tells how clients were answered up to now.
 pub type AnswersNow = Box<dyn Fn() -> Answers + Send + Sync>;
@@ -53,6 +56,8 @@ pub struct Parts {
     pub fills: Fills,
     /// How clients were answered, where any are.
     pub answers: Option<AnswersNow>,
+    /// What fills it.
+    pub warmer: Warmer,
     /// What images are called.
     pub names: Names,
     /// Longest manifest that is taken in, in bytes.
@@ -113,6 +118,7 @@ async fn run(
             prune::run(parts, wanted, output).await
         }
         Request::Refresh { images } => refresh::run(parts, images, output).await,
+        Request::Warm(warm) => warm::run(parts, warm, output).await,
         Request::Export {
             images,
             platforms,

@@ -35,10 +35,12 @@ pub(super) async fn run(
         let now = Clock::system().now();
         let prune = Prune {
             unreferenced: wanted.unreferenced,
-            // What is older than time itself is nothing.
-            unused_since: wanted
-                .older_than
-                .map(|age| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH)),
+            // What is older than time itself is nothing. Uses are known to the second that they fell in,
+            // and one that is just so old is old enough.
+            unused_since: wanted.older_than.map(|age| {
+                let since = now.checked_sub(age);
+                since.map_or(SystemTime::UNIX_EPOCH, |since| since + Duration::from_secs(1))
+            }),
             down_to: wanted.to_bytes,
         };
         let pruned = store.prune(&prune, wanted.dry_run);

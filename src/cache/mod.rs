@@ -43,9 +43,11 @@ mod pins;
 mod record;
 mod records;
 mod references;
+mod removal;
 mod repository_log;
 mod scrub;
 mod space;
+mod spans;
 mod store;
 
 pub use content::{Blob, ContentFile};
@@ -59,8 +61,10 @@ pub use partial::{AppendError, Mismatch, Partial, PartialReader, Verified};
 pub use pins::{ParsePinError, Pin, PinError, PinSource, Pins};
 pub use record::{Held, HeldBy, ReferrerList, StoredManifest, TagRecord};
 pub use records::{ManifestRecord, Records};
+pub use removal::{Prune, RemoveError, Removed};
 pub use scrub::{Scrub, ScrubProgress, Scrubbed};
 pub use space::{Limit, Usage};
+pub use spans::Spans;
 pub use store::{BeginError, CommitError, Damage, ReadError, Store, StoreOptions};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -10,6 +10,7 @@ mod client_config;
 mod clients;
 mod demo;
 mod hash_password;
+mod health;
 mod hello;
 mod iam_policy;
 mod mechanisms;

@@ -273,7 +273,10 @@ async fn o07_a_record_past_its_time_is_not_asked_for_by_every_hit() {
         format!("/v2/{REPOSITORY}/manifests/{}", image.top.digest),
         format!("/v2/{REPOSITORY}/blobs/{layer}"),
     ];
-    let by_digest = format!("/v2/{REPOSITORY}/manifests/{}", image.manifests[0].manifest.digest);
+    let by_digest = format!(
+        "/v2/{REPOSITORY}/manifests/{}",
+        image.manifests[0].manifest.digest
+    );
     assert_eq!(client.get(&by_digest).await.status, 200);
     for path in &paths {
         assert_eq!(client.get(path).await.status, 200);

@@ -48,6 +48,16 @@ const TALK: Duration = Duration::from_secs(60);
 /// asked for.
 pub(super) const CHECK_PAUSE: Duration = Duration::from_secs(60);
 
+impl FoundManifest {
+    fn stale(self, age: Duration) -> Self {
+        Self {
+            outcome: Outcome::Stale,
+            age: Some(age),
+            ..self
+        }
+    }
+}
+
 type Found = Result<FoundManifest, UpstreamError>;
 
 /// Finds manifests by tag and digest. Questions to the upstream are asked once for all who wait.
@@ -66,7 +76,12 @@ pub(super) struct Manifests {
     checked: moka::sync::Cache<(RepoKey, Digest), ()>,
     staleness: Mutex<Option<Staleness>>,
     metrics: FillMetrics,
+    gone: Gone,
 }
+
+/// Pinned manifests that upstream said it has no more; asked about again after as long as a record is
+/// believed.
+type Gone = moka::sync::Cache<(RepoKey, Digest), ()>;
 
 /// What a question needs once it runs in a task of its own.
 #[derive(Clone)]
@@ -74,6 +89,7 @@ struct Asker {
     recorded: Recorded,
     upstream: Upstream,
     clock: Clock,
+    gone: Gone,
     repo: RepoKey,
 }
 
@@ -110,6 +126,10 @@ impl Manifests {
             checked,
             staleness: Mutex::default(),
             metrics,
+            gone: moka::sync::Cache::builder()
+                .max_capacity(10_000)
+                .time_to_live(options.record_ttl)
+                .build(),
         }
     }
 
@@ -122,10 +142,15 @@ impl Manifests {
             recorded: self.recorded.clone(),
             upstream: self.upstream.clone(),
             clock: self.clock.clone(),
+            gone: self.gone.clone(),
             repo: repo.clone(),
         };
         match reference {
             Reference::Digest(digest) => match asker.kept(*digest).await? {
+                Some(found) if self.gone.contains_key(&(repo.clone(), *digest)) => {
+                    let checked = self.recorded.manifest_checked(repo, *digest);
+                    Ok(found.stale(checked.map_or(Duration::ZERO, |at| self.clock.since(at))))
+                }
                 Some(found) => {
                     self.confirm_in_time(asker, &found.manifest);
                     Ok(found)
@@ -195,10 +220,8 @@ impl Manifests {
         };
         self.note_stale(reason);
         Ok(FoundManifest {
-            outcome: Outcome::Stale,
-            age: Some(age),
             reason: Some(reason),
-            ..kept
+            ..kept.stale(age)
         })
     }
 
@@ -322,9 +345,13 @@ impl Asker {
             }
             Err(error) => {
                 if matches!(error, UpstreamError::Absent(_)) {
-                    self.recorded
-                        .forget_manifest(&self.repo, manifest.digest)
-                        .await;
+                    if self.recorded.is_pinned(&self.repo, &reference).await {
+                        self.gone.insert((self.repo.clone(), manifest.digest), ());
+                    } else {
+                        self.recorded
+                            .forget_manifest(&self.repo, manifest.digest)
+                            .await;
+                    }
                 }
                 return Err(error);
             }
@@ -340,10 +367,19 @@ impl Asker {
     /// Asks whether the tag still means what it did, and fetches what it means if it does not.
     async fn by_tag(self, tag: Tag, record: Option<TagRecord>) -> Found {
         let found = self.revalidate(&tag, record.as_ref()).await;
-        if let Err(UpstreamError::Absent(_)) = &found {
-            self.recorded.forget_tag(&self.repo, &tag).await;
+        let Err(error) = &found else {
+            return found;
+        };
+        let reference = Reference::Tag(tag.clone());
+        let is_pinned = error.says_no() && self.recorded.is_pinned(&self.repo, &reference).await;
+        match (found, record) {
+            (Err(error), Some(record)) if is_pinned => self.stale(&record).await.ok_or(error),
+            (Err(UpstreamError::Absent(absent)), _) if !is_pinned => {
+                self.recorded.forget_tag(&self.repo, &tag).await;
+                Err(UpstreamError::Absent(absent))
+            }
+            (found, _) => found,
         }
-        found
     }
 
     async fn revalidate(&self, tag: &Tag, record: Option<&TagRecord>) -> Found {
@@ -377,6 +413,11 @@ impl Asker {
         let found = self.fetch(&reference).await?;
         self.note_tag(tag, found.manifest.digest).await;
         Ok(found)
+    }
+
+    async fn stale(&self, record: &TagRecord) -> Option<FoundManifest> {
+        let kept = self.kept(record.digest).await.ok()??;
+        Some(kept.stale(self.clock.since(record.checked_at)))
     }
 
     async fn fetch(&self, reference: &Reference) -> Found {

@@ -8,6 +8,7 @@ mod digest;
 mod error;
 pub mod header;
 mod image;
+pub mod layout;
 mod manifest;
 mod pattern;
 mod platform;

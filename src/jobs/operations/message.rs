@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+use crate::oci::{Digest, ImageName, Platform};
+
 /// An operation and what it needs to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(
@@ -16,6 +18,26 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub enum Request {
     /// What is in the cache, in figures. Answered by one [`Event::Stats`].
     Stats,
+    /// Images as a bundle. Answered by [`Event::Bundle`] and the bundle's bytes.
+    Export {
+        /// The images.
+        images: Vec<ImageName>,
+        /// Of an index only the manifests for these; all if empty.
+        #[serde(default)]
+        platforms: Vec<Platform>,
+        /// What refers to the images, too.
+        referrers: bool,
+    },
+    /// Takes in the bundle that follows as input. Answered by an [`Event::Imported`] for each image and
+    /// one [`Event::ImportEnded`].
+    Import {
+        /// `repository[:tag]` to take the place of what the bundle says.
+        #[serde(default)]
+        rename: Option<String>,
+        /// Of an index only the manifests for these; all that are in the bundle if empty.
+        #[serde(default)]
+        platforms: Vec<Platform>,
+    },
 }
 
 /// What an operation tells.
@@ -28,6 +50,30 @@ pub enum Request {
 pub enum Event {
     /// The cache in figures.
     Stats(Stats),
+    /// What a bundle holds; its bytes follow.
+    Bundle {
+        /// Images, and what refers to them.
+        images: u64,
+        /// Blobs, manifests not among them.
+        blobs: u64,
+        /// Length of the bundle.
+        bytes: u64,
+    },
+    /// What became of one image of a bundle.
+    Imported {
+        /// What it is called here.
+        image: String,
+        /// Its manifest.
+        digest: Digest,
+        /// What its tag named before, where that was another manifest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replaced: Option<Digest>,
+        /// Why nothing of it was applied, where nothing was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// What an import came to.
+    ImportEnded(ImportTally),
     /// The last event: the operation is over.
     End {
         /// Why it did not do all that it was asked for.
@@ -61,6 +107,23 @@ pub struct Stats {
     pub interrupted_downloads: u64,
     /// What is wrong with the cache.
     pub degraded: Vec<Fault>,
+}
+
+/// What an import came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportTally {
+    /// Images that were applied.
+    pub images: u64,
+    /// Images of which nothing was applied.
+    pub failed_images: u64,
+    /// Blobs that the cache did not have.
+    pub new_blobs: u64,
+    /// Their bytes.
+    pub new_bytes: u64,
+    /// Blobs that it had.
+    pub known_blobs: u64,
+    /// Their bytes.
+    pub known_bytes: u64,
 }
 
 /// Bytes on disk by the state of the file that they are in.

@@ -13,8 +13,10 @@
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |
-//! | `stats` | the operations, one a file |
+//! | `stats`, `export`, `import` | the operations, one a file |
 
+mod export;
+mod import;
 mod message;
 mod names;
 mod running;
@@ -23,11 +25,12 @@ pub mod wire;
 
 use std::sync::Arc;
 
-pub use message::{BytesByState, Event, Fault, Reason, Request, Stats, Time};
+pub use message::{BytesByState, Event, Fault, ImportTally, Reason, Request, Stats, Time};
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;
+use crate::cache::bundle::ExportOptions;
 
 /// What operations work on.
 pub struct Parts {
@@ -35,6 +38,8 @@ pub struct Parts {
     pub store: Store,
     /// What images are called.
     pub names: Names,
+    /// Longest manifest that is taken in, in bytes.
+    pub max_manifest_bytes: u64,
 }
 
 /// The operations of one store. Clone is cheap.
@@ -65,10 +70,24 @@ impl Operations {
 async fn run(
     parts: &Parts,
     request: Request,
-    _input: Input,
+    input: Input,
     output: &Output,
 ) -> Result<(), OperationError> {
     match request {
         Request::Stats => stats::run(parts, output).await,
+        Request::Export {
+            images,
+            platforms,
+            referrers,
+        } => {
+            let options = ExportOptions {
+                platforms,
+                referrers,
+            };
+            export::run(parts, images, options, output).await
+        }
+        Request::Import { rename, platforms } => {
+            import::run(parts, rename, platforms, input, output).await
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
@@ -281,6 +281,16 @@ impl Store {
         self.handle.shared.stored_len(digest)
     }
 
+    /// When a blob was last used, to the second; `None` if it is not known, or not by the time the index
+    /// was loaded.
+    pub fn last_use(&self, digest: &Digest) -> Option<SystemTime> {
+        let shared = &self.handle.shared;
+        shared.apply_touches();
+        let known = lock(&shared.index).known(digest)?;
+        let since = u64::try_from(known.last_use).ok().filter(|at| *at > 0)?;
+        UNIX_EPOCH.checked_add(Duration::from_secs(since))
+    }
+
     /// Like [`Self::blob`] for a blob that is already open, without waiting for the disk: `None` says
     /// only that [`Self::blob`] has to be asked.
     pub fn blob_now(&self, digest: &Digest) -> Option<Blob> {
@@ -472,13 +482,16 @@ impl Shared {
     }
 }
 
-/// Seconds since the epoch.
+/// Now, in seconds since the epoch.
 pub(super) fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-        })
+    seconds(SystemTime::now())
+}
+
+/// Seconds since the epoch.
+pub(super) fn seconds(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
 }
 
 /// The name under `fills/` of a download of `digest`.

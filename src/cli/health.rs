@@ -2,14 +2,16 @@
 
 use std::time::SystemTime;
 
+use super::certificate;
 use super::mechanisms::Mechanisms;
 use crate::admin::{Degraded, Health, Readiness};
 use crate::cache::Degradation;
+use crate::tls::Certificates;
 use crate::upstream::{Outage, Upstream, UpstreamError};
 
 /// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
 /// whatever the store does.
-pub(super) fn readiness(mechanisms: Mechanisms) -> Readiness {
+pub(super) fn readiness(mechanisms: Mechanisms, certificates: Certificates) -> Readiness {
     Readiness::new(move || {
         let faults = mechanisms.store.health().degraded;
         // Whatever else is wrong with a store, what it has can be read.
@@ -24,6 +26,10 @@ pub(super) fn readiness(mechanisms: Mechanisms) -> Readiness {
                 why: format!("{what}, since {}", time(*since)),
             })
             .collect();
+        degraded.extend(certificate::refused(&certificates).map(|why| Degraded {
+            what: "certificate",
+            why,
+        }));
         degraded.extend(upstream_faults(&mechanisms.upstream).map(|why| Degraded {
             what: "upstream",
             why,

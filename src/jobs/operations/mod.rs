@@ -13,19 +13,24 @@
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |
-//! | `stats`, `export`, `import` | the operations, one a file |
+//! | `stats`, `list`, `verify`, `export`, `import` | the operations, one a file |
 
 mod export;
 mod import;
+mod list;
 mod message;
 mod names;
 mod running;
 mod stats;
+mod verify;
 pub mod wire;
 
 use std::sync::Arc;
 
-pub use message::{BytesByState, Event, Fault, ImportTally, Reason, Request, Stats, Time};
+pub use message::{
+    BytesByState, Event, Fault, ImageState, ImportTally, ListedImage, ListedPlatform, Missing,
+    Reason, Request, Stats, Time, Verified,
+};
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
@@ -75,6 +80,8 @@ async fn run(
 ) -> Result<(), OperationError> {
     match request {
         Request::Stats => stats::run(parts, output).await,
+        Request::List { images } => list::run(parts, images, output).await,
+        Request::Verify => verify::run(parts, output).await,
         Request::Export {
             images,
             platforms,

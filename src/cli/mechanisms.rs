@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::fill::Fills;
 use crate::jobs::operations::{self, Names, Operations};
+use crate::jobs::warm::Warmer;
 use crate::telemetry::{FillMetrics, Metrics};
 use crate::upstream::{SetupError, Upstream, UpstreamMetrics, UpstreamOptions};
 
@@ -87,6 +88,7 @@ impl Mechanisms {
     pub(super) fn operations(&self) -> Operations {
         Operations::new(operations::Parts {
             store: self.store.clone(),
+            warmer: Warmer::new(self.fills.clone()),
             names: self.names.clone(),
             max_manifest_bytes: self.max_manifest_bytes,
         })

@@ -14,7 +14,9 @@
 //! | --- | --- |
 //! | `mod.rs` | where a blob comes from: hit, join, fill or bypass |
 //! | `proof.rs` | who may have it: that a repository holds a digest |
-//! | `filling.rs`, `download.rs` | the task of a fill; its upstream body, continued past what breaks it |
+//! | `filling.rs`, `writer.rs` | the task of a fill; its thread that writes and hashes |
+//! | `lanes.rs`, `stretches.rs`, `steering.rs` | the connections it comes by: who fetches what, and how many are worth it |
+//! | `download.rs`, `pieces.rs` | one connection's bytes, continued past what breaks it; put together for the disk |
 //! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
@@ -34,7 +36,9 @@ mod flight;
 mod flow;
 mod front;
 mod interrupted;
+mod lanes;
 mod manifests;
+mod pieces;
 mod policy;
 mod proof;
 mod reader;
@@ -42,10 +46,13 @@ mod recorded;
 mod referrers;
 mod room;
 mod solo;
+mod steering;
 mod stored;
+mod stretches;
 #[cfg(test)]
 mod tests;
 mod verifying;
+mod writer;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -187,6 +194,8 @@ struct Shared {
     slots: Arc<Semaphore>,
     /// Apart from those of clients, who never wait for what nobody asked for.
     background_slots: Arc<Semaphore>,
+    /// For connections of fills beside each one's first.
+    spare_lanes: Arc<Semaphore>,
     /// One at a time: hashing a file again must not take both cores from those who are served.
     verifiers: Arc<Semaphore>,
 }
@@ -283,6 +292,7 @@ impl Fills {
                     .build(),
                 slots: Arc::new(Semaphore::new(options.max_fills)),
                 background_slots: Arc::new(Semaphore::new(options.max_background_fills)),
+                spare_lanes: Arc::new(Semaphore::new(lanes::SPARE_LANES)),
                 verifiers: Arc::new(Semaphore::new(1)),
                 store,
                 upstream,
@@ -555,6 +565,7 @@ impl Fills {
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
             patience: self.shared.options.patience,
+            spare: Arc::clone(&self.shared.spare_lanes),
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared), slot);

@@ -49,6 +49,7 @@ mod removal;
 mod repository_log;
 mod scrub;
 mod space;
+mod spans;
 mod store;
 
 pub use content::{Blob, ContentFile};
@@ -65,6 +66,7 @@ pub use records::{ManifestRecord, Records};
 pub use removal::{Prune, RemoveError, Removed};
 pub use scrub::{Scrub, ScrubProgress, Scrubbed};
 pub use space::{Limit, Usage};
+pub use spans::Spans;
 pub use store::{BeginError, CommitError, Damage, ReadError, Store, StoreOptions};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -54,7 +54,7 @@ impl Fills {
     /// Asks upstream what a tag means now, however fresh its record is.
     ///
     /// # Errors
-    /// The upstream's, where nothing is kept.
+    /// The upstream's; what is kept stays as it was.
     ///
     /// # Cancel safety
     /// The question is asked in a task of its own and shared; a caller may leave.

@@ -33,15 +33,14 @@ pub mod wire;
 use std::sync::Arc;
 
 pub use message::{
-    Answers, BytesByState, Event, Fault, ImageState, ImportTally, ListedImage, ListedPlatform,
-    Missing, PinnedBy, Pruned, Reason, Removed, Request, Stats, Time, Verified, Warm, WarmDone,
-    WarmProgress, WarmSummary,
+    Answers, BytesByState, Event, Export, Fault, ImageState, ImportTally, ListedImage,
+    ListedPlatform, Missing, PinnedBy, Pruned, Reason, Removed, Request, Stats, Time, Verified,
+    Warm, WarmDone, WarmProgress, WarmSummary,
 };
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;
-use crate::cache::bundle::ExportOptions;
 use crate::fill::Fills;
 use crate::jobs::warm::Warmer;
 
@@ -119,17 +118,7 @@ async fn run(
         }
         Request::Refresh { images } => refresh::run(parts, images, output).await,
         Request::Warm(warm) => warm::run(parts, warm, output).await,
-        Request::Export {
-            images,
-            platforms,
-            referrers,
-        } => {
-            let options = ExportOptions {
-                platforms,
-                referrers,
-            };
-            export::run(parts, images, options, output).await
-        }
+        Request::Export(request) => export::run(parts, request, output).await,
         Request::Import { rename, platforms } => {
             import::run(parts, rename, platforms, input, output).await
         }

@@ -26,7 +26,7 @@ pub(super) async fn run(
             Ok(refreshed) if !refreshed.is_confirmed => {
                 let now = refreshed.now;
                 failed.push(format!(
-                    "{image}: the upstream does not confirm it; it stays {now}"
+                    "{image}: the upstream has it no more; a pin keeps {now}"
                 ));
             }
             Ok(refreshed) => {

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout};
 use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
+use super::learned::Learned;
 use super::policy::TagPolicy;
 use super::recorded::Recorded;
 use crate::cache::{StoredManifest, TagRecord};
@@ -86,6 +87,8 @@ pub(super) struct Manifests {
     /// What is checked in the background, or was a moment ago.
     checked: moka::sync::Cache<(RepoKey, Digest), ()>,
     staleness: Mutex<Option<Staleness>>,
+    learned: Learned,
+    immutable_ttl: Duration,
     metrics: FillMetrics,
     gone: Gone,
 }
@@ -112,6 +115,7 @@ impl Manifests {
         options: &FillOptions,
         metrics: FillMetrics,
     ) -> Self {
+        let learned = Learned::new(upstream.clone());
         let absent = moka::sync::Cache::builder()
             .max_capacity(10_000)
             .time_to_live(options.absent_ttl)
@@ -136,6 +140,8 @@ impl Manifests {
             slow,
             checked,
             staleness: Mutex::default(),
+            learned,
+            immutable_ttl: options.immutable_ttl,
             metrics,
             gone: moka::sync::Cache::builder()
                 .max_capacity(10_000)
@@ -227,7 +233,15 @@ impl Manifests {
         };
         // A check time in the future is one whose clock was wrong: ask again.
         let age = self.clock.now().duration_since(record.checked_at);
-        if age.as_ref().is_ok_and(|age| *age < ttl) {
+        let is_within = |ttl| age.as_ref().is_ok_and(|age| *age < ttl);
+        if is_within(ttl) {
+            return Ok(kept);
+        }
+        let learned = self.learned.is_immutable(repo, tag);
+        let ttl = policy
+            .ttl(tag, learned.then_some(self.immutable_ttl))
+            .unwrap_or(ttl);
+        if is_within(ttl) {
             return Ok(kept);
         }
         let age = age.unwrap_or_default();

@@ -17,6 +17,8 @@
 //! | `fills/` | downloads in progress | `partial` |
 //! | `scrub` | how far hashing everything again has come | `scrub` |
 //!
+//! The pins are in the state directory, see [`Pins`]: they survive a cache that is thrown away.
+//!
 //! Everything here blocks on the disk and is meant for a blocking thread. Nothing here knows of
 //! clients, of upstreams, or of who may read what.
 //!

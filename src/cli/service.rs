@@ -5,7 +5,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -17,20 +16,20 @@ use tokio::time::Instant;
 
 use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
-use super::{Failure, chain};
+use super::{Failure, chain, health};
 use crate::access::Access;
-use crate::admin::{Admin, AdminSocket, Degraded, Health, Phase, Readiness};
-use crate::cache::{Degradation, Store};
+use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch};
+use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::{self, PrefetchMetrics, ScrubMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
-use crate::telemetry::{Metrics, RequestMetrics};
+use crate::telemetry::{Metrics, Outcome, RequestMetrics};
 use crate::tls::{self, Certificates};
-use crate::upstream::{Outage, Upstream, UpstreamError, UpstreamOptions};
+use crate::upstream::{Upstream, UpstreamOptions};
 
 /// Everything that runs, bound to its sockets and not yet serving.
 pub(super) struct Service {
@@ -43,6 +42,7 @@ pub(super) struct Service {
     admin: Option<TcpListener>,
     admin_socket: Option<AdminSocket>,
     pages: Admin,
+    operations: Operations,
     readiness: Readiness,
     options: ServerOptions,
     metrics: ServerMetrics,
@@ -60,7 +60,7 @@ impl Service {
         upstream: UpstreamOptions,
         mut metrics: Metrics,
     ) -> Result<Self, Failure> {
-        let request_metrics = RequestMetrics::default();
+        let request_metrics = Arc::new(RequestMetrics::default());
         let server_metrics = ServerMetrics::default();
         let scrub_metrics = ScrubMetrics::default();
         scrub_metrics.register(metrics.registry());
@@ -83,16 +83,16 @@ impl Service {
             access,
             upstream: mechanisms.upstream.clone(),
             fills: mechanisms.fills.clone(),
-            metrics: Arc::new(request_metrics),
+            metrics: Arc::clone(&request_metrics),
             pulls,
         });
-        let readiness = readiness(
-            mechanisms.store.clone(),
-            mechanisms.upstream.clone(),
-            keeper.certificates().clone(),
-        );
+        let readiness = health::readiness(mechanisms.clone(), keeper.certificates().clone());
         let (listeners, bound) = listeners(config, keeper.certificates()).await?;
-        let pages = Admin::new(metrics.finish(), readiness.clone());
+        let operations = mechanisms.operations(Some(Box::new(move || answers(&request_metrics))));
+        let upstream = mechanisms.upstream.clone();
+        let name = config.upstream.name.clone();
+        let status = Status::new(operations.clone(), move || vec![state_of(&name, &upstream)]);
+        let pages = Admin::new(metrics.finish(), readiness.clone(), status);
         let admin = match config.server.admin {
             None => None,
             Some(address) => Some(listen(address).await?),
@@ -108,6 +108,7 @@ impl Service {
             admin,
             admin_socket,
             pages,
+            operations,
             readiness,
             options,
             metrics: server_metrics,
@@ -169,7 +170,7 @@ impl Service {
         }
         if let Some(socket) = self.admin_socket.take() {
             tracing::info!(listen.path = %socket.path().display(), "admin socket listening");
-            let operations = self.mechanisms.operations();
+            let operations = self.operations.clone();
             background.spawn(socket.run(self.pages.clone(), operations, stopped()));
         }
         for address in &self.bound {
@@ -306,67 +307,39 @@ fn admin_socket(config: &Config) -> Result<Option<AdminSocket>, Failure> {
     }
 }
 
-/// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
-/// whatever the store does.
-fn readiness(store: Store, upstream: Upstream, certificates: Certificates) -> Readiness {
-    Readiness::new(move || {
-        let faults = store.health().degraded;
-        // Whatever else is wrong with a store, what it has can be read.
-        let gone = faults
-            .iter()
-            .find(|(what, _)| *what == Degradation::Missing);
-        let unusable = gone.map(|(what, since)| format!("{what}, since {}", time(*since)));
-        let mut degraded: Vec<Degraded> = faults
-            .iter()
-            .map(|(what, since)| Degraded {
-                what: "store",
-                why: format!("{what}, since {}", time(*since)),
-            })
-            .collect();
-        degraded.extend(certificate::refused(&certificates).map(|why| Degraded {
-            what: "certificate",
-            why,
-        }));
-        degraded.extend(upstream_faults(&upstream).map(|why| Degraded {
-            what: "upstream",
-            why,
-        }));
-        Health { unusable, degraded }
-    })
+/// How clients were answered up to now.
+fn answers(metrics: &RequestMetrics) -> Answers {
+    let mut answers = Answers::default();
+    for (outcome, count) in metrics.answered() {
+        match outcome {
+            Outcome::Hit => answers.hits = count,
+            Outcome::Miss => answers.misses = count,
+            Outcome::Joined => answers.joins = count,
+            Outcome::Stale => answers.stale = count,
+            Outcome::Bypass => answers.bypasses = count,
+            Outcome::None => {}
+        }
+    }
+    answers
 }
 
-/// What of the upstream does not work, each with since when.
-fn upstream_faults(upstream: &Upstream) -> impl Iterator<Item = String> {
+/// How an upstream is, for the status page.
+fn state_of(name: &str, upstream: &Upstream) -> UpstreamState {
     let outage = upstream.outage();
-    let without_token = outage
-        .as_ref()
-        .filter(|outage| matches!(outage.cause, UpstreamError::NoToken(_)));
     let token = upstream.token_status();
-    let no_credentials = |since, reason: &dyn std::fmt::Display| {
-        let since = time(since);
-        format!("serving from cache: no credentials since {since}: {reason}")
-    };
-    let of_token = match (token.failing, token.valid_until, without_token) {
-        (Some((since, reason)), None, _) => Some(no_credentials(since, &reason)),
-        (Some((_, reason)), Some(until), _) => Some(format!(
-            "the token cannot be renewed: {reason}; it is valid until {}",
-            time(until)
-        )),
-        (None, _, Some(outage)) => Some(no_credentials(outage.since, &outage.cause)),
-        (None, _, None) => None,
-    };
-    let of_registry = match without_token {
-        Some(_) => None,
-        None => outage.map(|Outage { since, cause }| {
-            let since = time(since);
-            format!("serving from cache: the registry does not answer since {since}: {cause}")
+    UpstreamState {
+        name: name.to_owned(),
+        is_answering: outage.is_none(),
+        outage: outage.map(|outage| Trouble {
+            since: Time(outage.since),
+            reason: outage.cause.to_string(),
         }),
-    };
-    of_token.into_iter().chain(of_registry)
-}
-
-fn time(at: SystemTime) -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_seconds(at)
+        token_valid_until: token.valid_until.map(Time),
+        token_failing: token.failing.map(|(since, reason)| Trouble {
+            since: Time(since),
+            reason: reason.to_string(),
+        }),
+    }
 }
 
 /// A listener's address, for the log.

@@ -12,6 +12,7 @@
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
+//! | `mutability` | which tags of a repository may move |
 //! | `gate`, `breaker` | obeying a registry that throttles; not waiting for one that does not answer |
 //! | `redirect` | where blobs may be |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
@@ -32,6 +33,7 @@ mod gate;
 mod lists;
 mod manifest;
 mod metrics;
+mod mutability;
 mod origin;
 mod redirect;
 mod registry;
@@ -48,6 +50,8 @@ use http::{HeaderValue, Uri};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 
+use crate::oci::Routed;
+
 pub use bandwidth::{Interest, Line, Rate};
 pub use blob::{BlobBody, Span, Validator};
 pub use breaker::Outage;
@@ -60,6 +64,7 @@ pub use error::{
 pub use lists::{ReferrersPage, TagPage};
 pub use manifest::{FetchedManifest, ManifestHead};
 pub use metrics::UpstreamMetrics;
+pub use mutability::TagMutability;
 pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
@@ -70,7 +75,7 @@ use breaker::{Breaker, Probe};
 use client::{Client, Outgoing};
 use connect::{Dialer, DialerOptions};
 use credentials::{Challenged, Credentials, Login};
-use ecr::EcrTokens;
+use ecr::EcrApi;
 use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
@@ -101,6 +106,8 @@ pub struct UpstreamOptions {
     pub max_bandwidth: Option<Rate>,
     /// A line that its blobs share with those of other upstreams.
     pub shared_line: Option<Line>,
+    /// Repositories of which nothing is ever asked. Where that is all of them, nor is a token.
+    pub offline: Routed<bool>,
     /// Deadlines and sizes.
     pub limits: Limits,
 }
@@ -199,12 +206,15 @@ struct Shared {
     host: HeaderValue,
     client: Arc<Client>,
     credentials: Arc<Credentials>,
+    /// What tells of repositories beside the registry.
+    ecr: Option<Arc<EcrApi>>,
     breaker: Breaker,
     redirects: RedirectPolicy,
     gate: Gate,
     budget: RetryBudget,
     /// What every blob passes: its own line, and the one shared with other upstreams.
     lines: Vec<Line>,
+    offline: Routed<bool>,
     limits: Limits,
     meter: Meter,
 }
@@ -226,6 +236,7 @@ impl Upstream {
             trust_manifests,
             max_bandwidth,
             shared_line,
+            offline,
             limits,
         } = options;
         let own_address: Uri = format!("https://{}/", registry.authority())
@@ -279,10 +290,12 @@ impl Upstream {
                 meter.clone(),
             )))
         };
+        let mut ecr = None;
         let credentials = match auth {
             Auth::Aws(aws) => {
                 let host = registry.ecr().ok_or(SetupError::AwsElsewhere)?.clone();
-                let source = EcrTokens::new(name, host, aws, &extra_roots, limits.token);
+                let source = Arc::new(EcrApi::new(name, host, aws, &extra_roots, limits.token));
+                ecr = Some(Arc::clone(&source));
                 let refresher = Refresher::new(source, home.clone(), limits.token, meter.tokens());
                 Credentials::Ecr(refresher)
             }
@@ -307,6 +320,7 @@ impl Upstream {
                 host,
                 client,
                 credentials,
+                ecr,
                 breaker: Breaker::closed(prober, meter.clone()),
                 gate: Gate::open(),
                 budget: RetryBudget::full(),
@@ -314,6 +328,7 @@ impl Upstream {
                     .into_iter()
                     .flatten()
                     .collect(),
+                offline,
                 limits,
                 meter,
             }),
@@ -338,6 +353,11 @@ impl Upstream {
     /// What is known about the token.
     pub fn token_status(&self) -> TokenStatus {
         self.shared.credentials.status()
+    }
+
+    /// True if nothing is ever asked.
+    pub fn is_offline(&self) -> bool {
+        self.shared.offline.values().all(|offline| *offline)
     }
 
     /// What is known of the outage, while the upstream does not answer.
@@ -365,6 +385,9 @@ impl Upstream {
     /// # Cancel safety
     /// Dropping it stops only this.
     pub async fn keep_token_fresh(&self) {
+        if self.is_offline() {
+            return std::future::pending().await;
+        }
         self.shared.credentials.keep_fresh().await;
     }
 }
@@ -429,6 +452,7 @@ mod tests {
             trust_manifests: None,
             max_bandwidth: None,
             shared_line: None,
+            offline: false.into(),
             limits: Limits::default(),
         }
     }

@@ -118,6 +118,10 @@ impl fmt::Display for ImagePattern {
 fn write_domain(f: &mut fmt::Formatter<'_>, domain: Option<&str>) -> fmt::Result {
     match domain {
         Some(domain) if domain.contains(':') => write!(f, "[{domain}]/"),
+        // Without a port, a name of one word would read as part of the repository.
+        Some(domain) if domain != "localhost" && !domain.contains('.') => {
+            write!(f, "{domain}:443/")
+        }
         Some(domain) => write!(f, "{domain}/"),
         None => Ok(()),
     }
@@ -132,19 +136,13 @@ fn split_domain(text: &str) -> Result<(Option<String>, &str), ParseImageError> {
         return Ok((None, text));
     }
     let (host, port) = match first.strip_prefix('[') {
-        Some(rest) => {
-            let (host, port) = rest.split_once(']').unwrap_or((rest, "?"));
-            (
-                host,
-                port.strip_prefix(':').or(port.is_empty().then_some("")),
-            )
-        }
-        None => match first.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (first, Some("")),
-        },
+        Some(rest) => rest.split_once(']').unwrap_or((rest, "?")),
+        None => first.split_at(first.find(':').unwrap_or(first.len())),
     };
-    let is_port = port.is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_port = port.is_empty()
+        || port
+            .strip_prefix(':')
+            .is_some_and(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
     let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':');
     if host.is_empty() || !is_port || !host.bytes().all(is_host) {
         return Err(ParseImageError::Domain(first.to_owned()));
@@ -219,6 +217,7 @@ mod tests {
             ),
             ("localhost/app", "localhost/app:latest".to_owned()),
             ("localhost:5000/a/b:c", "localhost/a/b:c".to_owned()),
+            ("registry:5000/app", "registry:443/app:latest".to_owned()),
             ("[::1]:5000/app", "[::1]/app:latest".to_owned()),
             ("[::1]/app", "[::1]/app:latest".to_owned()),
             (
@@ -250,6 +249,7 @@ mod tests {
             "a b/app",
             "registry.mydomain.com/",
             "registry.mydomain.com:x/app",
+            "registry:/app",
             "[::1/app",
             "[::1]x/app",
             ":5000/app",
@@ -282,7 +282,7 @@ mod tests {
             assert_eq!(pattern.matches(&app, Some(&tag), &digest), tagged, "{text}");
             assert_eq!(pattern.matches(&app, None, &digest), untagged, "{text}");
         }
-        for text in ["", ":v1", "team/app:", "team/app@x", "team:1/app"] {
+        for text in ["", ":v1", "team/app:", "team/app@x", "team:/app"] {
             assert!(text.parse::<ImagePattern>().is_err(), "{text}");
         }
     }

@@ -167,6 +167,27 @@ pub struct WarmSummary {
     pub failed: Vec<ImageName>,
 }
 
+impl Request {
+    /// True for what changes the records of repositories on the way. An import makes its own durable, image by
+    /// image.
+    pub(super) fn writes_records(&self) -> bool {
+        match self {
+            Self::Verify
+            | Self::Remove { .. }
+            | Self::Prune { .. }
+            | Self::Refresh { .. }
+            | Self::Warm(_)
+            | Self::Export(_) => true,
+            Self::Stats
+            | Self::List { .. }
+            | Self::Pins
+            | Self::Pin { .. }
+            | Self::Unpin { .. }
+            | Self::Import { .. } => false,
+        }
+    }
+}
+
 /// What an operation tells.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(

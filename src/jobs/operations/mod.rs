@@ -83,8 +83,27 @@ impl Operations {
     /// Dropping what is returned ends the operation at its next step; nothing is left half done.
     pub fn start(&self, request: Request, input: Input) -> Running {
         let parts = Arc::clone(&self.parts);
-        Running::spawn(move |output| async move { run(&parts, request, input, &output).await })
+        Running::spawn(move |output| async move {
+            let writes_records = request.writes_records();
+            let outcome = run(&parts, request, input, &output).await;
+            if writes_records {
+                settle(&parts, &output).await?;
+            }
+            outcome
+        })
     }
+}
+
+/// Makes durable what an operation did, before it is said to be done: records are otherwise on disk within a
+/// second, and whoever was told may pull the plug before that.
+async fn settle(parts: &Parts, output: &Output) -> Result<(), OperationError> {
+    let store = parts.store.clone();
+    let flushed = move |_: &Output| {
+        store
+            .flush()
+            .map_err(|error| OperationError::failed(&error))
+    };
+    output.blocking(flushed).await
 }
 
 /// Which operation a request means.

@@ -303,6 +303,18 @@ impl RequestMetrics {
         };
     }
 
+    /// How requests were answered so far, by how the cache took part; those it took no part in are left
+    /// out.
+    pub fn answered(&self) -> [(Outcome, u64); 5] {
+        [
+            (Outcome::Hit, self.hits.get()),
+            (Outcome::Miss, self.misses.get()),
+            (Outcome::Joined, self.joins.get()),
+            (Outcome::Stale, self.stale.get()),
+            (Outcome::Bypass, self.bypasses.get()),
+        ]
+    }
+
     /// Counts a caller that was turned away.
     pub fn denied(&self, reason: Denial) {
         self.denied.get_or_create(&ReasonLabel { reason }).inc();

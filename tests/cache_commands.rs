@@ -5,11 +5,11 @@ mod support;
 
 use std::fs;
 
-use ecr_proxy::simulator::{ImageSpec, PushedImage, Simulator};
+use ecr_proxy::simulator::{ImageSpec, Outage, PushedImage, Simulator};
 use serde_json::Value;
 use support::Ended;
 use support::Proxy;
-use support::blobs::{MIB, blob_file, simulator};
+use support::blobs::{MIB, blob_file, simulator, until};
 use support::image::{REPOSITORY, pull_all, pull_platform};
 
 /// A registry with images in it, and the proxy in front of it.
@@ -168,4 +168,260 @@ async fn verify_finds_damage_behind_an_intact_stamp_and_takes_it_away() {
         pull_all(&rig.proxy, "v1", &image).await;
         assert_eq!(rig.proxy.assert_blobs_are_sound().len(), 3);
     }
+}
+
+/// The tags that are listed.
+fn listed(proxy: &Proxy) -> Vec<String> {
+    let images = proxy.run(["cache", "list", "--json"]).fine();
+    let tags = events(&images, "image").into_iter();
+    tags.map(|image| image["tag"].as_str().unwrap_or("-").to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn remove_takes_an_image_and_what_it_alone_needs() {
+    for alone in [false, true] {
+        let mut rig = Rig::new().await;
+        // Of the same layers, so only config and manifest are its own.
+        let twin = |tag: &str, platform: &str| rig.push(tag, 1, &[platform]);
+        let (kept, gone) = (twin("kept", "linux/amd64"), twin("gone", "linux/arm64"));
+        let other = rig.push("other", 2, &["linux/amd64", "linux/arm64"]);
+        for (tag, image) in [("kept", &kept), ("gone", &gone), ("other", &other)] {
+            pull_all(&rig.proxy, tag, image).await;
+        }
+        if alone {
+            rig.proxy.terminate();
+            assert!(rig.proxy.wait().success());
+        }
+        let name = |tag: &str| format!("{REPOSITORY}:{tag}");
+        let before = rig.proxy.assert_blobs_are_sound();
+        let rehearsed = rig
+            .proxy
+            .run(["cache", "remove", &name("other"), "--dry-run", "--json"]);
+        let rehearsed = events(&rehearsed.fine(), "removed");
+        assert_eq!(rig.proxy.assert_blobs_are_sound(), before);
+        assert_eq!(listed(&rig.proxy), ["gone", "kept", "other"]);
+
+        let removed = rig.proxy.run(["cache", "remove", &name("other"), "--json"]);
+        let removed = events(&removed.fine(), "removed");
+        for told in [&rehearsed[0], &removed[0]] {
+            assert_eq!(told["digest"], other.top.digest);
+            assert_eq!(told["manifests"], 3, "{told}");
+            assert_eq!(told["blobs"], other.blobs().len(), "{told}");
+            let size: u64 = other.blobs().iter().map(|blob| blob.size).sum();
+            assert_eq!(told["bytes"], size);
+        }
+        rig.proxy.run(["cache", "remove", &name("gone")]).fine();
+        assert_eq!(listed(&rig.proxy), ["kept"]);
+        let mut left: Vec<_> = kept.blobs().into_iter().map(|blob| blob.digest).collect();
+        left.sort();
+        let mut found = rig.proxy.assert_blobs_are_sound();
+        found.sort();
+        assert_eq!(found, left, "alone: {alone}");
+
+        let absent = rig.proxy.run(["cache", "remove", &name("gone")]);
+        assert_eq!(absent.code, Some(1), "{absent:?}");
+        assert!(absent.stderr.contains("not in the cache"), "{absent:?}");
+        if alone {
+            rig.proxy.restart();
+        }
+        pull_all(&rig.proxy, "other", &other).await;
+        assert_eq!(listed(&rig.proxy), ["kept", "other"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_goes_alone_where_its_image_has_another() {
+    let mut rig = Rig::new().await;
+    let image = rig.push("v1", 1, &["linux/amd64"]);
+    rig.push("latest", 1, &["linux/amd64"]);
+    for tag in ["v1", "latest"] {
+        pull_all(&rig.proxy, tag, &image).await;
+    }
+    let name = format!("{REPOSITORY}:latest");
+    let removed = rig.proxy.run(["cache", "remove", &name]).fine();
+    assert!(removed.stdout.contains("another name"), "{removed:?}");
+    assert_eq!(listed(&rig.proxy), ["v1"]);
+    assert_eq!(rig.proxy.assert_blobs_are_sound().len(), 3);
+    let by_digest = format!("{REPOSITORY}@{}", image.top.digest);
+    for ended in rig.both_ways(&["cache", "remove", &by_digest]) {
+        // The second finds it gone.
+        assert!(matches!(ended.code, Some(0 | 1)), "{ended:?}");
+    }
+    assert!(rig.proxy.assert_blobs_are_sound().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_pulls_a_removed_image_gets_it_to_the_end() {
+    let rig = Rig::new().await;
+    let spec = ImageSpec::generated(5, [48 * MIB]);
+    let image = rig.simulator.push_image(REPOSITORY, "big", spec);
+    pull_all(&rig.proxy, "big", &image).await;
+    let layer = &image.manifests[0].layers[0];
+    let path = format!("/v2/{REPOSITORY}/blobs/{}", layer.digest);
+    let mut reading = rig.proxy.client().start("GET", &path, &[]).await;
+    let head = reading.head().await.expect("a head");
+    assert_eq!(head.header("x-cache"), Some("hit"));
+    let name = format!("{REPOSITORY}:big");
+    rig.proxy.run(["cache", "remove", &name]).fine();
+    assert!(listed(&rig.proxy).is_empty());
+    let (body, clean) = reading.body("GET", &head).await;
+    assert!(clean);
+    assert_eq!(support::store::digest(&body), layer.digest);
+    // Once nobody reads it, it can go.
+    until("the layer can go", async || {
+        rig.proxy.run(["cache", "prune", "--unreferenced"]).fine();
+        rig.proxy.assert_blobs_are_sound().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pins_keep_images_from_prune_and_remove() {
+    for alone in [false, true] {
+        let mut rig = Rig::new().await;
+        for (seed, tag) in [(1, "v1"), (2, "v2")] {
+            let image = rig.push(tag, seed, &["linux/amd64"]);
+            pull_all(&rig.proxy, tag, &image).await;
+        }
+        if alone {
+            rig.proxy.terminate();
+            assert!(rig.proxy.wait().success());
+        }
+        let name = format!("{REPOSITORY}:v1");
+        let pinned = rig.proxy.run(["cache", "pin", &name]).fine();
+        assert!(pinned.stdout.contains("1 in the cache"), "{pinned:?}");
+        let again = rig.proxy.run(["cache", "pin", &name, "--json"]).fine();
+        assert_eq!(events(&again, "pinned")[0]["is_new"], false);
+        let pins = rig.proxy.run(["cache", "pin"]).fine();
+        assert_eq!(pins.stdout, format!("{name}\n"));
+        let stats = rig.proxy.run(["cache", "stats", "--json"]).fine();
+        assert_eq!(events(&stats, "stats")[0]["pins"], 1);
+        let images = rig.proxy.run(["cache", "list", "--json"]).fine();
+        let images = events(&images, "image");
+        let is_pinned: Vec<_> = images.iter().map(|i| i["is_pinned"] == true).collect();
+        assert_eq!(is_pinned, [true, false]);
+
+        let refused = rig.proxy.run(["cache", "remove", &name]);
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains("pinned"), "{refused:?}");
+        let pruned = rig.proxy.run(["cache", "prune", "--to", "0"]);
+        assert_eq!(pruned.code, Some(1), "{pruned:?}");
+        assert!(
+            pruned.stderr.contains("what is left is pinned"),
+            "{pruned:?}"
+        );
+        assert_eq!(listed(&rig.proxy), ["v1"], "alone: {alone}");
+
+        rig.proxy.run(["cache", "unpin", &name]).fine();
+        let not_there = rig.proxy.run(["cache", "unpin", &name]);
+        assert_eq!(not_there.code, Some(1), "{not_there:?}");
+        rig.proxy.run(["cache", "remove", &name]).fine();
+        assert!(rig.proxy.assert_blobs_are_sound().is_empty());
+        let vague = rig.proxy.run(["cache", "pin", REPOSITORY]);
+        assert_eq!(vague.code, Some(2), "{vague:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prune_goes_by_age_by_size_and_by_need() {
+    for alone in [false, true] {
+        let mut rig = Rig::new().await;
+        for (seed, tag) in [(1, "v1"), (2, "v2"), (3, "v3")] {
+            let image = rig.push(tag, seed, &["linux/amd64"]);
+            pull_all(&rig.proxy, tag, &image).await;
+        }
+        // A blob of no manifest.
+        let lone = support::blobs::blob(&rig.simulator, 9, MIB);
+        support::blobs::pull(&rig.proxy, &lone).await;
+        if alone {
+            rig.proxy.terminate();
+            assert!(rig.proxy.wait().success());
+        }
+        let all = rig.proxy.assert_blobs_are_sound();
+        for rehearsal in [
+            &["cache", "prune", "--older-than", "0s", "--dry-run"][..],
+            &["cache", "prune", "--to", "0", "--dry-run"],
+            &["cache", "prune", "--unreferenced", "--dry-run"],
+            &["cache", "prune", "--older-than", "1h"],
+        ] {
+            rig.proxy.run(rehearsal.iter().copied()).fine();
+            assert_eq!(rig.proxy.assert_blobs_are_sound(), all, "{rehearsal:?}");
+        }
+        let by_need = rig
+            .proxy
+            .run(["cache", "prune", "--unreferenced", "--json"])
+            .fine();
+        let pruned = &events(&by_need, "pruned")[0];
+        assert_eq!(
+            (&pruned["blobs"], &pruned["bytes"]),
+            (&1.into(), &MIB.into())
+        );
+        assert_eq!(listed(&rig.proxy), ["v1", "v2", "v3"]);
+        // An image has 3 MiB: one has to go, the one that was not used for longest.
+        let by_size = rig
+            .proxy
+            .run(["cache", "prune", "--to", "8MiB", "--json"])
+            .fine();
+        assert_eq!(events(&by_size, "pruned")[0]["manifests"], 1);
+        assert_eq!(listed(&rig.proxy), ["v2", "v3"], "alone: {alone}");
+        rig.proxy
+            .run(["cache", "prune", "--older-than", "0s"])
+            .fine();
+        assert!(listed(&rig.proxy).is_empty());
+        assert!(rig.proxy.assert_blobs_are_sound().is_empty());
+        for wrong in [
+            &["cache", "prune"][..],
+            &["cache", "prune", "--to", "much"],
+            &["cache", "prune", "--older-than", "3"],
+        ] {
+            assert_eq!(
+                rig.proxy.run(wrong.iter().copied()).code,
+                Some(2),
+                "{wrong:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refresh_tells_what_a_tag_means_now() {
+    let simulator = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .set("cache.tag_ttl", "1h")
+        .start();
+    let mut rig = Rig { simulator, proxy };
+    let name = format!("{REPOSITORY}:v1");
+    let refresh = ["cache", "refresh", &*name, "--json"];
+    let old = rig.push("v1", 1, &["linux/amd64"]);
+    let new_one = rig.proxy.run(refresh).fine();
+    let told = &events(&new_one, "refreshed")[0];
+    assert_eq!(told["now"], old.top.digest);
+    assert!(told.get("before").is_none(), "{told}");
+
+    let new = rig.push("v1", 2, &["linux/amd64"]);
+    let moved = rig.proxy.run(refresh).fine();
+    let told = &events(&moved, "refreshed")[0];
+    assert_eq!(told["before"], old.top.digest);
+    assert_eq!(told["now"], new.top.digest);
+    // The record is new, so clients get the new one though the tag was fresh.
+    let path = format!("/v2/{REPOSITORY}/manifests/v1");
+    assert_eq!(rig.proxy.client().get(&path).await.digest(), new.top.digest);
+
+    let newer = rig.push("v1", 3, &["linux/amd64"]);
+    rig.proxy.terminate();
+    assert!(rig.proxy.wait().success());
+    let alone = rig.proxy.run(refresh).fine();
+    assert_eq!(events(&alone, "refreshed")[0]["now"], newer.top.digest);
+
+    rig.simulator.outage(Outage::Refused).await;
+    let cut_off = rig.proxy.run(refresh);
+    assert_eq!(cut_off.code, Some(1), "{cut_off:?}");
+    assert!(cut_off.stderr.contains(&name), "{cut_off:?}");
+    let by_digest = format!("{REPOSITORY}@{}", newer.top.digest);
+    assert_eq!(
+        rig.proxy.run(["cache", "refresh", &by_digest]).code,
+        Some(2)
+    );
 }

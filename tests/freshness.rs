@@ -7,7 +7,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{
-    Entry, Fault, Gate, ImageSpec, Listener, Outage, PushedImage, Simulator,
+    Entry, FULL_ACCESS_KEY, Fault, Gate, ImageSpec, Listener, Outage, PULL_ONLY_ACCESS_KEY,
+    PushedImage, Simulator,
 };
 use support::blobs::{metric, until};
 use support::image::{REPOSITORY, TAG};
@@ -295,4 +296,72 @@ async fn o07_a_record_past_its_time_is_not_asked_for_by_every_hit() {
     let about = |entry: &Entry| entry.path.contains(REPOSITORY);
     let asked = simulator.journal().count(about);
     assert!(asked <= 2 * 3, "asked {asked} times for 40 hits");
+}
+
+/// A proxy that may ask which tags are immutable, in front of a repository where they are, but for some.
+async fn learning(access_key: &str) -> Rig {
+    let access_key = access_key.to_owned();
+    let rig = Rig::with(|builder| builder.env("AWS_ACCESS_KEY_ID", &access_key)).await;
+    rig.simulator.set_immutable(REPOSITORY, true);
+    rig.simulator
+        .tag(REPOSITORY, "latest", &rig.image.top.digest);
+    rig.simulator.set_exclusions(REPOSITORY, &["late*"]);
+    rig
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn immutability_is_learned_and_exceptions_are_honoured() {
+    let rig = learning(FULL_ACCESS_KEY).await;
+    let descriptions = "ecr_proxy_upstream_descriptions_total";
+    rig.pull().await;
+    until("it is learned", async || {
+        metric(&rig.proxy, descriptions, &[r#"result="ok""#]).await == 1.0
+    })
+    .await;
+    until("the tag is not asked for any more", async || {
+        let (before, _) = rig.asked();
+        rig.pull().await;
+        rig.asked().0 == before
+    })
+    .await;
+    let latest = format!("/v2/{REPOSITORY}/manifests/latest");
+    for _ in 0..3 {
+        let (before, _) = rig.asked();
+        assert_eq!(rig.proxy.client().get(&latest).await.status, 200);
+        assert!(rig.asked().0 > before, "an exception may move");
+    }
+    assert_eq!(
+        metric(&rig.proxy, descriptions, &[]).await,
+        1.0,
+        "once a repository"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_learn_it_goes_on_asking_and_says_so_once() {
+    let rig = learning(PULL_ONLY_ACCESS_KEY).await;
+    let descriptions = "ecr_proxy_upstream_descriptions_total";
+    rig.pull().await;
+    until("it is refused", async || {
+        metric(&rig.proxy, descriptions, &[r#"result="refused""#]).await == 1.0
+    })
+    .await;
+    for _ in 0..3 {
+        let (before, _) = rig.asked();
+        assert_eq!(rig.pull().await.header("x-cache"), Some("hit"));
+        assert_eq!(rig.asked().0, before + 1);
+    }
+    assert_eq!(
+        metric(&rig.proxy, descriptions, &[]).await,
+        1.0,
+        "not again soon"
+    );
+    let told = rig.proxy.logs();
+    let told = told
+        .iter()
+        .filter(|event| event.line.contains("DescribeRepositories"));
+    assert_eq!(
+        told.map(|event| event.level()).collect::<Vec<_>>(),
+        ["INFO"]
+    );
 }

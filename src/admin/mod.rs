@@ -4,6 +4,7 @@
 //! | file | is |
 //! | --- | --- |
 //! | `mod.rs`, `readiness` | the pages; whether hits can be served |
+//! | `status` | the status page, and the same as JSON below `/api/v1/` |
 //! | `socket` | the admin socket: pages, and operations on the cache |
 //! | `transport` | operations over HTTP, and the side that asks |
 //! | `accepting` | connections, a few at a time |
@@ -15,17 +16,21 @@
 mod accepting;
 mod readiness;
 mod socket;
+mod status;
 mod transport;
 
 pub use readiness::{Degraded, Health, Phase, Readiness};
 pub use socket::{AdminSocket, SocketError};
+pub use status::{Status, Trouble, UpstreamState};
 pub use transport::RemoteOperations;
 
 use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::net::TcpListener;
@@ -42,16 +47,21 @@ const BOUNDS: Bounds = Bounds {
 };
 
 /// What the listener shows. Cloning is cheap.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Admin {
     metrics: MetricsPage,
     readiness: Readiness,
+    status: Status,
 }
 
 impl Admin {
     /// Pages over these values.
-    pub fn new(metrics: MetricsPage, readiness: Readiness) -> Self {
-        Self { metrics, readiness }
+    pub fn new(metrics: MetricsPage, readiness: Readiness, status: Status) -> Self {
+        Self {
+            metrics,
+            readiness,
+            status,
+        }
     }
 
     /// Answers on `listener` until `shutdown` is done; then connections are dropped, whatever
@@ -61,30 +71,31 @@ impl Admin {
     /// Safe: dropping the future closes the listener and all connections.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         accepting::serve(&listener, BOUNDS, shutdown, move |request| {
-            std::future::ready(self.answer(&request))
+            let admin = self.clone();
+            async move { admin.answer(&request).await }
         })
         .await;
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        let mut response = match (request.uri().path(), request.method()) {
-            ("/metrics" | "/healthz" | "/readyz", method)
-                if *method != Method::GET && *method != Method::HEAD =>
-            {
+    async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let path = request.uri().path();
+        let mut response = match path {
+            _ if !PAGES.contains(&path) => text(StatusCode::NOT_FOUND, "not found\n"),
+            _ if *request.method() != Method::GET && *request.method() != Method::HEAD => {
                 let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
                 let allowed = HeaderValue::from_static("GET, HEAD");
                 response.headers_mut().insert(ALLOW, allowed);
                 response
             }
-            ("/metrics", _) => match self.metrics.render() {
+            "/metrics" => match self.metrics.render() {
                 Ok(page) => page_of(StatusCode::OK, MetricsPage::CONTENT_TYPE, page),
                 Err(_) => text(
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "the metrics cannot be written\n",
                 ),
             },
-            ("/healthz", _) => text(StatusCode::OK, "ok\n"),
-            ("/readyz", _) => {
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" => {
                 let strict = request.uri().query().is_some_and(is_strict);
                 let state = self.readiness.state();
                 let status = if state.ready(strict) {
@@ -94,13 +105,43 @@ impl Admin {
                 };
                 page_of(status, "application/json", state.to_json())
             }
-            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+            path => self.how_things_stand(path).await,
         };
         let no_store = HeaderValue::from_static("no-store");
         response.headers_mut().insert(CACHE_CONTROL, no_store);
         response
     }
+
+    async fn how_things_stand(&self, path: &str) -> Response<Full<Bytes>> {
+        let Some(told) = self.status.tell(path, &self.readiness.state()).await else {
+            let why = "the cache cannot be looked at\n";
+            return text(StatusCode::SERVICE_UNAVAILABLE, why);
+        };
+        if path != "/" {
+            return page_of(StatusCode::OK, "application/json", told);
+        }
+        let mut response = page_of(StatusCode::OK, "text/html; charset=utf-8", told);
+        let policy = HeaderValue::from_static(
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        );
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_SECURITY_POLICY, policy);
+        let no_sniffing = HeaderValue::from_static("nosniff");
+        headers.insert(X_CONTENT_TYPE_OPTIONS, no_sniffing);
+        response
+    }
 }
+
+/// All there is to see.
+const PAGES: [&str; 7] = [
+    "/",
+    "/metrics",
+    "/healthz",
+    "/readyz",
+    "/api/v1/status",
+    "/api/v1/cache/stats",
+    "/api/v1/cache/images",
+];
 
 /// `?strict`, `?strict=1` and their like.
 fn is_strict(query: &str) -> bool {
@@ -128,12 +169,14 @@ fn page_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::operations::Running;
     use crate::telemetry::Metrics;
     use http_body_util::BodyExt as _;
 
     fn admin(health: Health) -> Admin {
         let readiness = Readiness::new(move || health.clone());
-        Admin::new(Metrics::new().finish(), readiness)
+        let status = Status::of(|_| Running::spawn(|_| async { Ok(()) }), Vec::new);
+        Admin::new(Metrics::new().finish(), readiness, status)
     }
 
     async fn ask(admin: &Admin, method: &str, target: &str) -> (u16, String) {
@@ -142,7 +185,7 @@ mod tests {
             .uri(target)
             .body(())
             .expect("request");
-        let response = admin.answer(&request);
+        let response = admin.answer(&request).await;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.expect("body");
         let body = body.to_bytes();
@@ -190,7 +233,11 @@ mod tests {
     #[tokio::test]
     async fn pages_are_read_only_and_few() {
         let admin = admin(Health::default());
-        assert_eq!(ask(&admin, "GET", "/").await.0, 404);
+        // Nothing is told of a cache that tells nothing.
+        assert_eq!(ask(&admin, "GET", "/").await.0, 503);
+        assert_eq!(ask(&admin, "POST", "/").await.0, 405);
+        assert_eq!(ask(&admin, "DELETE", "/api/v1/cache/images").await.0, 405);
+        assert_eq!(ask(&admin, "GET", "/api/v1/operations").await.0, 404);
         assert_eq!(ask(&admin, "GET", "/metrics/").await.0, 404);
         assert_eq!(ask(&admin, "POST", "/metrics").await.0, 405);
         assert_eq!(ask(&admin, "DELETE", "/readyz").await.0, 405);

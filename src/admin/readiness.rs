@@ -107,7 +107,21 @@ impl State {
             && (!strict || self.health.degraded.is_empty())
     }
 
+    /// What is wrong, part by part.
+    pub(super) fn troubles(&self) -> Vec<(&'static str, &str)> {
+        let unusable = self.health.unusable.iter();
+        let unusable = unusable.map(|why| ("unusable", why.as_str()));
+        let degraded = self.health.degraded.iter();
+        unusable
+            .chain(degraded.map(|part| (part.what, part.why.as_str())))
+            .collect()
+    }
+
     pub(super) fn to_json(&self) -> String {
+        format!("{}\n", self.document())
+    }
+
+    pub(super) fn document(&self) -> serde_json::Value {
         let degraded: Vec<serde_json::Value> = self
             .health
             .degraded
@@ -122,6 +136,6 @@ impl State {
         if let Some(reason) = &self.health.unusable {
             page["unusable"] = reason.as_str().into();
         }
-        format!("{page}\n")
+        page
     }
 }

@@ -134,7 +134,7 @@ impl AdminSocket {
             let (admin, operations) = (admin.clone(), operations.clone());
             async move {
                 if request.uri().path() != OPERATIONS {
-                    return admin.answer(&request).map(Either::Left);
+                    return admin.answer(&request).await.map(Either::Left);
                 }
                 match start(operations, request).await {
                     Ok(response) => response.map(Either::Right),

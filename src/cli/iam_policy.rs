@@ -11,7 +11,7 @@ use crate::upstream::EcrHost;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  ecr-proxy iam-policy --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com > policy.json\n  aws iam put-role-policy --role-name ecr-proxy --policy-name pull \\\n    --policy-document file://policy.json"
+    after_help = "Example:\n  ecr-proxy iam-policy --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com > policy.json\n  aws iam put-role-policy --role-name ecr-proxy --policy-name pull \\\n    --policy-document file://policy.json\n\nNot in it, as nothing needs it: with ecr:DescribeRepositories on the same resource the proxy learns\nwhich repositories have immutable tags, and asks for those once a day."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -20,6 +20,9 @@ pub(super) struct Args {
 
 /// What pulling a repository's images takes.
 pub(super) const PULL_ACTIONS: [&str; 2] = ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"];
+
+/// What tells which repositories have immutable tags; nothing depends on it.
+pub(super) const DESCRIBE_ACTION: &str = "ecr:DescribeRepositories";
 
 pub(super) fn run(
     args: Args,

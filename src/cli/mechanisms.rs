@@ -7,7 +7,7 @@ use crate::cache::{CacheMetrics, OpenError, Store};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::fill::Fills;
-use crate::jobs::operations::{self, Names, Operations};
+use crate::jobs::operations::{self, AnswersNow, Names, Operations};
 use crate::jobs::warm::Warmer;
 use crate::telemetry::{FillMetrics, Metrics};
 use crate::upstream::{SetupError, Upstream, UpstreamMetrics, UpstreamOptions};
@@ -84,10 +84,12 @@ impl Mechanisms {
         })
     }
 
-    /// What tends the cache.
-    pub(super) fn operations(&self) -> Operations {
+    /// What tends the cache, and what tells how clients were answered where any are.
+    pub(super) fn operations(&self, answers: Option<AnswersNow>) -> Operations {
         Operations::new(operations::Parts {
             store: self.store.clone(),
+            fills: self.fills.clone(),
+            answers,
             warmer: Warmer::new(self.fills.clone()),
             names: self.names.clone(),
             max_manifest_bytes: self.max_manifest_bytes,

@@ -8,7 +8,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::service::Service;
 use super::settings::Settings;
-use super::signals::Signals;
+use super::signals::{Signals, outlive_hangups};
 use super::start::{Bound, start_text};
 use super::{Failure, chain};
 use crate::config::{Config, Files, Strings};
@@ -41,6 +41,7 @@ pub(super) fn run(
     announce(&config);
     super::runtime()?.block_on(async {
         let signals = Signals::watch()?;
+        outlive_hangups()?;
         let upstream = config.upstream_options().map_err(|error| Failure::Failed(chain(&error)))?;
         let service = Service::bind(&config, upstream, metrics).await?;
         let local_ca = service.local_ca();

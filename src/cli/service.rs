@@ -18,17 +18,18 @@ use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
 use super::{Failure, chain, health};
 use crate::access::Access;
-use crate::admin::{Admin, AdminSocket, Phase, Readiness};
+use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch};
+use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::{self, PrefetchMetrics, ScrubMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
-use crate::telemetry::{Metrics, RequestMetrics};
+use crate::telemetry::{Metrics, Outcome, RequestMetrics};
 use crate::tls::{self, Certificates};
-use crate::upstream::UpstreamOptions;
+use crate::upstream::{Upstream, UpstreamOptions};
 
 /// Everything that runs, bound to its sockets and not yet serving.
 pub(super) struct Service {
@@ -41,6 +42,7 @@ pub(super) struct Service {
     admin: Option<TcpListener>,
     admin_socket: Option<AdminSocket>,
     pages: Admin,
+    operations: Operations,
     readiness: Readiness,
     options: ServerOptions,
     metrics: ServerMetrics,
@@ -58,7 +60,7 @@ impl Service {
         upstream: UpstreamOptions,
         mut metrics: Metrics,
     ) -> Result<Self, Failure> {
-        let request_metrics = RequestMetrics::default();
+        let request_metrics = Arc::new(RequestMetrics::default());
         let server_metrics = ServerMetrics::default();
         let scrub_metrics = ScrubMetrics::default();
         scrub_metrics.register(metrics.registry());
@@ -81,12 +83,16 @@ impl Service {
             access,
             upstream: mechanisms.upstream.clone(),
             fills: mechanisms.fills.clone(),
-            metrics: Arc::new(request_metrics),
+            metrics: Arc::clone(&request_metrics),
             pulls,
         });
         let readiness = health::readiness(mechanisms.clone(), keeper.certificates().clone());
         let (listeners, bound) = listeners(config, keeper.certificates()).await?;
-        let pages = Admin::new(metrics.finish(), readiness.clone());
+        let operations = mechanisms.operations(Some(Box::new(move || answers(&request_metrics))));
+        let upstream = mechanisms.upstream.clone();
+        let name = config.upstream.name.clone();
+        let status = Status::new(operations.clone(), move || vec![state_of(&name, &upstream)]);
+        let pages = Admin::new(metrics.finish(), readiness.clone(), status);
         let admin = match config.server.admin {
             None => None,
             Some(address) => Some(listen(address).await?),
@@ -102,6 +108,7 @@ impl Service {
             admin,
             admin_socket,
             pages,
+            operations,
             readiness,
             options,
             metrics: server_metrics,
@@ -163,7 +170,7 @@ impl Service {
         }
         if let Some(socket) = self.admin_socket.take() {
             tracing::info!(listen.path = %socket.path().display(), "admin socket listening");
-            let operations = self.mechanisms.operations();
+            let operations = self.operations.clone();
             background.spawn(socket.run(self.pages.clone(), operations, stopped()));
         }
         for address in &self.bound {
@@ -297,6 +304,41 @@ fn admin_socket(config: &Config) -> Result<Option<AdminSocket>, Failure> {
             );
             Ok(None)
         }
+    }
+}
+
+/// How clients were answered up to now.
+fn answers(metrics: &RequestMetrics) -> Answers {
+    let mut answers = Answers::default();
+    for (outcome, count) in metrics.answered() {
+        match outcome {
+            Outcome::Hit => answers.hits = count,
+            Outcome::Miss => answers.misses = count,
+            Outcome::Joined => answers.joins = count,
+            Outcome::Stale => answers.stale = count,
+            Outcome::Bypass => answers.bypasses = count,
+            Outcome::None => {}
+        }
+    }
+    answers
+}
+
+/// How an upstream is, for the status page.
+fn state_of(name: &str, upstream: &Upstream) -> UpstreamState {
+    let outage = upstream.outage();
+    let token = upstream.token_status();
+    UpstreamState {
+        name: name.to_owned(),
+        is_answering: outage.is_none(),
+        outage: outage.map(|outage| Trouble {
+            since: Time(outage.since),
+            reason: outage.cause.to_string(),
+        }),
+        token_valid_until: token.valid_until.map(Time),
+        token_failing: token.failing.map(|(since, reason)| Trouble {
+            since: Time(since),
+            reason: reason.to_string(),
+        }),
     }
 }
 

@@ -46,6 +46,22 @@ impl Signals {
     }
 }
 
+/// From now on SIGHUP does not end the process: nothing is read again in this version, and the log says so.
+///
+/// # Errors
+/// The operating system's refusal.
+pub(super) fn outlive_hangups() -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!(
+                "SIGHUP: this version reads its configuration at start only; restart it"
+            );
+        }
+    });
+    Ok(())
+}
+
 async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> Option<()> {
     tokio::select! {
         signal = terminate.recv() => signal,

@@ -144,7 +144,7 @@ async fn reach(config: &Config) -> Result<Reached, Failure> {
         .upstream_options()
         .map_err(|error| Failure::Failed(chain(&error)))?;
     match Mechanisms::build(config, upstream, &mut Metrics::new()) {
-        Ok(mechanisms) => Ok(Reached::Here(mechanisms.operations())),
+        Ok(mechanisms) => Ok(Reached::Here(mechanisms.operations(None))),
         Err(BuildError::Store(error @ OpenError::InUse { .. })) => {
             let why = match (socket, refused) {
                 (Some(socket), Some(refused)) => format!(

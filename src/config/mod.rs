@@ -20,7 +20,7 @@ mod tests;
 pub use faults::{Fault, Faults, Origin};
 pub use parts::FileError;
 pub use sources::{Flags, ProcessEnvironment, Strings};
-pub use values::{ListenAddress, Size};
+pub use values::{ListenAddress, Size, bytes as parse_bytes, duration as parse_duration};
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -52,7 +52,7 @@ impl fmt::Display for Size {
 }
 
 /// `5s`, `24h`, `1h 30m`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     if !text.is_empty() && text != "0" && text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!(
             "{text:?} has no unit; write for example \"{text}s\""
@@ -78,7 +78,7 @@ pub(super) fn size(text: &str) -> Result<Size, String> {
 }
 
 /// `200GiB`, `1.5TB`, `1048576`.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
+pub fn bytes(text: &str) -> Result<u64, String> {
     const UNITS: &[(&str, u64)] = &[
         ("", 1),
         ("B", 1),

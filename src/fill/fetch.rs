@@ -10,10 +10,10 @@ use std::sync::Arc;
 use super::error::FillError;
 use super::flow::Flow;
 use super::front::Phase;
-use super::manifests::FoundManifest;
+use super::manifests::{FoundManifest, Refreshed};
 use super::verifying::Belief;
 use super::{Fills, KnownSize, LOOKS, Pass};
-use crate::oci::{Digest, Reference, RepoKey};
+use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::Outcome;
 
 /// A blob that is whole on disk.
@@ -49,6 +49,17 @@ impl Fills {
         reference: &Reference,
     ) -> Result<FoundManifest, FillError> {
         self.shared.manifests.find(repo, reference).await
+    }
+
+    /// Asks upstream what a tag means now, however fresh its record is.
+    ///
+    /// # Errors
+    /// The upstream's; what is kept stays as it was.
+    ///
+    /// # Cancel safety
+    /// The question is asked in a task of its own and shared; a caller may leave.
+    pub async fn refresh(&self, repo: &RepoKey, tag: &Tag) -> Result<Refreshed, FillError> {
+        self.shared.manifests.refresh(repo, tag).await
     }
 
     /// True while a blob is being fetched for whoever asked for it.

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout};
 use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
+use super::learned::Learned;
 use super::policy::TagPolicy;
 use super::recorded::Recorded;
 use crate::cache::{StoredManifest, TagRecord};
@@ -59,6 +60,17 @@ impl FoundManifest {
     }
 }
 
+/// What a tag means, as upstream says it now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refreshed {
+    /// What it meant before, if that was recorded.
+    pub before: Option<Digest>,
+    /// What it means.
+    pub now: Digest,
+    /// Upstream said so just now; false where only a pin still holds it.
+    pub is_confirmed: bool,
+}
+
 type Found = Result<FoundManifest, UpstreamError>;
 
 /// Finds manifests by tag and digest. Questions to the upstream are asked once for all who wait.
@@ -76,6 +88,8 @@ pub(super) struct Manifests {
     /// What is checked in the background, or was a moment ago.
     checked: moka::sync::Cache<(RepoKey, Digest), ()>,
     staleness: Mutex<Option<Staleness>>,
+    learned: Learned,
+    immutable_ttl: Duration,
     metrics: FillMetrics,
     gone: Gone,
 }
@@ -102,6 +116,7 @@ impl Manifests {
         options: &FillOptions,
         metrics: FillMetrics,
     ) -> Self {
+        let learned = Learned::new(upstream.clone());
         let absent = moka::sync::Cache::builder()
             .max_capacity(10_000)
             .time_to_live(options.absent_ttl)
@@ -126,6 +141,8 @@ impl Manifests {
             slow,
             checked,
             staleness: Mutex::default(),
+            learned,
+            immutable_ttl: options.immutable_ttl,
             metrics,
             gone: moka::sync::Cache::builder()
                 .max_capacity(10_000)
@@ -167,6 +184,33 @@ impl Manifests {
         }
     }
 
+    /// Asks upstream what a tag means, however fresh its record and however lately it was absent.
+    ///
+    /// # Errors
+    /// The upstream's; what is kept stays as it was.
+    pub(super) async fn refresh(&self, repo: &RepoKey, tag: &Tag) -> Result<Refreshed, FillError> {
+        let record = self.recorded.tag(repo, tag).await?;
+        let before = record.map(|record| record.digest);
+        let asker = Asker {
+            recorded: self.recorded.clone(),
+            upstream: self.upstream.clone(),
+            clock: self.clock.clone(),
+            gone: self.gone.clone(),
+            repo: repo.clone(),
+        };
+        let reference = Reference::Tag(tag.clone());
+        self.absent.invalidate(&(repo.clone(), reference.clone()));
+        let tag = tag.clone();
+        let found = self
+            .ask(repo, &reference, move || asker.by_tag(tag, record))
+            .await?;
+        Ok(Refreshed {
+            before,
+            now: found.manifest.digest,
+            is_confirmed: found.outcome != Outcome::Stale,
+        })
+    }
+
     async fn find_tag(
         &self,
         asker: Asker,
@@ -191,7 +235,15 @@ impl Manifests {
         };
         // A check time in the future is one whose clock was wrong: ask again.
         let age = self.clock.now().duration_since(record.checked_at);
-        if age.as_ref().is_ok_and(|age| *age < ttl) {
+        let is_within = |ttl| age.as_ref().is_ok_and(|age| *age < ttl);
+        if is_within(ttl) {
+            return Ok(kept);
+        }
+        let learned = self.learned.is_immutable(repo, tag);
+        let ttl = policy
+            .ttl(tag, learned.then_some(self.immutable_ttl))
+            .unwrap_or(ttl);
+        if is_within(ttl) {
             return Ok(kept);
         }
         let age = age.unwrap_or_default();

@@ -22,7 +22,7 @@
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
-//! | `manifests.rs`, `policy.rs` | tags and manifests; how long tags are believed |
+//! | `manifests.rs`, `policy.rs`, `learned.rs` | tags and manifests; how long tags are believed; which never move |
 //! | `recorded.rs`, `flight.rs` | what records say; one question at a time |
 //! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
@@ -37,6 +37,7 @@ mod flow;
 mod front;
 mod interrupted;
 mod lanes;
+mod learned;
 mod manifests;
 mod pieces;
 mod policy;
@@ -63,7 +64,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::FillError;
 pub use fetch::Fetched;
-pub use manifests::{FoundManifest, Staleness};
+pub use manifests::{FoundManifest, Refreshed, Staleness};
 pub use policy::TagPolicy;
 pub use proof::Pass;
 pub use reader::{Reader, Step};
@@ -118,6 +119,9 @@ pub struct FillOptions {
     /// How long a client waits for the check of a tag that it may have stale. The check goes on, for the
     /// next. A person hardly notices so much, and most lines answer within.
     pub tag_wait: Duration,
+    /// How long a tag is believed that the registry keeps from moving, where that is longer. It may still
+    /// be deleted, and pushed anew after that.
+    pub immutable_ttl: Duration,
     /// How long absence is remembered.
     pub absent_ttl: Duration,
 }
@@ -133,6 +137,7 @@ impl Default for FillOptions {
             record_ttl: Duration::from_secs(24 * 60 * 60),
             tags: Routed::from(TagPolicy::default()),
             tag_wait: Duration::from_secs(2),
+            immutable_ttl: Duration::from_secs(24 * 60 * 60),
             absent_ttl: Duration::from_secs(5),
         }
     }

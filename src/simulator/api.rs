@@ -232,13 +232,23 @@ impl Api {
 
     fn describe(&self, name: &str, repository: &Repository) -> Value {
         let identity = &self.shelf.identity;
+        let filters = repository.exclusions.iter();
+        let filters = filters.map(|filter| json!({"filterType": "WILDCARD", "filter": filter}));
+        let filters: Vec<Value> = filters.collect();
+        let mutability = match (repository.immutable, filters.is_empty()) {
+            (false, true) => "MUTABLE",
+            (false, false) => "MUTABLE_WITH_EXCLUSION",
+            (true, true) => "IMMUTABLE",
+            (true, false) => "IMMUTABLE_WITH_EXCLUSION",
+        };
         json!({
             "repositoryArn": identity.repository_arn(name),
             "registryId": identity.account,
             "repositoryName": name,
             "repositoryUri": format!("{}/{name}", identity.registry_host()),
             "createdAt": epoch(repository.created).as_secs_f64(),
-            "imageTagMutability": if repository.immutable { "IMMUTABLE" } else { "MUTABLE" },
+            "imageTagMutability": mutability,
+            "imageTagMutabilityExclusionFilters": filters,
             "imageScanningConfiguration": {"scanOnPush": false},
             "encryptionConfiguration": {"encryptionType": "AES256"},
         })

@@ -322,6 +322,12 @@ impl Simulator {
         self.parts.shelf.change(name, |r| r.immutable = immutable);
     }
 
+    /// Tags like these are exceptions to whether the tags of a repository are immutable.
+    pub fn set_exclusions(&self, name: &str, filters: &[&str]) {
+        let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+        self.parts.shelf.change(name, |r| r.exclusions = filters);
+    }
+
     /// The lifecycle policy that a repository was given, as text.
     pub fn lifecycle_policy(&self, name: &str) -> Option<String> {
         let policy = |r: &shelf::Repository| r.lifecycle_policy.clone();

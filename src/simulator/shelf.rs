@@ -56,6 +56,8 @@ pub(super) struct Blob {
 #[derive(Clone, Debug)]
 pub(super) struct Repository {
     pub(super) immutable: bool,
+    /// Tags like these are of the other kind.
+    pub(super) exclusions: Vec<String>,
     pub(super) created: SystemTime,
     pub(super) blobs: BTreeMap<String, Blob>,
     pub(super) manifests: BTreeMap<String, Manifest>,
@@ -63,16 +65,33 @@ pub(super) struct Repository {
     pub(super) lifecycle_policy: Option<String>,
 }
 
+/// Whether `*` in `filter` can stand for something that makes it `text`.
+fn like(filter: &str, text: &str) -> bool {
+    match filter.split_once('*') {
+        None => filter == text,
+        Some((start, rest)) => text.strip_prefix(start).is_some_and(|text| {
+            let mut tails = text.char_indices().map(|(at, _)| &text[at..]);
+            tails.any(|tail| like(rest, tail)) || like(rest, "")
+        }),
+    }
+}
+
 impl Repository {
     fn new() -> Self {
         Self {
             immutable: false,
+            exclusions: Vec::new(),
             created: SystemTime::now(),
             blobs: BTreeMap::new(),
             manifests: BTreeMap::new(),
             tags: BTreeMap::new(),
             lifecycle_policy: None,
         }
+    }
+
+    /// Whether `tag` may name something else one day.
+    pub(super) fn is_immutable(&self, tag: &str) -> bool {
+        self.immutable != self.exclusions.iter().any(|filter| like(filter, tag))
     }
 
     /// The digest and manifest that a tag or digest names.

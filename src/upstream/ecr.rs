@@ -1,4 +1,5 @@
-//! Tokens of private ECR registries: the one file that knows the AWS SDK.
+//! The API of private ECR registries, for tokens and for what it tells of repositories: the one file that
+//! knows the AWS SDK.
 
 use std::error::Error as _;
 use std::fmt;
@@ -13,7 +14,7 @@ use aws_sdk_ecr::config::interceptors::BeforeDeserializationInterceptorContextRe
 use aws_sdk_ecr::config::{ConfigBag, Intercept, Region, RuntimeComponents};
 use aws_sdk_ecr::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::operation::get_authorization_token::GetAuthorizationTokenError;
-use aws_sdk_ecr::types::AuthorizationData;
+use aws_sdk_ecr::types::{AuthorizationData, ImageTagMutability};
 use aws_smithy_http_client::tls;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -23,7 +24,10 @@ use rustls::pki_types::CertificateDer;
 use tracing::instrument::WithSubscriber as _;
 use tracing::subscriber::NoSubscriber;
 
-use super::error::{OddToken, TokenError};
+use crate::oci::RepositoryName;
+
+use super::error::{Absent, OddToken, TokenError, Unreachable, UpstreamError};
+use super::mutability::TagMutability;
 use super::registry::{EcrHost, Registry};
 use super::secret::Secret;
 use super::token::{IssuedToken, TokenSource};
@@ -60,8 +64,8 @@ impl fmt::Debug for StaticKeys {
     }
 }
 
-/// Obtains tokens by `GetAuthorizationToken`.
-pub(super) struct EcrTokens {
+/// Asks the API of one registry.
+pub(super) struct EcrApi {
     host: EcrHost,
     options: AwsOptions,
     /// PEM.
@@ -73,7 +77,7 @@ pub(super) struct EcrTokens {
     last_told: Mutex<Option<String>>,
 }
 
-impl EcrTokens {
+impl EcrApi {
     pub(super) fn new(
         upstream: Arc<str>,
         host: EcrHost,
@@ -155,6 +159,49 @@ impl EcrTokens {
         read(data, &self.host, date.or_now())
     }
 
+    /// Which tags of a repository may move.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Refused`] without the permission to ask, which is not needed for anything else;
+    /// [`UpstreamError::Absent`] if there is no such repository; otherwise that nobody answered.
+    pub(super) async fn tag_mutability(
+        &self,
+        repository: &RepositoryName,
+    ) -> Result<TagMutability, UpstreamError> {
+        let call = async {
+            let client = self.client().await;
+            let call = client.describe_repositories();
+            call.registry_id(&*self.host.account)
+                .repository_names(repository.as_str())
+                .send()
+                .await
+        };
+        let answer = call.with_subscriber(NoSubscriber::new()).await;
+        let answer = answer.map_err(|error| match &error {
+            SdkError::ServiceError(service) => match service.err().code().unwrap_or_default() {
+                "AccessDeniedException" => UpstreamError::Refused,
+                "RepositoryNotFoundException" => UpstreamError::Absent(Absent::Repository),
+                _ => UpstreamError::Failing { status: 500 },
+            },
+            _ => UpstreamError::Unreachable(Unreachable::Connect),
+        })?;
+        let described = answer.repositories().first();
+        let described = described.ok_or(UpstreamError::Absent(Absent::Repository))?;
+        let filters = described.image_tag_mutability_exclusion_filters();
+        let filters = filters.iter().map(|filter| filter.filter());
+        Ok(match described.image_tag_mutability() {
+            Some(ImageTagMutability::Immutable) => TagMutability::immutable_except([]),
+            Some(ImageTagMutability::ImmutableWithExclusion) => {
+                TagMutability::immutable_except(filters)
+            }
+            Some(ImageTagMutability::MutableWithExclusion) => {
+                TagMutability::mutable_except(filters)
+            }
+            // What is new is taken for what needs asking.
+            Some(_) | None => TagMutability::mutable_except([]),
+        })
+    }
+
     fn last_told(&self) -> MutexGuard<'_, Option<String>> {
         self.last_told
             .lock()
@@ -196,7 +243,7 @@ impl EcrTokens {
     }
 }
 
-impl TokenSource for EcrTokens {
+impl TokenSource for Arc<EcrApi> {
     fn fetch(&self) -> BoxFuture<'_, Result<IssuedToken, TokenError>> {
         Box::pin(self.fetch_token())
     }

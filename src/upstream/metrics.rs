@@ -85,6 +85,7 @@ pub struct UpstreamMetrics {
     breaker_openings: Family<UpstreamLabel, Counter>,
     turned_away: Family<UpstreamLabel, Counter>,
     probes: Family<ResultLabels, Counter>,
+    descriptions: Family<ResultLabels, Counter>,
     held_back: Family<UpstreamLabel, Counter<f64, AtomicU64>>,
 }
 
@@ -150,6 +151,11 @@ impl UpstreamMetrics {
             "upstream_breaker_refusals",
             "Questions not asked because the upstream was known not to answer",
             self.turned_away.clone(),
+        );
+        registry.register(
+            "upstream_descriptions",
+            "Questions which tags of a repository may move, by result; refused without ecr:DescribeRepositories",
+            self.descriptions.clone(),
         );
         registry.register(
             "upstream_probes",
@@ -258,6 +264,14 @@ impl Meter {
         self.metrics.turned_away.get_or_create(&self.label()).inc();
     }
 
+    /// A repository's description was asked for.
+    pub(super) fn described(&self, result: &'static str) {
+        self.metrics
+            .descriptions
+            .get_or_create(&self.result(result))
+            .inc();
+    }
+
     pub(super) fn probed(&self, good: bool) {
         let result = if good { "ok" } else { "failed" };
         self.metrics
@@ -345,6 +359,7 @@ mod tests {
         meter.breaker(true);
         meter.turned_away();
         meter.probed(true);
+        meter.described("refused");
         meter
             .tokens()
             .refreshed(UNIX_EPOCH + Duration::from_secs(7));
@@ -368,6 +383,7 @@ mod tests {
             r#"ecr_proxy_upstream_breaker_open{upstream="prod"} 1"#,
             r#"ecr_proxy_upstream_breaker_openings_total{upstream="prod"} 1"#,
             r#"ecr_proxy_upstream_breaker_refusals_total{upstream="prod"} 1"#,
+            r#"ecr_proxy_upstream_descriptions_total{upstream="prod",result="refused"} 1"#,
             r#"ecr_proxy_upstream_probes_total{upstream="prod",result="ok"} 1"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

@@ -12,6 +12,7 @@
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
+//! | `mutability` | which tags of a repository may move |
 //! | `gate`, `breaker` | obeying a registry that throttles; not waiting for one that does not answer |
 //! | `redirect` | where blobs may be |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
@@ -32,6 +33,7 @@ mod gate;
 mod lists;
 mod manifest;
 mod metrics;
+mod mutability;
 mod origin;
 mod redirect;
 mod registry;
@@ -62,6 +64,7 @@ pub use error::{
 pub use lists::{ReferrersPage, TagPage};
 pub use manifest::{FetchedManifest, ManifestHead};
 pub use metrics::UpstreamMetrics;
+pub use mutability::TagMutability;
 pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
@@ -72,7 +75,7 @@ use breaker::{Breaker, Probe};
 use client::{Client, Outgoing};
 use connect::{Dialer, DialerOptions};
 use credentials::{Challenged, Credentials, Login};
-use ecr::EcrTokens;
+use ecr::EcrApi;
 use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
@@ -203,6 +206,8 @@ struct Shared {
     host: HeaderValue,
     client: Arc<Client>,
     credentials: Arc<Credentials>,
+    /// What tells of repositories beside the registry.
+    ecr: Option<Arc<EcrApi>>,
     breaker: Breaker,
     redirects: RedirectPolicy,
     gate: Gate,
@@ -285,10 +290,12 @@ impl Upstream {
                 meter.clone(),
             )))
         };
+        let mut ecr = None;
         let credentials = match auth {
             Auth::Aws(aws) => {
                 let host = registry.ecr().ok_or(SetupError::AwsElsewhere)?.clone();
-                let source = EcrTokens::new(name, host, aws, &extra_roots, limits.token);
+                let source = Arc::new(EcrApi::new(name, host, aws, &extra_roots, limits.token));
+                ecr = Some(Arc::clone(&source));
                 let refresher = Refresher::new(source, home.clone(), limits.token, meter.tokens());
                 Credentials::Ecr(refresher)
             }
@@ -313,6 +320,7 @@ impl Upstream {
                 host,
                 client,
                 credentials,
+                ecr,
                 breaker: Breaker::closed(prober, meter.clone()),
                 gate: Gate::open(),
                 budget: RetryBudget::full(),

@@ -14,7 +14,7 @@ use crate::cache::layout::REPOSITORIES;
 use crate::cache::lock;
 use crate::cache::record::{StoredManifest, TagRecord};
 use crate::cache::repository_log::{LOG, RepositoryLog};
-use crate::oci::{Digest, RepoKey, Tag};
+use crate::oci::{Digest, RepoKey, Tag, media_type};
 
 use super::{Inner, Records, Repository};
 
@@ -31,6 +31,13 @@ pub struct ManifestRecord {
     pub subject: Option<Digest>,
     /// Wall time at which upstream last confirmed that the repository holds it.
     pub checked_at: SystemTime,
+}
+
+impl ManifestRecord {
+    /// Whether it came as an index, which leads to other manifests.
+    pub fn is_index(&self) -> bool {
+        [media_type::OCI_INDEX, media_type::DOCKER_LIST].contains(&&*self.media_type)
+    }
 }
 
 impl Records {

@@ -151,6 +151,7 @@ mod tests {
                 bytes: 2048,
             },
             referrers: 0,
+            is_pinned: false,
             checked: Time::from_seconds(1000),
             last_use: None,
         }

@@ -4,6 +4,10 @@
 //! [`crate::jobs::operations`].
 
 mod list;
+mod pin;
+mod prune;
+mod refresh;
+mod remove;
 mod stats;
 mod verify;
 
@@ -33,6 +37,16 @@ enum Command {
     Stats(stats::Args),
     /// Hash everything again, and take the damaged away
     Verify(verify::Args),
+    /// Make room: give up what was not used for long, what nothing needs, or what is beyond a size
+    Prune(prune::Args),
+    /// Keep images whatever happens, or list what is kept
+    Pin(pin::PinArgs),
+    /// Take pins away
+    Unpin(pin::UnpinArgs),
+    /// Give images up, with what they alone need
+    Remove(remove::Args),
+    /// Ask the upstream now what a tag means
+    Refresh(refresh::Args),
 }
 
 /// What every one of these commands takes.
@@ -75,5 +89,10 @@ pub(super) fn run(
         Command::List(args) => list::run(args, environment, out),
         Command::Stats(args) => stats::run(args, environment, out),
         Command::Verify(args) => verify::run(args, environment, out),
+        Command::Prune(args) => prune::run(args, environment, out),
+        Command::Pin(args) => pin::pin(args, environment, out),
+        Command::Unpin(args) => pin::unpin(args, environment, out),
+        Command::Remove(args) => remove::run(args, environment, out),
+        Command::Refresh(args) => refresh::run(args, environment, out),
     }
 }

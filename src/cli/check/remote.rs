@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Finding;
-use crate::cli::iam_policy::PULL_ACTIONS;
+use crate::cli::iam_policy::{DESCRIBE_ACTION, PULL_ACTIONS};
 use crate::config::{Auth, Config};
 use crate::oci::{Digest, Reference, RepositoryName};
 use crate::upstream::{Ping, Skew, TokenError, Upstream, UpstreamError};
@@ -119,6 +119,23 @@ async fn actions(upstream: &Upstream, repository: Option<&RepositoryName>) -> Ve
         Some(_) => TRY_POLICY.to_owned(),
         None => format!("{TRY_POLICY}; if it names repositories, try --repository NAME of one"),
     };
+    let describe = upstream.tag_mutability(name).await;
+    let described = match describe {
+        Ok(_) | Err(UpstreamError::Absent(_)) => {
+            Finding::ok(SUBJECT, format!("{DESCRIBE_ACTION} in {name} (optional)"))
+        }
+        Err(UpstreamError::Refused) => Finding::ok(
+            SUBJECT,
+            format!(
+                "{DESCRIBE_ACTION} is not granted, and not needed: immutable tags are not learned"
+            ),
+        ),
+        Err(error) => Finding::warn(
+            SUBJECT,
+            format!("{DESCRIBE_ACTION} is not known: {error}"),
+            "",
+        ),
+    };
     PULL_ACTIONS
         .into_iter()
         .zip([manifest, blob])
@@ -129,6 +146,7 @@ async fn actions(upstream: &Upstream, repository: Option<&RepositoryName>) -> Ve
             Err(UpstreamError::Refused) => missing(action, &mend),
             Err(error) => Finding::warn(SUBJECT, format!("{action} is not known: {error}"), ""),
         })
+        .chain([described])
         .collect()
 }
 

@@ -7,7 +7,7 @@ use super::message::{Event, ImageState, ListedImage, ListedPlatform, Missing, Ti
 use super::stats::INDEX_WAIT;
 use super::{OperationError, Output, Parts};
 use crate::cache::{Image, Store};
-use crate::oci::{Digest, ImagePattern, RepoKey, Tag, media_type};
+use crate::oci::{Digest, ImagePattern, Reference, RepoKey, Tag};
 
 pub(super) async fn run(
     parts: &Parts,
@@ -56,6 +56,10 @@ fn list<E>(
     let listed = |image: &Image, tag: Option<Tag>, checked: SystemTime| ListedImage {
         referrers: referrers.get(&image.digest()).copied().unwrap_or(0),
         checked: Time(checked),
+        is_pinned: store.is_pinned(repo, &Reference::Digest(image.digest()))
+            || tag
+                .as_ref()
+                .is_some_and(|tag| store.is_pinned(repo, &Reference::Tag(tag.clone()))),
         tag,
         ..describe(store, repo, image)
     };
@@ -72,10 +76,7 @@ fn list<E>(
     }
 
     // What an index leads to is listed with it.
-    let indexes = manifests.iter().filter(|manifest| {
-        let media_type = &*manifest.media_type;
-        [media_type::OCI_INDEX, media_type::DOCKER_LIST].contains(&media_type)
-    });
+    let indexes = manifests.iter().filter(|manifest| manifest.is_index());
     let parts: HashSet<Digest> = indexes
         .filter_map(|index| store.image(repo, &index.digest))
         .flat_map(|image| image.manifests.into_iter().skip(1))
@@ -131,6 +132,7 @@ fn describe(store: &Store, repo: &RepoKey, image: &Image) -> ListedImage {
                 .fold(0, |sum, blob| sum.saturating_add(blob.size)),
         },
         referrers: 0,
+        is_pinned: false,
         checked: Time(SystemTime::UNIX_EPOCH),
         last_use: last_use(store, image).map(Time),
     }

@@ -27,6 +27,46 @@ pub enum Request {
     /// Hashes everything again. Answered by [`Event::Verifying`] from time to time, an event for each
     /// damage found, and [`Event::Verified`].
     Verify,
+    /// What is pinned. Answered by an [`Event::Pin`] for each.
+    Pins,
+    /// Keeps these whatever happens. Answered by an [`Event::Pinned`] for each.
+    Pin {
+        /// Tags or digests of repositories.
+        images: Vec<ImagePattern>,
+    },
+    /// Takes pins away. Answered by an [`Event::Unpinned`] for each.
+    Unpin {
+        /// As they were pinned.
+        images: Vec<ImagePattern>,
+    },
+    /// Gives images up, with what they alone need. Answered by an [`Event::Removed`] for each.
+    Remove {
+        /// The images.
+        images: Vec<ImageName>,
+        /// Only tells what would go.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Gives up what all of these say that are there. Answered by one [`Event::Pruned`].
+    Prune {
+        /// Images that were not used for so many seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        older_than_seconds: Option<u64>,
+        /// What was not used for longest, until so many bytes are used.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to_bytes: Option<u64>,
+        /// Blobs that no image in the cache needs.
+        #[serde(default)]
+        unreferenced: bool,
+        /// Only tells what would go.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Asks the upstream now what tags mean. Answered by an [`Event::Refreshed`] for each.
+    Refresh {
+        /// The images, by tag.
+        images: Vec<ImageName>,
+    },
     /// Fill the cache with images. Answered by [`Event::WarmProgress`] while it goes on, an
     /// [`Event::WarmDone`] for each image and one [`Event::WarmSummary`].
     Warm(Warm),
@@ -176,6 +216,41 @@ pub enum Event {
     },
     /// What a verification came to.
     Verified(Verified),
+    /// A pin there is.
+    Pin {
+        /// What is pinned.
+        pin: String,
+        /// Where it was made.
+        by: PinnedBy,
+    },
+    /// A pin is there from now on.
+    Pinned {
+        /// What is pinned.
+        pin: String,
+        /// It was not there before.
+        is_new: bool,
+        /// How many tags or manifests it describes that are in the cache.
+        images: u64,
+    },
+    /// A pin is gone.
+    Unpinned {
+        /// What was pinned.
+        pin: String,
+    },
+    /// An image was given up.
+    Removed(Removed),
+    /// What pruning came to.
+    Pruned(Pruned),
+    /// The upstream was asked what a tag means.
+    Refreshed {
+        /// The image.
+        image: String,
+        /// What it meant before, if that was known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<Digest>,
+        /// What it means.
+        now: Digest,
+    },
     /// How far an image has come; several times a second while it does.
     WarmProgress(WarmProgress),
     /// What became of an image.
@@ -243,6 +318,11 @@ pub struct Stats {
     pub is_counted: bool,
     /// Downloads that broke off and wait to be continued.
     pub interrupted_downloads: u64,
+    /// Pins there are.
+    pub pins: u64,
+    /// How clients were answered since the start, where the proxy runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Answers>,
     /// What is wrong with the cache.
     pub degraded: Vec<Fault>,
 }
@@ -262,6 +342,21 @@ pub struct ImportTally {
     pub known_blobs: u64,
     /// Their bytes.
     pub known_bytes: u64,
+}
+
+/// How clients were answered, by how the cache took part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// From the cache.
+    pub hits: u64,
+    /// By a fill that the request began.
+    pub misses: u64,
+    /// From a fill that was running.
+    pub joins: u64,
+    /// From the cache, though the upstream could not be asked.
+    pub stale: u64,
+    /// Past the cache.
+    pub bypasses: u64,
 }
 
 /// Bytes on disk by the state of the file that they are in.
@@ -310,6 +405,8 @@ pub struct ListedImage {
     pub missing: Missing,
     /// Signatures, SBOMs and the like that are here, too, and are about it.
     pub referrers: u64,
+    /// It is kept whatever happens.
+    pub is_pinned: bool,
     /// When the upstream last confirmed it.
     pub checked: Time,
     /// When all of it was last used, as far as that is known.
@@ -347,6 +444,48 @@ pub struct Missing {
     pub blobs: u64,
     /// The bytes of those.
     pub bytes: u64,
+}
+
+/// Where a pin was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PinnedBy {
+    /// In `cache.pins` of the configuration.
+    Configuration,
+    /// By `ecr-proxy cache pin`.
+    Operator,
+}
+
+/// An image that was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// The image.
+    pub image: String,
+    /// Its manifest or index.
+    pub digest: Digest,
+    /// Manifests that are gone with it; none if it stays by another name.
+    pub manifests: u64,
+    /// Blobs that are gone with it.
+    pub blobs: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// Nothing was done.
+    pub dry_run: bool,
+}
+
+/// What pruning came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// Manifests that are gone.
+    pub manifests: u64,
+    /// Blobs that are gone.
+    pub blobs: u64,
+    /// Bytes that are free.
+    pub bytes: u64,
+    /// Bytes that are used now.
+    pub used_bytes: u64,
+    /// Nothing was done.
+    pub dry_run: bool,
 }
 
 /// What a verification came to.

@@ -13,13 +13,17 @@
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |
-//! | `stats`, `list`, `verify`, `warm`, `export`, `import` | the operations, one a file |
+//! | `stats`, `list`, `verify`, `prune`, `pins`, `remove`, `refresh`, `warm`, `export`, `import` | the operations |
 
 mod export;
 mod import;
 mod list;
 mod message;
 mod names;
+mod pins;
+mod prune;
+mod refresh;
+mod remove;
 mod running;
 mod stats;
 mod verify;
@@ -29,19 +33,28 @@ pub mod wire;
 use std::sync::Arc;
 
 pub use message::{
-    BytesByState, Event, Export, Fault, ImageState, ImportTally, ListedImage, ListedPlatform,
-    Missing, Reason, Request, Stats, Time, Verified, Warm, WarmDone, WarmProgress, WarmSummary,
+    Answers, BytesByState, Event, Export, Fault, ImageState, ImportTally, ListedImage,
+    ListedPlatform, Missing, PinnedBy, Pruned, Reason, Removed, Request, Stats, Time, Verified,
+    Warm, WarmDone, WarmProgress, WarmSummary,
 };
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;
+use crate::fill::Fills;
 use crate::jobs::warm::Warmer;
+
+/// Tells how clients were answered up to now.
+pub type AnswersNow = Box<dyn Fn() -> Answers + Send + Sync>;
 
 /// What operations work on.
 pub struct Parts {
     /// The cache.
     pub store: Store,
+    /// The gate to content, where the upstream is asked.
+    pub fills: Fills,
+    /// How clients were answered, where any are.
+    pub answers: Option<AnswersNow>,
     /// What fills it.
     pub warmer: Warmer,
     /// What images are called.
@@ -85,6 +98,25 @@ async fn run(
         Request::Stats => stats::run(parts, output).await,
         Request::List { images } => list::run(parts, images, output).await,
         Request::Verify => verify::run(parts, output).await,
+        Request::Pins => pins::list(parts, output).await,
+        Request::Pin { images } => pins::change(parts, images, pins::Change::Pin, output).await,
+        Request::Unpin { images } => pins::change(parts, images, pins::Change::Unpin, output).await,
+        Request::Remove { images, dry_run } => remove::run(parts, images, dry_run, output).await,
+        Request::Prune {
+            older_than_seconds,
+            to_bytes,
+            unreferenced,
+            dry_run,
+        } => {
+            let wanted = prune::Wanted {
+                older_than: older_than_seconds.map(std::time::Duration::from_secs),
+                to_bytes,
+                unreferenced,
+                dry_run,
+            };
+            prune::run(parts, wanted, output).await
+        }
+        Request::Refresh { images } => refresh::run(parts, images, output).await,
         Request::Warm(warm) => warm::run(parts, warm, output).await,
         Request::Export(request) => export::run(parts, request, output).await,
         Request::Import { rename, platforms } => {

@@ -12,7 +12,8 @@ pub(super) const INDEX_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(parts: &Parts, output: &Output) -> Result<(), OperationError> {
     let store = parts.store.clone();
-    let stats = output.blocking(move |_| Ok(stats(&store))).await?;
+    let mut stats = output.blocking(move |_| Ok(stats(&store))).await?;
+    stats.answers = parts.answers.as_ref().map(|answers| answers());
     output.tell(Event::Stats(stats)).await?;
     Ok(())
 }
@@ -48,6 +49,8 @@ fn stats(store: &Store) -> Stats {
         manifests,
         is_counted: usage.complete,
         interrupted_downloads: store.interrupted().len() as u64,
+        pins: store.pins().list().len() as u64,
+        answers: None,
         degraded: degraded.collect(),
     }
 }

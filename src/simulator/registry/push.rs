@@ -238,7 +238,7 @@ pub(super) fn manifest(
             return Err(Reply::error(404, "MANIFEST_UNKNOWN", message));
         }
         if let Some(tag) = tag
-            && repository.immutable
+            && repository.is_immutable(tag)
             && repository.tags.contains_key(tag)
         {
             return Err(Reply::error(

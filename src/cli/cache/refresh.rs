@@ -1,0 +1,48 @@
+//! `cache refresh`: asks the upstream for tags now.
+
+use std::io::Write;
+
+use super::Common;
+use crate::cli::Failure;
+use crate::cli::tending::Render;
+use crate::config::Strings;
+use crate::jobs::operations::{Event, Request};
+use crate::oci::ImageName;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Layers are fetched when somebody asks for them.\n\nExample:\n  ecr-proxy cache refresh team/app:latest"
+)]
+pub(super) struct Args {
+    /// The image, by its tag
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<ImageName>,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn run(
+    args: Args,
+    environment: &dyn Strings,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let request = Request::Refresh {
+        images: args.images,
+    };
+    args.common.run(environment, request, &mut Text, out)
+}
+
+struct Text;
+
+impl Render for Text {
+    fn event(&mut self, event: Event, out: &mut dyn Write) -> Result<(), Failure> {
+        if let Event::Refreshed { image, before, now } = event {
+            match before {
+                Some(before) if before == now => writeln!(out, "{image}: unchanged, {now}")?,
+                Some(before) => writeln!(out, "{image}: {before} -> {now}")?,
+                None => writeln!(out, "{image}: new, {now}")?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+//! `refresh`: asks the upstream now what tags mean.
+
+use super::message::Event;
+use super::{OperationError, Output, Parts};
+use crate::oci::{ImageName, Reference};
+
+pub(super) async fn run(
+    parts: &Parts,
+    images: Vec<ImageName>,
+    output: &Output,
+) -> Result<(), OperationError> {
+    let mut tags = Vec::with_capacity(images.len());
+    for image in images {
+        let repo = parts.names.route(&image)?;
+        match &image.reference {
+            Reference::Tag(tag) => tags.push((repo, tag.clone(), image)),
+            Reference::Digest(_) => {
+                let why = format!("{image}: a digest always means the same; name a tag");
+                return Err(OperationError::Usage(why));
+            }
+        }
+    }
+    let mut failed = Vec::new();
+    for (repo, tag, image) in tags {
+        match parts.fills.refresh(&repo, &tag).await {
+            Ok(refreshed) if !refreshed.is_confirmed => {
+                let now = refreshed.now;
+                failed.push(format!(
+                    "{image}: the upstream has it no more; a pin keeps {now}"
+                ));
+            }
+            Ok(refreshed) => {
+                let event = Event::Refreshed {
+                    image: image.to_string(),
+                    before: refreshed.before,
+                    now: refreshed.now,
+                };
+                output.tell(event).await?;
+            }
+            Err(error) => match OperationError::failed(&error) {
+                OperationError::Failed(why) => failed.push(format!("{image}: {why}")),
+                other => return Err(other),
+            },
+        }
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(OperationError::Failed(failed.join("; "))),
+    }
+}

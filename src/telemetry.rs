@@ -131,6 +131,8 @@ words! {
         Throttled = "throttled",
         /// Upstream answers that it cannot.
         Failing = "failing",
+        /// Upstream has it no more, and a pin keeps it.
+        Pinned = "pinned",
     }
 }
 

@@ -26,7 +26,7 @@ pub struct FoundManifest {
     pub outcome: Outcome,
     /// How long ago the tag was last confirmed, where the answer is stale.
     pub age: Option<Duration>,
-    /// Why it is stale, where that is for want of an answer.
+    /// Why it is stale, where it is.
     pub reason: Option<StaleReason>,
 }
 
@@ -50,10 +50,11 @@ const TALK: Duration = Duration::from_secs(60);
 pub(super) const CHECK_PAUSE: Duration = Duration::from_secs(60);
 
 impl FoundManifest {
-    fn stale(self, age: Duration) -> Self {
+    fn stale(self, age: Duration, reason: StaleReason) -> Self {
         Self {
             outcome: Outcome::Stale,
             age: Some(age),
+            reason: Some(reason),
             ..self
         }
     }
@@ -166,7 +167,8 @@ impl Manifests {
             Reference::Digest(digest) => match asker.kept(*digest).await? {
                 Some(found) if self.gone.contains_key(&(repo.clone(), *digest)) => {
                     let checked = self.recorded.manifest_checked(repo, *digest);
-                    Ok(found.stale(checked.map_or(Duration::ZERO, |at| self.clock.since(at))))
+                    let age = checked.map_or(Duration::ZERO, |at| self.clock.since(at));
+                    Ok(found.stale(age, StaleReason::Pinned))
                 }
                 Some(found) => {
                     self.confirm_in_time(asker, &found.manifest);
@@ -271,10 +273,7 @@ impl Manifests {
             }
         };
         self.note_stale(reason);
-        Ok(FoundManifest {
-            reason: Some(reason),
-            ..kept.stale(age)
-        })
+        Ok(kept.stale(age, reason))
     }
 
     /// What was answered stale since upstream last confirmed a tag, if that was a moment ago.
@@ -469,7 +468,8 @@ impl Asker {
 
     async fn stale(&self, record: &TagRecord) -> Option<FoundManifest> {
         let kept = self.kept(record.digest).await.ok()??;
-        Some(kept.stale(self.clock.since(record.checked_at)))
+        let age = self.clock.since(record.checked_at);
+        Some(kept.stale(age, StaleReason::Pinned))
     }
 
     async fn fetch(&self, reference: &Reference) -> Found {

@@ -46,6 +46,8 @@ const STALE_FOR_NOW: HeaderValue =
     HeaderValue::from_static("299 - \"served from cache: upstream has not answered yet\"");
 const STALE_OFFLINE: HeaderValue =
     HeaderValue::from_static("299 - \"served from cache: this proxy is kept offline\"");
+const PINNED: HeaderValue =
+    HeaderValue::from_static("299 - \"served from cache: pinned, and gone upstream\"");
 
 /// The codes that caches know (RFC 7234, 5.5).
 const RESPONSE_IS_STALE: HeaderValue = HeaderValue::from_static("110 - \"Response is Stale\"");
@@ -151,6 +153,7 @@ impl Reply {
             let (shown, coded) = match reason {
                 Some(StaleReason::Slow) => (STALE_FOR_NOW, RESPONSE_IS_STALE),
                 Some(StaleReason::Offline) => (STALE_OFFLINE, DISCONNECTED),
+                Some(StaleReason::Pinned) => (PINNED, RESPONSE_IS_STALE),
                 _ => (STALE, REVALIDATION_FAILED),
             };
             self.headers.insert(header::WARNING, shown);

@@ -15,6 +15,7 @@ pub mod blobs;
 pub mod client;
 pub mod disk;
 pub mod image;
+pub mod large;
 pub mod pki;
 pub mod proxy;
 pub mod real;

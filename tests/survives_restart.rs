@@ -1,8 +1,5 @@
 //! What is on disk outlives the process however it ends, is believed only as far as it was proven, and
 //! is mended where it is damaged.
-//!
-//! `ECR_PROXY_TEST_KILLS` sets the rounds of the kill loop, 30 where it is not set: a thousand take
-//! some minutes.
 
 mod support;
 
@@ -156,51 +153,6 @@ async fn c02_a_kill_at_any_step_of_a_commit_leaves_the_blob_absent_or_complete()
         assert!(outcome == "hit" || !complete, "{step}: {outcome}");
     }
     proxy.assert_blobs_are_sound();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn c01_kills_at_random_times_leave_only_what_hashes_to_its_name() {
-    let rounds = std::env::var("ECR_PROXY_TEST_KILLS").ok();
-    let rounds: u64 = rounds.map_or(30, |rounds| rounds.parse().expect("a number of rounds"));
-    let simulator = simulator().await;
-    let builder = Proxy::builder().simulator(&simulator);
-    // So small that every round evicts.
-    let mut proxy = builder.set("cache.max_size", (8 * MIB) as i64).start();
-    let mut random = fastrand::Rng::with_seed(7);
-    for round in 0..rounds {
-        let client = proxy.client();
-        let pulls = (0..6).map(|_| {
-            let (digest, target) = blob(&simulator, random.u64(..24), random.u64(1..3) * MIB);
-            let client = client.clone();
-            tokio::spawn(async move {
-                let mut connection = client.start("GET", &target, &[]).await;
-                (digest, connection.answer("GET").await)
-            })
-        });
-        let pulls: Vec<_> = pulls.collect();
-        // The point of the test: a time that nobody chose.
-        tokio::time::sleep(Duration::from_micros(random.u64(..60_000))).await;
-        proxy.kill9();
-        for pull in pulls {
-            // A client whose connection was never taken says so by a panic of its own.
-            if let Ok((digest, Ok(answer))) = pull.await
-                && answer.clean_end
-            {
-                assert_whole(&answer, &digest);
-            }
-        }
-        proxy.assert_blobs_are_sound();
-        let began = Instant::now();
-        proxy.restart();
-        let took = began.elapsed();
-        assert!(
-            took < Duration::from_secs(5),
-            "round {round}: ready after {took:?}"
-        );
-    }
-    let last = blob(&simulator, 1000, MIB);
-    pull(&proxy, &last).await;
-    assert_eq!(pull(&proxy, &last).await, "hit");
 }
 
 /// A file system whose journal is written only when something is synced. Nothing unsynced reaches the

@@ -20,6 +20,7 @@
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
+//! | `waiting.rs` | reads that may have to wait for the disk |
 //! | `manifests.rs`, `recorded.rs`, `flight.rs` | tags and manifests; what records say; one question at a time |
 //! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
@@ -44,6 +45,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 mod verifying;
+mod waiting;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

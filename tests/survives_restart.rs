@@ -13,7 +13,6 @@ use ecr_proxy::simulator::{Fault, Gate, ImageSpec, Listener, Outage, Pattern, Si
 use support::blobs::{
     MIB, assert_whole, blob, blob_file, idle, metric, outcome, pull, simulator, until,
 };
-use support::disk::Injection;
 use support::image::REPOSITORY;
 use support::store::files_below;
 use support::{Proxy, program};
@@ -112,106 +111,6 @@ async fn c01_a_kill_in_mid_fill_leaves_no_short_file_and_no_remains() {
     .await;
     idle(&proxy).await;
     assert_eq!(pull(&proxy, &wanted).await, "hit");
-}
-
-/// A blob whose folder is not there yet, so that its commit takes every step.
-fn with_new_shard(simulator: &Simulator, proxy: &Proxy, len: u64) -> (String, String) {
-    let mut blobs = (0..).map(|seed| blob(simulator, seed, len));
-    let is_new = |(digest, _): &(String, String)| {
-        let file = blob_file(proxy, digest);
-        !file.parent().expect("its folder").exists()
-    };
-    blobs.find(is_new).expect("there are 256 folders")
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn c02_a_kill_at_any_step_of_a_commit_leaves_the_blob_absent_or_complete() {
-    let simulator = simulator().await;
-    let mut proxy = Proxy::before(&simulator);
-    for step in [
-        "fallocate:signal=KILL",
-        "pwrite64:signal=KILL:when=1",
-        "pwrite64:signal=KILL:when=3",
-        "fsync:signal=KILL:when=1",
-        "mkdirat:signal=KILL",
-        "renameat:signal=KILL",
-        "fsync:signal=KILL:when=2",
-        "fsync:signal=KILL:when=3",
-    ] {
-        let wanted = with_new_shard(&simulator, &proxy, 3 * MIB);
-        let injection = Injection::into(&proxy, [step]);
-        let mut client = proxy.client().start("GET", &wanted.1, &[]).await;
-        let _cut_or_whole = client.answer("GET").await;
-        // The kill comes when the step does, which the answer does not wait for.
-        proxy.wait();
-        drop(injection);
-        let digests = proxy.assert_blobs_are_sound();
-        proxy.restart();
-        let outcome = pull(&proxy, &wanted).await;
-        let complete = digests.contains(&wanted.0);
-        // What was absent may have been finished since by itself.
-        assert!(outcome == "hit" || !complete, "{step}: {outcome}");
-    }
-    proxy.assert_blobs_are_sound();
-}
-
-/// A file system whose journal is written only when something is synced. Nothing unsynced reaches the
-/// image by itself, so a copy of the image is what a power cut leaves.
-const LAZY: &str = "truncate -s 64M ../image; mkfs.ext4 -q -F ../image; \
-    mount -o loop,commit=300 ../image .";
-
-/// The power fails now: what holds of the proxy's store as it is found afterwards.
-fn power_cut(proxy: &Proxy, simulator: &Simulator, wanted: &[&(String, String)]) -> Vec<bool> {
-    let script = format!(
-        "cp --sparse=always {} ../image; mount -o loop ../image .",
-        proxy.dir().join("image").display()
-    );
-    let found = Proxy::builder().simulator(simulator).mount(&script).start();
-    let digests = found.assert_blobs_are_sound();
-    let there = wanted.iter().map(|(digest, _)| digests.contains(digest));
-    there.collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn c03_a_power_cut_leaves_what_was_kept_and_nothing_half_written() {
-    let simulator = simulator().await;
-    let proxy = Proxy::builder().simulator(&simulator).mount(LAZY).start();
-    let [a, b, c] = &std::array::from_fn::<_, 3, _>(|n| blob(&simulator, n as u64, 3 * MIB));
-    pull(&proxy, a).await;
-    assert_eq!(power_cut(&proxy, &simulator, &[a]), [true]);
-
-    // In the middle of a download.
-    let gate = Gate::new();
-    let faults = simulator.faults();
-    let body = faults.on(Listener::Storage, "GET", Pattern::digest(&b.0));
-    body.times(1).then(Fault::HoldAfter(2 * MIB, gate.clone()));
-    let mut reader = proxy.client().start("GET", &b.1, &[]).await;
-    reader.head().await.expect("a head");
-    reader.read_exactly(MIB).await.expect("the first bytes");
-    assert_eq!(power_cut(&proxy, &simulator, &[a, b]), [true, false]);
-    gate.open();
-    reader.read_exactly(2 * MIB).await.expect("the rest");
-    idle(&proxy).await;
-    assert_eq!(power_cut(&proxy, &simulator, &[a, b]), [true, true]);
-
-    // Between the rename and the sync of the folder, with and without somebody else's sync.
-    let injection = Injection::into(&proxy, ["fsync:delay_enter=3000000:when=3"]);
-    let pulled = proxy.client().get(&c.1).await;
-    assert_whole(&pulled, &c.0);
-    until("it has its name", async || blob_file(&proxy, &c.0).exists()).await;
-    power_cut(&proxy, &simulator, &[a, b, c]);
-    let synced = Command::new("sync")
-        .arg("-f")
-        .arg(proxy.cache_dir())
-        .status();
-    assert!(synced.expect("start sync").success());
-    assert_eq!(
-        power_cut(&proxy, &simulator, &[a, b, c]),
-        [true, true, true]
-    );
-    let active = metric(&proxy, "ecr_proxy_fills_active", &[]).await;
-    assert!(active > 0.0, "no sync was slow");
-    drop(injection);
 }
 
 #[tokio::test(flavor = "multi_thread")]

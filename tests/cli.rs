@@ -57,6 +57,8 @@ fn help_of_every_command_has_an_example() {
         &["iam-policy", "--help"],
         &["hash-password", "--help"],
         &["client-config", "--help"],
+        &["export", "--help"],
+        &["import", "--help"],
         &["ca", "--help"],
         &["ca", "print", "--help"],
     ] {
@@ -73,6 +75,12 @@ fn wrong_usage_ends_with_2() {
         &["no-such-command"],
         &[],
         &["client-config", "lynx"],
+        &["export", "-o", "x.tar"],
+        &["export", "app:v1"],
+        &["export", "App", "-o", "x.tar"],
+        &["export", "app", "-o", "x.tar", "--platform", "linux"],
+        &["export", "app", "-o", "-", "--json"],
+        &["import"],
         &["hash-password"],
         &["hash-password", "a:b"],
     ] {

@@ -23,6 +23,7 @@
 //! Lock order, outermost first: `evicting`, the records' own, a `names` shard, `open`, `index`, pins,
 //! ledger. Who holds a shard, `open` or `index` asks no records.
 
+pub mod bundle;
 mod content;
 mod eviction;
 mod frames;

@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
@@ -279,6 +279,16 @@ impl Store {
     /// The length in bytes of a blob that is on disk. Not a use, and nothing is opened.
     pub fn stored_len(&self, digest: &Digest) -> Option<u64> {
         self.handle.shared.stored_len(digest)
+    }
+
+    /// When a blob was last used, to the second; `None` if it is not known, or not by the time the index
+    /// was loaded.
+    pub fn last_use(&self, digest: &Digest) -> Option<SystemTime> {
+        let shared = &self.handle.shared;
+        shared.apply_touches();
+        let known = lock(&shared.index).known(digest)?;
+        let since = u64::try_from(known.last_use).ok().filter(|at| *at > 0)?;
+        UNIX_EPOCH.checked_add(Duration::from_secs(since))
     }
 
     /// Like [`Self::blob`] for a blob that is already open, without waiting for the disk: `None` says

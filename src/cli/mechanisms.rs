@@ -43,6 +43,7 @@ pub(super) struct Mechanisms {
     pub(super) upstream: Upstream,
     pub(super) fills: Fills,
     names: Names,
+    max_manifest_bytes: u64,
 }
 
 impl Mechanisms {
@@ -63,6 +64,8 @@ impl Mechanisms {
         fill_metrics.register(metrics.registry());
         let store = Store::open(config.store_options(), cache_metrics)?;
         let upstream = Upstream::new(upstream, &upstream_metrics)?;
+        let asked = upstream.clone();
+        store.when_cut_off(move || asked.outage().is_some());
         let fills = Fills::new(
             store.clone(),
             upstream.clone(),
@@ -81,6 +84,7 @@ impl Mechanisms {
             upstream,
             fills,
             names: config.names(),
+            max_manifest_bytes: config.cache.max_manifest_size,
         })
     }
 
@@ -89,6 +93,7 @@ impl Mechanisms {
         Operations::new(operations::Parts {
             store: self.store.clone(),
             names: self.names.clone(),
+            max_manifest_bytes: self.max_manifest_bytes,
         })
     }
 }

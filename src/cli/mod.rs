@@ -9,9 +9,11 @@ mod check;
 mod client_config;
 mod clients;
 mod demo;
+mod export;
 mod hash_password;
 mod hello;
 mod iam_policy;
+mod import;
 mod mechanisms;
 mod puller;
 mod serve;
@@ -51,6 +53,10 @@ enum Command {
     Demo(demo::Args),
     /// Look at and tend the cache, whether the proxy runs or not
     Cache(cache::Args),
+    /// Write images from the cache to a bundle, to be carried where no wire goes
+    Export(export::Args),
+    /// Take a bundle into the cache
+    Import(import::Args),
     /// Tell what works and what does not
     Check(check::Args),
     /// Print the least AWS policy for this configuration
@@ -132,6 +138,8 @@ pub fn run(cli: Cli, environment: &dyn Strings, out: &mut dyn Write) -> Result<(
         Command::Serve(args) => serve::run(args, environment, out),
         Command::Demo(args) => demo::run(args, out),
         Command::Cache(args) => cache::run(args, environment, out),
+        Command::Export(args) => export::run(args, environment, out),
+        Command::Import(args) => import::run(args, environment, out),
         Command::Check(args) => check::run(args, environment, out),
         Command::IamPolicy(args) => iam_policy::run(args, environment, out),
         Command::HashPassword(args) => hash_password::run(&args, out),

@@ -23,6 +23,14 @@ pub(super) trait Render {
     /// The output cannot be written.
     fn event(&mut self, event: Event, out: &mut dyn Write) -> Result<(), Failure>;
 
+    /// All was told; nothing was, if the operation failed before.
+    ///
+    /// # Errors
+    /// The output cannot be written.
+    fn end(&mut self, _out: &mut dyn Write) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// The next bytes of what was asked for.
     ///
     /// # Errors
@@ -91,7 +99,11 @@ async fn follow(
                     Event::End { error } => error.clone(),
                     _ => None,
                 };
+                let is_end = matches!(event, Event::End { .. });
                 render.event(event, out)?;
+                if is_end {
+                    render.end(out)?;
+                }
                 match error {
                     None => {}
                     Some(Reason::Usage(why)) => return Err(Failure::Usage(why)),

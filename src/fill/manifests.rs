@@ -23,6 +23,16 @@ pub struct FoundManifest {
     pub age: Option<Duration>,
 }
 
+impl FoundManifest {
+    fn stale(self, age: Duration) -> Self {
+        Self {
+            outcome: Outcome::Stale,
+            age: Some(age),
+            ..self
+        }
+    }
+}
+
 type Found = Result<FoundManifest, UpstreamError>;
 
 /// Finds manifests by tag and digest. Questions to the upstream are asked once for all who wait.
@@ -34,7 +44,12 @@ pub(super) struct Manifests {
     record_ttl: Duration,
     questions: Flights<(RepoKey, Reference), Found>,
     absent: moka::sync::Cache<(RepoKey, Reference), Absent>,
+    gone: Gone,
 }
+
+/// Pinned manifests that upstream said it has no more; asked about again after as long as a record is
+/// believed.
+type Gone = moka::sync::Cache<(RepoKey, Digest), ()>;
 
 /// What a question needs once it runs in a task of its own.
 #[derive(Clone)]
@@ -42,6 +57,7 @@ struct Asker {
     recorded: Recorded,
     upstream: Upstream,
     clock: Clock,
+    gone: Gone,
     repo: RepoKey,
 }
 
@@ -64,6 +80,10 @@ impl Manifests {
             record_ttl: options.record_ttl,
             questions: Flights::default(),
             absent,
+            gone: moka::sync::Cache::builder()
+                .max_capacity(10_000)
+                .time_to_live(options.record_ttl)
+                .build(),
         }
     }
 
@@ -76,10 +96,15 @@ impl Manifests {
             recorded: self.recorded.clone(),
             upstream: self.upstream.clone(),
             clock: self.clock.clone(),
+            gone: self.gone.clone(),
             repo: repo.clone(),
         };
         match reference {
             Reference::Digest(digest) => match asker.kept(*digest).await? {
+                Some(found) if self.gone.contains_key(&(repo.clone(), *digest)) => {
+                    let checked = self.recorded.manifest_checked(repo, *digest);
+                    Ok(found.stale(checked.map_or(Duration::ZERO, |at| self.clock.since(at))))
+                }
                 Some(found) => {
                     self.confirm_in_time(asker, &found.manifest);
                     Ok(found)
@@ -184,9 +209,13 @@ impl Asker {
             }
             Err(error) => {
                 if matches!(error, UpstreamError::Absent(_)) {
-                    self.recorded
-                        .forget_manifest(&self.repo, manifest.digest)
-                        .await;
+                    if self.recorded.is_pinned(&self.repo, &reference).await {
+                        self.gone.insert((self.repo.clone(), manifest.digest), ());
+                    } else {
+                        self.recorded
+                            .forget_manifest(&self.repo, manifest.digest)
+                            .await;
+                    }
                 }
                 return Err(error);
             }
@@ -201,12 +230,17 @@ impl Asker {
     /// Asks whether the tag still means what it did, and fetches what it means if it does not.
     async fn by_tag(self, tag: Tag, record: Option<TagRecord>) -> Found {
         let found = self.revalidate(&tag, record.as_ref()).await;
+        let reference = Reference::Tag(tag.clone());
+        let is_pinned = match &found {
+            Err(error) if error.says_no() => self.recorded.is_pinned(&self.repo, &reference).await,
+            _ => false,
+        };
         match (found, record) {
-            (Err(error), Some(record)) if error.cannot_answer() => {
+            (Err(error), Some(record)) if error.cannot_answer() || is_pinned => {
                 self.stale(&record).await.ok_or(error)
             }
             (Err(error), _) => {
-                if matches!(error, UpstreamError::Absent(_)) {
+                if matches!(error, UpstreamError::Absent(_)) && !is_pinned {
                     self.recorded.forget_tag(&self.repo, &tag).await;
                 }
                 Err(error)
@@ -250,12 +284,7 @@ impl Asker {
 
     async fn stale(&self, record: &TagRecord) -> Option<FoundManifest> {
         let kept = self.kept(record.digest).await.ok()??;
-        let age = self.clock.since(record.checked_at);
-        Some(FoundManifest {
-            outcome: Outcome::Stale,
-            age: Some(age),
-            ..kept
-        })
+        Some(kept.stale(self.clock.since(record.checked_at)))
     }
 
     async fn fetch(&self, reference: &Reference) -> Found {

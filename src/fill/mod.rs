@@ -291,7 +291,10 @@ impl Fills {
         reference: &crate::oci::Reference,
     ) -> Result<FoundManifest, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        self.shared.manifests.find(repo, reference).await
+        let found = self.shared.manifests.find(repo, reference).await?;
+        let digest = &found.manifest.digest;
+        self.shared.store.manifest_used(repo, digest);
+        Ok(found)
     }
 
     /// The size of a blob in bytes, and where it was learned, as a GET would tell it.

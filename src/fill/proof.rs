@@ -10,7 +10,7 @@ use super::flight::Lost;
 use super::{Fills, Shared};
 use crate::access::Right;
 use crate::cache::{Held, HeldBy};
-use crate::oci::{Digest, RepoKey};
+use crate::oci::{Digest, Reference, RepoKey};
 use crate::upstream::{Absent, UpstreamError};
 
 /// Proof that somebody may have a blob: a right, and a repository that holds the digest. Made by
@@ -82,8 +82,14 @@ impl Fills {
                 if let Some(absent) = self.shared.absent.get(&key) {
                     return Err(UpstreamError::Absent(absent).into());
                 }
-                let told = self.shared.ask_whether_held(key).await?;
-                Ok(pass(known, told))
+                match self.shared.ask_whether_held(key).await {
+                    Err(FillError::Upstream(UpstreamError::Absent(_)))
+                        if known.is_some() && self.shared.is_pinned(repo, digest).await =>
+                    {
+                        Ok(pass(known, None))
+                    }
+                    told => Ok(pass(known, told?)),
+                }
             }
         }
     }
@@ -98,7 +104,15 @@ impl Shared {
         }
     }
 
+    async fn is_pinned(&self, repo: &RepoKey, digest: Digest) -> bool {
+        let reference = Reference::Digest(digest);
+        self.recorded.is_pinned(repo, &reference).await
+    }
+
     async fn note_absent(&self, repo: &RepoKey, digest: Digest, absent: Absent) {
+        if self.is_pinned(repo, digest).await {
+            return;
+        }
         self.absent.insert((repo.clone(), digest), absent);
         self.recorded.forget_blob(repo, digest).await;
     }

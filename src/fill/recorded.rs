@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::error::FillError;
 use crate::cache::{Held, Records, ReferrerList, Store, StoredManifest, TagRecord};
-use crate::oci::{Digest, RepoKey, Tag};
+use crate::oci::{Digest, Reference, RepoKey, Tag};
 
 /// The store's records, asked at once where the repository's are in memory, else on a thread that may
 /// wait for the disk. Clone is cheap.
@@ -151,6 +151,14 @@ impl Recorded {
             records.put_held(repo, digest, size, at)
         })
         .await;
+    }
+
+    /// Whether a pin leads there, so that upstream's no removes nothing.
+    pub(super) async fn is_pinned(&self, repo: &RepoKey, reference: &Reference) -> bool {
+        let (store, repo, reference) = (self.store.clone(), repo.clone(), reference.clone());
+        let asked = tokio::task::spawn_blocking(move || store.is_pinned(&repo, &reference));
+        // What was removed does not come back.
+        asked.await.unwrap_or(true)
     }
 
     pub(super) async fn forget_tag(&self, repo: &RepoKey, tag: &Tag) {

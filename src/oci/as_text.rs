@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::{Digest, ImageName, Pattern, RepositoryName, Tag};
+use super::{Digest, ImageName, ImagePattern, Pattern, Platform, RepositoryName, Tag};
 
 fn read<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
@@ -31,4 +31,12 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Digest, ImageName, Pattern, RepositoryName, Tag);
+as_text!(
+    Digest,
+    ImageName,
+    ImagePattern,
+    Pattern,
+    Platform,
+    RepositoryName,
+    Tag
+);

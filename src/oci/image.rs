@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::digest::{Digest, ParseDigestError};
+use super::pattern::{ParsePatternError, Pattern};
 use super::reference::{ParseNameError, ParseTagError, Reference, RepositoryName, Tag};
 
 /// What clients take where no tag is written.
@@ -40,10 +41,90 @@ pub enum ParseImageError {
     /// The digest breaks the grammar.
     #[error(transparent)]
     Digest(#[from] ParseDigestError),
+    /// The pattern breaks the grammar.
+    #[error(transparent)]
+    Pattern(#[from] ParsePatternError),
+}
+
+/// Several images: `[domain/]repository[:tag|@digest]` with patterns for repository and tag.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImagePattern {
+    /// Where a client would go for them, as in [`ImageName::domain`].
+    pub domain: Option<String>,
+    /// Their repositories.
+    pub repository: Pattern,
+    /// Which of each.
+    pub which: Which,
+}
+
+/// Which images of a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Which {
+    /// All.
+    Any,
+    /// Those with such a tag.
+    Tags(Pattern),
+    /// That one.
+    Digest(Digest),
+}
+
+impl ImagePattern {
+    /// Whether the pattern describes the manifest `digest` of `repository`, or, with a tag, that tag of it.
+    pub fn matches(&self, repository: &RepositoryName, tag: Option<&Tag>, digest: &Digest) -> bool {
+        let is_one = match &self.which {
+            Which::Any => true,
+            Which::Tags(tags) => tag.is_some_and(|tag| tags.matches(tag.as_str())),
+            Which::Digest(wanted) => wanted == digest,
+        };
+        is_one && self.repository.matches(repository.as_str())
+    }
+}
+
+impl FromStr for ImagePattern {
+    type Err = ParseImageError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (domain, rest) = split_domain(text)?;
+        let (repository, which) = match rest.split_once('@') {
+            Some((repository, digest)) => (repository, Which::Digest(digest.parse()?)),
+            None => match rest.split_once(':') {
+                Some((repository, tags)) if tags.contains('/') => {
+                    return Err(ParseImageError::Domain(repository.to_owned()));
+                }
+                Some((repository, tags)) => (repository, Which::Tags(tags.parse()?)),
+                None => (rest, Which::Any),
+            },
+        };
+        Ok(Self {
+            domain,
+            repository: repository.parse()?,
+            which,
+        })
+    }
+}
+
+impl fmt::Display for ImagePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_domain(f, self.domain.as_deref())?;
+        write!(f, "{}", self.repository)?;
+        match &self.which {
+            Which::Any => Ok(()),
+            Which::Tags(tags) => write!(f, ":{tags}"),
+            Which::Digest(digest) => write!(f, "@{digest}"),
+        }
+    }
+}
+
+fn write_domain(f: &mut fmt::Formatter<'_>, domain: Option<&str>) -> fmt::Result {
+    match domain {
+        Some(domain) if domain.contains(':') => write!(f, "[{domain}]/"),
+        Some(domain) => write!(f, "{domain}/"),
+        None => Ok(()),
+    }
 }
 
 /// Parts a domain from what follows it: `[domain/]rest`.
-pub(super) fn split_domain(text: &str) -> Result<(Option<String>, &str), ParseImageError> {
+fn split_domain(text: &str) -> Result<(Option<String>, &str), ParseImageError> {
     let Some((first, rest)) = text.split_once('/') else {
         return Ok((None, text));
     };
@@ -103,11 +184,7 @@ impl FromStr for ImageName {
 
 impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.domain {
-            Some(domain) if domain.contains(':') => write!(f, "[{domain}]/")?,
-            Some(domain) => write!(f, "{domain}/")?,
-            None => {}
-        }
+        write_domain(f, self.domain.as_deref())?;
         let mark = match &self.reference {
             Reference::Tag(_) => ':',
             Reference::Digest(_) => '@',
@@ -179,6 +256,34 @@ mod tests {
             "https://registry.mydomain.com/app",
         ] {
             assert!(text.parse::<ImageName>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_describes_images_by_repository_tag_and_digest() {
+        let (app, tag): (RepositoryName, Tag) = (
+            "team/app".parse().expect("a name"),
+            "v1.2".parse().expect("a tag"),
+        );
+        let digest = Digest::of(b"");
+        let by_digest = format!("team/app@{digest}");
+        for (text, tagged, untagged) in [
+            ("**", true, true),
+            ("team/app", true, true),
+            ("registry.mydomain.com/team/*", true, true),
+            ("team/app:v1*", true, false),
+            ("team/app:*", true, false),
+            ("team/app:v2*", false, false),
+            (&*by_digest, true, true),
+            ("other/**", false, false),
+        ] {
+            let pattern: ImagePattern = text.parse().expect(text);
+            assert_eq!(pattern.to_string(), text);
+            assert_eq!(pattern.matches(&app, Some(&tag), &digest), tagged, "{text}");
+            assert_eq!(pattern.matches(&app, None, &digest), untagged, "{text}");
+        }
+        for text in ["", ":v1", "team/app:", "team/app@x", "team:1/app"] {
+            assert!(text.parse::<ImagePattern>().is_err(), "{text}");
         }
     }
 

@@ -105,7 +105,14 @@ struct RawDescriptor {
     size: u64,
     #[serde(default)]
     urls: Option<Vec<String>>,
-    platform: Option<Platform>,
+    platform: Option<RawPlatform>,
+}
+
+#[derive(Deserialize)]
+struct RawPlatform {
+    os: String,
+    architecture: String,
+    variant: Option<String>,
 }
 
 impl RawDescriptor {
@@ -115,7 +122,11 @@ impl RawDescriptor {
             digest: self.digest.parse().ok()?,
             size: self.size,
             urls: self.urls.unwrap_or_default(),
-            platform: self.platform,
+            platform: self.platform.map(|raw| Platform {
+                os: raw.os,
+                architecture: raw.architecture,
+                variant: raw.variant,
+            }),
         })
     }
 }

@@ -8,6 +8,7 @@ mod digest;
 mod error;
 pub mod header;
 mod image;
+pub mod layout;
 mod manifest;
 mod pattern;
 mod platform;
@@ -18,7 +19,7 @@ mod route;
 
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
-pub use image::{ImageName, ParseImageError};
+pub use image::{ImageName, ImagePattern, ParseImageError, Which};
 pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, media_type};
 pub use pattern::{ParsePatternError, Pattern};
 pub use platform::{ParsePlatformError, Platform};

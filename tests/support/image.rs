@@ -2,9 +2,12 @@
 
 use std::fs;
 
-use ecr_proxy::simulator::{FULL_ACCESS_KEY, ImageSpec, Layer, LayerFile, PushedImage, Simulator};
+use ecr_proxy::simulator::{
+    FULL_ACCESS_KEY, ImageSpec, Layer, LayerFile, PushedImage, PushedManifest, Simulator,
+};
 
-use super::program;
+use super::blobs::idle;
+use super::{Proxy, program};
 
 /// The repository it is in; a name of two parts, as many are.
 pub const REPOSITORY: &str = "team/app";
@@ -41,4 +44,30 @@ pub fn credentials(simulator: &Simulator) -> String {
         .token(FULL_ACCESS_KEY)
         .expect("a predefined principal");
     format!("AWS:{}", token.password)
+}
+
+/// Pulls an image of [`REPOSITORY`] with all its platforms, and waits until all of it is kept.
+pub async fn pull_all(proxy: &Proxy, tag: &str, image: &PushedImage) {
+    for manifest in &image.manifests {
+        pull_platform(proxy, tag, manifest).await;
+    }
+}
+
+/// Pulls one platform of it, as clients do: tag, manifest, config, layers.
+pub async fn pull_platform(proxy: &Proxy, tag: &str, manifest: &PushedManifest) {
+    let mut paths = vec![
+        format!("manifests/{tag}"),
+        format!("manifests/{}", manifest.manifest.digest),
+    ];
+    let blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
+    paths.extend(blobs.map(|blob| format!("blobs/{}", blob.digest)));
+    for path in paths {
+        let answer = proxy
+            .client()
+            .get(&format!("/v2/{REPOSITORY}/{path}"))
+            .await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        assert!(answer.clean_end, "{path}");
+    }
+    idle(proxy).await;
 }

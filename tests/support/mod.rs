@@ -12,6 +12,7 @@
 )]
 
 pub mod blobs;
+pub mod bundle;
 pub mod client;
 pub mod disk;
 pub mod image;

@@ -1,4 +1,4 @@
-//! Debian's docker-registry: an upstream that shares no line of code with us.
+//! Real parts: Debian's docker-registry, an upstream that shares no line of code with us, and dockerd.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::{Pki, program};
+use super::{Pki, Sandbox, program};
 
 /// Another process may take the port between our looking for one and the registry's binding it.
 const ATTEMPTS: usize = 10;
@@ -102,5 +102,51 @@ impl DockerRegistry {
 impl Drop for DockerRegistry {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// A dockerd of a sandbox's own: its data, its socket, its containerd, no network of its making. It ends with
+/// the sandbox.
+pub struct Dockerd {
+    host: String,
+}
+
+impl Dockerd {
+    /// Starts it and waits until it listens.
+    pub fn start(sandbox: &Sandbox) -> Self {
+        let path = |name: &str| sandbox.path(name).to_string_lossy().into_owned();
+        let host = format!("unix://{}", path("docker.sock"));
+        sandbox.daemon(
+            "API listen on",
+            "dockerd",
+            [
+                "--data-root",
+                &path("docker"),
+                "--exec-root",
+                &path("docker-exec"),
+                "--pidfile",
+                &path("docker.pid"),
+                "--host",
+                &host,
+                "--iptables=false",
+                "--ip6tables=false",
+                "--bridge=none",
+            ],
+        );
+        Self { host }
+    }
+
+    /// Where docker's own command finds it.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Runs docker's command, which must end well; returns its standard output.
+    pub fn docker(&self, sandbox: &Sandbox, arguments: &[&str]) -> String {
+        let arguments = arguments.iter().copied();
+        sandbox.must(
+            "docker",
+            ["--host", &self.host].into_iter().chain(arguments),
+        )
     }
 }

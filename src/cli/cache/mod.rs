@@ -3,7 +3,9 @@
 //! A command is a request, and how what is told is shown to a person. What it does is in
 //! [`crate::jobs::operations`].
 
+mod list;
 mod stats;
+mod verify;
 
 use std::io::Write;
 
@@ -25,8 +27,12 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// The images in the cache, and how much of each is there
+    List(list::Args),
     /// The cache in figures
     Stats(stats::Args),
+    /// Hash everything again, and take the damaged away
+    Verify(verify::Args),
 }
 
 /// What every one of these commands takes.
@@ -66,6 +72,8 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     match args.command {
+        Command::List(args) => list::run(args, environment, out),
         Command::Stats(args) => stats::run(args, environment, out),
+        Command::Verify(args) => verify::run(args, environment, out),
     }
 }

@@ -52,7 +52,16 @@ fn text(stats: &Stats) -> String {
             "blobs",
             format!("{}, {}", HumanCount(stats.blobs), BinaryBytes(bytes.blobs)),
         ),
-        ("records", BinaryBytes(bytes.records).to_string()),
+        (
+            "images",
+            format!(
+                "{} tags, {} manifests in {} repositories, {} of records",
+                HumanCount(stats.tags),
+                HumanCount(stats.manifests),
+                HumanCount(stats.repositories),
+                BinaryBytes(bytes.records)
+            ),
+        ),
         (
             "downloads",
             format!(

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+use crate::oci::{Digest, ImageName, ImagePattern, Platform, RepositoryName, Tag};
+
 /// An operation and what it needs to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(
@@ -16,6 +18,35 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub enum Request {
     /// What is in the cache, in figures. Answered by one [`Event::Stats`].
     Stats,
+    /// The images in the cache. Answered by an [`Event::Image`] for each, in order of name.
+    List {
+        /// Which; all without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        images: Option<ImagePattern>,
+    },
+    /// Hashes everything again. Answered by [`Event::Verifying`] from time to time, an event for each
+    /// damage found, and [`Event::Verified`].
+    Verify,
+    /// Images as a bundle. Answered by [`Event::Bundle`] and the bundle's bytes.
+    Export {
+        /// The images.
+        images: Vec<ImageName>,
+        /// Of an index only the manifests for these; all if empty.
+        #[serde(default)]
+        platforms: Vec<Platform>,
+        /// What refers to the images, too.
+        referrers: bool,
+    },
+    /// Takes in the bundle that follows as input. Answered by an [`Event::Imported`] for each image and
+    /// one [`Event::ImportEnded`].
+    Import {
+        /// `repository[:tag]` to take the place of what the bundle says.
+        #[serde(default)]
+        rename: Option<String>,
+        /// Of an index only the manifests for these; all that are in the bundle if empty.
+        #[serde(default)]
+        platforms: Vec<Platform>,
+    },
 }
 
 /// What an operation tells.
@@ -28,6 +59,69 @@ pub enum Request {
 pub enum Event {
     /// The cache in figures.
     Stats(Stats),
+    /// An image in the cache.
+    Image(ListedImage),
+    /// How far a verification has come.
+    Verifying {
+        /// Bytes hashed so far.
+        bytes: u64,
+        /// Bytes there were to hash when it began.
+        total_bytes: u64,
+    },
+    /// A blob was damaged, and is taken away: it is fetched again when somebody asks for it.
+    Damaged {
+        /// The blob.
+        digest: Digest,
+        /// In which way.
+        damage: String,
+    },
+    /// Some of a repository's records were damaged. What is readable is kept.
+    DamagedRecords {
+        /// The upstream it is of.
+        upstream: String,
+        /// The repository.
+        repository: RepositoryName,
+        /// How many stretches of its log were not readable.
+        stretches: u64,
+    },
+    /// Something in the cache's directory that cannot be read, and of which nothing else is known.
+    Unreadable {
+        /// Where, below that directory.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// Something in the cache's directory that is not of the cache; it is left alone.
+    Foreign {
+        /// Where, below that directory.
+        path: String,
+    },
+    /// What a verification came to.
+    Verified(Verified),
+    /// What a bundle holds; its bytes follow.
+    Bundle {
+        /// Images, and what refers to them.
+        images: u64,
+        /// Blobs, manifests not among them.
+        blobs: u64,
+        /// Length of the bundle.
+        bytes: u64,
+    },
+    /// What became of one image of a bundle.
+    Imported {
+        /// What it is called here.
+        image: String,
+        /// Its manifest.
+        digest: Digest,
+        /// What its tag named before, where that was another manifest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replaced: Option<Digest>,
+        /// Why nothing of it was applied, where nothing was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// What an import came to.
+    ImportEnded(ImportTally),
     /// The last event: the operation is over.
     End {
         /// Why it did not do all that it was asked for.
@@ -55,12 +149,35 @@ pub struct Stats {
     pub limit_bytes: u64,
     /// Blobs in the cache.
     pub blobs: u64,
+    /// Repositories of which anything is recorded.
+    pub repositories: u64,
+    /// Their tags.
+    pub tags: u64,
+    /// Their manifests.
+    pub manifests: u64,
     /// The figures are of all there is: false while the cache is still being counted after a start.
     pub is_counted: bool,
     /// Downloads that broke off and wait to be continued.
     pub interrupted_downloads: u64,
     /// What is wrong with the cache.
     pub degraded: Vec<Fault>,
+}
+
+/// What an import came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportTally {
+    /// Images that were applied.
+    pub images: u64,
+    /// Images of which nothing was applied.
+    pub failed_images: u64,
+    /// Blobs that the cache did not have.
+    pub new_blobs: u64,
+    /// Their bytes.
+    pub new_bytes: u64,
+    /// Blobs that it had.
+    pub known_blobs: u64,
+    /// Their bytes.
+    pub known_bytes: u64,
 }
 
 /// Bytes on disk by the state of the file that they are in.
@@ -85,6 +202,84 @@ pub struct Fault {
     pub what: String,
     /// Since when.
     pub since: Time,
+}
+
+/// An image in the cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListedImage {
+    /// The upstream it is from.
+    pub upstream: String,
+    /// Its repository.
+    pub repository: RepositoryName,
+    /// A tag it has; an image with several is listed with each, one with none without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<Tag>,
+    /// Its manifest or index.
+    pub digest: Digest,
+    /// How much of it is here.
+    pub state: ImageState,
+    /// What it runs on, where it is an index that says so, and whether that is here.
+    pub platforms: Vec<ListedPlatform>,
+    /// Bytes of it that are here, those it shares with others included.
+    pub bytes: u64,
+    /// What of it is not here.
+    pub missing: Missing,
+    /// Signatures, SBOMs and the like that are here, too, and are about it.
+    pub referrers: u64,
+    /// When the upstream last confirmed it.
+    pub checked: Time,
+    /// When all of it was last used, as far as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_use: Option<Time>,
+}
+
+/// How much of an image is in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageState {
+    /// All of it, for all platforms.
+    Complete,
+    /// All of it for some platforms: those can be pulled without the upstream.
+    SomePlatforms,
+    /// Not enough to be pulled without the upstream.
+    Partial,
+}
+
+/// A platform of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedPlatform {
+    /// `os/architecture[/variant]`.
+    pub platform: String,
+    /// All of it is in the cache.
+    pub is_complete: bool,
+}
+
+/// What of an image is not in the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Manifests; what they name is not known.
+    pub manifests: u64,
+    /// Blobs.
+    pub blobs: u64,
+    /// The bytes of those.
+    pub bytes: u64,
+}
+
+/// What a verification came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Blobs that are what they should be.
+    pub sound: u64,
+    /// Bytes that were hashed.
+    pub bytes: u64,
+    /// Blobs that were not what they should be.
+    pub damaged: u64,
+    /// Repositories whose records were read.
+    pub repositories: u64,
+    /// Repositories some of whose records were damaged.
+    pub damaged_records: u64,
+    /// Files and directories that could not be read.
+    pub unreadable: u64,
 }
 
 /// A point in time, in messages as RFC 3339 with a resolution of a second.

@@ -13,21 +13,29 @@
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |
-//! | `stats` | the operations, one a file |
+//! | `stats`, `list`, `verify`, `export`, `import` | the operations, one a file |
 
+mod export;
+mod import;
+mod list;
 mod message;
 mod names;
 mod running;
 mod stats;
+mod verify;
 pub mod wire;
 
 use std::sync::Arc;
 
-pub use message::{BytesByState, Event, Fault, Reason, Request, Stats, Time};
+pub use message::{
+    BytesByState, Event, Fault, ImageState, ImportTally, ListedImage, ListedPlatform, Missing,
+    Reason, Request, Stats, Time, Verified,
+};
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;
+use crate::cache::bundle::ExportOptions;
 
 /// What operations work on.
 pub struct Parts {
@@ -35,6 +43,8 @@ pub struct Parts {
     pub store: Store,
     /// What images are called.
     pub names: Names,
+    /// Longest manifest that is taken in, in bytes.
+    pub max_manifest_bytes: u64,
 }
 
 /// The operations of one store. Clone is cheap.
@@ -65,10 +75,26 @@ impl Operations {
 async fn run(
     parts: &Parts,
     request: Request,
-    _input: Input,
+    input: Input,
     output: &Output,
 ) -> Result<(), OperationError> {
     match request {
         Request::Stats => stats::run(parts, output).await,
+        Request::List { images } => list::run(parts, images, output).await,
+        Request::Verify => verify::run(parts, output).await,
+        Request::Export {
+            images,
+            platforms,
+            referrers,
+        } => {
+            let options = ExportOptions {
+                platforms,
+                referrers,
+            };
+            export::run(parts, images, options, output).await
+        }
+        Request::Import { rename, platforms } => {
+            import::run(parts, rename, platforms, input, output).await
+        }
     }
 }

@@ -31,21 +31,28 @@ impl Names {
     /// # Errors
     /// When its domain is somebody else's.
     pub fn route(&self, image: &ImageName) -> Result<RepoKey, Elsewhere> {
-        if let Some(domain) = &image.domain
-            && !self.is_ours(domain)
-        {
-            return Err(Elsewhere {
-                domain: domain.clone(),
-                ours: match &self.domains[..] {
-                    [] => "localhost".to_owned(),
-                    domains => domains.join(", "),
-                },
-            });
-        }
+        self.check(image.domain.as_deref())?;
         Ok(RepoKey {
             upstream: Arc::clone(&self.upstream),
             repository: image.repository.clone(),
         })
+    }
+
+    /// Whether images of `domain` are ours.
+    ///
+    /// # Errors
+    /// They are somebody else's.
+    pub fn check(&self, domain: Option<&str>) -> Result<(), Elsewhere> {
+        match domain {
+            Some(domain) if !self.is_ours(domain) => Err(Elsewhere {
+                domain: domain.to_owned(),
+                ours: match &self.domains[..] {
+                    [] => "localhost".to_owned(),
+                    domains => domains.join(", "),
+                },
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn is_ours(&self, domain: &str) -> bool {

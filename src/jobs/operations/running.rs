@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::message::{Event, Reason};
+use super::names::Elsewhere;
 
 /// How many items wait for whoever reads them; a data item is up to [`DATA_BYTES`].
 const WAITING: usize = 16;
@@ -42,6 +43,12 @@ pub enum OperationError {
     /// Nobody reads what it tells.
     #[error(transparent)]
     Gone(#[from] Gone),
+}
+
+impl From<Elsewhere> for OperationError {
+    fn from(error: Elsewhere) -> Self {
+        Self::Usage(error.to_string())
+    }
 }
 
 impl OperationError {

@@ -8,7 +8,7 @@ use crate::cache::Store;
 
 /// How long the figures wait for the index: it loads in well under a second for a million blobs, and
 /// where it has to be rebuilt the figures say that they are not all.
-const INDEX_WAIT: Duration = Duration::from_secs(5);
+pub(super) const INDEX_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(parts: &Parts, output: &Output) -> Result<(), OperationError> {
     let store = parts.store.clone();
@@ -25,6 +25,14 @@ fn stats(store: &Store) -> Stats {
         what: what.to_string(),
         since: Time(*since),
     });
+    let records = store.records();
+    let repositories = records.repositories();
+    let (tags, manifests) = repositories.iter().fold((0, 0), |(tags, manifests), repo| {
+        (
+            tags + records.tags(repo).len() as u64,
+            manifests + records.manifests(repo).len() as u64,
+        )
+    });
     Stats {
         bytes: BytesByState {
             total: usage.total(),
@@ -35,6 +43,9 @@ fn stats(store: &Store) -> Stats {
         },
         limit_bytes: usage.limit,
         blobs: usage.blobs,
+        repositories: repositories.len() as u64,
+        tags,
+        manifests,
         is_counted: usage.complete,
         interrupted_downloads: store.interrupted().len() as u64,
         degraded: degraded.collect(),

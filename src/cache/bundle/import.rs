@@ -1,0 +1,509 @@
+//! Import: an archive read once from its beginning to its end, and what is whole in it applied.
+//!
+//! Blobs are committed as they come, so an import that was cut off goes on from there when it is
+//! started again. Records are written last, an image at a time and only of one that is whole; before
+//! that nobody can be served any of it.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::archive::{PIECE, each_file};
+use super::contents::{Contents, Known, Role, TooMany, Whole};
+use crate::cache::{AppendError, BeginError};
+use crate::cache::{Blob, CommitError, Store};
+use crate::oci::layout::{LayoutImage, LayoutIndex, LayoutPath, ParseLayoutError, check_layout};
+use crate::oci::{Digest, Hasher, Platform, RepoKey, Tag};
+
+/// Most bytes of the two documents that a layout begins with.
+const MAX_DOCUMENT: u64 = 4 * 1024 * 1024;
+
+/// How many faults of one image are told one by one.
+const MAX_FAULTS: usize = 5;
+
+/// How an archive is taken in.
+#[derive(Clone, Debug)]
+pub struct ImportOptions {
+    /// Of an index, only the manifests for these; all that it was exported for if empty.
+    pub platforms: Vec<Platform>,
+    /// Longest manifest, in bytes.
+    pub max_manifest_bytes: u64,
+    /// When tags and holdings count as checked.
+    pub at: SystemTime,
+}
+
+/// Where an image of an archive goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// What it is called in messages.
+    pub name: String,
+    /// The repository that holds it from then on.
+    pub repo: RepoKey,
+    /// The tag that names it from then on.
+    pub tag: Option<Tag>,
+}
+
+/// Tells where an image goes, or why nobody can know.
+pub type Placing<'a> = dyn Fn(&LayoutIndex, &LayoutImage) -> Result<Place, String> + 'a;
+
+/// What became of one image of an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// What it is called; its digest, where nobody can know.
+    pub name: String,
+    /// Its manifest.
+    pub digest: Digest,
+    /// What the tag named before, where that was something else.
+    pub replaced: Option<Digest>,
+    /// Why nothing of it was applied, where nothing was.
+    pub failed: Option<String>,
+}
+
+/// How far an import is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Bytes of files read from the archive.
+    pub read_bytes: u64,
+    /// Blobs that the store did not have.
+    pub new_blobs: u64,
+    /// Their bytes.
+    pub new_bytes: u64,
+    /// Blobs that it had.
+    pub known_blobs: u64,
+    /// Their bytes.
+    pub known_bytes: u64,
+}
+
+/// Why an archive was not taken in. No record was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// It cannot be read to its end, or is no archive.
+    #[error("the bundle cannot be read")]
+    Archive(#[source] io::Error),
+    /// It has something in it that a layout does not have.
+    #[error("the bundle is refused for {name:?}: {why}")]
+    Refused {
+        /// The name of the entry.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It is no image layout.
+    #[error("this is no bundle: {0}")]
+    NotALayout(&'static str),
+    /// One of the documents at the top is wrong.
+    #[error("{name} of the bundle")]
+    Document {
+        /// The file.
+        name: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: ParseLayoutError,
+    },
+    /// The disk of the cache.
+    #[error("cannot {step} the cache")]
+    Disk {
+        /// What was done.
+        step: &'static str,
+        /// What the disk says.
+        #[source]
+        source: io::Error,
+    },
+    /// Who wanted it has left.
+    #[error("the import was broken off")]
+    Stopped,
+}
+
+/// Takes an archive in and applies every image of it that is whole, telling of each. `going` is told how
+/// far it is and ends the import by false. Blocks on the disk.
+///
+/// # Errors
+/// Where the archive itself cannot be believed. Then no record is written.
+pub fn import(
+    store: &Store,
+    input: impl Read,
+    place: &Placing<'_>,
+    options: &ImportOptions,
+    mut going: impl FnMut(&Tally) -> bool,
+) -> Result<(Vec<Imported>, Tally), ImportError> {
+    let mut import = Import {
+        store,
+        options,
+        contents: Contents::new(options.platforms.clone(), options.max_manifest_bytes),
+        seen: HashSet::new(),
+        leases: Leases::new(),
+        has_layout: false,
+        has_docker_manifest: false,
+        tally: Tally::default(),
+        going: &mut going,
+    };
+    each_file(input, |path, size, content| {
+        import.file(path, size, content)
+    })?;
+    import.check_layout()?;
+    let images = import.apply(place)?;
+    Ok((images, import.tally))
+}
+
+struct Import<'a> {
+    store: &'a Store,
+    options: &'a ImportOptions,
+    contents: Contents,
+    /// Blobs that came.
+    seen: HashSet<Digest>,
+    leases: Leases,
+    has_layout: bool,
+    has_docker_manifest: bool,
+    tally: Tally,
+    going: &'a mut dyn FnMut(&Tally) -> bool,
+}
+
+impl Import<'_> {
+    fn file(
+        &mut self,
+        path: LayoutPath,
+        size: u64,
+        content: &mut dyn Read,
+    ) -> Result<(), ImportError> {
+        let twice = |name: String| ImportError::Refused {
+            name,
+            why: "it comes twice".to_owned(),
+        };
+        match path {
+            LayoutPath::Layout => {
+                let bytes = document("oci-layout", size, content)?;
+                let name = "oci-layout";
+                check_layout(&bytes).map_err(|source| ImportError::Document { name, source })?;
+                if std::mem::replace(&mut self.has_layout, true) {
+                    return Err(twice(name.to_owned()));
+                }
+            }
+            LayoutPath::Index => {
+                let bytes = document("index.json", size, content)?;
+                let name = "index.json";
+                let index = LayoutIndex::parse(&bytes)
+                    .map_err(|source| ImportError::Document { name, source })?;
+                if self.contents.index().is_some() {
+                    return Err(twice(name.to_owned()));
+                }
+                self.contents.put_index(index);
+            }
+            LayoutPath::Blob(digest) => {
+                if !self.seen.insert(digest) {
+                    return Err(twice(LayoutPath::of_blob(&digest)));
+                }
+                self.entry(digest, size, content)?;
+            }
+            LayoutPath::DockerManifest => self.has_docker_manifest = true,
+            LayoutPath::Other => {}
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        digest: Digest,
+        size: u64,
+        content: &mut dyn Read,
+    ) -> Result<(), ImportError> {
+        match self.contents.role(&digest, size) {
+            Role::None => Ok(()),
+            Role::Blob => self.blob(digest, size, content),
+            Role::Either => {
+                let bytes = read(size, content)?;
+                self.advance(size)?;
+                let actual = Digest::of(&bytes);
+                if actual != digest {
+                    self.contents.put_blob(digest, damaged(actual));
+                    return Ok(());
+                }
+                let kept = self.contents.keep(digest, &bytes);
+                let kept = kept.map_err(|TooMany| ImportError::Refused {
+                    name: LayoutPath::of_blob(&digest),
+                    why: "there are too many manifests".to_owned(),
+                })?;
+                match kept {
+                    true => Ok(()),
+                    false => self.blob(digest, size, &mut &*bytes),
+                }
+            }
+        }
+    }
+
+    /// Takes a blob into the store, or reads over one that the store has, and notes what came of it.
+    fn blob(
+        &mut self,
+        digest: Digest,
+        size: u64,
+        content: &mut dyn Read,
+    ) -> Result<(), ImportError> {
+        let known = match self.believed(&digest, size) {
+            Some(blob) => self.compare(blob, content)?,
+            None => self.store(digest, size, content)?,
+        };
+        self.contents.put_blob(digest, known);
+        Ok(())
+    }
+
+    /// A blob of the store that was hashed since it was last changed and is so long.
+    fn believed(&self, digest: &Digest, size: u64) -> Option<Blob> {
+        // One that cannot be opened is written anew.
+        let blob = self.store.blob(digest).ok().flatten()?;
+        (blob.stamped() && blob.len() == size).then_some(blob)
+    }
+
+    fn compare(&mut self, blob: Blob, content: &mut dyn Read) -> Result<Known, ImportError> {
+        let (mut hasher, mut left) = (Hasher::new(), blob.len());
+        let mut piece = vec![0; PIECE];
+        while left > 0 {
+            let length = self.piece(&mut piece, left, content)?;
+            hasher.update(&piece[..length]);
+            left -= length as u64;
+        }
+        let actual = hasher.finish();
+        if actual != blob.digest() {
+            return Ok(damaged(actual));
+        }
+        self.tally.known_blobs += 1;
+        self.tally.known_bytes += blob.len();
+        let known = Known::Stored(blob.len());
+        self.leases.hold(blob);
+        Ok(known)
+    }
+
+    fn store(
+        &mut self,
+        digest: Digest,
+        size: u64,
+        content: &mut dyn Read,
+    ) -> Result<Known, ImportError> {
+        let mut partial = match self.store.begin(digest, size, &[]) {
+            Ok(partial) => partial,
+            Err(error @ (BeginError::TooLarge { .. } | BeginError::NoRoom { .. })) => {
+                return Ok(Known::Bad(error.to_string()));
+            }
+            Err(BeginError::Disk(source)) => return Err(disk("write to", source)),
+        };
+        let mut piece = vec![0; PIECE];
+        while partial.written() < size {
+            let length = self.piece(&mut piece, size - partial.written(), content)?;
+            match partial.append(&piece[..length]) {
+                Ok(()) => {}
+                Err(AppendError::Disk(source)) => return Err(disk("write to", source)),
+                Err(AppendError::TooLong { .. }) => break,
+            }
+        }
+        let verified = match partial.verify() {
+            Ok(verified) => verified,
+            Err((_, mismatch)) => return Ok(Known::Bad(mismatch.to_string())),
+        };
+        match self.store.commit(verified) {
+            Ok(blob) => self.leases.hold(blob),
+            Err(CommitError::Disk { source, .. }) => return Err(disk("write to", source)),
+            Err(error @ (CommitError::Length { .. } | CommitError::Foreign)) => {
+                return Err(disk("write to", io::Error::other(error)));
+            }
+        }
+        self.tally.new_blobs += 1;
+        self.tally.new_bytes += size;
+        Ok(Known::Stored(size))
+    }
+
+    /// The next piece of a file of which `left` bytes are left.
+    fn piece(
+        &mut self,
+        piece: &mut [u8],
+        left: u64,
+        content: &mut dyn Read,
+    ) -> Result<usize, ImportError> {
+        // In range: no more than the length of the piece.
+        let length = left.min(piece.len() as u64) as usize;
+        content
+            .read_exact(&mut piece[..length])
+            .map_err(ImportError::Archive)?;
+        self.advance(length as u64)?;
+        Ok(length)
+    }
+
+    fn advance(&mut self, bytes: u64) -> Result<(), ImportError> {
+        self.tally.read_bytes += bytes;
+        match (self.going)(&self.tally) {
+            true => Ok(()),
+            false => Err(ImportError::Stopped),
+        }
+    }
+
+    fn check_layout(&self) -> Result<(), ImportError> {
+        let why = match self.contents.index() {
+            None if self.has_docker_manifest => {
+                "it is what older dockers save, which has no manifests \
+                 (skopeo copy docker-archive:FILE oci-archive:BUNDLE makes one of it)"
+            }
+            None => "there is no index.json in it",
+            Some(_) if !self.has_layout => "there is no oci-layout in it",
+            Some(index) if index.manifests.is_empty() => "there is no image in it",
+            Some(_) => return Ok(()),
+        };
+        Err(ImportError::NotALayout(why))
+    }
+
+    /// Applies every image that is whole.
+    fn apply(&mut self, place: &Placing<'_>) -> Result<Vec<Imported>, ImportError> {
+        let index = self.contents.index().cloned();
+        let Some(index) = index else {
+            return Ok(Vec::new());
+        };
+        let mut images = Vec::new();
+        for image in &index.manifests {
+            let mut imported = Imported {
+                name: image.digest.to_string(),
+                digest: image.digest,
+                replaced: None,
+                failed: None,
+            };
+            match place(&index, image) {
+                Ok(place) => {
+                    imported.name.clone_from(&place.name);
+                    match self.apply_one(image, &place)? {
+                        Ok(replaced) => imported.replaced = replaced,
+                        Err(why) => imported.failed = Some(why),
+                    }
+                }
+                Err(why) => imported.failed = Some(why),
+            }
+            images.push(imported);
+        }
+        // What is told as done is to survive a power cut.
+        self.store
+            .flush()
+            .map_err(|source| disk("write to", source))?;
+        Ok(images)
+    }
+
+    /// Applies an image if it is whole; answers what its tag named before, or what is wrong.
+    fn apply_one(
+        &mut self,
+        image: &LayoutImage,
+        place: &Place,
+    ) -> Result<Result<Option<Digest>, String>, ImportError> {
+        let stored = |digest: &Digest| {
+            let blob = self.store.blob(digest).ok().flatten()?;
+            blob.stamped().then(|| blob.len())
+        };
+        let whole = match self.contents.whole(image, &stored) {
+            Ok(whole) => whole,
+            Err(faults) => return Ok(Err(listed(&faults))),
+        };
+        // A layer that looked like a manifest is still in memory.
+        for (digest, size) in &whole.blobs {
+            if self.contents.blob(digest).is_none()
+                && let Some(bytes) = self.contents.kept(digest).cloned()
+            {
+                self.blob(*digest, *size, &mut &*bytes)?;
+                if let Some(Known::Bad(why)) = self.contents.blob(digest) {
+                    return Ok(Err(format!("blob {digest}: {why}")));
+                }
+            }
+        }
+        // Held until the records tell that they are needed.
+        let mut held = Leases::new();
+        for (digest, size) in &whole.blobs {
+            match self.believed(digest, *size) {
+                Some(blob) => held.hold(blob),
+                None => {
+                    return Ok(Err(format!(
+                        "there is no room in the cache for blob {digest}"
+                    )));
+                }
+            }
+        }
+        Ok(self.record(&whole, place))
+    }
+
+    /// Writes the records of an image, each after those that it rests on.
+    fn record(&self, whole: &Whole, place: &Place) -> Result<Option<Digest>, String> {
+        let (records, at) = (self.store.records(), self.options.at);
+        let mut top = None;
+        for (digest, media_type, bytes) in &whole.manifests {
+            records.put_manifest(&place.repo, media_type, bytes.clone(), at);
+            if records.manifest(&place.repo, digest).is_none() {
+                return Err("its records cannot be written".to_owned());
+            }
+            top = Some(*digest);
+        }
+        for (digest, size) in &whole.blobs {
+            records.put_held(&place.repo, *digest, Some(*size), at);
+        }
+        let (Some(tag), Some(top)) = (&place.tag, top) else {
+            return Ok(None);
+        };
+        let before = records.tag(&place.repo, tag).map(|record| record.digest);
+        records.put_tag(&place.repo, tag, top, at);
+        Ok(before.filter(|before| *before != top))
+    }
+}
+
+fn damaged(actual: Digest) -> Known {
+    Known::Bad(format!("its content is {actual}"))
+}
+
+fn disk(step: &'static str, source: io::Error) -> ImportError {
+    ImportError::Disk { step, source }
+}
+
+fn document(name: &'static str, size: u64, content: &mut dyn Read) -> Result<Bytes, ImportError> {
+    if size > MAX_DOCUMENT {
+        return Err(ImportError::Refused {
+            name: name.to_owned(),
+            why: format!("it is longer than {MAX_DOCUMENT} bytes"),
+        });
+    }
+    read(size, content)
+}
+
+/// Reads a small file into memory.
+fn read(size: u64, content: &mut dyn Read) -> Result<Bytes, ImportError> {
+    let mut bytes = Vec::new();
+    content
+        .take(size)
+        .read_to_end(&mut bytes)
+        .map_err(ImportError::Archive)?;
+    if bytes.len() as u64 != size {
+        return Err(ImportError::Archive(io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(bytes.into())
+}
+
+fn listed(faults: &[String]) -> String {
+    let mut text = faults[..faults.len().min(MAX_FAULTS)].join("; ");
+    if faults.len() > MAX_FAULTS {
+        text += &format!("; and {} more", faults.len() - MAX_FAULTS);
+    }
+    text
+}
+
+/// Blobs held open, so that they are not evicted before a record tells that they are needed. No more of
+/// them than leaves descriptors to everybody else: beyond, it is only looked whether they are still there.
+struct Leases {
+    held: HashMap<Digest, Blob>,
+    most: usize,
+}
+
+impl Leases {
+    fn new() -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let most = limit.and_then(|limit| usize::try_from(limit / 8).ok());
+        Self {
+            held: HashMap::new(),
+            most: most.unwrap_or(1024).clamp(16, 1024),
+        }
+    }
+
+    fn hold(&mut self, blob: Blob) {
+        if self.held.len() < self.most {
+            self.held.insert(blob.digest(), blob);
+        }
+    }
+}

@@ -135,7 +135,7 @@ async fn d20_a_second_process_is_refused_and_a_killed_one_leaves_no_lock() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn d14_debris_of_earlier_runs_is_removed_and_what_is_not_ours_is_left() {
-    const COUNT: usize = 10_000;
+    const COUNT: usize = 100_000;
     let simulator = simulator().await;
     let mut proxy = Proxy::before(&simulator);
     let kept = blob(&simulator, 1, 100_000);

@@ -6,6 +6,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+/// 2025-01-01: before this program was made.
+const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
+
+/// The earliest time that can be now. A clock that shows less was never set; signed requests and
+/// certificates fail with it.
+pub fn earliest() -> SystemTime {
+    SystemTime::UNIX_EPOCH + EARLIEST
+}
+
 /// The time of day. Cloning is cheap; clones of a [`Clock::settable`] one move together.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {

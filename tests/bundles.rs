@@ -5,8 +5,9 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
-use ecr_proxy::simulator::{Flavour, ImageSpec, PushedImage, Simulator};
+use ecr_proxy::simulator::{Flavour, ImageSpec, Outage, PushedImage, Simulator};
 use serde_json::json;
 use support::blobs::{blob_file, simulator};
 use support::bundle::{
@@ -282,4 +283,195 @@ async fn skopeo_copies_from_a_site_that_knows_its_images_by_a_bundle_alone() {
     let to = format!("dir:{}", sandbox.path("copied").display());
     let copy = ["copy", "--all", "--src-tls-verify=false", &from, &to];
     sandbox.must("skopeo", copy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn some_platforms_are_exported_and_what_is_missing_is_named() {
+    let (pushed, home) = of_platforms(Flavour::Oci).await;
+    let all = export(&home, "all.tar", &["team/app:multi"]);
+    let arm = export(
+        &home,
+        "arm.tar",
+        &["team/app:multi", "--platform", "linux/arm64"],
+    );
+    assert!(fs::metadata(&arm).unwrap().len() < fs::metadata(&all).unwrap().len());
+    let ended = home.run([
+        "export",
+        "team/app:multi",
+        "-o",
+        "/x",
+        "--platform",
+        "linux/s390x",
+    ]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let has = "none of the platforms asked for; it has linux/amd64, linux/arm64";
+    assert!(ended.stderr.contains(has), "{ended:?}");
+
+    // A site that has one platform says so, serves it, and exports it; not the other.
+    let site = cut_off().start();
+    import(&site, &arm, &[]).fine();
+    let [amd, arm64] = &pushed.manifests[..] else {
+        panic!("{pushed:?}")
+    };
+    assert_eq!(amd.platform, "linux/amd64");
+    pull_all(&site.client(), &arm64.manifest.digest).await;
+    assert_unknown(&site.client(), &amd.manifest.digest).await;
+    let ended = site.run(["export", "team/app:multi", "-o", "/x"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    for word in [
+        &amd.manifest.digest,
+        "--platform",
+        "complete for linux/arm64",
+    ] {
+        assert!(ended.stderr.contains(word), "{word}: {ended:?}");
+    }
+    let again = export(
+        &site,
+        "again.tar",
+        &["team/app:multi", "--platform", "linux/arm64"],
+    );
+    assert_eq!(fs::read(again).unwrap(), fs::read(&arm).unwrap());
+
+    // Of a whole bundle, one platform is taken in where that is asked for.
+    let other = cut_off().start();
+    import(&other, &all, &["--platform", "linux/amd64"]).fine();
+    pull_all(&other.client(), &amd.manifest.digest).await;
+    assert_unknown(&other.client(), &arm64.manifest.digest).await;
+    let ended = import(&other, &arm, &["--platform", "linux/amd64"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_in_the_cache_is_named_and_no_bundle_is_left() {
+    let (simulator, home) = two_images().await;
+    let pushed = simulator.push_image(REPOSITORY, "inspected", small(3));
+    let layer = &pushed.manifests[0].layers[1].digest;
+    let target = format!("/v2/{REPOSITORY}/manifests/inspected");
+    assert_eq!(home.client().get(&target).await.status, 200);
+    simulator.outage(Outage::Refused).await;
+    let path = home.dir().join("out.tar");
+    let output = path.to_str().expect("UTF-8");
+    let images = [
+        "team/app:inspected",
+        "team/app:v2",
+        "team/app:v3",
+        "no/such:v1",
+    ];
+    let ended = home.run(["export", "-o", output].into_iter().chain(images));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    for word in [layer, "team/app:v3", "no/such:v1"] {
+        assert!(ended.stderr.contains(word), "{word}: {ended:?}");
+    }
+    assert!(!ended.stderr.contains("team/app:v2"), "{ended:?}");
+    assert!(!path.exists());
+    let ended = home.run(["export", "-o", output, "elsewhere.example/team/app:v1"]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+}
+
+/// Attaches something to a manifest, by `subject` and under a tag if there is one; answers its digest.
+fn attach(simulator: &Simulator, subject: &str, tag: &str, content: &[u8]) -> String {
+    let layer = simulator.put_blob(REPOSITORY, content.to_vec());
+    let config = simulator.put_blob(REPOSITORY, b"{}".to_vec());
+    let mut manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.example.signature", "digest": config, "size": 2},
+        "layers": [{"mediaType": "text/plain", "digest": layer, "size": content.len()}],
+    });
+    if tag.is_empty() {
+        let (media_type, bytes) = simulator.manifest(REPOSITORY, subject).expect("pushed");
+        manifest["subject"] =
+            json!({"mediaType": media_type, "digest": subject, "size": bytes.len()});
+    }
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    simulator.put_manifest(REPOSITORY, tag, media_type, manifest.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_refers_to_an_image_goes_with_it() {
+    let simulator = simulator().await;
+    let pushed = simulator.push_image(REPOSITORY, "v1", small(1));
+    simulator.push_image(REPOSITORY, "v2", small(2));
+    let top = &pushed.top.digest;
+    let sbom = attach(&simulator, top, "", b"an SBOM");
+    let signed = attach(&simulator, &sbom, "", b"a signature of the SBOM");
+    let cosign = format!("{}.sig", top.replace(':', "-"));
+    attach(&simulator, top, &cosign, b"a signature");
+    let home = filled(&simulator, &["v1", "v2", &sbom, &signed, &cosign]).await;
+    let bundle = export(&home, "site.tar", &["team/app:v1"]);
+    let bare = export(&home, "bare.tar", &["team/app:v1", "--no-referrers"]);
+    let other = export(&home, "other.tar", &["team/app:v2"]);
+
+    let site = cut_off().start();
+    let told = import(&site, &bundle, &[]).fine().json_lines();
+    assert_eq!(
+        told.len(),
+        6,
+        "four manifests, their sum, the end: {told:?}"
+    );
+    for reference in [top.as_str(), &sbom, &signed, &cosign, "v1"] {
+        pull_all(&site.client(), reference).await;
+    }
+    let target = format!("/v2/{REPOSITORY}/referrers/{top}");
+    let listed = site.client().get(&target).await;
+    assert_eq!(listed.status, 200, "{}", listed.text());
+    assert_eq!(listed.json()["manifests"][0]["digest"], sbom);
+    let raw = read(&fs::read(&bundle).unwrap());
+    assert!(raw.iter().any(|(path, _)| *path == blob_path(&sbom)));
+    for (bundle, count) in [(&bare, 1), (&other, 1)] {
+        let site = cut_off().start();
+        let told = import(&site, bundle, &[]).fine().json_lines();
+        assert_eq!(told.len(), count + 2, "{told:?}");
+        assert_unknown(&site.client(), &sbom).await;
+    }
+    // By its name, an image is found among what refers to it.
+    let (sandbox, inside) = sandboxed(&bundle);
+    let image = format!("oci-archive:{inside}:registry.mydomain.test/{REPOSITORY}:v1");
+    sandbox.must("skopeo", ["inspect", "--raw", &image]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_is_moved_by_an_import_says_so_and_follows_the_upstream_again() {
+    let simulator = simulator().await;
+    let old = simulator.push_image(REPOSITORY, "v1", small(1)).top.digest;
+    let home = filled(&simulator, &["v1"]).await;
+    let bundle = export(&home, "old.tar", &["team/app:v1"]);
+    let new = simulator.push_image(REPOSITORY, "v1", small(2)).top.digest;
+    let builder = Proxy::builder().simulator(&simulator);
+    let site = builder.set("cache.tag_ttl", "0s").start();
+    let target = format!("/v2/{REPOSITORY}/manifests/v1");
+    assert_eq!(site.client().get(&target).await.digest(), new);
+    let told = import(&site, &bundle, &[]).fine().json_lines();
+    assert_eq!(
+        (&told[0]["digest"], &told[0]["replaced"]),
+        (&json!(old), &json!(new))
+    );
+    assert_eq!(site.client().get(&target).await.digest(), new);
+    simulator.outage(Outage::Refused).await;
+    assert_eq!(site.client().get(&target).await.digest(), new);
+    import(&site, &bundle, &[]).fine();
+    assert_eq!(site.client().get(&target).await.digest(), old);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_go_on_while_a_bundle_is_taken_in() {
+    let (_simulator, home) = two_images().await;
+    let site = cut_off().start();
+    let first = export(&home, "1.tar", &["team/app:v1"]);
+    let second = export(&home, "2.tar", &["team/app:v2"]);
+    import(&site, &first, &[]).fine();
+    let expected = pull_all(&home.client(), "v1").await;
+    let mut command = site.command(["import", second.to_str().expect("UTF-8")]);
+    let mut importing = command
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the program was built");
+    loop {
+        assert_eq!(pull_all(&site.client(), "v1").await, expected);
+        if let Some(status) = importing.try_wait().expect("a child") {
+            assert!(status.success());
+            break;
+        }
+    }
+    pull_all(&site.client(), "v2").await;
 }

@@ -3,12 +3,13 @@
 
 mod support;
 
-use ecr_proxy::simulator::{Outage, Simulator};
+use ecr_proxy::simulator::{BlobSource, ImageSpec, Layer, Outage, PushedImage, Simulator};
 use support::Proxy;
 use support::blobs::{
     MIB, assert_whole, blob, blob_file, idle, metric, outcome, pull, simulator, until,
 };
 use support::disk::Injection;
+use support::image::REPOSITORY;
 use support::large;
 
 /// A proxy that may keep three blobs of [`LEN`] bytes and what it notes about them.
@@ -117,7 +118,7 @@ async fn a_quota_made_smaller_holds_after_a_restart() {
     assert!(proxy.wait().success());
     proxy.set("cache.max_size", (LEN + SPARE) as i64);
     proxy.restart();
-    support::blobs::until("room is made", async || {
+    until("room is made", async || {
         proxy.assert_blobs_are_sound().len() == 1
     })
     .await;
@@ -190,4 +191,109 @@ async fn d18_a_thousand_files_that_cannot_be_removed_stop_nothing_and_go_when_th
     let kept = proxy.assert_blobs_are_sound().len() as f64;
     assert_eq!(metric(&proxy, "ecr_proxy_cache_blobs", &[]).await, kept);
     assert!(kept < COUNT as f64 - 1000.0);
+
+/// An image under `tag` of a base that all share and a layer of its own, both of 4 MiB.
+fn push(simulator: &Simulator, tag: &str, seed: u64) -> PushedImage {
+    let layer = |seed| Layer::Blob(BlobSource::generated(seed, 4 * MIB));
+    let spec = ImageSpec::layers([layer(1), layer(seed)]);
+    simulator.push_image(REPOSITORY, tag, spec)
+}
+
+fn manifest_path(reference: &str) -> String {
+    format!("/v2/{REPOSITORY}/manifests/{reference}")
+}
+
+/// Pulls an image as a client does that has `count` of its layers, lowest first, already.
+async fn pull_image(proxy: &Proxy, image: &PushedImage, tag: &str, has: usize) {
+    let client = proxy.client();
+    assert_eq!(client.get(&manifest_path(tag)).await.status, 200);
+    let platform = &image.manifests[0];
+    for blob in std::iter::once(&platform.config).chain(&platform.layers[has..]) {
+        let path = format!("/v2/{REPOSITORY}/blobs/{}", blob.digest);
+        assert_whole(&client.get(&path).await, &blob.digest);
+    }
+    idle(proxy).await;
+}
+
+/// Whether a tag is served, with upstream cut off. What is served can be pulled whole.
+async fn pulls_whole(proxy: &Proxy, image: &PushedImage, tag: &str) -> bool {
+    let status = proxy.client().get(&manifest_path(tag)).await.status;
+    assert!([200, 503].contains(&status), "{tag}: {status}");
+    if status == 200 {
+        pull_image(proxy, image, tag, 0).await;
+    }
+    status == 200
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_image_is_left_listed_that_cannot_be_pulled_and_a_shared_base_stays() {
+    let simulator = simulator().await;
+    let builder = Proxy::builder().simulator(&simulator);
+    let proxy = builder.set("cache.max_size", "24MiB").start();
+    let tags: Vec<String> = (0..10).map(|n| format!("v{n}")).collect();
+    let mut images = Vec::new();
+    for (tag, seed) in tags.iter().zip(10..) {
+        let image = push(&simulator, tag, seed);
+        // The base is pulled once: later clients have it, and only see that the manifest names it.
+        let has = usize::from(!images.is_empty());
+        pull_image(&proxy, &image, tag, has).await;
+        images.push(image);
+    }
+    let evicted = metric(&proxy, "ecr_proxy_cache_evicted_manifests_total", &[]).await;
+    assert!(evicted >= 5.0, "{evicted} manifests");
+    let base = &images[0].manifests[0].layers[0].digest;
+    assert!(
+        blob_file(&proxy, base).exists(),
+        "the base was in use all the time"
+    );
+
+    simulator.outage(Outage::Refused).await;
+    let mut served = Vec::new();
+    for (tag, image) in tags.iter().zip(&images) {
+        if pulls_whole(&proxy, image, tag).await {
+            served.push(tag.as_str());
+        }
+    }
+    assert!((3..=5).contains(&served.len()), "{served:?}");
+    let latest: Vec<&str> = tags[10 - served.len()..]
+        .iter()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(served, latest, "those used last");
+    proxy.assert_blobs_are_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o12_without_upstream_complete_images_stay_and_partial_newcomers_go() {
+    let simulator = simulator().await;
+    let builder = Proxy::builder().simulator(&simulator);
+    let mut proxy = builder.set("cache.max_size", "40MiB").start();
+    let (old, newcomer) = (push(&simulator, "old", 10), push(&simulator, "new", 20));
+    pull_image(&proxy, &old, "old", 0).await;
+    // A layer of the newcomer comes, and its config does not; then something that nothing names.
+    let client = proxy.client();
+    assert_eq!(client.get(&manifest_path("new")).await.status, 200);
+    let layer = &newcomer.manifests[0].layers[1].digest;
+    let partial = (layer.clone(), format!("/v2/{REPOSITORY}/blobs/{layer}"));
+    pull(&proxy, &partial).await;
+    let loose = blob(&simulator, 99, 4 * MIB);
+    pull(&proxy, &loose).await;
+
+    simulator.outage(Outage::Refused).await;
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    // Room for the old image alone, which was used longest ago.
+    proxy.set("cache.max_size", "10MiB");
+    proxy.restart();
+    until("room is made", async || {
+        let there = [&loose.0, layer].map(|digest| blob_file(&proxy, digest).exists());
+        there == [false, false]
+    })
+    .await;
+    assert!(pulls_whole(&proxy, &old, "old").await);
+    assert!(
+        !pulls_whole(&proxy, &newcomer, "new").await,
+        "nor is it listed"
+    );
+
 }

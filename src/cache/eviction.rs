@@ -17,12 +17,14 @@ use std::time::Duration;
 
 use crate::oci::{Digest, Reference, RepoKey};
 
+use super::index::Game;
 use super::layout::{self, Room};
 use super::lock;
 use super::open_files::Forgotten;
 use super::pins::Pins;
 use super::records::Records;
 use super::references::Standing;
+use super::removal::Removed;
 use super::space::Space;
 use super::store::{BeginError, Shared, Store, now};
 
@@ -38,8 +40,9 @@ const BATCH: usize = 64;
 
 /// Whether somebody waits for the room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Haste {
+pub(super) enum Haste {
     Awaited,
+    /// Nobody, so the records go durably before the files do.
     AheadOfNeed,
 }
 
@@ -203,61 +206,70 @@ impl Shared {
                     }
                 }
             }
-            freed = freed.saturating_add(self.evict_among(
+            // What is used from now on, or could not be removed, comes after this.
+            let last = lock(&self.index).newest();
+            let game = Game {
                 standings,
-                want.saturating_sub(freed),
-                records,
-                haste,
-            ));
+                last,
+                unused_since: i64::MAX,
+            };
+            let want = want.saturating_sub(freed);
+            let gone = self.evict_among(&game, want, records, haste);
+            freed = freed.saturating_add(gone.bytes);
         }
         freed
     }
 
-    /// The same among blobs of these standings, the least recently used first.
-    fn evict_among(
+    /// Removes what may go, the least recently used first, until `want` bytes are freed. The caller holds
+    /// `evicting`.
+    pub(super) fn evict_among(
         &self,
-        standings: &[Standing],
+        game: &Game<'_>,
         want: u64,
         records: &Records,
         haste: Haste,
-    ) -> u64 {
-        // What is used from now on, or could not be removed, comes after this.
-        let last = lock(&self.index).newest();
+    ) -> Removed {
         let mut passed = HashSet::new();
-        let mut freed = 0u64;
-        while freed < want {
-            let victims = self.choose(standings, want - freed, last, &mut passed, records);
+        let mut removed = Removed::default();
+        while removed.bytes < want {
+            let left = want - removed.bytes;
+            let victims = self.choose(game, left, &mut passed, records, &mut removed);
             if victims.is_empty() {
                 break;
             }
-            if haste == Haste::AheadOfNeed
-                && let Err(error) = records.flush()
-            {
-                tracing::warn!(%error, "records of evicted images are not durably gone yet");
+            if haste == Haste::AheadOfNeed {
+                self.flush_before_files(records);
             }
             for (digest, size) in victims {
-                if self.evict_one(&digest) {
-                    freed = freed.saturating_add(size);
+                if self.remove_unused(&digest) {
+                    self.metrics.evictions.inc();
+                    removed.add_blob(size);
                 }
             }
         }
-        freed
+        removed
+    }
+
+    pub(super) fn flush_before_files(&self, records: &Records) {
+        if let Err(error) = records.flush() {
+            tracing::warn!(%error, "records of removed images are not durably gone yet");
+        }
     }
 
     /// The next blobs to go, `want` bytes of them or [`BATCH`], with their sizes. The records that need
     /// them are dropped, in memory.
     fn choose(
         &self,
-        standings: &[Standing],
+        game: &Game<'_>,
         want: u64,
-        last: i64,
         passed: &mut HashSet<Digest>,
         records: &Records,
+        removed: &mut Removed,
     ) -> Vec<(Digest, u64)> {
         let mut victims = Vec::new();
         let mut sum = 0u64;
         while sum < want && victims.len() < BATCH {
-            let next = lock(&self.index).next_victim(standings, passed, last);
+            let next = lock(&self.index).next_victim(game, passed);
             let Some((digest, size)) = next else {
                 break;
             };
@@ -268,6 +280,7 @@ impl Shared {
             let casualties = lock(&self.index).casualties(&digest);
             for image in casualties {
                 records.forget_image(&image.repo, &image.manifests, &image.tags);
+                removed.add_records(&image);
                 self.metrics
                     .evicted_manifests
                     .inc_by(image.manifests.len() as u64);
@@ -279,7 +292,8 @@ impl Shared {
         victims
     }
 
-    fn evict_one(&self, digest: &Digest) -> bool {
+    /// Removes a blob unless somebody reads it; true if it is gone.
+    pub(super) fn remove_unused(&self, digest: &Digest) -> bool {
         let _name = self.name_lock(digest.as_bytes()[0]);
         if matches!(self.open.forget_unused(digest), Forgotten::InUse) {
             return false;
@@ -290,7 +304,6 @@ impl Shared {
         match removed {
             Ok(()) => {
                 self.forget(digest);
-                self.metrics.evictions.inc();
                 true
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

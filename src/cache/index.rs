@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::oci::{Digest, RepoKey};
+use crate::oci::{Digest, Reference, RepoKey};
 
 use super::content::Identity;
 use super::pins::Pins;
@@ -40,6 +40,17 @@ pub(super) enum Event {
     Put(Digest, Known),
     Removed(Digest),
     Used(Digest, i64),
+}
+
+/// What may go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Game<'a> {
+    /// Blobs of these standings...
+    pub(super) standings: &'a [Standing],
+    /// ... that were not used after this sequence...
+    pub(super) last: i64,
+    /// ... nor at or after this time, in seconds since the epoch.
+    pub(super) unused_since: i64,
 }
 
 #[derive(Debug)]
@@ -236,6 +247,23 @@ impl Index {
         self.references.casualties(blob)
     }
 
+    /// What goes when a tag or manifest is taken away, and the blobs on disk that nothing needs then, with
+    /// their sizes.
+    pub(super) fn removal(
+        &self,
+        repo: &RepoKey,
+        reference: &Reference,
+    ) -> Option<(Casualties, Vec<(Digest, u64)>)> {
+        let (casualties, loose) = self.references.removal(repo, reference)?;
+        let loose = loose.into_iter();
+        let stored = loose.filter_map(|digest| Some((digest, self.known(&digest)?.size)));
+        Some((casualties, stored.collect()))
+    }
+
+    pub(super) fn standing(&self, digest: &Digest) -> Standing {
+        self.references.standing(digest)
+    }
+
     /// Records have gone that named these: what nothing needs any more is the next to go.
     pub(super) fn age_if_loose(&mut self, blobs: &[Digest]) {
         for digest in blobs {
@@ -267,18 +295,27 @@ impl Index {
         }
     }
 
-    /// The least recently used blob of these standings that is not among `passed` and was not used after
-    /// sequence `last`, with its size.
+    /// The least recently used blob that may go and is not among `passed`, with its size.
     pub(super) fn next_victim(
         &self,
-        standings: &[Standing],
+        game: &Game<'_>,
         passed: &HashSet<Digest>,
-        last: i64,
     ) -> Option<(Digest, u64)> {
-        let mut order = self.in_order_of(standings);
-        let (sequence, digest) = order.find(|(_, digest)| !passed.contains(digest))?;
-        let size = self.entries.get(&digest)?.known.size;
-        (sequence <= last).then_some((digest, size))
+        self.victims(game)
+            .find(|(digest, _)| !passed.contains(digest))
+    }
+
+    /// The blobs that may go with their sizes, the least recently used first.
+    pub(super) fn victims(&self, game: &Game<'_>) -> impl Iterator<Item = (Digest, u64)> + '_ {
+        let Game {
+            last, unused_since, ..
+        } = *game;
+        self.in_order_of(game.standings)
+            .take_while(move |(sequence, _)| *sequence <= last)
+            .filter_map(move |(_, digest)| {
+                let known = self.entries.get(&digest)?.known;
+                (known.last_use < unused_since).then_some((digest, known.size))
+            })
     }
 
     /// Blobs of these standings, the least recently used first.

@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::oci::{Digest, Manifest, RepoKey, Tag};
+use crate::oci::{Digest, Manifest, Reference, RepoKey, Tag};
 
 use super::pins::{Pinned, Pins};
 
@@ -92,6 +92,24 @@ pub(super) struct Casualties {
     pub(super) blobs: Vec<Digest>,
 }
 
+impl Casualties {
+    fn none_of(repo: &RepoKey) -> Self {
+        Self {
+            repo: repo.clone(),
+            manifests: Vec::new(),
+            tags: Vec::new(),
+            blobs: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, node: &Node) {
+        self.manifests.push(node.digest);
+        self.tags.extend(node.tags.iter().cloned());
+        let blobs = node.links.blobs.iter();
+        self.blobs.extend(blobs.map(|(digest, _)| *digest));
+    }
+}
+
 type RepoId = u32;
 type NodeId = u32;
 
@@ -132,6 +150,7 @@ impl Node {
 
 #[derive(Debug, Default)]
 struct Named {
+    /// In order, so that one of very many is found at once.
     by: Vec<NodeId>,
     size: u64,
     is_present: bool,
@@ -335,10 +354,59 @@ impl References {
     /// indexes that are left without an image, and what is about one of these. Nothing that is pinned.
     pub(super) fn casualties(&self, blob: &Digest) -> Vec<Casualties> {
         let named = self.blobs.get(blob);
-        self.fall(named.map_or(Vec::new(), |named| named.by.clone()))
+        let by = named.map_or(Vec::new(), |named| named.by.clone());
+        let mut by_repository: HashMap<RepoId, Casualties> = HashMap::new();
+        for id in self.fallen(by) {
+            let node = &self.nodes[id as usize];
+            let key = &self.repositories[node.repo as usize].key;
+            let entry = by_repository.entry(node.repo);
+            entry.or_insert_with(|| Casualties::none_of(key)).add(node);
+        }
+        by_repository.into_values().collect()
     }
 
-    fn fall(&self, mut left: Vec<NodeId>) -> Vec<Casualties> {
+    /// What goes when somebody takes a tag or manifest away, and the blobs that nothing needs then. A tag
+    /// goes alone if its manifest has others, is part of an index or is pinned. `None` if there is no such
+    /// thing. The pins are settled.
+    pub(super) fn removal(
+        &self,
+        key: &RepoKey,
+        reference: &Reference,
+    ) -> Option<(Casualties, Vec<Digest>)> {
+        let repository = &self.repositories[*self.ids.get(key)? as usize];
+        let id = *match reference {
+            Reference::Tag(tag) => repository.tags.get(tag)?,
+            Reference::Digest(digest) => repository.nodes.get(digest)?,
+        };
+        let node = &self.nodes[id as usize];
+        let mut casualties = Casualties::none_of(key);
+        if let Reference::Tag(tag) = reference
+            && (!node.is_stored
+                || node.is_pinned
+                || node.tags.len() > 1
+                || !node.parents.is_empty())
+        {
+            casualties.tags.push(tag.clone());
+            return Some((casualties, Vec::new()));
+        }
+        if !node.is_stored {
+            return None;
+        }
+        let fallen = self.fallen(vec![id]);
+        for id in &fallen {
+            casualties.add(&self.nodes[*id as usize]);
+        }
+        let mut loose: Vec<Digest> = casualties.blobs.clone();
+        loose.sort_unstable();
+        loose.dedup();
+        loose.retain(|digest| {
+            let blob = self.blobs.get(digest);
+            blob.is_some_and(|blob| blob.by.iter().all(|id| fallen.contains(id)))
+        });
+        Some((casualties, loose))
+    }
+
+    fn fallen(&self, mut left: Vec<NodeId>) -> HashSet<NodeId> {
         let mut fallen = HashSet::new();
         while let Some(id) = left.pop() {
             let node = &self.nodes[id as usize];
@@ -357,22 +425,7 @@ impl References {
                 (!is_needed && node.tags.is_empty()).then_some(child)
             }));
         }
-        let mut by_repository: HashMap<RepoId, Casualties> = HashMap::new();
-        for id in fallen {
-            let node = &self.nodes[id as usize];
-            let entry = by_repository.entry(node.repo);
-            let casualties = entry.or_insert_with(|| Casualties {
-                repo: self.repositories[node.repo as usize].key.clone(),
-                manifests: Vec::new(),
-                tags: Vec::new(),
-                blobs: Vec::new(),
-            });
-            casualties.manifests.push(node.digest);
-            casualties.tags.extend(node.tags.iter().cloned());
-            let blobs = node.links.blobs.iter();
-            casualties.blobs.extend(blobs.map(|(digest, _)| *digest));
-        }
-        by_repository.into_values().collect()
+        fallen
     }
 
     fn children(&self, id: NodeId) -> impl Iterator<Item = (NodeId, &Child)> {
@@ -478,7 +531,9 @@ impl References {
                 is_present: on_disk(digest),
                 ..Named::default()
             });
-            blob.by.push(id);
+            if let Err(at) = blob.by.binary_search(&id) {
+                blob.by.insert(at, id);
+            }
             missing += u32::from(!blob.is_present);
             self.changed.push(*digest);
         }
@@ -507,7 +562,9 @@ impl References {
         let links = std::mem::take(&mut node.links);
         for (digest, _) in links.blobs.iter() {
             if let Some(blob) = self.blobs.get_mut(digest) {
-                blob.by.retain(|by| *by != id);
+                if let Ok(at) = blob.by.binary_search(&id) {
+                    blob.by.remove(at);
+                }
                 if blob.by.is_empty() {
                     self.blobs.remove(digest);
                 }

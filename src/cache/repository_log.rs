@@ -8,7 +8,7 @@
 //! checked against their digest when read. How they are written is in [`writing`]. Knows nothing of
 //! threads, tables or when to write.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -534,9 +534,10 @@ impl RepositoryLog {
 
     /// Forgets manifests, and those of `tags` that still point to one of them.
     pub(super) fn forget_image(&mut self, manifests: &[Digest], tags: &[Tag]) {
+        let gone: HashSet<&Digest> = manifests.iter().collect();
         for tag in tags {
             let points_to = self.tags.get(tag).map(|(digest, _)| *digest);
-            if points_to.is_some_and(|digest| manifests.contains(&digest)) {
+            if points_to.is_some_and(|digest| gone.contains(&digest)) {
                 self.forget_tag(tag);
             }
         }

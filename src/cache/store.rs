@@ -482,13 +482,16 @@ impl Shared {
     }
 }
 
-/// Seconds since the epoch.
+/// Now, in seconds since the epoch.
 pub(super) fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-        })
+    seconds(SystemTime::now())
+}
+
+/// Seconds since the epoch.
+pub(super) fn seconds(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
 }
 
 /// The name under `fills/` of a download of `digest`.

@@ -65,7 +65,7 @@ impl Mechanisms {
         let store = Store::open(config.store_options(), cache_metrics)?;
         let upstream = Upstream::new(upstream, &upstream_metrics)?;
         let asked = upstream.clone();
-        store.when_cut_off(move || asked.outage().is_some());
+        store.when_cut_off(move || !asked.is_answering());
         let fills = Fills::new(
             store.clone(),
             upstream.clone(),

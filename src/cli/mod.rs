@@ -5,6 +5,7 @@
 
 mod ca;
 mod cache;
+mod certificate;
 mod check;
 mod client_config;
 mod clients;

@@ -5,35 +5,32 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use prometheus_client::metrics::gauge::Gauge;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
 use super::{Failure, chain};
 use crate::access::Access;
 use crate::admin::{Admin, AdminSocket, Degraded, Health, Phase, Readiness};
 use crate::cache::{Degradation, Store};
 use crate::clock::Clock;
-use crate::config::{Config, ListenAddress, Prefetch, Tls};
+use crate::config::{Config, ListenAddress, Prefetch};
 use crate::jobs::{self, PrefetchMetrics, ScrubMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
 use crate::telemetry::{Metrics, RequestMetrics};
-use crate::tls::{self, Certificates, LocalCa, Pair};
+use crate::tls::{self, Certificates};
 use crate::upstream::{Outage, Upstream, UpstreamError, UpstreamOptions};
-
-/// How often the certificate is looked at: a leaf of the local CA is renewed a month ahead.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(60 * 60);
 
 /// Everything that runs, bound to its sockets and not yet serving.
 pub(super) struct Service {
@@ -50,9 +47,7 @@ pub(super) struct Service {
     options: ServerOptions,
     metrics: ServerMetrics,
     scrub_metrics: ScrubMetrics,
-    certificates: Certificates,
-    certificate_expiry: Gauge,
-    local_ca: Option<LocalCa>,
+    keeper: Keeper,
 }
 
 impl Service {
@@ -71,9 +66,7 @@ impl Service {
         scrub_metrics.register(metrics.registry());
         request_metrics.register(metrics.registry());
         server_metrics.register(metrics.registry());
-        let certificate_expiry = metrics.certificate_expiry.clone();
-
-        let (certificates, local_ca) = certificates(config)?;
+        let keeper = Keeper::open(config, metrics.certificate_expiry.clone())?;
         let access = Access::new(config.access_options())?;
         let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
         let (pulls, prefetch) = match config.cache.prefetch {
@@ -93,8 +86,12 @@ impl Service {
             metrics: Arc::new(request_metrics),
             pulls,
         });
-        let readiness = readiness(mechanisms.store.clone(), mechanisms.upstream.clone());
-        let (listeners, bound) = listeners(config, &certificates).await?;
+        let readiness = readiness(
+            mechanisms.store.clone(),
+            mechanisms.upstream.clone(),
+            keeper.certificates().clone(),
+        );
+        let (listeners, bound) = listeners(config, keeper.certificates()).await?;
         let pages = Admin::new(metrics.finish(), readiness.clone());
         let admin = match config.server.admin {
             None => None,
@@ -102,7 +99,7 @@ impl Service {
         };
         let admin_socket = admin_socket(config)?;
         let options = config.server_options();
-        let service = Self {
+        Ok(Self {
             proxy,
             mechanisms,
             prefetch,
@@ -115,12 +112,8 @@ impl Service {
             options,
             metrics: server_metrics,
             scrub_metrics,
-            certificates,
-            certificate_expiry,
-            local_ca,
-        };
-        service.note_expiry();
-        Ok(service)
+            keeper,
+        })
     }
 
     /// Where the registry API is bound to.
@@ -137,8 +130,8 @@ impl Service {
 
     /// The certificate and fingerprint of the local CA, if one is used.
     pub(super) fn local_ca(&self) -> Option<(PathBuf, String)> {
-        self.local_ca
-            .as_ref()
+        self.keeper
+            .local_ca()
             .map(|ca| (ca.ca_path(), ca.fingerprint().to_owned()))
     }
 
@@ -199,11 +192,11 @@ impl Service {
         };
         let serving = server::run(listeners, door, options, self.metrics.clone(), shutdown);
         tokio::pin!(serving);
-        let mut look = tokio::time::interval(CERTIFICATE_CHECK);
+        let mut look = tokio::time::interval(certificate::LOOK_EVERY);
         let report = loop {
             tokio::select! {
                 report = &mut serving => break report,
-                _ = look.tick() => self.renew(),
+                _ = look.tick() => self.keeper.look(),
             }
         };
         let began = drain_began.borrow_and_update().unwrap_or_else(Instant::now);
@@ -221,28 +214,6 @@ impl Service {
             elapsed_ms = u64::try_from(report.elapsed.as_millis()).unwrap_or(u64::MAX),
             "drained"
         );
-    }
-
-    /// Renews the local CA's certificate ahead of its end, for all handshakes to come.
-    fn renew(&mut self) {
-        let Some(ca) = &mut self.local_ca else {
-            return;
-        };
-        match ca.renew_if_due(SystemTime::now()) {
-            Ok(false) => return,
-            Ok(true) => self.certificates.replace(vec![ca.pair().clone()]),
-            Err(error) => tracing::error!(%error, "the certificate could not be renewed"),
-        }
-        self.note_expiry();
-    }
-
-    fn note_expiry(&self) {
-        let seconds = self
-            .certificates
-            .not_after()
-            .and_then(|end| end.duration_since(UNIX_EPOCH).ok())
-            .map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
-        self.certificate_expiry.set(seconds);
     }
 }
 
@@ -279,23 +250,6 @@ impl Handler for Door {
     fn refuse(&self, refusal: Refusal, connection: Arc<ConnectionInfo>) -> Response<Body> {
         self.0
             .refuse(refusal.status(), refusal.to_string(), via(&connection))
-    }
-}
-
-/// The certificates to show, and the local CA if they come from it.
-fn certificates(config: &Config) -> Result<(Certificates, Option<LocalCa>), Failure> {
-    match &config.tls {
-        Tls::Off => Ok((Certificates::new(Vec::new()), None)),
-        Tls::Files { cert, key } => {
-            let pair = Pair::load(cert, key).map_err(|error| Failure::Failed(chain(&error)))?;
-            Ok((Certificates::new(vec![pair]), None))
-        }
-        Tls::LocalCa => {
-            let (state_dir, domains) = (&config.server.state_dir, &config.server.domains);
-            let ca = LocalCa::open(state_dir, domains, SystemTime::now())
-                .map_err(|error| Failure::Failed(chain(&error)))?;
-            Ok((Certificates::new(vec![ca.pair().clone()]), Some(ca)))
-        }
     }
 }
 
@@ -354,7 +308,7 @@ fn admin_socket(config: &Config) -> Result<Option<AdminSocket>, Failure> {
 
 /// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
 /// whatever the store does.
-fn readiness(store: Store, upstream: Upstream) -> Readiness {
+fn readiness(store: Store, upstream: Upstream, certificates: Certificates) -> Readiness {
     Readiness::new(move || {
         let faults = store.health().degraded;
         // Whatever else is wrong with a store, what it has can be read.
@@ -369,6 +323,10 @@ fn readiness(store: Store, upstream: Upstream) -> Readiness {
                 why: format!("{what}, since {}", time(*since)),
             })
             .collect();
+        degraded.extend(certificate::refused(&certificates).map(|why| Degraded {
+            what: "certificate",
+            why,
+        }));
         degraded.extend(upstream_faults(&upstream).map(|why| Degraded {
             what: "upstream",
             why,

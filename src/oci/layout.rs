@@ -26,6 +26,9 @@ pub mod annotation {
     pub const REPOSITORY: &str = "io.ecr-proxy.repository";
     /// The tag that names it there. Ours.
     pub const TAG: &str = "io.ecr-proxy.tag";
+    /// Of the index at the top itself: what its images hash to, written as the index writes them, so that a
+    /// bit that flips on the way does not give one another name. Ours.
+    pub const SUM: &str = "io.ecr-proxy.sum";
     /// The platforms of an index that are in the layout, with commas between them; all, where it is
     /// missing. Ours.
     pub const PLATFORMS: &str = "io.ecr-proxy.platforms";
@@ -98,6 +101,8 @@ pub struct LayoutIndex {
     media_type: String,
     /// The images, and what refers to them.
     pub manifests: Vec<LayoutImage>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
 }
 
 /// One manifest that a layout has at its top.
@@ -124,9 +129,20 @@ pub enum ParseLayoutError {
     /// A later version, or none.
     #[error("a layout of version {0:?}; 1.0.0 is understood")]
     Version(String),
+    /// It is not as it was written.
+    #[error("it was changed since it was written: its sum is not that of what it lists")]
+    Changed,
     /// It calls itself something else.
-    #[error("it calls itself {0}, which is no index")]
+    #[error("it calls itself {0}, and is no index of version 2")]
     MediaType(String),
+}
+
+/// image-spec `image-index.md`: always 2.
+const SCHEMA_VERSION: u32 = 2;
+
+fn sum(manifests: &[LayoutImage]) -> String {
+    // As in `to_json`, nothing in it can fail.
+    Digest::of(&serde_json::to_vec(manifests).unwrap_or_default()).to_string()
 }
 
 fn index_type() -> String {
@@ -136,10 +152,12 @@ fn index_type() -> String {
 impl LayoutIndex {
     /// An index of these.
     pub fn new(manifests: Vec<LayoutImage>) -> Self {
+        let sum = sum(&manifests);
         Self {
-            schema_version: 2,
+            schema_version: SCHEMA_VERSION,
             media_type: index_type(),
             manifests,
+            annotations: BTreeMap::from([(annotation::SUM.to_owned(), sum)]),
         }
     }
 
@@ -149,9 +167,14 @@ impl LayoutIndex {
     /// When it is no index, or names something by another digest than sha256.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseLayoutError> {
         let index: Self = serde_json::from_slice(bytes)?;
-        match &*index.media_type {
-            media_type::OCI_INDEX => Ok(index),
-            other => Err(ParseLayoutError::MediaType(other.to_owned())),
+        if index.media_type != media_type::OCI_INDEX || index.schema_version != SCHEMA_VERSION {
+            return Err(ParseLayoutError::MediaType(index.media_type));
+        }
+        // Other tools write none.
+        let told = index.annotations.get(annotation::SUM);
+        match told.is_none_or(|told| *told == sum(&index.manifests)) {
+            true => Ok(index),
+            false => Err(ParseLayoutError::Changed),
         }
     }
 
@@ -246,13 +269,22 @@ mod tests {
             size: 1,
             annotations,
         }]);
-        assert_eq!(LayoutIndex::parse(&index.to_json()).unwrap(), index);
+        let json = index.to_json();
+        assert_eq!(LayoutIndex::parse(&json).unwrap(), index);
+        for bit in 0..json.len() * 8 {
+            let mut flipped = json.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let read = LayoutIndex::parse(&flipped);
+            // What is flipped in a key that may be missing is missing.
+            let is_same = |read: &LayoutIndex| read.manifests == index.manifests;
+            assert!(read.as_ref().map_or(true, is_same), "bit {bit}: {read:?}");
+        }
     }
 
     #[test]
     fn an_index_without_a_media_type_is_one() {
         let index = LayoutIndex::parse(br#"{"schemaVersion":2,"manifests":[]}"#);
-        assert_eq!(index.unwrap(), LayoutIndex::new(Vec::new()));
+        assert_eq!(index.unwrap().manifests, []);
     }
 
     #[test]

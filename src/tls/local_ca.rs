@@ -24,6 +24,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::{Facts, Pair, TlsError};
+use crate::clock;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -221,8 +222,11 @@ fn make_ca(directory: &Path, now: SystemTime) -> Result<(String, KeyPair), Local
         .push(DnType::CommonName, "ecr-proxy local CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.not_before = OffsetDateTime::from(now - BACKDATED);
-    params.not_after = OffsetDateTime::from(now + CA_VALIDITY);
+    // Clients are told to trust it once: a clock that is corrected later, to either side, must not leave
+    // it outside its dates.
+    let earliest = clock::earliest();
+    params.not_before = OffsetDateTime::from(now.min(earliest) - BACKDATED);
+    params.not_after = OffsetDateTime::from(now.max(earliest) + CA_VALIDITY);
     let ca_pem = params.self_signed(&key).map_err(LocalCaError::Make)?.pem();
     // The key first: a CA certificate on disk is the mark that there is a CA.
     write_private(&directory.join("ca.key"), &key.serialize_pem())?;
@@ -394,6 +398,24 @@ mod tests {
         assert_ne!(leaf_of(&ca), &leaf);
         let reopened = LocalCa::open(state.path(), &domains(&["a.test"]), now() + 341 * DAY);
         assert_eq!(leaf_of(&reopened.expect("a CA")), leaf_of(&ca));
+    }
+
+    #[test]
+    fn c11_a_ca_made_by_a_wrong_clock_holds_when_the_clock_is_right() {
+        let right = clock::earliest() + 600 * DAY;
+        for wrong in [SystemTime::UNIX_EPOCH, right + 3650 * DAY] {
+            let state = tempfile::tempdir().expect("a directory");
+            let names = domains(&["a.test"]);
+            let mut ca = LocalCa::open(state.path(), &names, wrong).expect("a CA");
+            assert!(ca.renew_if_due(right).expect("renewed"));
+            assert!(is_fresh(ca.pair(), right));
+            let facts = Facts::of(&ca.pair.certified.cert[1]).expect("a certificate");
+            assert!(facts.not_before < right && facts.not_after > right + 300 * DAY);
+            assert!(
+                facts.not_before < wrong,
+                "the host itself trusts it meanwhile"
+            );
+        }
     }
 
     #[test]

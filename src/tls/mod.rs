@@ -24,9 +24,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 mod client;
 mod local_ca;
+mod standing;
 
 pub use self::client::connect;
 pub use self::local_ca::{LocalCa, LocalCaError};
+pub use self::standing::Standing;
 
 /// Why a certificate cannot be used. Every variant names the file it is about.
 #[derive(Debug, Error)]

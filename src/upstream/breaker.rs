@@ -7,6 +7,7 @@
 //! nothing of HTTP or tokens: those are the [`Probe`]'s.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
@@ -65,6 +66,7 @@ pub(super) struct Breaker {
 
 struct Inner {
     state: watch::Sender<State>,
+    has_answered: AtomicBool,
     probe: Box<dyn Probe>,
     meter: Meter,
     /// Closed when nobody asks through it any more.
@@ -166,6 +168,7 @@ impl Breaker {
         Self {
             inner: Arc::new(Inner {
                 state: watch::Sender::default(),
+                has_answered: AtomicBool::new(false),
                 probe: Box::new(probe),
                 meter,
                 in_use,
@@ -193,8 +196,16 @@ impl Breaker {
         self.inner.state.borrow().outage.clone()
     }
 
+    /// True once the upstream has answered, for as long as it is not known to have stopped.
+    pub(super) fn is_answering(&self) -> bool {
+        self.inner.has_answered.load(Ordering::Relaxed) && self.outage().is_none()
+    }
+
     /// The upstream answered a question, whatever the answer.
     pub(super) fn answered(&self) {
+        if !self.inner.has_answered.load(Ordering::Relaxed) {
+            self.inner.has_answered.store(true, Ordering::Relaxed);
+        }
         // The usual case takes no lock for writing.
         if self.inner.state.borrow().failures > 0 {
             self.inner.close(State::answered);

@@ -345,6 +345,11 @@ impl Upstream {
         self.shared.breaker.outage()
     }
 
+    /// True once the upstream has answered a question, for as long as it is not known to have stopped.
+    pub fn is_answering(&self) -> bool {
+        self.shared.breaker.is_answering()
+    }
+
     /// Returns at once while the upstream answers, and otherwise soon after it does again, a little later
     /// for each than for another; true if it was away.
     ///

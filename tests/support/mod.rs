@@ -14,6 +14,7 @@
 pub mod blobs;
 pub mod bundle;
 pub mod client;
+pub mod clock;
 pub mod disk;
 pub mod image;
 pub mod large;
@@ -30,6 +31,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::client::{Answer, Client, Connection};
+pub use self::clock::Clock;
 pub use self::pki::Pki;
 pub use self::proxy::{Ended, Event, Proxy};
 pub use self::sandbox::Sandbox;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -12,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
+use time::OffsetDateTime;
 
 /// A CA, and a certificate of it, as PEM files in a directory that goes with the value.
 pub struct Pki {
@@ -21,6 +23,15 @@ pub struct Pki {
 impl Pki {
     /// A CA and a certificate for these names or addresses.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::make(names, None)
+    }
+
+    /// As [`Pki::new`], with a certificate that was valid from a year before `end` to it.
+    pub fn ending<'a>(names: impl IntoIterator<Item = &'a str>, end: SystemTime) -> Self {
+        Self::make(names, Some(end))
+    }
+
+    fn make<'a>(names: impl IntoIterator<Item = &'a str>, end: Option<SystemTime>) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -34,6 +45,10 @@ impl Pki {
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
         let mut leaf = CertificateParams::new(names).expect("names for a certificate");
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        if let Some(end) = end {
+            leaf.not_before = OffsetDateTime::from(end - Duration::from_secs(365 * 24 * 60 * 60));
+            leaf.not_after = OffsetDateTime::from(end);
+        }
         let key = KeyPair::generate().expect("a key");
         let certificate = leaf.signed_by(&key, &issuer).expect("a certificate");
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ecr_proxy::simulator::{PULL_ONLY_ACCESS_KEY, Simulator};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +18,9 @@ use tokio::sync::watch;
 use toml::{Table, Value as Toml};
 
 use super::{Client, DOMAIN, PATIENCE, Pki, program, store, within};
+
+/// What the certificate of a proxy is for.
+const NAMES: [&str; 4] = [DOMAIN, "localhost", "127.0.0.1", "::1"];
 
 /// Makes a read-only mount of the current folder over itself.
 const READ_ONLY: &str = r#"mount --bind . . && mount -o remount,ro,bind "$PWD""#;
@@ -58,7 +61,7 @@ impl Proxy {
     /// 127.0.0.1 and lets anybody pull. It wants an upstream.
     pub fn builder() -> Builder {
         Builder {
-            pki: Arc::new(Pki::new([DOMAIN, "localhost", "127.0.0.1", "::1"])),
+            pki: Arc::new(Pki::new(NAMES)),
             config: Table::new(),
             upstream: Table::new(),
             env: BTreeMap::new(),
@@ -353,6 +356,12 @@ impl Builder {
     pub fn local_ca(mut self) -> Self {
         self.config
             .insert("tls".to_owned(), Toml::Table(Table::new()));
+        self
+    }
+
+    /// The configured certificate ends then; see [`Pki::ending`].
+    pub fn certificate_until(mut self, end: SystemTime) -> Self {
+        self.pki = Arc::new(Pki::ending(NAMES, end));
         self
     }
 

@@ -12,8 +12,8 @@ use bytes::Bytes;
 
 use super::archive::{PIECE, each_file};
 use super::contents::{Contents, Known, Role, TooMany, Whole};
-use crate::cache::{AppendError, BeginError};
-use crate::cache::{Blob, CommitError, Store};
+
+use crate::cache::{AppendError, BeginError, Blob, CommitError, Damage, Store};
 use crate::oci::layout::{LayoutImage, LayoutIndex, LayoutPath, ParseLayoutError, check_layout};
 use crate::oci::{Digest, Hasher, Platform, RepoKey, Tag};
 
@@ -239,7 +239,7 @@ impl Import<'_> {
         size: u64,
         content: &mut dyn Read,
     ) -> Result<(), ImportError> {
-        let known = match self.believed(&digest, size) {
+        let known = match self.believed(&digest).filter(|blob| blob.len() == size) {
             Some(blob) => self.compare(blob, content)?,
             None => self.store(digest, size, content)?,
         };
@@ -247,11 +247,24 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// A blob of the store that was hashed since it was last changed and is so long.
-    fn believed(&self, digest: &Digest, size: u64) -> Option<Blob> {
+    /// A blob that the store has and that is what its name says, hashed anew where that is in doubt: as
+    /// after a kill, which leaves blobs behind whose stamps are not written.
+    fn believed(&self, digest: &Digest) -> Option<Blob> {
         // One that cannot be opened is written anew.
         let blob = self.store.blob(digest).ok().flatten()?;
-        (blob.stamped() && blob.len() == size).then_some(blob)
+        if blob.stamped() {
+            return Some(blob);
+        }
+        let damage = match hash(&blob) {
+            Ok(actual) if actual == *digest => {
+                self.store.mark_verified(&blob);
+                return Some(blob);
+            }
+            Ok(actual) => Damage::Digest(actual),
+            Err(_) => Damage::Unreadable,
+        };
+        self.store.quarantine(&blob, damage);
+        None
     }
 
     fn compare(&mut self, blob: Blob, content: &mut dyn Read) -> Result<Known, ImportError> {
@@ -388,10 +401,7 @@ impl Import<'_> {
         image: &LayoutImage,
         place: &Place,
     ) -> Result<Result<Option<Digest>, String>, ImportError> {
-        let stored = |digest: &Digest| {
-            let blob = self.store.blob(digest).ok().flatten()?;
-            blob.stamped().then(|| blob.len())
-        };
+        let stored = |digest: &Digest| self.believed(digest).map(|blob| blob.len());
         let whole = match self.contents.whole(image, &stored) {
             Ok(whole) => whole,
             Err(faults) => return Ok(Err(listed(&faults))),
@@ -409,8 +419,8 @@ impl Import<'_> {
         }
         // Held until the records tell that they are needed.
         let mut held = Leases::new();
-        for (digest, size) in &whole.blobs {
-            match self.believed(digest, *size) {
+        for digest in whole.blobs.keys() {
+            match self.believed(digest) {
                 Some(blob) => held.hold(blob),
                 None => {
                     return Ok(Err(format!(
@@ -443,6 +453,20 @@ impl Import<'_> {
         records.put_tag(&place.repo, tag, top, at);
         Ok(before.filter(|before| *before != top))
     }
+}
+
+fn hash(blob: &Blob) -> io::Result<Digest> {
+    let (mut hasher, mut at, mut piece) = (Hasher::new(), 0, vec![0; PIECE]);
+    while at < blob.len() {
+        match blob.content().read_at(at, &mut piece)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => {
+                hasher.update(&piece[..length]);
+                at += length as u64;
+            }
+        }
+    }
+    Ok(hasher.finish())
 }
 
 fn damaged(actual: Digest) -> Known {

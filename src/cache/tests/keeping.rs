@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::images::{IMAGE, INDEX, image_about, image_of, index_of, repo, tag};
 use super::*;
-use crate::cache::{Degradation, Image, Pin, Pins};
+use crate::cache::{Degradation, Image, Pin, Pins, Prune, RemoveError, Removed};
 use crate::oci::{Reference, RepoKey};
 
 const LIMIT: u64 = 200_000;
@@ -320,6 +320,99 @@ fn o12_what_cannot_be_fetched_again_goes_last() {
     assert!(kept.found(&app, "mid").unwrap().is_complete());
 }
 
+#[test]
+fn an_image_is_removed_with_what_only_it_needs() {
+    let kept = Kept::new();
+    let app = repo("app");
+    let (one, two, base) = (
+        layers(0, 2, 10_000),
+        layers(10, 2, 10_000),
+        content(50, 5_000),
+    );
+    let first = kept.image(&app, "v1", &[&base, &one[0], &one[1]]);
+    kept.image(&app, "v2", &[&base, &two[0], &two[1]]);
+    let by_tag = |name: &str| Reference::Tag(tag(name));
+    let remove = |name: &str, is_dry| kept.store.remove(&app, &by_tag(name), is_dry);
+    let whole = Removed {
+        blobs: 2,
+        bytes: 20_000,
+        manifests: 1,
+        tags: 1,
+    };
+    assert_eq!(remove("v1", true), Ok(whole));
+    assert!(kept.found(&app, "v1").unwrap().is_complete(), "a dry run");
+    assert_eq!(remove("v3", false), Err(RemoveError::NotFound));
+    // One of two tags goes alone.
+    kept.tag(&app, "also", first);
+    let tag_alone = Removed {
+        tags: 1,
+        ..Removed::default()
+    };
+    assert_eq!(remove("also", false), Ok(tag_alone));
+    assert!(kept.found(&app, "v1").unwrap().is_complete());
+    kept.pin("app:v1");
+    assert_eq!(remove("v1", false), Err(RemoveError::Pinned));
+    let by_digest = kept.store.remove(&app, &Reference::Digest(first), false);
+    assert_eq!(by_digest, Err(RemoveError::Pinned));
+    kept.store.pins().unpin(&"app:v1".parse().unwrap()).unwrap();
+    // Who reads a blob of it goes on.
+    let reader = kept.store.blob(&Digest::of(&one[0])).unwrap().unwrap();
+    let all_but_one = Removed {
+        blobs: 1,
+        bytes: 10_000,
+        ..whole
+    };
+    assert_eq!(remove("v1", false), Ok(all_but_one));
+    assert_eq!(read(&reader), one[0]);
+    assert_eq!(kept.found(&app, "v1"), None);
+    assert!(!is_there(&kept.store, &one[1]));
+    assert!(kept.found(&app, "v2").unwrap().is_complete());
+}
+
+#[test]
+fn a_prune_takes_what_it_describes_and_a_dry_one_only_tells() {
+    let kept = Kept::new();
+    let app = repo("app");
+    let loose = content(99, 10_000);
+    put(&kept.store, &loose);
+    kept.image(&app, "v1", &slices(&layers(0, 2, 10_000)));
+    kept.image(&app, "v2", &slices(&layers(10, 2, 10_000)));
+    kept.pin("app:v2");
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    let nothing = Prune {
+        unused_since: Some(long_ago),
+        ..Prune::default()
+    };
+    assert_eq!(kept.store.prune(&nothing, false), Removed::default());
+    let unreferenced = Prune {
+        unreferenced: true,
+        ..Prune::default()
+    };
+    let told = kept.store.prune(&unreferenced, true);
+    assert_eq!((told.blobs, told.bytes, told.manifests), (1, 10_000, 0));
+    assert!(is_there(&kept.store, &loose));
+    assert_eq!(kept.store.prune(&unreferenced, false), told);
+    assert!(!is_there(&kept.store, &loose));
+    let everything = kept.store.prune(&Prune::default(), true);
+    let v1 = Removed {
+        blobs: 2,
+        bytes: 20_000,
+        manifests: 1,
+        tags: 1,
+    };
+    assert_eq!(everything, v1);
+    let usage = kept.store.usage();
+    let used = usage.final_bytes + usage.record_bytes;
+    let a_little = Prune {
+        down_to: Some(used - 1),
+        ..Prune::default()
+    };
+    let removed = kept.store.prune(&a_little, false);
+    assert_eq!((removed.blobs, removed.manifests, removed.tags), (1, 1, 1));
+    assert_eq!(kept.store.prune(&Prune::default(), false).blobs, 1);
+    assert!(kept.found(&app, "v2").unwrap().is_complete());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     /// An image of some of the blobs, under one of the tags of one of the repositories.
@@ -329,6 +422,8 @@ enum Step {
     /// Only its manifest and first blob come.
     Begin(u8, u8, Vec<u8>),
     Press(u8),
+    Remove(u8, u8),
+    Prune(u8),
     Pin(u8, u8),
     Unpin(u8, u8),
     CutOff(bool),
@@ -344,6 +439,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => name.clone().prop_map(|(r, t)| Step::Look(r, t)),
         2 => (name.clone(), blobs()).prop_map(|((r, t), blobs)| Step::Begin(r, t, blobs)),
         4 => (1u8..8).prop_map(Step::Press),
+        1 => name.clone().prop_map(|(r, t)| Step::Remove(r, t)),
+        1 => (0u8..10).prop_map(Step::Prune),
         1 => name.clone().prop_map(|(r, t)| Step::Pin(r, t)),
         1 => name.prop_map(|(r, t)| Step::Unpin(r, t)),
         1 => any::<bool>().prop_map(Step::CutOff),
@@ -416,6 +513,16 @@ proptest! {
                     let size = u64::from(*n) * 10_000;
                     // Dropped at once: only the room is made.
                     drop(kept.store.begin(Digest::of(&[*n]), size, b""));
+                }
+                Step::Remove(r, t) => {
+                    let reference = Reference::Tag(tag(&name(*t)));
+                    let repo = &repos[usize::from(*r)];
+                    let told = kept.store.remove(repo, &reference, true);
+                    prop_assert_eq!(kept.store.remove(repo, &reference, false), told);
+                }
+                Step::Prune(n) => {
+                    let down_to = Some(u64::from(*n) * 10_000);
+                    kept.store.prune(&Prune { down_to, ..Prune::default() }, false);
                 }
                 Step::Pin(r, t) => kept.pin(&format!("{}:{}", repos[usize::from(*r)].repository, name(*t))),
                 Step::Unpin(r, t) => {

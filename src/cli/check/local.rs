@@ -4,25 +4,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustix::fs::statvfs;
 
 use super::Finding;
 use crate::cli::chain;
 use crate::cli::clients::local_ca;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::{Config, Size, Tls};
-use crate::tls::Pair;
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Renewals are usually set to 30 days; less than half of that left means that they fail.
-const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-
-/// 2025-01-01: before this program was made. Signed requests and certificates fail with a clock
-/// as wrong as that.
-const EARLIEST_NOW: Duration = Duration::from_secs(1_735_689_600);
+use crate::tls::{Pair, Standing};
 
 /// Less room than this and a single big image displaces the others.
 const SMALL_CACHE_BYTES: u64 = 2 << 30;
@@ -99,19 +90,14 @@ pub(super) fn certificate(config: &Config, clock: &Clock) -> Vec<Finding> {
 fn dates(pair: &Pair, now: SystemTime, own: bool) -> Finding {
     const SUBJECT: &str = "certificate";
     let renew = if own { "restart the proxy" } else { "renew it" };
-    let shown = humantime::format_rfc3339_seconds(pair.not_after());
-    if now < pair.not_before() {
-        let from = humantime::format_rfc3339_seconds(pair.not_before());
-        let text = format!("is valid only from {from}");
-        return Finding::fail(SUBJECT, text, "look at this host's clock");
-    }
-    match pair.not_after().duration_since(now) {
-        Err(_) => Finding::fail(SUBJECT, format!("ended {shown}"), renew),
-        Ok(left) if left < EXPIRY_WARNING => {
-            let days = left.as_secs() / DAY.as_secs();
-            Finding::warn(SUBJECT, format!("ends in {days} days, {shown}"), renew)
+    let standing = pair.standing(now);
+    match standing {
+        Standing::NotYet { .. } => {
+            Finding::fail(SUBJECT, standing.to_string(), "look at this host's clock")
         }
-        Ok(_) => Finding::ok(SUBJECT, format!("valid until {shown}, key matches")),
+        Standing::Ended { .. } => Finding::fail(SUBJECT, standing.to_string(), renew),
+        Standing::EndsSoon { .. } => Finding::warn(SUBJECT, standing.to_string(), renew),
+        Standing::Good { .. } => Finding::ok(SUBJECT, format!("{standing}, key matches")),
     }
 }
 
@@ -119,7 +105,7 @@ pub(super) fn clock(clock: &Clock) -> Finding {
     const SUBJECT: &str = "clock";
     let now = clock.now();
     let shown = humantime::format_rfc3339_seconds(now);
-    if now < SystemTime::UNIX_EPOCH + EARLIEST_NOW {
+    if now < clock::earliest() {
         let text = format!("{shown} is in the past");
         Finding::fail(SUBJECT, text, "set it, for example by an NTP client")
     } else {

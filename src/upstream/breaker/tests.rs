@@ -108,6 +108,7 @@ async fn failures_in_a_row_open_it_and_questions_are_turned_away_with_the_cause(
     breaker.failed(&REFUSED);
     assert_eq!(breaker.admit(), Err(away(&REFUSED)));
     assert_eq!(breaker.outage().map(|outage| outage.cause), Some(REFUSED));
+    assert!(!breaker.is_answering());
 }
 
 #[tokio::test(start_paused = true)]
@@ -184,6 +185,7 @@ async fn the_first_failure_after_a_probe_opens_it_again() {
     breaker.answered();
     fail(&breaker, LIMIT - 1);
     assert!(breaker.outage().is_none(), "an answer is worth more");
+    assert!(breaker.is_answering());
 }
 
 #[tokio::test(start_paused = true)]

@@ -191,6 +191,7 @@ async fn d18_a_thousand_files_that_cannot_be_removed_stop_nothing_and_go_when_th
     let kept = proxy.assert_blobs_are_sound().len() as f64;
     assert_eq!(metric(&proxy, "ecr_proxy_cache_blobs", &[]).await, kept);
     assert!(kept < COUNT as f64 - 1000.0);
+}
 
 /// An image under `tag` of a base that all share and a layer of its own, both of 4 MiB.
 fn push(simulator: &Simulator, tag: &str, seed: u64) -> PushedImage {
@@ -295,5 +296,4 @@ async fn o12_without_upstream_complete_images_stay_and_partial_newcomers_go() {
         !pulls_whole(&proxy, &newcomer, "new").await,
         "nor is it listed"
     );
-
 }

@@ -152,6 +152,9 @@ async fn an_upstream_that_cannot_answer_is_left_alone_until_clients_ask_again() 
     .await;
 
     simulator.outage(Outage::None).await;
-    get(&proxy, &path(&layers[1])).await;
+    until("the link's return is noticed", async || {
+        proxy.client().get(&path(&layers[1])).await.status == 200
+    })
+    .await;
     until_kept(&proxy, layers).await;
 }

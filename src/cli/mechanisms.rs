@@ -6,8 +6,9 @@ use crate::buffers::BufferPool;
 use crate::cache::{CacheMetrics, OpenError, Store};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::fill::{FillOptions, Fills};
+use crate::fill::Fills;
 use crate::jobs::operations::{self, Names, Operations};
+use crate::jobs::warm::Warmer;
 use crate::telemetry::{FillMetrics, Metrics};
 use crate::upstream::{SetupError, Upstream, UpstreamMetrics, UpstreamOptions};
 
@@ -71,12 +72,7 @@ impl Mechanisms {
             upstream.clone(),
             BufferPool::new(READ_BUFFER_BYTES, READ_BUFFERS),
             Clock::system(),
-            FillOptions {
-                record_ttl: config.cache.record_ttl,
-                tag_ttl: config.upstream.tag_ttl,
-                absent_ttl: config.cache.absent_ttl,
-                ..FillOptions::default()
-            },
+            config.fill_options(),
             fill_metrics,
         );
         Ok(Self {
@@ -92,6 +88,7 @@ impl Mechanisms {
     pub(super) fn operations(&self) -> Operations {
         Operations::new(operations::Parts {
             store: self.store.clone(),
+            warmer: Warmer::new(self.fills.clone()),
             names: self.names.clone(),
             max_manifest_bytes: self.max_manifest_bytes,
         })

@@ -12,6 +12,7 @@ mod clients;
 mod demo;
 mod export;
 mod hash_password;
+mod health;
 mod hello;
 mod iam_policy;
 mod import;
@@ -24,6 +25,7 @@ mod signals;
 mod site;
 pub mod start;
 mod tending;
+mod warm;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -60,6 +62,8 @@ enum Command {
     Import(import::Args),
     /// Tell what works and what does not
     Check(check::Args),
+    /// Fill the cache with images before anybody asks for them
+    Warm(warm::Args),
     /// Print the least AWS policy for this configuration
     IamPolicy(iam_policy::Args),
     /// Make a line for the user file
@@ -142,6 +146,7 @@ pub fn run(cli: Cli, environment: &dyn Strings, out: &mut dyn Write) -> Result<(
         Command::Export(args) => export::run(args, environment, out),
         Command::Import(args) => import::run(args, environment, out),
         Command::Check(args) => check::run(args, environment, out),
+        Command::Warm(args) => warm::run(args, environment, out),
         Command::IamPolicy(args) => iam_policy::run(args, environment, out),
         Command::HashPassword(args) => hash_password::run(&args, out),
         Command::ClientConfig(args) => client_config::run(args, environment, out),

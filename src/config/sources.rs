@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::faults::{Fault, Origin};
@@ -64,6 +63,9 @@ impl Flags {
     }
 }
 
+/// The section that could be there several times, and so far must not.
+const ONLY_ONE: &str = "upstream";
+
 /// A value nobody has parsed yet: one text, or several where the key is a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
@@ -73,8 +75,16 @@ pub(super) struct Setting {
 
 pub(super) type Settings = BTreeMap<&'static str, Setting>;
 
-/// Puts the settings of a file into `settings`, and what is wrong with its form into `faults`.
-pub(super) fn add_file(text: &str, settings: &mut Settings, faults: &mut Vec<Fault>) {
+/// The tables of sections that are there several times, by section, in the order of the file.
+pub(super) type Tables = BTreeMap<&'static str, Vec<Settings>>;
+
+/// Puts the settings of a file into `settings` and `tables`, and what is wrong with its form into `faults`.
+pub(super) fn add_file(
+    text: &str,
+    settings: &mut Settings,
+    tables: &mut Tables,
+    faults: &mut Vec<Fault>,
+) {
     let line_of = |offset: usize| {
         let before = text.as_bytes().iter().take(offset);
         before.filter(|byte| **byte == b'\n').count() + 1
@@ -96,53 +106,70 @@ pub(super) fn add_file(text: &str, settings: &mut Settings, faults: &mut Vec<Fau
     for (section, value) in document.get_ref() {
         let offset = section.span().start;
         let section = section.get_ref().as_ref();
-        let Some((_, written)) = keys::SECTIONS.iter().find(|(name, _)| *name == section) else {
+        let Some((section, written)) = keys::SECTIONS.iter().find(|(name, _)| *name == section)
+        else {
             let nearest = keys::nearest_section(section);
             let reason = format!("unknown section; the nearest known one is {nearest}");
             fault(offset, section, reason);
             continue;
         };
-        let table = match value.get_ref() {
-            DeValue::Table(table) if section != "upstream" => table,
-            DeValue::Array(tables) if section == "upstream" => {
-                let mut tables = tables.iter();
-                let first = tables.next();
-                for second in tables {
-                    let reason = "this release serves one upstream: a second [[upstream]] is not \
-                                  accepted; run one proxy for each";
-                    fault(second.span().start, section, reason.to_owned());
-                }
-                match first.map(Spanned::get_ref) {
-                    None => continue,
-                    Some(DeValue::Table(table)) => table,
-                    Some(_) => {
-                        fault(offset, section, format!("is written as {written}"));
+        let mut not_so = || fault(offset, section, format!("is written as {written}"));
+        let found: Vec<&DeTable<'_>> = match value.get_ref() {
+            DeValue::Table(table) if !keys::is_array(section) => vec![table],
+            DeValue::Array(items) if keys::is_array(section) => {
+                let tables = items.iter().map(|item| match item.get_ref() {
+                    DeValue::Table(table) => Some(table),
+                    _ => None,
+                });
+                match tables.collect() {
+                    Some(tables) => tables,
+                    None => {
+                        not_so();
                         continue;
                     }
                 }
             }
             _ => {
-                fault(offset, section, format!("is written as {written}"));
+                not_so();
                 continue;
             }
         };
-        for (name, value) in table {
-            let offset = name.span().start;
-            let name = name.get_ref().as_ref();
-            let Some(key) = keys::find(section, name) else {
-                let nearest = keys::nearest_key(section, name);
-                let reason = format!("unknown key; the nearest known one is {nearest}");
-                fault(offset, &format!("{section}.{name}"), reason);
-                continue;
-            };
-            match texts(key.shape, value.get_ref()) {
-                Ok(values) => {
-                    let line = line_of(offset);
-                    let origin = Origin::File { line };
-                    settings.insert(key.path, Setting { values, origin });
+        let mut read = found.into_iter().map(|table| {
+            let mut settings = Settings::new();
+            for (name, value) in table {
+                let offset = name.span().start;
+                let name = name.get_ref().as_ref();
+                let Some(key) = keys::find(section, name) else {
+                    let nearest = keys::nearest_key(section, name);
+                    let reason = format!("unknown key; the nearest known one is {nearest}");
+                    fault(offset, &format!("{section}.{name}"), reason);
+                    continue;
+                };
+                match texts(key.shape, value.get_ref()) {
+                    Ok(values) => {
+                        let line = line_of(offset);
+                        let origin = Origin::File { line };
+                        settings.insert(key.path, Setting { values, origin });
+                    }
+                    Err(reason) => fault(offset, key.path, reason),
                 }
-                Err(reason) => fault(offset, key.path, reason),
             }
+            settings
+        });
+        if *section == ONLY_ONE {
+            settings.extend(read.next().into_iter().flatten());
+            drop(read);
+            if let DeValue::Array(items) = value.get_ref() {
+                for second in items.iter().skip(1) {
+                    let reason = "this release serves one upstream: a second [[upstream]] is not \
+                                  accepted; run one proxy for each";
+                    fault(second.span().start, section, reason.to_owned());
+                }
+            }
+        } else if keys::is_array(section) {
+            tables.entry(section).or_default().extend(read);
+        } else {
+            settings.extend(read.flatten());
         }
     }
 }
@@ -156,8 +183,10 @@ fn texts(shape: Shape, value: &DeValue<'_>) -> Result<Vec<String>, String> {
         (Shape::TextOrNumber, DeValue::Integer(number)) if number.radix() == 10 => {
             return Ok(vec![number.as_str().replace('_', "")]);
         }
-        (Shape::Bool, DeValue::Boolean(value)) => return Ok(vec![value.to_string()]),
-        (Shape::List, DeValue::Array(items)) => {
+        (Shape::Bool | Shape::BoolOrList, DeValue::Boolean(value)) => {
+            return Ok(vec![value.to_string()]);
+        }
+        (Shape::List | Shape::BoolOrList, DeValue::Array(items)) => {
             let items = items.iter().map(|item| match item.get_ref() {
                 DeValue::String(text) => Ok(text.clone().into_owned()),
                 other => Err(format!(
@@ -170,6 +199,7 @@ fn texts(shape: Shape, value: &DeValue<'_>) -> Result<Vec<String>, String> {
         (Shape::Text, _) => "a string in quotes",
         (Shape::TextOrNumber, _) => "a string in quotes, or a whole number",
         (Shape::Bool, _) => "true or false",
+        (Shape::BoolOrList, _) => "true, false, or a list of strings",
         (Shape::List, _) => "a list of strings, such as [\"a\", \"b\"]",
     };
     Err(format!("expected {expected}, found {}", value.type_str()))
@@ -206,7 +236,7 @@ pub(super) fn add_environment(
             continue;
         }
         let values = match key.shape {
-            Shape::List => value
+            Shape::List | Shape::BoolOrList => value
                 .split(',')
                 .map(|item| item.trim().to_owned())
                 .filter(|item| !item.is_empty())
@@ -243,7 +273,7 @@ mod tests {
     fn file(text: &str) -> (Settings, Vec<String>) {
         let mut settings = Settings::new();
         let mut faults = Vec::new();
-        add_file(text, &mut settings, &mut faults);
+        add_file(text, &mut settings, &mut Tables::new(), &mut faults);
         let faults = faults.iter().map(ToString::to_string).collect();
         (settings, faults)
     }

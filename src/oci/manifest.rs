@@ -64,6 +64,9 @@ pub struct Descriptor {
     pub urls: Vec<String>,
     /// What the manifest runs on, in an index.
     pub platform: Option<Platform>,
+    /// The image beside it in the index that this manifest attests to, as BuildKit notes it: such a
+    /// manifest holds an SBOM or provenance and runs on nothing.
+    pub attests: Option<Digest>,
 }
 
 /// Why bytes are not a manifest that may be trusted.
@@ -106,6 +109,13 @@ struct RawDescriptor {
     #[serde(default)]
     urls: Option<Vec<String>>,
     platform: Option<RawPlatform>,
+    annotations: Option<RawAnnotations>,
+}
+
+#[derive(Deserialize)]
+struct RawAnnotations {
+    #[serde(rename = "vnd.docker.reference.digest")]
+    attests: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -127,6 +137,9 @@ impl RawDescriptor {
                 architecture: raw.architecture,
                 variant: raw.variant,
             }),
+            attests: self
+                .annotations
+                .and_then(|annotations| annotations.attests?.as_str()?.parse().ok()),
         })
     }
 }
@@ -257,11 +270,18 @@ mod tests {
             r#"{{"mediaType":"x","digest":"{}","size":1,"platform":{{"os":"linux","architecture":"arm64","variant":"v8"}}}}"#,
             Digest::of(b"m")
         );
+        let attestation = format!(
+            r#"{{"mediaType":"x","digest":"{}","size":1,"annotations":{{"vnd.docker.reference.digest":"{}","x":7}}}}"#,
+            Digest::of(b"a"),
+            Digest::of(b"m")
+        );
         let manifest = parse(
             media_type::DOCKER_LIST,
-            &format!(r#"{{"manifests":[{child}]}}"#),
+            &format!(r#"{{"manifests":[{child},{attestation}]}}"#),
         )
         .unwrap();
+        let attests: Vec<_> = manifest.children().iter().map(|c| c.attests).collect();
+        assert_eq!(attests, [None, Some(Digest::of(b"m"))]);
         assert_eq!(manifest.blobs().count(), 0);
         let platform = manifest.children()[0].platform.as_ref().unwrap();
         assert_eq!(platform.architecture, "arm64");

@@ -209,6 +209,7 @@ impl Contents {
             size: image.size,
             urls: Vec::new(),
             platform: None,
+            attests: None,
         };
         assembly.manifest(&top, 0);
         match assembly.wrong.is_empty() {

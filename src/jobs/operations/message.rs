@@ -27,16 +27,12 @@ pub enum Request {
     /// Hashes everything again. Answered by [`Event::Verifying`] from time to time, an event for each
     /// damage found, and [`Event::Verified`].
     Verify,
-    /// Images as a bundle. Answered by [`Event::Bundle`] and the bundle's bytes.
-    Export {
-        /// The images.
-        images: Vec<ImageName>,
-        /// Of an index only the manifests for these; all if empty.
-        #[serde(default)]
-        platforms: Vec<Platform>,
-        /// What refers to the images, too.
-        referrers: bool,
-    },
+    /// Fill the cache with images. Answered by [`Event::WarmProgress`] while it goes on, an
+    /// [`Event::WarmDone`] for each image and one [`Event::WarmSummary`].
+    Warm(Warm),
+    /// Images as a bundle. Answered by what [`Request::Warm`] is answered by, unless it is to stay
+    /// offline, and then by [`Event::Bundle`] and the bundle's bytes.
+    Export(Export),
     /// Takes in the bundle that follows as input. Answered by an [`Event::Imported`] for each image and
     /// one [`Event::ImportEnded`].
     Import {
@@ -47,6 +43,88 @@ pub enum Request {
         #[serde(default)]
         platforms: Vec<Platform>,
     },
+}
+
+/// Which images the cache is to be filled with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    /// The images.
+    pub images: Vec<ImageName>,
+    /// Of an index only the manifests for these; all if empty.
+    #[serde(default)]
+    pub platforms: Vec<Platform>,
+    /// Whatever refers to the images as well: signatures, SBOMs.
+    pub referrers: bool,
+}
+
+/// Which images are exported, and what of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// The images.
+    pub images: Vec<ImageName>,
+    /// Of an index only the manifests for these; all if empty.
+    #[serde(default)]
+    pub platforms: Vec<Platform>,
+    /// Whatever refers to the images as well: signatures, SBOMs.
+    pub referrers: bool,
+    /// What is in the cache, as it is there; else the upstream is asked first, where it can be.
+    #[serde(default)]
+    pub offline: bool,
+}
+
+/// How far an image has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmProgress {
+    /// The image.
+    pub image: ImageName,
+    /// Its blobs.
+    pub blobs: u64,
+    /// Those of them that are in the cache.
+    pub blobs_done: u64,
+    /// Bytes of all its blobs.
+    pub bytes: u64,
+    /// Those of them that are in the cache.
+    pub bytes_done: u64,
+}
+
+/// What became of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmDone {
+    /// The image.
+    pub image: ImageName,
+    /// What its name means now.
+    pub digest: Option<Digest>,
+    /// Its manifests, those of referrers among them.
+    pub manifests: u64,
+    /// The manifests among them that only refer to the image.
+    pub referrers: u64,
+    /// Its blobs.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The blobs that had to be fetched.
+    pub fetched_blobs: u64,
+    /// Their bytes.
+    pub fetched_bytes: u64,
+    /// Why something of it is not in the cache, or may be another by now; none if all is well.
+    pub errors: Vec<String>,
+    /// What is odd without keeping anybody from pulling it.
+    pub notes: Vec<String>,
+}
+
+/// What became of all images.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmSummary {
+    /// How many there were.
+    pub images: u64,
+    /// Those that are in the cache, as upstream has them now.
+    pub complete: u64,
+    /// Bytes of their blobs; those that images share count for each.
+    pub bytes: u64,
+    /// Bytes that had to be fetched.
+    pub fetched_bytes: u64,
+    /// The images of which something is missing, as they were asked for.
+    pub failed: Vec<ImageName>,
 }
 
 /// What an operation tells.
@@ -98,6 +176,12 @@ pub enum Event {
     },
     /// What a verification came to.
     Verified(Verified),
+    /// How far an image has come; several times a second while it does.
+    WarmProgress(WarmProgress),
+    /// What became of an image.
+    WarmDone(WarmDone),
+    /// What became of all images.
+    WarmSummary(WarmSummary),
     /// What a bundle holds; its bytes follow.
     Bundle {
         /// Images, and what refers to them.

@@ -13,7 +13,7 @@
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |
-//! | `stats`, `list`, `verify`, `export`, `import` | the operations, one a file |
+//! | `stats`, `list`, `verify`, `warm`, `export`, `import` | the operations, one a file |
 
 mod export;
 mod import;
@@ -23,24 +23,27 @@ mod names;
 mod running;
 mod stats;
 mod verify;
+mod warm;
 pub mod wire;
 
 use std::sync::Arc;
 
 pub use message::{
-    BytesByState, Event, Fault, ImageState, ImportTally, ListedImage, ListedPlatform, Missing,
-    Reason, Request, Stats, Time, Verified,
+    BytesByState, Event, Export, Fault, ImageState, ImportTally, ListedImage, ListedPlatform,
+    Missing, Reason, Request, Stats, Time, Verified, Warm, WarmDone, WarmProgress, WarmSummary,
 };
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;
-use crate::cache::bundle::ExportOptions;
+use crate::jobs::warm::Warmer;
 
 /// What operations work on.
 pub struct Parts {
     /// The cache.
     pub store: Store,
+    /// What fills it.
+    pub warmer: Warmer,
     /// What images are called.
     pub names: Names,
     /// Longest manifest that is taken in, in bytes.
@@ -82,17 +85,8 @@ async fn run(
         Request::Stats => stats::run(parts, output).await,
         Request::List { images } => list::run(parts, images, output).await,
         Request::Verify => verify::run(parts, output).await,
-        Request::Export {
-            images,
-            platforms,
-            referrers,
-        } => {
-            let options = ExportOptions {
-                platforms,
-                referrers,
-            };
-            export::run(parts, images, options, output).await
-        }
+        Request::Warm(warm) => warm::run(parts, warm, output).await,
+        Request::Export(request) => export::run(parts, request, output).await,
         Request::Import { rename, platforms } => {
             import::run(parts, rename, platforms, input, output).await
         }

@@ -382,6 +382,30 @@ async fn an_image_that_the_quota_does_not_hold_is_not_applied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn room_is_made_for_an_import_by_what_was_not_used_for_longest() {
+    let (simulator, home, bundle) = two_images().await;
+    simulator.push_image(REPOSITORY, "v3", ImageSpec::generated(3, [900_000, 70_000]));
+    let newest = export(&home, "new.tar", &["team/app:v3"]);
+    let expected = pull_all(&home.client(), "v3").await;
+    let site = cut_off().set("cache.max_size", 2_200_000_i64).start();
+    import_bytes(&site, &bundle).fine();
+    import(&site, &newest, &[]).fine();
+    assert_eq!(pull_all(&site.client(), "v3").await, expected);
+    assert!(support::store::bytes_below(&site.cache_dir()) < 2_300_000);
+    // What had to go went as a whole.
+    let listed = site.run(["cache", "list", "--json"]).fine().json_lines();
+    let images: Vec<_> = listed
+        .iter()
+        .filter(|told| told["event"] == "image")
+        .collect();
+    assert!((1..3).contains(&images.len()), "{listed:?}");
+    assert!(
+        images.iter().all(|image| image["state"] == "complete"),
+        "{listed:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_blob_ends_an_export_and_nothing_is_left_of_it() {
     let (simulator, home, bundle) = two_images().await;
     let path = home.dir().join("out.tar");

@@ -34,7 +34,7 @@ skopeo copy oci-archive:site.tar:registry.mydomain.com/team/app:v1 docker://else
 pub(super) struct Args {
     #[command(flatten)]
     settings: Settings,
-    /// Images, written as clients write them: [domain/]repository[:tag|@digest]
+    /// Images, written as clients write them: `[domain/]repository[:tag|@digest]`
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<ImageName>,
     /// The bundle; - for standard output

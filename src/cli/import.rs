@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// The bundle; - for standard input
     #[arg(value_name = "FILE")]
     bundle: PathBuf,
-    /// What the images are to be, where the bundle does not say so: repository[:tag]; without a tag, the
+    /// What the images are to be, where the bundle does not say so: `repository[:tag]`; without a tag, the
     /// bundle's tags stay
     #[arg(long = "as", value_name = "IMAGE")]
     rename: Option<String>,

@@ -19,10 +19,10 @@
 //! | `download.rs`, `pieces.rs` | one connection's bytes, continued past what breaks it; put together for the disk |
 //! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
+//! | `waiting.rs` | reads that may have to wait for the disk |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
-//! | `waiting.rs` | reads that may have to wait for the disk |
 //! | `manifests.rs`, `policy.rs` | tags and manifests; how long tags are believed |
 //! | `recorded.rs`, `flight.rs` | what records say; one question at a time |
 //! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |

@@ -4,6 +4,9 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{Fault, Gate, Listener, Pattern, Simulator};
@@ -13,7 +16,7 @@ use support::blobs::{
 };
 use support::disk::{Ballast, Injection, available, occupied};
 use support::store::files_below;
-use support::{Client, Connection, Proxy, within};
+use support::{Client, Connection, Proxy, program, within};
 
 /// Nothing is left of a fill that was not kept.
 fn assert_no_temporaries(proxy: &Proxy) {
@@ -368,6 +371,84 @@ async fn assert_read_only(proxy: &Proxy, simulator: &Simulator, kept: &str, kept
     let strict = Client::plain(proxy.admin()).get("/readyz?strict").await;
     assert_eq!(strict.status, 503);
     assert_eq!(proxy.assert_blobs_are_sound(), [kept]);
+}
+
+/// The program may not do what only an administrator may: to it the modes of files are the law.
+const OBEDIENT: &str =
+    "exec setpriv --bounding-set=-dac_override,-dac_read_search,-linux_immutable \"$@\"";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d16_a_folder_that_may_not_be_read_costs_its_own_blobs_their_place_and_no_others() {
+    let simulator = simulator().await;
+    let builder = Proxy::builder().simulator(&simulator);
+    let mut proxy = builder.mount(OBEDIENT).start();
+    let [shut, open, late] = &std::array::from_fn::<_, 3, _>(|n| blob(&simulator, n as u64, MIB));
+    for blob in [shut, open] {
+        assert_eq!(pull(&proxy, blob).await, "miss");
+    }
+    let shard = |blob: &(String, String)| blob.0["sha256:".len()..][..2].to_owned();
+    assert!(shard(shut) != shard(open) && shard(shut) != shard(late));
+    let folder = proxy.dir().join("cache/blobs/sha256").join(shard(shut));
+    let mode = |mode| {
+        let mode = PermissionsExt::from_mode(mode);
+        fs::set_permissions(&folder, mode).expect("chmod");
+    };
+    // What is open is not asked for by its name.
+    proxy.restart();
+    mode(0o000);
+    // Nobody can tell what is in it: it is fetched, and passed through.
+    for _ in 0..2 {
+        assert_eq!(pull(&proxy, shut).await, "miss");
+        assert_no_temporaries(&proxy);
+    }
+    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    assert_eq!(ready.status, 200);
+    assert!(ready.text().contains("store"), "{}", ready.text());
+    assert_eq!(pull(&proxy, open).await, "hit");
+    assert_eq!(pull(&proxy, late).await, "miss");
+    assert_eq!(pull(&proxy, late).await, "hit");
+    mode(0o700);
+    assert_eq!(pull(&proxy, shut).await, "hit");
+    until("all is well again", async || {
+        let ready = Client::plain(proxy.admin()).get("/readyz?strict").await;
+        ready.status == 200
+    })
+    .await;
+}
+
+/// A file system that knows the flag.
+const EXT4: &str = "truncate -s 64M ../image; mkfs.ext4 -q -F ../image; mount -o loop ../image .";
+
+fn chattr(change: &str, file: &Path) {
+    let done = Command::new(program("chattr"))
+        .arg(change)
+        .arg(file)
+        .status();
+    assert!(done.expect("start chattr").success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d16_a_damaged_file_that_cannot_be_removed_is_never_served_again() {
+    let simulator = simulator().await;
+    let builder = Proxy::builder().simulator(&simulator);
+    let proxy = builder.mount(EXT4).start();
+    let bad = blob(&simulator, 1, 60_000);
+    pull(&proxy, &bad).await;
+    let file = blob_file(&proxy, &bad.0);
+    fs::write(&file, vec![7; 60_000]).expect("damage it");
+    chattr("+i", &file);
+    for _ in 0..3 {
+        assert_eq!(pull(&proxy, &bad).await, "miss");
+    }
+    let failures = metric(&proxy, "ecr_proxy_cache_unlink_failures_total", &[]).await;
+    assert!(failures >= 1.0);
+    let other = blob(&simulator, 2, 60_000);
+    pull(&proxy, &other).await;
+    assert_eq!(pull(&proxy, &other).await, "hit");
+    chattr("-i", &file);
+    assert_eq!(pull(&proxy, &bad).await, "miss");
+    assert_eq!(pull(&proxy, &bad).await, "hit");
+    proxy.assert_blobs_are_sound();
 }
 
 #[tokio::test(flavor = "multi_thread")]

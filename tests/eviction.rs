@@ -10,6 +10,7 @@ use support::blobs::{
 };
 use support::disk::Injection;
 use support::image::REPOSITORY;
+use support::large;
 
 /// A proxy that may keep three blobs of [`LEN`] bytes and what it notes about them.
 fn small(simulator: &Simulator) -> Proxy {
@@ -144,6 +145,52 @@ async fn d18_a_file_that_cannot_be_removed_does_not_stop_the_others() {
     pull(&proxy, b).await;
     pull(&proxy, d).await;
     assert_eq!(proxy.assert_blobs_are_sound().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d18_a_thousand_files_that_cannot_be_removed_stop_nothing_and_go_when_they_can() {
+    const COUNT: u64 = 1500;
+    const NEWCOMER: u64 = 4 * MIB;
+    let simulator = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    let cache = proxy.cache_dir();
+    std::fs::remove_dir_all(&cache).expect("its empty store");
+    let old = large::make(&cache, COUNT);
+    // Full, and just not so full that room is made ahead of need.
+    let quota = COUNT * large::LEN + 2 * MIB;
+    proxy.set("cache.max_size", quota as i64);
+    proxy.restart();
+    until("the index is there", async || {
+        metric(&proxy, "ecr_proxy_cache_blobs", &[]).await == COUNT as f64
+    })
+    .await;
+    for (seed, errno) in [(1, "EPERM"), (2, "EIO")] {
+        let failed = metric(&proxy, "ecr_proxy_cache_unlink_failures_total", &[]).await;
+        let newcomer = blob(&simulator, seed, NEWCOMER);
+        let injection = Injection::into(&proxy, [&*format!("unlinkat:error={errno}")]);
+        assert_eq!(pull(&proxy, &newcomer).await, "miss");
+        let now = metric(&proxy, "ecr_proxy_cache_unlink_failures_total", &[]).await;
+        drop(injection);
+        assert!(now - failed >= 1000.0, "{} failures", now - failed);
+        assert!(!blob_file(&proxy, &newcomer.0).exists(), "there was room");
+        for blob in old.iter().step_by(100) {
+            let answer = proxy.client().get(&blob.path()).await;
+            assert_eq!(outcome(&answer), Some("hit"));
+            assert_eq!(answer.digest(), blob.digest().to_string());
+        }
+    }
+    for seed in 3..6 {
+        let newcomer = blob(&simulator, seed, NEWCOMER);
+        assert_eq!(pull(&proxy, &newcomer).await, "miss");
+        assert_eq!(pull(&proxy, &newcomer).await, "hit");
+        let used = metric(&proxy, "ecr_proxy_cache_bytes", &[]).await;
+        assert!(used <= quota as f64, "{used} bytes");
+    }
+    let kept = proxy.assert_blobs_are_sound().len() as f64;
+    assert_eq!(metric(&proxy, "ecr_proxy_cache_blobs", &[]).await, kept);
+    assert!(kept < COUNT as f64 - 1000.0);
 }
 
 /// An image under `tag` of a base that all share and a layer of its own, both of 4 MiB.

@@ -19,6 +19,7 @@
 //! | `download.rs`, `pieces.rs` | one connection's bytes, continued past what breaks it; put together for the disk |
 //! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
+//! | `waiting.rs` | reads that may have to wait for the disk |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
@@ -53,6 +54,7 @@ mod stretches;
 #[cfg(test)]
 mod tests;
 mod verifying;
+mod waiting;
 mod writer;
 
 use std::collections::HashMap;

@@ -8,6 +8,7 @@ use super::flow::{Attendance, Place};
 use super::front::{Front, Phase};
 use super::room::Room;
 use super::solo::Solo;
+use super::waiting;
 use crate::buffers::BufferPool;
 use crate::cache::{Blob, ContentFile, Damage, Mapping, Store};
 use crate::oci::{ByteRange, Hasher};
@@ -357,11 +358,8 @@ fn in_memory(file: &ContentFile, at: u64, end: u64) -> Result<bool, FillError> {
 
 /// Has the bytes from `at` to `end` read into the page cache, on a thread that may wait for the disk.
 async fn populate(mapping: Mapping, at: u64, end: u64) -> Result<(), FillError> {
-    match tokio::task::spawn_blocking(move || mapping.populate(at..end)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(FillError::Unreadable),
-        Err(_) => Err(FillError::Lost),
-    }
+    let populated = waiting::read(move || mapping.populate(at..end)).await?;
+    populated.map_err(|_| FillError::Unreadable)
 }
 
 /// A part of a mapping; one is addressable, so its offsets fit a usize.
@@ -396,9 +394,8 @@ async fn read_waiting(
         file.read_at(at, room.between(at, end))
             .map(|length| (room, length))
     };
-    match tokio::task::spawn_blocking(read).await {
-        Ok(Ok((room, length))) if length > 0 => Ok(room.freeze(length)),
-        Ok(Ok(_) | Err(_)) => Err(FillError::Unreadable),
-        Err(_) => Err(FillError::Lost),
+    match waiting::read(read).await? {
+        Ok((room, length)) if length > 0 => Ok(room.freeze(length)),
+        Ok(_) | Err(_) => Err(FillError::Unreadable),
     }
 }

@@ -6,6 +6,7 @@ use super::Shared;
 use super::error::FillError;
 use super::flow::Flow;
 use super::front::{Front, Phase, TAIL};
+use super::waiting;
 use crate::cache::{Blob, Damage};
 use crate::oci::{Digest, Hasher};
 
@@ -77,7 +78,7 @@ async fn run(mut verdict: Verdict, blob: Blob) {
         false => None,
     };
     let store = verdict.shared.store.clone();
-    let outcome = tokio::task::spawn_blocking(move || match hash(&blob) {
+    let outcome = waiting::read(move || match hash(&blob) {
         Ok(actual) if actual == blob.digest() => {
             store.mark_verified(&blob);
             Ok(blob.len())

@@ -17,6 +17,7 @@ pub mod client;
 pub mod clock;
 pub mod disk;
 pub mod image;
+pub mod large;
 pub mod pki;
 pub mod proxy;
 pub mod real;

@@ -1,0 +1,116 @@
+//! A disk, and a resolver, that hold up whoever waits for them hold up nobody else: hits from memory,
+//! files that are not open yet and the health of the process keep answering.
+
+mod support;
+
+use std::fs::{self, File};
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Advice, fadvise};
+use support::blobs::{blob_file, metric, until};
+use support::disk::Injection;
+use support::large::{self, Small};
+use support::{Client, Proxy};
+
+/// Requests that wait for the disk at the same time: more than there are threads for such calls.
+const SLOW: usize = 600;
+
+/// Those that wait for a name.
+const NAMELESS: usize = 100;
+
+/// How long a slow call takes, and within what everybody else is served: the time is the machine's, and
+/// not the disk's.
+const CALL: Duration = Duration::from_secs(15);
+const SERVED: Duration = Duration::from_secs(5);
+
+/// An address at which nobody ever answers a question for a name.
+const NAME_SERVER: &str = "127.53.53.53";
+
+fn proxy() -> (Proxy, Vec<Small>) {
+    let builder = Proxy::builder()
+        .upstream_key("registry", "registry.upstream.test")
+        .upstream_key("endpoint", "https://registry.upstream.test")
+        .upstream_key("auth", "anonymous");
+    let mut proxy = builder.start();
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    let cache = proxy.cache_dir();
+    fs::remove_dir_all(&cache).expect("its empty store");
+    let blobs = large::make(&cache, 1000);
+    let resolver = proxy.dir().join("resolv.conf");
+    fs::write(&resolver, format!("nameserver {NAME_SERVER}\n")).expect("a writable folder");
+    proxy.mount(&format!(
+        "mount --bind {} /etc/resolv.conf",
+        resolver.display()
+    ));
+    proxy.restart();
+    (proxy, blobs)
+}
+
+/// Takes a file out of the page cache.
+fn leave_memory(proxy: &Proxy, blob: &Small) {
+    let file = File::open(blob_file(proxy, &blob.digest().to_string())).expect("it is there");
+    file.sync_all().expect("sync");
+    fadvise(&file, 0, None, Advice::DontNeed).expect("leave memory");
+}
+
+async fn get(client: &Client, blob: &Small) {
+    let began = Instant::now();
+    let answer = client.get(&blob.path()).await;
+    assert_eq!(answer.digest(), blob.digest().to_string());
+    let took = began.elapsed();
+    assert!(took < SERVED, "a hit after {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d12_l08_hundreds_that_wait_for_the_disk_and_for_names_hold_up_nobody_else() {
+    let silent = UdpSocket::bind((NAME_SERVER, 53)).expect("root, and a free port");
+    let (proxy, blobs) = proxy();
+    let client = proxy.client();
+    let (cold, warm) = blobs.split_at(SLOW);
+    let (open, closed) = warm.split_at(100);
+    for blob in open {
+        get(&client, blob).await;
+    }
+    for blob in cold {
+        leave_memory(&proxy, blob);
+    }
+    let calls =
+        ["pread64", "madvise"].map(|call| format!("{call}:delay_enter={}", CALL.as_micros()));
+    let injection = Injection::into(&proxy, calls.iter().map(String::as_str));
+    let slow: Vec<_> = cold
+        .iter()
+        .map(|blob| {
+            let (client, path) = (client.clone(), blob.path());
+            tokio::spawn(async move { client.start("GET", &path, &[]).await.answer("GET").await })
+        })
+        .collect();
+    let nameless: Vec<_> = (0..NAMELESS)
+        .map(|n| {
+            let client = client.clone();
+            let path = format!("/v2/team/unknown/manifests/v{n}");
+            tokio::spawn(async move { client.start("GET", &path, &[]).await.answer("GET").await })
+        })
+        .collect();
+    let all = (SLOW + NAMELESS) as f64;
+    until("everybody waits", async || {
+        metric(&proxy, "ecr_proxy_requests_active", &[]).await >= all * 0.99
+    })
+    .await;
+    for (open, closed) in open.iter().zip(closed) {
+        get(&client, open).await;
+        get(&client, closed).await;
+        let began = Instant::now();
+        let health = Client::plain(proxy.admin()).get("/healthz").await;
+        assert_eq!(health.status, 200);
+        assert!(began.elapsed() < SERVED);
+    }
+    let waiting = slow.iter().filter(|task| !task.is_finished()).count();
+    assert!(waiting >= SLOW * 9 / 10, "{waiting} still wait");
+    for task in slow.into_iter().chain(nameless) {
+        task.abort();
+    }
+    drop(injection);
+    drop(silent);
+}

@@ -33,9 +33,9 @@ impl Key {
         self.path.split_once('.').unwrap_or(("", self.path))
     }
 
-    /// The environment variable that sets it; `[[upstream]]` is set in the file or by flags.
+    /// The environment variable that sets it; what is in `[[upstream]]` and `[[warm]]` has none.
     pub(super) fn variable(self) -> Option<String> {
-        (self.section() != "upstream").then(|| {
+        (!matches!(self.section(), "upstream" | "warm")).then(|| {
             let path = self.path.replace('.', "_").to_ascii_uppercase();
             format!("{VARIABLE_PREFIX}{path}")
         })
@@ -52,6 +52,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("cache", "[cache]"),
     ("access", "[access]"),
     ("upstream", "[[upstream]]"),
+    ("warm", "[[warm]]"),
 ];
 
 const fn key(path: &'static str, shape: Shape) -> Key {
@@ -94,6 +95,10 @@ pub(super) const KEYS: &[Key] = &[
     key("upstream.tag_ttl", Shape::Text),
     key("upstream.trust_manifests", Shape::Bool),
     key("upstream.max_upstream_bandwidth", Shape::Text),
+    key("warm.images", Shape::List),
+    key("warm.every", Shape::Text),
+    key("warm.platforms", Shape::List),
+    key("warm.referrers", Shape::Bool),
 ];
 
 /// The key called `name` in `section`.

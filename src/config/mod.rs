@@ -30,6 +30,7 @@ use http::Uri;
 
 use crate::access::{Network, Users};
 use crate::cache::Pin;
+use crate::oci::{ImageName, Platform};
 use crate::upstream::{HostPattern, Rate, Registry};
 
 /// The file that is read when none is named, if it exists.
@@ -54,6 +55,21 @@ pub struct Config {
     pub access: Access,
     /// The one `[[upstream]]`.
     pub upstream: Upstream,
+    /// Each `[[warm]]`.
+    pub warm: Vec<Warm>,
+}
+
+/// `[[warm]]`: images that are fetched at the start and again and again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warm {
+    /// The images; their domains are ours or the upstream's.
+    pub images: Vec<ImageName>,
+    /// Between two looks at them.
+    pub every: Duration,
+    /// Of an index only the manifests for these; all if empty.
+    pub platforms: Vec<Platform>,
+    /// Whatever refers to them as well: signatures, SBOMs.
+    pub referrers: bool,
 }
 
 /// `[server]`: the registry's own door.
@@ -326,6 +342,10 @@ impl Config {
             ),
         ]);
         values.extend(login);
+        for warm in &self.warm {
+            let every = duration(warm.every);
+            values.push(("warm", format!("{} every {every}", join(&warm.images))));
+        }
         if let Some(endpoint) = &upstream.endpoint {
             values.push(("upstream.endpoint", endpoint.to_string()));
         }

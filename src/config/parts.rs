@@ -8,6 +8,8 @@ use super::{Anonymous, Auth, Config, Size};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
 use crate::jobs::operations::Names;
+use crate::jobs::warm::{Choice, Schedule, Target};
+use crate::oci::ImageName;
 use crate::server::ServerOptions;
 use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Line, Secret, UpstreamOptions};
 
@@ -52,6 +54,28 @@ impl Config {
             registry: without_port(self.upstream.registry.name()).to_owned(),
             upstream: Arc::from(self.upstream.name.as_str()),
         }
+    }
+
+    /// For what is kept warm.
+    pub fn schedules(&self) -> Vec<Schedule> {
+        let names = self.names();
+        let target = |image: &ImageName| {
+            Some(Target {
+                name: image.to_string(),
+                // Images of others were refused.
+                repo: names.route(image).ok()?,
+                reference: image.reference.clone(),
+            })
+        };
+        let each = self.warm.iter().map(|warm| Schedule {
+            targets: warm.images.iter().filter_map(target).collect(),
+            choice: Choice {
+                platforms: warm.platforms.clone(),
+                referrers: warm.referrers,
+            },
+            every: warm.every,
+        });
+        each.collect()
     }
 
     /// For the listeners.

@@ -10,10 +10,11 @@ use super::sources::{self, Settings, Strings};
 use super::values::{self, ListenAddress, Size};
 use super::{
     Access, AdminSocket, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Prefetch, Server,
-    Sources, Tls, Upstream,
+    Sources, Tls, Upstream, Warm,
 };
 use crate::access::{Network, Users};
 use crate::cache::Pin;
+use crate::oci::{ImageName, Platform};
 use crate::upstream::{HostPattern, Registry, RegistryKind};
 
 /// Of the file system, leaving room for what else lives there.
@@ -34,6 +35,10 @@ const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
 const DEFAULT_ADMIN_SOCKET: &str = "/run/ecr-proxy/admin.sock";
 /// unix(7): 108 with the zero at the end; some are left for the name it has until it listens.
 const MAX_SOCKET_PATH_BYTES: usize = 100;
+/// Often enough for the images of a site, which are released by people.
+const DEFAULT_EVERY: Duration = Duration::from_secs(60 * 60);
+/// More often would be no schedule.
+const LEAST_EVERY: Duration = Duration::from_secs(1);
 /// Passwords are short; a file larger than this is not one.
 const MAX_USER_FILE_BYTES: u64 = 8 << 20;
 
@@ -52,6 +57,8 @@ pub(super) fn state_dir(sources: Sources<'_>) -> Result<PathBuf, Faults> {
 
 struct Resolver {
     settings: Settings,
+    /// Those of each `[[warm]]`.
+    warm: Vec<Settings>,
     faults: Vec<Fault>,
     /// The folder of the file, to which its relative paths are relative.
     base: PathBuf,
@@ -69,11 +76,12 @@ impl Resolver {
             .or_else(|| default.exists().then_some(default))
             .map(Path::to_owned);
         let mut settings = Settings::new();
+        let mut warm = Vec::new();
         let mut faults = Vec::new();
         let mut warnings = Vec::new();
         if let Some(file) = &file {
             match fs::read_to_string(file) {
-                Ok(text) => sources::add_file(&text, &mut settings, &mut faults),
+                Ok(text) => sources::add_file(&text, &mut settings, &mut warm, &mut faults),
                 Err(error) => faults.push(Fault {
                     origin: Origin::Default,
                     key: String::new(),
@@ -85,6 +93,7 @@ impl Resolver {
         sources::add_flags(sources.flags, &mut settings);
         let resolver = Self {
             settings,
+            warm,
             faults,
             base: file
                 .as_deref()
@@ -125,6 +134,7 @@ impl Resolver {
         let access = self.access();
         let default_tag_ttl = cache.as_ref().map_or(DEFAULT_TAG_TTL, |c| c.tag_ttl);
         let upstream = self.upstream(default_tag_ttl);
+        let warm = self.warm();
         let mut config = Config {
             file,
             warnings,
@@ -134,9 +144,77 @@ impl Resolver {
             cache: cache?,
             access: access?,
             upstream: upstream?,
+            warm: warm?,
         };
+        self.only_our_images(&config);
         warn(&mut config);
         Some(config)
+    }
+
+    fn warm(&mut self) -> Option<Vec<Warm>> {
+        let tables = std::mem::take(&mut self.warm);
+        let each = tables.into_iter().map(|table| {
+            let others = std::mem::replace(&mut self.settings, table);
+            let warm = self.one_warm();
+            self.settings = others;
+            warm
+        });
+        // Every fault of every table is to be found before the first ends it.
+        let each: Vec<Option<Warm>> = each.collect();
+        each.into_iter().collect()
+    }
+
+    /// One `[[warm]]`, whose settings are the only ones for the moment.
+    fn one_warm(&mut self) -> Option<Warm> {
+        let images = self.many("warm.images", |text| {
+            let image = text.parse::<ImageName>();
+            image.map_err(|error| format!("{text:?}: {error}"))
+        });
+        let every = self.one("warm.every", values::duration);
+        let platforms = self.many("warm.platforms", |text| match text {
+            "all" => Ok(None),
+            _ => match text.parse::<Platform>() {
+                Ok(platform) => Ok(Some(platform)),
+                Err(error) => Err(format!("{text:?} is not \"all\": {error}")),
+            },
+        });
+        let referrers = self.one("warm.referrers", |text| {
+            text.parse::<bool>()
+                .map_err(|_| format!("{text:?} is neither true nor false"))
+        });
+        if images
+            .as_ref()
+            .is_some_and(|images| images.as_ref().is_none_or(Vec::is_empty))
+        {
+            self.fault(
+                "warm.images",
+                "is missing or empty: name what is to be fetched",
+            );
+        }
+        if matches!(every, Some(Some(every)) if every < LEAST_EVERY) {
+            self.fault("warm.every", "is less than 1s");
+        }
+        let platforms = match platforms? {
+            None => vec![Platform::of_this_machine()],
+            Some(platforms) if platforms.contains(&None) => Vec::new(),
+            Some(platforms) => platforms.into_iter().flatten().collect(),
+        };
+        Some(Warm {
+            images: images??,
+            every: every?.unwrap_or(DEFAULT_EVERY),
+            platforms,
+            referrers: referrers?.unwrap_or(true),
+        })
+    }
+
+    /// Only what is behind this proxy can be fetched through it.
+    fn only_our_images(&mut self, config: &Config) {
+        let names = config.names();
+        for image in config.warm.iter().flat_map(|warm| &warm.images) {
+            if let Err(error) = names.route(image) {
+                self.fault("warm.images", &format!("{image}: {error}"));
+            }
+        }
     }
 
     fn server(&mut self) -> Option<Server> {

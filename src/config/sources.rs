@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::faults::{Fault, Origin};
@@ -73,8 +72,14 @@ pub(super) struct Setting {
 
 pub(super) type Settings = BTreeMap<&'static str, Setting>;
 
-/// Puts the settings of a file into `settings`, and what is wrong with its form into `faults`.
-pub(super) fn add_file(text: &str, settings: &mut Settings, faults: &mut Vec<Fault>) {
+/// Puts the settings of a file into `settings`, those of each `[[warm]]` into one of `warm`, and what is
+/// wrong with its form into `faults`.
+pub(super) fn add_file(
+    text: &str,
+    settings: &mut Settings,
+    warm: &mut Vec<Settings>,
+    faults: &mut Vec<Fault>,
+) {
     let line_of = |offset: usize| {
         let before = text.as_bytes().iter().take(offset);
         before.filter(|byte| **byte == b'\n').count() + 1
@@ -102,46 +107,51 @@ pub(super) fn add_file(text: &str, settings: &mut Settings, faults: &mut Vec<Fau
             fault(offset, section, reason);
             continue;
         };
-        let table = match value.get_ref() {
-            DeValue::Table(table) if section != "upstream" => table,
-            DeValue::Array(tables) if section == "upstream" => {
-                let mut tables = tables.iter();
-                let first = tables.next();
-                for second in tables {
-                    let reason = "this release serves one upstream: a second [[upstream]] is not \
-                                  accepted; run one proxy for each";
-                    fault(second.span().start, section, reason.to_owned());
-                }
-                match first.map(Spanned::get_ref) {
-                    None => continue,
-                    Some(DeValue::Table(table)) => table,
-                    Some(_) => {
-                        fault(offset, section, format!("is written as {written}"));
-                        continue;
+        let is_repeated = written.starts_with("[[");
+        let mut tables: Vec<(usize, &DeTable<'_>)> = Vec::new();
+        match value.get_ref() {
+            DeValue::Table(table) if !is_repeated => tables.push((offset, table)),
+            DeValue::Array(items) if is_repeated => {
+                for item in items.iter() {
+                    match item.get_ref() {
+                        DeValue::Table(table) => tables.push((item.span().start, table)),
+                        _ => fault(offset, section, format!("is written as {written}")),
                     }
                 }
             }
-            _ => {
-                fault(offset, section, format!("is written as {written}"));
-                continue;
+            _ => fault(offset, section, format!("is written as {written}")),
+        }
+        if section == "upstream" {
+            for (second, _) in tables.iter().skip(1) {
+                let reason = "this release serves one upstream: a second [[upstream]] is not \
+                              accepted; run one proxy for each";
+                fault(*second, section, reason.to_owned());
             }
-        };
-        for (name, value) in table {
-            let offset = name.span().start;
-            let name = name.get_ref().as_ref();
-            let Some(key) = keys::find(section, name) else {
-                let nearest = keys::nearest_key(section, name);
-                let reason = format!("unknown key; the nearest known one is {nearest}");
-                fault(offset, &format!("{section}.{name}"), reason);
-                continue;
-            };
-            match texts(key.shape, value.get_ref()) {
-                Ok(values) => {
-                    let line = line_of(offset);
-                    let origin = Origin::File { line };
-                    settings.insert(key.path, Setting { values, origin });
+            tables.truncate(1);
+        }
+        for (_, table) in tables {
+            let mut found = Settings::new();
+            for (name, value) in table {
+                let offset = name.span().start;
+                let name = name.get_ref().as_ref();
+                let Some(key) = keys::find(section, name) else {
+                    let nearest = keys::nearest_key(section, name);
+                    let reason = format!("unknown key; the nearest known one is {nearest}");
+                    fault(offset, &format!("{section}.{name}"), reason);
+                    continue;
+                };
+                match texts(key.shape, value.get_ref()) {
+                    Ok(values) => {
+                        let line = line_of(offset);
+                        let origin = Origin::File { line };
+                        found.insert(key.path, Setting { values, origin });
+                    }
+                    Err(reason) => fault(offset, key.path, reason),
                 }
-                Err(reason) => fault(offset, key.path, reason),
+            }
+            match section {
+                "warm" => warm.push(found),
+                _ => settings.extend(found),
             }
         }
     }
@@ -243,7 +253,7 @@ mod tests {
     fn file(text: &str) -> (Settings, Vec<String>) {
         let mut settings = Settings::new();
         let mut faults = Vec::new();
-        add_file(text, &mut settings, &mut faults);
+        add_file(text, &mut settings, &mut Vec::new(), &mut faults);
         let faults = faults.iter().map(ToString::to_string).collect();
         (settings, faults)
     }

@@ -117,6 +117,24 @@ words! {
 }
 
 words! {
+    /// Why a tag was answered as it last was.
+    StaleReason {
+        /// Upstream has not answered yet, and the client was not to wait for longer.
+        Slow = "slow",
+        /// The operator wants nothing asked.
+        Offline = "offline",
+        /// Nobody answers.
+        Unreachable = "unreachable",
+        /// There is no token to ask with.
+        NoToken = "no_token",
+        /// Upstream limits our rate.
+        Throttled = "throttled",
+        /// Upstream answers that it cannot.
+        Failing = "failing",
+    }
+}
+
+words! {
     /// Why a caller was turned away.
     Denial {
         /// No credentials, or not good ones.
@@ -200,6 +218,11 @@ struct CacheLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: Denial,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StaleLabel {
+    reason: StaleReason,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -350,6 +373,7 @@ impl RequestMetrics {
 pub struct FillMetrics {
     results: Family<FillLabel, Counter>,
     resumes: Family<ResumeLabel, Counter>,
+    stale: Family<StaleLabel, Counter>,
     /// Fills that are running.
     pub active: Gauge,
     /// Bodies whose bytes were not what their digest says.
@@ -367,8 +391,18 @@ impl FillMetrics {
         self.resumes.get_or_create(&ResumeLabel { result }).inc();
     }
 
+    /// Counts a tag that was answered as it last was.
+    pub fn stale(&self, reason: StaleReason) {
+        self.stale.get_or_create(&StaleLabel { reason }).inc();
+    }
+
     /// Makes the handles readable.
     pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "stale_answers",
+            "Tags answered as they last were, by why upstream was not asked or did not answer",
+            self.stale.clone(),
+        );
         registry.register("fills", "Fills that ended, by result", self.results.clone());
         registry.register(
             "fills_active",
@@ -490,6 +524,7 @@ mod tests {
         requests.denied(Denial::Unauthenticated);
         fills.ended(FillResult::Kept);
         fills.resumed(ResumeResult::Resumed);
+        fills.stale(StaleReason::NoToken);
         metrics.certificate_expiry.set(1_900_000_000);
         let page = metrics.finish().render().expect("page");
         for line in [
@@ -500,6 +535,7 @@ mod tests {
             "ecr_proxy_misses_total 0",
             "ecr_proxy_denied_total{reason=\"unauthenticated\"} 1",
             "ecr_proxy_fills_total{result=\"kept\"} 1",
+            "ecr_proxy_stale_answers_total{reason=\"no_token\"} 1",
             "ecr_proxy_upstream_resumes_total{result=\"resumed\"} 1",
             "ecr_proxy_certificate_expiry_seconds 1900000000",
             "ecr_proxy_log_dropped_total 0",

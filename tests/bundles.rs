@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use ecr_proxy::simulator::{Flavour, ImageSpec, Outage, PushedImage, Simulator};
+use ecr_proxy::simulator::{Flavour, ImageSpec, Listener, Outage, PushedImage, Simulator};
 use serde_json::json;
 use support::blobs::{blob_file, simulator};
 use support::bundle::{
@@ -228,7 +228,7 @@ async fn what_skopeo_writes_is_imported() {
     let home = filled(&simulator, &[TAG]).await;
     let pulled = pull_all(&home.client(), TAG).await;
     let sandbox = Sandbox::new();
-    let from = simulator.address(ecr_proxy::simulator::Listener::Registry);
+    let from = simulator.address(Listener::Registry);
     let from = format!("docker://{from}/{REPOSITORY}:{TAG}");
     let credentials = credentials(&simulator);
     let (archive, folder) = (sandbox.path("a.tar"), sandbox.path("layout"));
@@ -357,7 +357,11 @@ async fn what_is_not_in_the_cache_is_named_and_no_bundle_is_left() {
         "team/app:v3",
         "no/such:v1",
     ];
-    let ended = home.run(["export", "-o", output].into_iter().chain(images));
+    let ended = home.run(
+        ["export", "--offline", "-o", output]
+            .into_iter()
+            .chain(images),
+    );
     assert_eq!(ended.code, Some(1), "{ended:?}");
     for word in [layer, "team/app:v3", "no/such:v1"] {
         assert!(ended.stderr.contains(word), "{word}: {ended:?}");
@@ -366,6 +370,39 @@ async fn what_is_not_in_the_cache_is_named_and_no_bundle_is_left() {
     assert!(!path.exists());
     let ended = home.run(["export", "-o", output, "elsewhere.example/team/app:v1"]);
     assert_eq!(ended.code, Some(2), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_in_the_cache_is_fetched_first_where_it_can_be() {
+    let simulator = simulator().await;
+    let platforms = ["linux/amd64", "linux/arm64"];
+    let pushed = simulator.push_image(REPOSITORY, "v1", small(1).platforms(platforms));
+    let sbom = attach(&simulator, &pushed.top.digest, "", b"an SBOM");
+    let home = Proxy::before(&simulator);
+    let ended = home.run(["export", "team/app:v1", "-o", "/x", "--offline"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("not in the cache"), "{ended:?}");
+    let fetched = fs::read(export(&home, "1.tar", &["team/app:v1"])).expect("a bundle");
+    assert!(
+        read(&fetched)
+            .iter()
+            .any(|(path, _)| *path == blob_path(&sbom))
+    );
+
+    // Asked again it crosses no link; cut off, it is as it was.
+    simulator.journal().clear();
+    let again = fs::read(export(&home, "2.tar", &["team/app:v1"])).expect("a bundle");
+    assert_eq!(again, fetched);
+    let storage = Listener::Storage;
+    assert_eq!(
+        simulator.journal().count(|entry| entry.listener == storage),
+        0
+    );
+    simulator.outage(Outage::Refused).await;
+    let cut_off = fs::read(export(&home, "3.tar", &["team/app:v1"])).expect("a bundle");
+    assert_eq!(cut_off, fetched);
+    let offline = export(&home, "4.tar", &["team/app:v1", "--offline"]);
+    assert_eq!(fs::read(offline).expect("a bundle"), fetched);
 }
 
 /// Attaches something to a manifest, by `subject` and under a tag if there is one; answers its digest.

@@ -394,7 +394,7 @@ async fn a_damaged_blob_ends_an_export_and_nothing_is_left_of_it() {
     bytes[77] ^= 1;
     fs::write(&blob, &bytes).expect("a blob");
     let output = path.to_str().expect("UTF-8");
-    let ended = home.run(["export", "team/app:v1", "-o", output]);
+    let ended = home.run(["export", "team/app:v1", "-o", output, "--offline"]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains(damaged), "{ended:?}");
     assert_eq!(fs::read_to_string(&path).expect("the file"), "precious");

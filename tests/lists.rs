@@ -169,7 +169,7 @@ fn assert_stale(answer: &Answer) {
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.header("content-type"), Some(INDEX));
     assert_eq!(answer.header("x-cache"), Some("stale"));
-    assert!(answer.header("age").is_some() && answer.header("warning").is_some());
+    assert!(answer.header("age").is_some() && !answer.head.header_values("warning").is_empty());
     assert_eq!(answer.json()["schemaVersion"], 2);
 }
 

@@ -1,9 +1,14 @@
 //! What was fetched is not fetched again: a download that broke off goes on where it stopped, past a
 //! kill of the proxy itself and an outage that outlasts every client's patience.
+//!
+//! `ECR_PROXY_TEST_RESUMED_MIB` sets the size of the blob that is interrupted ten times, 176 where it is
+//! not set.
 
 mod support;
 
-use ecr_proxy::simulator::{BlobSource, Fault, Gate, Journal, Listener, Pattern, Simulator};
+use ecr_proxy::simulator::{
+    BlobSource, Fault, Gate, Journal, Listener, Outage, Pattern, Simulator,
+};
 use support::{Proxy, within};
 
 const REPOSITORY: &str = "team/app";
@@ -127,5 +132,124 @@ async fn a_damaged_beginning_is_never_passed_on_whole() {
     assert!(!damaged.clean_end || damaged.digest() == digest);
     let answer = proxy.client().get(&target(&digest)).await;
     assert_eq!((answer.status, answer.digest()), (200, digest));
+    proxy.assert_blobs_are_sound();
+}
+
+/// What happens to a transfer.
+#[derive(Clone, Copy, Debug)]
+enum Interruption {
+    /// The connection is reset.
+    Reset,
+    /// It is closed before its time.
+    Closed,
+    /// The same, and the address of the content has expired.
+    ExpiredAddress,
+    /// The same, and so has the token.
+    ExpiredToken,
+    /// The upstream goes away and comes back.
+    UpstreamRestart,
+    /// We are killed.
+    Kill,
+}
+
+const INTERRUPTIONS: [Interruption; 10] = [
+    Interruption::Reset,
+    Interruption::Kill,
+    Interruption::ExpiredAddress,
+    Interruption::UpstreamRestart,
+    Interruption::Closed,
+    Interruption::ExpiredToken,
+    Interruption::Kill,
+    Interruption::Reset,
+    Interruption::UpstreamRestart,
+    Interruption::Kill,
+];
+
+/// Scripts what storage does: each of its answers brings `part` bytes and is then interrupted, once its
+/// gate opens.
+fn script(simulator: &Simulator, digest: &str, part: u64) -> Vec<Gate> {
+    // By one connection, so that every interruption finds something to interrupt.
+    let plain = || Fault::RemoveHeader("etag");
+    let answer = || {
+        let faults = simulator.faults();
+        faults.on(Listener::Storage, "GET", Pattern::digest(digest))
+    };
+    let gates = INTERRUPTIONS.map(|interruption| {
+        let gate = Gate::new();
+        let held = Fault::HoldAfter(part, gate.clone());
+        let answered = answer().times(1);
+        match interruption {
+            Interruption::Reset => answered.all([plain(), held, Fault::ResetAfter(part)]),
+            Interruption::Kill | Interruption::UpstreamRestart => answered.all([plain(), held]),
+            Interruption::Closed | Interruption::ExpiredToken | Interruption::ExpiredAddress => {
+                answered.all([plain(), held, Fault::TruncateAfter(part)])
+            }
+        };
+        if matches!(interruption, Interruption::ExpiredAddress) {
+            answer().times(1).then(Fault::Expired);
+        }
+        gate
+    });
+    answer().then(plain());
+    gates.into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u08_c01_ten_interruptions_of_every_kind_cost_a_tenth_at_most() {
+    const MIB: u64 = 1024 * 1024;
+    let mib = std::env::var("ECR_PROXY_TEST_RESUMED_MIB").ok();
+    let size = MIB * mib.map_or(176, |mib| mib.parse().expect("a number of MiB"));
+    let source = BlobSource::generated(12, size);
+    let simulator = Simulator::builder().start().await.expect("simulator");
+    let digest = simulator.put_blob(REPOSITORY, source.clone());
+    let part = size / (INTERRUPTIONS.len() as u64 + 1);
+    let gates = script(&simulator, &digest, part);
+    let mut proxy = Proxy::before(&simulator);
+
+    // What one client reads, until the next kill of ours cuts it off and another one comes.
+    let mut reading = None;
+    for (number, interruption) in INTERRUPTIONS.into_iter().enumerate() {
+        let (mut client, mut at) = match reading.take() {
+            Some(reading) => reading,
+            None => {
+                let mut client = proxy.client().start("GET", &target(&digest), &[]).await;
+                assert_eq!(client.head().await.expect("a head").status, 200);
+                (client, 0)
+            }
+        };
+        let until = (number as u64 + 1) * part - MIB;
+        while at < until {
+            let step = (until - at).min(4 * MIB);
+            let read = within("the next bytes", client.read_exactly(step)).await;
+            let read = read.unwrap_or_else(|error| panic!("{number} {interruption:?}: {error}"));
+            assert!(read == source.read(at..at + step), "wrong bytes at {at}");
+            at += step;
+        }
+        within("the interruption", gates[number].arrived(1)).await;
+        match interruption {
+            Interruption::Reset | Interruption::Closed | Interruption::ExpiredAddress => {}
+            Interruption::ExpiredToken => simulator.expire_tokens(),
+            Interruption::UpstreamRestart => {
+                simulator.outage(Outage::Refused).await;
+                simulator.outage(Outage::None).await;
+            }
+            Interruption::Kill => proxy.kill9(),
+        }
+        gates[number].open();
+        if matches!(interruption, Interruption::Kill) {
+            proxy.restart();
+        } else {
+            reading = Some((client, at));
+        }
+    }
+    let answer = proxy.client().get(&target(&digest)).await;
+    assert_eq!((answer.status, answer.digest()), (200, digest));
+    assert!(answer.clean_end);
+    let sent = fetched(simulator.journal());
+    eprintln!(
+        "{sent} of {size} bytes were fetched: {:.3} x",
+        sent as f64 / size as f64
+    );
+    assert!(sent <= size + size / 10, "{}", simulator.journal());
     proxy.assert_blobs_are_sound();
 }

@@ -65,6 +65,7 @@ async fn rig() -> Rig {
         trust_manifests: None,
         max_bandwidth: None,
         shared_line: None,
+        offline: false.into(),
         limits: Limits {
             first_byte: PROGRESS,
             progress: PROGRESS,

@@ -327,7 +327,7 @@ async fn u18_after_its_freshness_a_tag_follows_upstream() {
     let stale = client.get(&manifest_path("v1")).await;
     assert_eq!((stale.status, stale.digest()), (200, new.clone()));
     assert_eq!(stale.header("x-cache"), Some("stale"));
-    assert!(stale.header("age").is_some() && stale.header("warning").is_some());
+    assert!(stale.header("age").is_some() && !stale.head.header_values("warning").is_empty());
 
     stage.simulator.outage(Outage::None).await;
     stage.simulator.delete_manifest(REPOSITORY, "v1");

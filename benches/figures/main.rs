@@ -11,6 +11,7 @@ mod load;
 #[expect(dead_code, reason = "the tests use more of it")]
 mod pki;
 mod process;
+mod ranges;
 mod skim;
 mod stage;
 mod table;

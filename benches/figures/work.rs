@@ -86,6 +86,9 @@ impl Figures {
         if wants("slow") {
             rows.extend(self.slow().await);
         }
+        if wants("ranges") {
+            rows.extend(self.ranges().await);
+        }
         if wants("streams") {
             rows.push(self.streams().await);
         }
@@ -405,7 +408,7 @@ impl Figures {
     }
 
     /// As a client without a proxy does it: the registry, its redirect, the storage.
-    async fn direct(&self, path: &str, authorization: &str) -> Taken {
+    pub(super) async fn direct(&self, path: &str, authorization: &str) -> Taken {
         let simulator = &self.stage.simulator;
         let target = |listener, host: String| Target {
             address: simulator.address(listener),

@@ -5,10 +5,10 @@
 //! it up hashes every byte again before it adds one. A file without a note that checks is debris.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,16 +19,17 @@ use crate::oci::Digest;
 use super::content::ContentFile;
 use super::frames::{Frames, Salt};
 use super::janitor::names_in;
-use super::layout::{self, FILLS};
+use super::layout::{self, FILLS, Layout};
 use super::lock;
 use super::partial::Partial;
+use super::spans::Spans;
 use super::store::{Shared, digest_of};
 
 /// Below this, in bytes, going on saves less than the note costs.
 const WORTH_A_NOTE: u64 = 1024 * 1024;
 
 /// Longest note that is read back, in bytes.
-const MAX_NOTE: u64 = 64 * 1024;
+const MAX_NOTE: u64 = 1024 * 1024;
 
 /// How long a broken download waits for somebody to go on with it.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -51,7 +52,9 @@ pub(super) type Interruptions = HashMap<Digest, Kept>;
 pub(super) struct Kept {
     name: String,
     content: ContentFile,
-    written: u64,
+    present: Spans,
+    /// Whether marks tell what is present, rather than the length of the file.
+    is_marked: bool,
     note: Bytes,
     since: SystemTime,
 }
@@ -80,12 +83,20 @@ impl Shared {
         written.is_ok()
     }
 
-    /// Keeps the file of a download that broke off after `written` bytes.
-    pub(super) fn suspend(&self, name: String, content: &ContentFile, written: u64, note: Bytes) {
+    /// Keeps the file of a download that broke off, with this in it.
+    pub(super) fn suspend(
+        &self,
+        name: String,
+        content: &ContentFile,
+        present: Spans,
+        is_marked: bool,
+        note: Bytes,
+    ) {
         let kept = Kept {
             name,
             content: content.clone(),
-            written,
+            present,
+            is_marked,
             note,
             since: SystemTime::now(),
         };
@@ -103,14 +114,16 @@ impl Shared {
             Arc::clone(self),
             kept.content,
             kept.name,
-            kept.written,
+            kept.present,
+            kept.is_marked,
             kept.note,
         );
         Some((partial, note))
     }
 
     pub(super) fn interrupted_at(&self, digest: &Digest) -> Option<u64> {
-        lock(&self.interrupted).get(digest).map(|kept| kept.written)
+        let interrupted = lock(&self.interrupted);
+        interrupted.get(digest).map(|kept| kept.present.end_from(0))
     }
 
     pub(super) fn list_interrupted(&self) -> Vec<Interrupted> {
@@ -149,11 +162,16 @@ impl Shared {
 
     fn adopt(&self, fills: &OwnedFd, name: &str) -> Option<(Digest, Kept)> {
         let digest = digest_of(name)?;
-        let (len, note) = read_note(fills, &note_name(name), digest).ok()??;
+        let Noted { len, note, marked } = read_note(fills, &note_name(name), digest).ok()??;
         let file = layout::open_for_append(fills, name).ok()?;
         let metadata = file.metadata().ok().filter(Metadata::is_file)?;
-        let written = metadata.len();
-        if written == 0 || written > len || metadata.nlink() != 1 {
+        let is_marked = marked.is_some();
+        let mut present = Spans::up_to(metadata.len());
+        if let Some(marked) = marked {
+            // After a power cut the marks may know of more than the disk does.
+            present = present.both(&marked).both(&layout::data_in(&file));
+        }
+        if present.is_empty() || metadata.len() > len || metadata.nlink() != 1 {
             return None;
         }
         // It is there already, whatever the limits say now: making room is the janitor's.
@@ -162,7 +180,8 @@ impl Shared {
         let kept = Kept {
             name: name.to_owned(),
             content: ContentFile::new(file, digest, len, space),
-            written,
+            present,
+            is_marked,
             note,
             since: metadata.modified().unwrap_or_else(|_| SystemTime::now()),
         };
@@ -228,19 +247,70 @@ pub(super) fn noted(name: &str) -> &str {
     name.strip_suffix(NOTE).unwrap_or(name)
 }
 
-/// The length and the owner's words of a note about `digest`; `None` if it does not check.
-fn read_note(fills: &OwnedFd, name: &str, digest: Digest) -> io::Result<Option<(u64, Bytes)>> {
+/// What a note says.
+struct Noted {
+    len: u64,
+    /// The owner's words.
+    note: Bytes,
+    /// What is in the file, if its length does not tell.
+    marked: Option<Spans>,
+}
+
+/// What a note says about `digest`; `None` if it does not check.
+fn read_note(fills: &OwnedFd, name: &str, digest: Digest) -> io::Result<Option<Noted>> {
     let mut bytes = Vec::new();
     let file = layout::open_file(fills, name)?;
     if !file.metadata()?.is_file() {
         return Ok(None);
     }
     file.take(MAX_NOTE).read_to_end(&mut bytes)?;
-    let payload = Frames::read(&bytes).and_then(|mut frames| frames.next());
-    Ok(payload.and_then(|(_, payload)| {
+    let Some(mut frames) = Frames::read(&bytes) else {
+        return Ok(None);
+    };
+    let first = frames.next().and_then(|(_, payload)| {
         let (named, rest) = payload.split_first_chunk::<32>()?;
         let (len, note) = rest.split_first_chunk::<8>()?;
         let is_about = Digest::from_sha256(*named) == digest;
         is_about.then(|| (u64::from_le_bytes(*len), Bytes::copy_from_slice(note)))
+    });
+    let marked = frames.filter_map(|(_, payload)| Spans::from_bytes(payload));
+    Ok(first.map(|(len, note)| Noted {
+        len,
+        note,
+        marked: marked.last(),
     }))
+}
+
+/// Appends to a note what is in the file beside it. The last mark counts.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    /// The note, its salt, and where its last frame ends; found when first needed.
+    note: Option<(File, Salt, u64)>,
+}
+
+impl Marks {
+    /// Notes that this is in the file `name`.
+    pub(super) fn add(&mut self, layout: &Layout, name: &str, present: &Spans) -> io::Result<()> {
+        if self.note.is_none() {
+            let fills = layout.directory(&FILLS)?;
+            let file = layout::open_for_append(&fills, &note_name(name))?;
+            let mut bytes = Vec::new();
+            (&file).take(MAX_NOTE).read_to_end(&mut bytes)?;
+            let Some(mut frames) = Frames::read(&bytes) else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            // To the end of the good ones.
+            let _ = frames.by_ref().count();
+            let end = frames.end() as u64;
+            self.note = Some((file, frames.salt(), end));
+        }
+        let Some((file, salt, end)) = &mut self.note else {
+            return Ok(());
+        };
+        let mut frame = Vec::new();
+        salt.append(&mut frame, &present.to_bytes());
+        file.write_all_at(&frame, *end)?;
+        *end += frame.len() as u64;
+        Ok(())
+    }
 }

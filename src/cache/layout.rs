@@ -10,10 +10,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 
 use crate::oci::Digest;
+
+use super::spans::Spans;
 
 /// Layout number; a change of the layout bumps it and migrates.
 const VERSION: u32 = 1;
@@ -329,6 +331,27 @@ pub(super) fn create_file(directory: &OwnedFd, name: &str) -> io::Result<File> {
 pub(super) fn open_for_append(directory: &OwnedFd, name: &str) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     Ok(rustix::fs::openat(directory, name, flags, Mode::empty())?.into())
+}
+
+/// Where a file has data rather than holes; all of it where the file system does not tell.
+pub(super) fn data_in(file: &File) -> Spans {
+    let mut spans = Spans::default();
+    let mut at = 0;
+    loop {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return spans,
+            Err(_) => break,
+        };
+        match rustix::fs::seek(file, SeekFrom::Hole(start)) {
+            Ok(end) if end > start => {
+                spans.add(start..end);
+                at = end;
+            }
+            Ok(_) | Err(_) => break,
+        }
+    }
+    Spans::up_to(u64::MAX)
 }
 
 /// Removes a name; one that is already gone is no error.

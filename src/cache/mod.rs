@@ -17,6 +17,8 @@
 //! | `fills/` | downloads in progress | `partial` |
 //! | `scrub` | how far hashing everything again has come | `scrub` |
 //!
+//! The pins are in the state directory, see [`Pins`]: they survive a cache that is thrown away.
+//!
 //! Everything here blocks on the disk and is meant for a blocking thread. Nothing here knows of
 //! clients, of upstreams, or of who may read what.
 //!
@@ -47,6 +49,7 @@ mod removal;
 mod repository_log;
 mod scrub;
 mod space;
+mod spans;
 mod store;
 
 pub use content::{Blob, ContentFile};
@@ -63,6 +66,7 @@ pub use records::{ManifestRecord, Records};
 pub use removal::{Prune, RemoveError, Removed};
 pub use scrub::{Scrub, ScrubProgress, Scrubbed};
 pub use space::{Limit, Usage};
+pub use spans::Spans;
 pub use store::{BeginError, CommitError, Damage, ReadError, Store, StoreOptions};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

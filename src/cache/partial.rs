@@ -1,4 +1,4 @@
-//! A blob on its way in: a temporary file under `fills/`, hashed as it is written.
+//! A blob on its way in: a temporary file under `fills/`, hashed from its beginning as it is written.
 //!
 //! The invariant: [`Partial::verify`] is the only maker of [`Verified`], and a file that is not
 //! committed loses its name when its `Partial` goes, or is kept with its note to be gone on with.
@@ -13,7 +13,14 @@ use bytes::Bytes;
 use crate::oci::{Digest, Hasher};
 
 use super::content::ContentFile;
+use super::interrupted::Marks;
+use super::spans::Spans;
 use super::store::Shared;
+
+/// How often it is noted what is in a file with holes, in bytes written; and how many notes there are at
+/// most, whatever its size. What is not noted when the process is killed is fetched again.
+const MARKED_EVERY: u64 = 2 * 1024 * 1024;
+const MOST_MARKS: u64 = 512;
 
 /// The open temporary file, for readers that follow it; stays valid after commit and after removal.
 pub type PartialReader = ContentFile;
@@ -29,8 +36,12 @@ pub struct Partial {
     hasher: Hasher,
     /// Bytes that are hashed; readers may read up to here.
     written: u64,
-    /// Bytes that are in the file.
-    present: u64,
+    /// What is in the file.
+    present: Spans,
+    /// What is noted of that, once there is anything beyond a hole: the file's length does not tell it.
+    marks: Option<Marks>,
+    /// Bytes that are in the file and not yet in the marks.
+    unmarked: u64,
     /// What its owner noted; empty if the file is not to outlive this value.
     note: Bytes,
 }
@@ -81,17 +92,19 @@ impl Partial {
         name: String,
         note: Bytes,
     ) -> Self {
-        Self::again(shared, content, name, 0, note)
+        Self::again(shared, content, name, Spans::default(), false, note)
     }
 
-    /// One that was begun before, with `present` bytes in its file.
+    /// One that was begun before, with this in its file; `is_marked` if that was told by marks.
     pub(super) fn again(
         shared: Arc<Shared>,
         content: ContentFile,
         name: String,
-        present: u64,
+        present: Spans,
+        is_marked: bool,
         note: Bytes,
     ) -> Self {
+        let marks = is_marked.then(Marks::default);
         Self {
             shared,
             content,
@@ -99,31 +112,39 @@ impl Partial {
             hasher: Hasher::new(),
             written: 0,
             present,
+            marks,
+            unmarked: 0,
             note,
         }
     }
 
-    /// Bytes in the file, hashed or not: where a download that is taken up goes on.
-    pub fn present(&self) -> u64 {
-        self.present
+    /// What is in the file, hashed or not.
+    pub fn present(&self) -> &Spans {
+        &self.present
     }
 
-    /// Hashes the next bytes of a download that was taken up, at most `limit` of them; false when none
-    /// are left, and not before that may any be appended.
+    /// Whether there is anything to be hashed that is in the file already.
+    pub fn is_behind(&self) -> bool {
+        self.present.end_from(self.written) > self.written
+    }
+
+    /// Hashes the next bytes that are in the file, as many as go into `room`. Bytes that come next by
+    /// [`Self::write`] need not be hashed so, unless something else is there before them.
     ///
     /// # Errors
     /// The disk's; nothing is lost by trying again.
-    pub fn rehash(&mut self, limit: usize) -> io::Result<bool> {
-        let left = self.present - self.written;
-        // In range: no more than `limit`.
-        let mut piece = vec![0; left.min(limit as u64) as usize];
-        let read = self.content.read_at(self.written, &mut piece)?;
+    pub fn catch_up(&mut self, room: &mut [u8]) -> io::Result<()> {
+        let left = self.present.end_from(self.written) - self.written;
+        // In range: no more than the length of the room.
+        let length = left.min(room.len() as u64) as usize;
+        let piece = &mut room[..length];
+        let read = self.content.read_at(self.written, piece)?;
         if read < piece.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.hasher.update(&piece);
+        self.hasher.update(piece);
         self.written += read as u64;
-        Ok(self.written < self.present)
+        Ok(())
     }
 
     /// Gives the file up: it is not to be gone on with.
@@ -131,29 +152,64 @@ impl Partial {
         self.note = Bytes::new();
     }
 
-    /// Writes and hashes `piece`. Pieces of 256 KiB and more make cheap reads later.
+    /// Writes and hashes `piece`, which comes next.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn append(&mut self, piece: &[u8]) -> Result<(), AppendError> {
+        self.write(self.written, piece)
+    }
+
+    /// Writes `piece` at `offset`, and hashes it if it comes next; what lies ahead is hashed later, by
+    /// [`Self::catch_up`]. Pieces of 256 KiB and more make cheap reads later.
     ///
     /// # Errors
     /// See [`AppendError`]; `piece` then does not count as written and is not in the hash, so the
     /// caller can go on without the disk, see [`Self::abandon`].
-    pub fn append(&mut self, piece: &[u8]) -> Result<(), AppendError> {
+    pub fn write(&mut self, offset: u64, piece: &[u8]) -> Result<(), AppendError> {
         let len = piece.len() as u64;
-        debug_assert_eq!(self.written, self.present, "hash what is there first");
-        if len > self.content.len() - self.written {
-            return Err(AppendError::TooLong {
-                declared: self.content.len(),
-            });
+        let declared = self.content.len();
+        let Some(end) = offset.checked_add(len).filter(|end| *end <= declared) else {
+            return Err(AppendError::TooLong { declared });
+        };
+        if offset > self.present.end_from(self.written) && self.marks.is_none() {
+            // From here on the length of the file does not tell what is in it.
+            self.marks = Some(Marks::default());
+            self.mark()?;
         }
         let content = self.content.content();
-        if let Err(error) = content.file.write_all_at(piece, self.written) {
+        if let Err(error) = content.file.write_all_at(piece, offset) {
             self.shared.write_failed(&error);
             return Err(AppendError::Disk(error));
         }
         content.space.allocated(len);
-        self.hasher.update(piece);
-        self.written += len;
-        self.present = self.written;
+        let is_next = offset == self.written && !self.is_behind();
+        self.present.add(offset..end);
+        if is_next {
+            self.hasher.update(piece);
+            self.written = end;
+        }
+        self.unmarked += len;
+        if self.marks.is_some() && self.unmarked >= MARKED_EVERY.max(declared / MOST_MARKS) {
+            self.mark()?;
+        }
         Ok(())
+    }
+
+    /// Notes what is in the file, if it may be gone on with at all.
+    fn mark(&mut self) -> Result<(), AppendError> {
+        let (Some(marks), Some(name)) = (&mut self.marks, &self.name) else {
+            return Ok(());
+        };
+        if self.note.is_empty() {
+            return Ok(());
+        }
+        self.unmarked = 0;
+        let marked = marks.add(&self.shared.layout, name, &self.present);
+        marked.map_err(|error| {
+            self.shared.write_failed(&error);
+            AppendError::Disk(error)
+        })
     }
 
     /// The digest the content is to have.
@@ -166,7 +222,7 @@ impl Partial {
         self.content.len()
     }
 
-    /// Bytes written so far; readers may read up to here.
+    /// Bytes written without a hole and hashed so far; readers may read up to here.
     pub fn written(&self) -> u64 {
         self.written
     }
@@ -216,11 +272,13 @@ impl Drop for Partial {
         let Some(name) = self.name.take() else {
             return;
         };
-        if self.note.is_empty() || self.present == 0 {
+        if self.note.is_empty() || self.present.is_empty() {
             self.shared.remove_temporary(name, &self.content);
         } else {
             let note = std::mem::take(&mut self.note);
-            self.shared.suspend(name, &self.content, self.present, note);
+            let present = std::mem::take(&mut self.present);
+            self.shared
+                .suspend(name, &self.content, present, self.marks.is_some(), note);
         }
     }
 }

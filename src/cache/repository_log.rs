@@ -22,10 +22,10 @@ use crate::oci::{Digest, Manifest, Tag};
 
 use super::frames::{Frames, Salt};
 use super::layout;
-use super::record::{Held, HeldBy, Record, StoredManifest, TagRecord};
-use super::records::ManifestRecord;
+use super::record::{Record, StoredManifest};
 use super::references::{Change, Links};
 
+mod asking;
 mod referrers;
 mod writing;
 
@@ -352,103 +352,6 @@ impl RepositoryLog {
             && self.tags.is_empty()
             && self.referrers.is_empty()
     }
-
-    // Asking.
-
-    pub(super) fn has_manifest(&self, digest: &Digest) -> bool {
-        self.manifests.contains_key(digest)
-    }
-
-    pub(super) fn manifest_checked_at(&self, digest: &Digest) -> Option<SystemTime> {
-        Some(self.manifests.get(digest)?.checked.at)
-    }
-
-    /// Reads a manifest, from the log in `directory` if need be; one that does not hash to its name
-    /// any more is forgotten.
-    pub(super) fn manifest(
-        &mut self,
-        digest: &Digest,
-        directory: impl FnOnce() -> io::Result<OwnedFd>,
-    ) -> io::Result<Option<StoredManifest>> {
-        let Some(manifest) = self.manifests.get(digest) else {
-            return Ok(None);
-        };
-        let bytes = match &manifest.body {
-            Body::Memory(bytes) => bytes.clone(),
-            Body::Disk { offset, len } => {
-                let file = layout::open_file(&directory()?, LOG)?;
-                match read_body(&file, *offset, *len, digest)? {
-                    Some(bytes) => bytes,
-                    None => {
-                        tracing::warn!(
-                            oci.repository = %self.name,
-                            oci.digest = %digest,
-                            "a stored manifest was damaged and is forgotten"
-                        );
-                        self.forget_manifest(digest);
-                        return Ok(None);
-                    }
-                }
-            }
-        };
-        Ok(Some(StoredManifest {
-            digest: *digest,
-            media_type: manifest.media_type.clone(),
-            bytes,
-        }))
-    }
-
-    pub(super) fn holds(&self, digest: &Digest) -> Option<Held> {
-        let named = self.by_manifests.get(digest);
-        if let Some(word) = self.by_upstream.get(digest) {
-            return Some(Held {
-                size: named.map(|named| named.size).or(word.size),
-                is_stated: named.is_some(),
-                by: HeldBy::Upstream,
-                checked_at: word.checked.at,
-            });
-        }
-        named.map(|named| Held {
-            size: Some(named.size),
-            is_stated: true,
-            by: HeldBy::Manifest,
-            checked_at: named.checked_at,
-        })
-    }
-
-    pub(super) fn tag(&self, tag: &Tag) -> Option<TagRecord> {
-        self.tags.get(tag).map(|(digest, checked)| TagRecord {
-            digest: *digest,
-            checked_at: checked.at,
-        })
-    }
-
-    pub(super) fn tags(&self) -> Vec<(Tag, TagRecord)> {
-        let tags = self.tags.iter();
-        tags.map(|(tag, (digest, checked))| {
-            let record = TagRecord {
-                digest: *digest,
-                checked_at: checked.at,
-            };
-            (tag.clone(), record)
-        })
-        .collect()
-    }
-
-    pub(super) fn manifests(&self) -> Vec<ManifestRecord> {
-        let manifests = self.manifests.iter();
-        manifests
-            .map(|(digest, stored)| ManifestRecord {
-                digest: *digest,
-                media_type: stored.media_type.clone(),
-                size: stored.len() as u64,
-                subject: stored.links.subject,
-                checked_at: stored.checked.at,
-            })
-            .collect()
-    }
-
-    // Telling.
 
     pub(super) fn put_manifest(&mut self, manifest: &StoredManifest, at: SystemTime) {
         let digest = manifest.digest;

@@ -355,7 +355,7 @@ impl Store {
     }
 
     /// Takes up a download of `digest` that broke off, in this run or an earlier one, and what was noted
-    /// when it began. Its bytes are to be hashed again first, see [`Partial::rehash`].
+    /// when it began. Its bytes are to be hashed again first, see [`Partial::catch_up`].
     pub fn resume(&self, digest: &Digest) -> Option<(Partial, Bytes)> {
         self.handle.shared.take_interrupted(digest)
     }

@@ -12,7 +12,7 @@ use super::Failure;
 use super::settings::Settings;
 use super::tending::{Render, tend};
 use crate::config::Strings;
-use crate::jobs::operations::{Event, Input, Request};
+use crate::jobs::operations::{Event, Export, Input, Request, WarmDone};
 use crate::oci::{ImageName, Platform};
 
 /// Bars of bytes, the same for export and import.
@@ -22,7 +22,9 @@ pub(super) const BAR: &str =
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A bundle is the tar of an OCI image layout: `ecr-proxy import` takes it in, and other tools read \
-it as well, each image by its full name. The same content gives the same bytes. Every blob is hashed \
+it as well, each image by its full name. What is not in the cache is fetched first, as `ecr-proxy warm` does; \
+where the upstream cannot be asked, an image that is complete is exported as it was last seen. The same \
+content gives the same bytes. Every blob is hashed \
 while it is read; nothing is left of a bundle that could not be written to its end.\n\
 Works beside a running proxy, through its admin socket, and alone on a stopped one.\n\
 Ends with 0 if all is well, 1 if it failed, 2 if it was used wrongly.\n\n\
@@ -44,6 +46,9 @@ pub(super) struct Args {
     /// Leave out what refers to the images: signatures, SBOMs
     #[arg(long)]
     no_referrers: bool,
+    /// Ask no upstream: export what is in the cache, as it is there
+    #[arg(long)]
+    offline: bool,
     /// Print what is told as JSON, one object a line; not with -o -
     #[arg(long)]
     json: bool,
@@ -63,18 +68,19 @@ pub(super) fn run(
         let why = "a bundle is not for a terminal: name a file with -o";
         return Err(Failure::Usage(why.to_owned()));
     }
-    let request = Request::Export {
+    let request = Request::Export(Export {
         images: args.images,
         platforms: args.platform,
         referrers: !args.no_referrers,
-    };
+        offline: args.offline,
+    });
     let mut writing = Writing {
         target: match is_stdout {
             true => Target::Output,
             false => Target::open(&args.output)?,
         },
         json: args.json,
-        bar: ProgressBar::no_length(),
+        bar: ProgressBar::new_spinner(),
         told: None,
     };
     let input = Input::none();
@@ -141,12 +147,25 @@ struct Writing {
 
 impl Render for Writing {
     fn event(&mut self, event: Event, out: &mut dyn Write) -> Result<(), Failure> {
-        if let Event::Bundle { bytes, .. } = event {
-            self.told = Some(event.clone());
-            self.bar = ProgressBar::new(bytes);
-            if let Ok(style) = ProgressStyle::with_template(BAR) {
-                self.bar.set_style(style);
+        match &event {
+            Event::WarmProgress(progress) => {
+                let (done, all) = (progress.bytes_done, progress.bytes);
+                let (done, all) = (BinaryBytes(done), BinaryBytes(all));
+                let image = &progress.image;
+                self.bar
+                    .set_message(format!("{image}: {done} of {all} in the cache"));
+                self.bar.tick();
             }
+            Event::WarmDone(done) if !self.json => self.bar.suspend(|| tell(done)),
+            Event::Bundle { bytes, .. } => {
+                self.told = Some(event.clone());
+                self.bar.finish_and_clear();
+                self.bar = ProgressBar::new(*bytes);
+                if let Ok(style) = ProgressStyle::with_template(BAR) {
+                    self.bar.set_style(style);
+                }
+            }
+            _ => {}
         }
         // The end is told when the file has its name.
         if self.json && !matches!(event, Event::End { error: None }) {
@@ -164,6 +183,19 @@ impl Render for Writing {
         written.map_err(|error| Failure::Failed(format!("cannot write the bundle: {error}")))?;
         self.bar.inc(length);
         Ok(())
+    }
+}
+
+/// What kept an image from being fetched, or is odd about it. Standard output may be the bundle.
+fn tell(done: &WarmDone) {
+    let mut reasons = done.errors.iter().chain(&done.notes);
+    if let Some(first) = reasons.next() {
+        // Cut off, each part of an image fails for the same one.
+        let more = match reasons.count() {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        eprintln!("{}: {first}{more}", done.image);
     }
 }
 

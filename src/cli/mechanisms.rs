@@ -6,7 +6,7 @@ use crate::buffers::BufferPool;
 use crate::cache::{CacheMetrics, OpenError, Store};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::fill::{FillOptions, Fills};
+use crate::fill::Fills;
 use crate::jobs::operations::{self, Names, Operations};
 use crate::jobs::warm::Warmer;
 use crate::telemetry::{FillMetrics, Metrics};
@@ -74,12 +74,7 @@ impl Mechanisms {
             upstream.clone(),
             BufferPool::new(READ_BUFFER_BYTES, READ_BUFFERS),
             Clock::system(),
-            FillOptions {
-                record_ttl: config.cache.record_ttl,
-                tag_ttl: config.upstream.tag_ttl,
-                absent_ttl: config.cache.absent_ttl,
-                ..FillOptions::default()
-            },
+            config.fill_options(),
             fill_metrics,
         );
         let warmer = Warmer::new(fills.clone());

@@ -12,6 +12,7 @@ mod clients;
 mod demo;
 mod export;
 mod hash_password;
+mod health;
 mod hello;
 mod iam_policy;
 mod import;

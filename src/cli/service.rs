@@ -5,7 +5,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -17,10 +16,9 @@ use tokio::time::Instant;
 
 use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
-use super::{Failure, chain};
+use super::{Failure, chain, health};
 use crate::access::Access;
-use crate::admin::{Admin, AdminSocket, Degraded, Health, Phase, Readiness};
-use crate::cache::{Degradation, Store};
+use crate::admin::{Admin, AdminSocket, Phase, Readiness};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch};
 use crate::jobs::warm::{Schedule, WarmMetrics};
@@ -31,7 +29,7 @@ use crate::server::{
 };
 use crate::telemetry::{Metrics, RequestMetrics};
 use crate::tls::{self, Certificates};
-use crate::upstream::{Outage, Upstream, UpstreamError, UpstreamOptions};
+use crate::upstream::UpstreamOptions;
 
 /// Everything that runs, bound to its sockets and not yet serving.
 pub(super) struct Service {
@@ -90,11 +88,7 @@ impl Service {
             metrics: Arc::new(request_metrics),
             pulls,
         });
-        let readiness = readiness(
-            mechanisms.store.clone(),
-            mechanisms.upstream.clone(),
-            keeper.certificates().clone(),
-        );
+        let readiness = health::readiness(mechanisms.clone(), keeper.certificates().clone());
         let (listeners, bound) = listeners(config, keeper.certificates()).await?;
         let pages = Admin::new(metrics.finish(), readiness.clone());
         let admin = match config.server.admin {
@@ -314,69 +308,6 @@ fn admin_socket(config: &Config) -> Result<Option<AdminSocket>, Failure> {
             Ok(None)
         }
     }
-}
-
-/// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
-/// whatever the store does.
-fn readiness(store: Store, upstream: Upstream, certificates: Certificates) -> Readiness {
-    Readiness::new(move || {
-        let faults = store.health().degraded;
-        // Whatever else is wrong with a store, what it has can be read.
-        let gone = faults
-            .iter()
-            .find(|(what, _)| *what == Degradation::Missing);
-        let unusable = gone.map(|(what, since)| format!("{what}, since {}", time(*since)));
-        let mut degraded: Vec<Degraded> = faults
-            .iter()
-            .map(|(what, since)| Degraded {
-                what: "store",
-                why: format!("{what}, since {}", time(*since)),
-            })
-            .collect();
-        degraded.extend(certificate::refused(&certificates).map(|why| Degraded {
-            what: "certificate",
-            why,
-        }));
-        degraded.extend(upstream_faults(&upstream).map(|why| Degraded {
-            what: "upstream",
-            why,
-        }));
-        Health { unusable, degraded }
-    })
-}
-
-/// What of the upstream does not work, each with since when.
-fn upstream_faults(upstream: &Upstream) -> impl Iterator<Item = String> {
-    let outage = upstream.outage();
-    let without_token = outage
-        .as_ref()
-        .filter(|outage| matches!(outage.cause, UpstreamError::NoToken(_)));
-    let token = upstream.token_status();
-    let no_credentials = |since, reason: &dyn std::fmt::Display| {
-        let since = time(since);
-        format!("serving from cache: no credentials since {since}: {reason}")
-    };
-    let of_token = match (token.failing, token.valid_until, without_token) {
-        (Some((since, reason)), None, _) => Some(no_credentials(since, &reason)),
-        (Some((_, reason)), Some(until), _) => Some(format!(
-            "the token cannot be renewed: {reason}; it is valid until {}",
-            time(until)
-        )),
-        (None, _, Some(outage)) => Some(no_credentials(outage.since, &outage.cause)),
-        (None, _, None) => None,
-    };
-    let of_registry = match without_token {
-        Some(_) => None,
-        None => outage.map(|Outage { since, cause }| {
-            let since = time(since);
-            format!("serving from cache: the registry does not answer since {since}: {cause}")
-        }),
-    };
-    of_token.into_iter().chain(of_registry)
-}
-
-fn time(at: SystemTime) -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_seconds(at)
 }
 
 /// A listener's address, for the log.

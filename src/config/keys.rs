@@ -11,6 +11,8 @@ pub(super) enum Shape {
     List,
     /// `true` or `false`.
     Bool,
+    /// `true`, `false`, or a list of strings.
+    BoolOrList,
 }
 
 /// A known key: its section, its name, its shape.
@@ -33,9 +35,10 @@ impl Key {
         self.path.split_once('.').unwrap_or(("", self.path))
     }
 
-    /// The environment variable that sets it; what is in `[[upstream]]` and `[[warm]]` has none.
+    /// The environment variable that sets it; what may be there several times is set in the file or by
+    /// flags.
     pub(super) fn variable(self) -> Option<String> {
-        (!matches!(self.section(), "upstream" | "warm")).then(|| {
+        (!is_array(self.section())).then(|| {
             let path = self.path.replace('.', "_").to_ascii_uppercase();
             format!("{VARIABLE_PREFIX}{path}")
         })
@@ -52,8 +55,15 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("cache", "[cache]"),
     ("access", "[access]"),
     ("upstream", "[[upstream]]"),
+    ("route", "[[route]]"),
     ("warm", "[[warm]]"),
 ];
+
+/// True for a section that is written with two brackets, once for each of its kind.
+pub(super) fn is_array(section: &str) -> bool {
+    let mut sections = SECTIONS.iter();
+    sections.any(|(name, written)| *name == section && written.starts_with("[["))
+}
 
 const fn key(path: &'static str, shape: Shape) -> Key {
     Key { path, shape }
@@ -73,6 +83,10 @@ pub(super) const KEYS: &[Key] = &[
     key("cache.max_size", Shape::TextOrNumber),
     key("cache.min_free", Shape::TextOrNumber),
     key("cache.tag_ttl", Shape::Text),
+    key("cache.tag_wait", Shape::Text),
+    key("cache.stale_if_error", Shape::Text),
+    key("cache.immutable_tags", Shape::BoolOrList),
+    key("cache.offline", Shape::Bool),
     key("cache.absent_ttl", Shape::Text),
     key("cache.record_ttl", Shape::Text),
     key("cache.max_manifest_size", Shape::TextOrNumber),
@@ -93,8 +107,17 @@ pub(super) const KEYS: &[Key] = &[
     key("upstream.ca", Shape::Text),
     key("upstream.redirect_hosts", Shape::List),
     key("upstream.tag_ttl", Shape::Text),
+    key("upstream.stale_if_error", Shape::Text),
+    key("upstream.immutable_tags", Shape::BoolOrList),
+    key("upstream.offline", Shape::Bool),
     key("upstream.trust_manifests", Shape::Bool),
     key("upstream.max_upstream_bandwidth", Shape::Text),
+    key("route.repository", Shape::Text),
+    key("route.upstream", Shape::Text),
+    key("route.tag_ttl", Shape::Text),
+    key("route.stale_if_error", Shape::Text),
+    key("route.immutable_tags", Shape::BoolOrList),
+    key("route.offline", Shape::Bool),
     key("warm.images", Shape::List),
     key("warm.every", Shape::Text),
     key("warm.platforms", Shape::List),

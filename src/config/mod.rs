@@ -22,6 +22,7 @@ pub use parts::FileError;
 pub use sources::{Flags, ProcessEnvironment, Strings};
 pub use values::{ListenAddress, Size};
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,7 +31,8 @@ use http::Uri;
 
 use crate::access::{Network, Users};
 use crate::cache::Pin;
-use crate::oci::{ImageName, Platform};
+use crate::fill::TagPolicy;
+use crate::oci::{ImageName, Pattern, Platform};
 use crate::upstream::{HostPattern, Rate, Registry};
 
 /// The file that is read when none is named, if it exists.
@@ -55,6 +57,8 @@ pub struct Config {
     pub access: Access,
     /// The one `[[upstream]]`.
     pub upstream: Upstream,
+    /// `[[route]]`, in the order of the file.
+    pub routes: Vec<Route>,
     /// Each `[[warm]]`.
     pub warm: Vec<Warm>,
 }
@@ -124,8 +128,10 @@ pub struct Cache {
     pub max_size: Size,
     /// What it leaves free on its file system.
     pub min_free: Size,
-    /// How long a tag is believed without asking, unless the upstream says otherwise.
-    pub tag_ttl: Duration,
+    /// How fresh what is kept has to be, unless the upstream or a route says otherwise.
+    pub freshness: Freshness,
+    /// How long a client waits for the check of a tag that it may have stale.
+    pub tag_wait: Duration,
     /// How long an absence is believed.
     pub absent_ttl: Duration,
     /// After how long a repository's record of a digest is rechecked in the background.
@@ -198,8 +204,8 @@ pub struct Upstream {
     pub ca: Option<PathBuf>,
     /// Further hosts that blob redirects may lead to.
     pub redirect_hosts: Vec<HostPattern>,
-    /// How long its tags are believed; already defaulted from [`Cache::tag_ttl`].
-    pub tag_ttl: Duration,
+    /// How fresh what it holds has to be; already defaulted from [`Cache::freshness`].
+    pub freshness: Freshness,
     /// Whether a manifest proves that the repository holds its blobs; `None` to tell by registry.
     pub trust_manifests: Option<bool>,
     /// How fast its blobs may come, bytes a second; `None` for unlimited.
@@ -207,6 +213,30 @@ pub struct Upstream {
     /// Whether an `AWS_ENDPOINT_URL…` variable leads the AWS API elsewhere: [`Upstream::ca`] is
     /// then trusted for it, too.
     pub aws_endpoint_in_environment: bool,
+}
+
+/// How fresh what is kept has to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Freshness {
+    /// How tags are believed.
+    pub tags: TagPolicy,
+    /// Nothing is ever asked.
+    pub offline: bool,
+}
+
+/// `[[route]]`: what differs for some repositories.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Which ones.
+    pub repository: Pattern,
+    /// How fresh what they hold has to be; already defaulted from [`Upstream::freshness`].
+    pub freshness: Freshness,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.repository.fmt(f)
+    }
 }
 
 /// How to log in to the upstream.
@@ -303,6 +333,7 @@ impl Config {
             ("cache.dir", path(&cache.dir)),
             ("cache.max_size", cache.max_size.to_string()),
             ("cache.min_free", cache.min_free.to_string()),
+            ("cache.tag_wait", duration(cache.tag_wait)),
             ("cache.absent_ttl", duration(cache.absent_ttl)),
             ("cache.record_ttl", duration(cache.record_ttl)),
             (
@@ -335,7 +366,24 @@ impl Config {
             ("upstream.name", upstream.name.clone()),
             ("upstream.registry", upstream.registry.to_string()),
             ("upstream.auth", auth.to_owned()),
-            ("upstream.tag_ttl", duration(upstream.tag_ttl)),
+            (
+                "upstream.tag_ttl",
+                duration(upstream.freshness.tags.tag_ttl),
+            ),
+            (
+                "upstream.stale_if_error",
+                upstream
+                    .freshness
+                    .tags
+                    .stale_if_error
+                    .map_or("forever".to_owned(), duration),
+            ),
+            (
+                "upstream.immutable_tags",
+                join(&upstream.freshness.tags.immutable_tags),
+            ),
+            ("upstream.offline", upstream.freshness.offline.to_string()),
+            ("route", join(&self.routes)),
             (
                 "upstream.max_upstream_bandwidth",
                 rate(upstream.max_upstream_bandwidth),

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Anonymous, Auth, Config, Size};
+use super::{Anonymous, Auth, Config, Freshness, Size};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
+use crate::fill::FillOptions;
 use crate::jobs::operations::Names;
 use crate::jobs::warm::{Choice, Schedule, Target};
-use crate::oci::ImageName;
+use crate::oci::{ImageName, Routed};
 use crate::server::ServerOptions;
 use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Line, Secret, UpstreamOptions};
 
@@ -54,6 +55,24 @@ impl Config {
             registry: without_port(self.upstream.registry.name()).to_owned(),
             upstream: Arc::from(self.upstream.name.as_str()),
         }
+    }
+
+    /// For tags and manifests, blobs and their fills.
+    pub fn fill_options(&self) -> FillOptions {
+        FillOptions {
+            tags: self.routed(|freshness| freshness.tags.clone()),
+            tag_wait: self.cache.tag_wait,
+            record_ttl: self.cache.record_ttl,
+            absent_ttl: self.cache.absent_ttl,
+            ..FillOptions::default()
+        }
+    }
+
+    /// A part of what routes say about freshness, and the upstream for what no route matches.
+    fn routed<T>(&self, part: impl Fn(&Freshness) -> T) -> Routed<T> {
+        let routes = self.routes.iter();
+        let routes = routes.map(|route| (route.repository.clone(), part(&route.freshness)));
+        Routed::new(routes.collect(), part(&self.upstream.freshness))
     }
 
     /// For what is kept warm.
@@ -123,6 +142,7 @@ impl Config {
             redirect_hosts: upstream.redirect_hosts.clone(),
             trust_manifests: upstream.trust_manifests,
             max_bandwidth: upstream.max_upstream_bandwidth,
+            offline: self.routed(|freshness| freshness.offline),
             shared_line: self
                 .cache
                 .max_upstream_bandwidth

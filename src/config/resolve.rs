@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::faults::{Fault, Faults, Origin};
-use super::sources::{self, Settings, Strings};
+use super::sources::{self, Settings, Strings, Tables};
 use super::values::{self, ListenAddress, Size};
 use super::{
-    Access, AdminSocket, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Prefetch, Server,
-    Sources, Tls, Upstream, Warm,
+    Access, AdminSocket, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Freshness, Prefetch,
+    Route, Server, Sources, Tls, Upstream, Warm,
 };
 use crate::access::{Network, Users};
 use crate::cache::Pin;
+use crate::fill::TagPolicy;
 use crate::oci::{ImageName, Platform};
 use crate::upstream::{HostPattern, Registry, RegistryKind};
 
@@ -21,9 +22,8 @@ use crate::upstream::{HostPattern, Registry, RegistryKind};
 const DEFAULT_MAX_SIZE: Size = Size::Percent(70.0);
 /// A file system that is nearly full becomes slow and fails others first.
 const DEFAULT_MIN_FREE: Size = Size::Percent(5.0);
-/// Short enough that a moved tag is seen at once by people, long enough that a rollout of a
-/// thousand nodes asks upstream once.
-const DEFAULT_TAG_TTL: Duration = Duration::from_secs(5);
+/// A person hardly notices so much, and most lines answer within.
+const DEFAULT_TAG_WAIT: Duration = Duration::from_secs(2);
 const DEFAULT_ABSENT_TTL: Duration = Duration::from_secs(5);
 const DEFAULT_RECORD_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// What the distribution specification (1.1, "Pushing Manifests") says registries should take.
@@ -57,8 +57,7 @@ pub(super) fn state_dir(sources: Sources<'_>) -> Result<PathBuf, Faults> {
 
 struct Resolver {
     settings: Settings,
-    /// Those of each `[[warm]]`.
-    warm: Vec<Settings>,
+    tables: Tables,
     faults: Vec<Fault>,
     /// The folder of the file, to which its relative paths are relative.
     base: PathBuf,
@@ -76,12 +75,12 @@ impl Resolver {
             .or_else(|| default.exists().then_some(default))
             .map(Path::to_owned);
         let mut settings = Settings::new();
-        let mut warm = Vec::new();
+        let mut tables = Tables::new();
         let mut faults = Vec::new();
         let mut warnings = Vec::new();
         if let Some(file) = &file {
             match fs::read_to_string(file) {
-                Ok(text) => sources::add_file(&text, &mut settings, &mut warm, &mut faults),
+                Ok(text) => sources::add_file(&text, &mut settings, &mut tables, &mut faults),
                 Err(error) => faults.push(Fault {
                     origin: Origin::Default,
                     key: String::new(),
@@ -93,7 +92,7 @@ impl Resolver {
         sources::add_flags(sources.flags, &mut settings);
         let resolver = Self {
             settings,
-            warm,
+            tables,
             faults,
             base: file
                 .as_deref()
@@ -132,8 +131,9 @@ impl Resolver {
         let tls = self.tls(server.as_ref());
         let cache = self.cache();
         let access = self.access();
-        let default_tag_ttl = cache.as_ref().map_or(DEFAULT_TAG_TTL, |c| c.tag_ttl);
-        let upstream = self.upstream(default_tag_ttl);
+        let freshness = cache.as_ref().map(|cache| cache.freshness.clone());
+        let upstream = self.upstream(freshness.unwrap_or_default());
+        let routes = self.routes(upstream.as_ref());
         let warm = self.warm();
         let mut config = Config {
             file,
@@ -144,6 +144,7 @@ impl Resolver {
             cache: cache?,
             access: access?,
             upstream: upstream?,
+            routes: routes?,
             warm: warm?,
         };
         self.only_our_images(&config);
@@ -152,19 +153,9 @@ impl Resolver {
     }
 
     fn warm(&mut self) -> Option<Vec<Warm>> {
-        let tables = std::mem::take(&mut self.warm);
-        let each = tables.into_iter().map(|table| {
-            let others = std::mem::replace(&mut self.settings, table);
-            let warm = self.one_warm();
-            self.settings = others;
-            warm
-        });
-        // Every fault of every table is to be found before the first ends it.
-        let each: Vec<Option<Warm>> = each.collect();
-        each.into_iter().collect()
+        self.each("warm", Self::one_warm)
     }
 
-    /// One `[[warm]]`, whose settings are the only ones for the moment.
     fn one_warm(&mut self) -> Option<Warm> {
         let images = self.many("warm.images", |text| {
             let image = text.parse::<ImageName>();
@@ -322,7 +313,16 @@ impl Resolver {
         let dir = self.directory("cache.dir", "/var/cache/ecr-proxy");
         let max_size = self.one("cache.max_size", values::size);
         let min_free = self.one("cache.min_free", values::size);
-        let tag_ttl = self.one("cache.tag_ttl", values::duration);
+        let freshness = self.freshness(
+            [
+                "cache.tag_ttl",
+                "cache.stale_if_error",
+                "cache.immutable_tags",
+                "cache.offline",
+            ],
+            Freshness::default(),
+        );
+        let tag_wait = self.one("cache.tag_wait", values::duration);
         let absent_ttl = self.one("cache.absent_ttl", values::duration);
         let record_ttl = self.one("cache.record_ttl", values::duration);
         let max_manifest_size = self.one("cache.max_manifest_size", |text| {
@@ -350,7 +350,8 @@ impl Resolver {
             dir: dir?,
             max_size: max_size?.unwrap_or(DEFAULT_MAX_SIZE),
             min_free: min_free?.unwrap_or(DEFAULT_MIN_FREE),
-            tag_ttl: tag_ttl?.unwrap_or(DEFAULT_TAG_TTL),
+            freshness: freshness?,
+            tag_wait: tag_wait?.unwrap_or(DEFAULT_TAG_WAIT),
             absent_ttl: absent_ttl?.unwrap_or(DEFAULT_ABSENT_TTL),
             record_ttl: record_ttl?.unwrap_or(DEFAULT_RECORD_TTL),
             max_manifest_size: max_manifest_size?.unwrap_or(DEFAULT_MAX_MANIFEST_BYTES),
@@ -428,7 +429,7 @@ impl Resolver {
         }
     }
 
-    fn upstream(&mut self, default_tag_ttl: Duration) -> Option<Upstream> {
+    fn upstream(&mut self, freshness: Freshness) -> Option<Upstream> {
         let name = self.one("upstream.name", values::upstream_name);
         let registry = self.one("upstream.registry", |text| {
             Registry::parse(text).map_err(|error| format!("{text:?}: {error}"))
@@ -440,11 +441,16 @@ impl Resolver {
             text.parse::<HostPattern>()
                 .map_err(|error| format!("{text:?}: {error}"))
         });
-        let tag_ttl = self.one("upstream.tag_ttl", values::duration);
-        let trust_manifests = self.one("upstream.trust_manifests", |text| {
-            text.parse::<bool>()
-                .map_err(|_| format!("{text:?} is neither true nor false"))
-        });
+        let freshness = self.freshness(
+            [
+                "upstream.tag_ttl",
+                "upstream.stale_if_error",
+                "upstream.immutable_tags",
+                "upstream.offline",
+            ],
+            freshness,
+        );
+        let trust_manifests = self.one("upstream.trust_manifests", values::boolean);
         let max_upstream_bandwidth = self.one("upstream.max_upstream_bandwidth", values::bandwidth);
         if matches!(registry, Some(None)) {
             self.fault(
@@ -470,10 +476,87 @@ impl Resolver {
             endpoint_tls_name: endpoint_tls_name?,
             ca: ca?,
             redirect_hosts: redirect_hosts?.unwrap_or_default(),
-            tag_ttl: tag_ttl?.unwrap_or(default_tag_ttl),
+            freshness: freshness?,
             trust_manifests: trust_manifests?,
             max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
             aws_endpoint_in_environment: self.aws_endpoint,
+        })
+    }
+
+    /// The keys for tag_ttl, stale_if_error, immutable_tags and offline, over what counts without them.
+    fn freshness(
+        &mut self,
+        [tag_ttl, stale_if_error, immutable_tags, offline]: [&'static str; 4],
+        default: Freshness,
+    ) -> Option<Freshness> {
+        let tag_ttl = self.one(tag_ttl, values::duration);
+        let stale_if_error = self.one(stale_if_error, values::stale_if_error);
+        let immutable_tags = self.many(immutable_tags, values::tag_pattern);
+        let offline = self.one(offline, values::boolean);
+        Some(Freshness {
+            tags: TagPolicy {
+                tag_ttl: tag_ttl?.unwrap_or(default.tags.tag_ttl),
+                stale_if_error: stale_if_error?.unwrap_or(default.tags.stale_if_error),
+                immutable_tags: immutable_tags?.map_or(default.tags.immutable_tags, |patterns| {
+                    patterns.into_iter().flatten().collect()
+                }),
+            },
+            offline: offline?.unwrap_or(default.offline),
+        })
+    }
+
+    fn routes(&mut self, upstream: Option<&Upstream>) -> Option<Vec<Route>> {
+        self.each("route", |this| this.route(upstream))
+    }
+
+    /// Each table of a section that is there several times, whose settings are the only ones for the
+    /// moment.
+    fn each<T>(
+        &mut self,
+        section: &str,
+        resolve: impl Fn(&mut Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let tables = self.tables.remove(section).unwrap_or_default();
+        let resolved = tables.into_iter().map(|table| {
+            let others = std::mem::replace(&mut self.settings, table);
+            let one = resolve(self);
+            self.settings = others;
+            one
+        });
+        // Each is looked at, so that all faults are told.
+        let resolved: Vec<Option<T>> = resolved.collect();
+        resolved.into_iter().collect()
+    }
+
+    fn route(&mut self, upstream: Option<&Upstream>) -> Option<Route> {
+        let repository = self.one("route.repository", values::repository_pattern);
+        let named = self.one("route.upstream", values::upstream_name);
+        let freshness = upstream.map(|upstream| upstream.freshness.clone());
+        let freshness = self.freshness(
+            [
+                "route.tag_ttl",
+                "route.stale_if_error",
+                "route.immutable_tags",
+                "route.offline",
+            ],
+            freshness.unwrap_or_default(),
+        );
+        if matches!(repository, Some(None)) {
+            self.fault(
+                "route.repository",
+                "is missing: say which repositories the route is for, such as \"team/**\"",
+            );
+        }
+        if let (Some(Some(named)), Some(upstream)) = (&named, upstream)
+            && *named != upstream.name
+        {
+            let reason = format!("{named:?} is no upstream; there is {:?}", upstream.name);
+            self.fault("route.upstream", &reason);
+        }
+        named?;
+        Some(Route {
+            repository: repository??,
+            freshness: freshness?,
         })
     }
 

@@ -63,6 +63,9 @@ impl Flags {
     }
 }
 
+/// The section that could be there several times, and so far must not.
+const ONLY_ONE: &str = "upstream";
+
 /// A value nobody has parsed yet: one text, or several where the key is a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
@@ -72,12 +75,14 @@ pub(super) struct Setting {
 
 pub(super) type Settings = BTreeMap<&'static str, Setting>;
 
-/// Puts the settings of a file into `settings`, those of each `[[warm]]` into one of `warm`, and what is
-/// wrong with its form into `faults`.
+/// The tables of sections that are there several times, by section, in the order of the file.
+pub(super) type Tables = BTreeMap<&'static str, Vec<Settings>>;
+
+/// Puts the settings of a file into `settings` and `tables`, and what is wrong with its form into `faults`.
 pub(super) fn add_file(
     text: &str,
     settings: &mut Settings,
-    warm: &mut Vec<Settings>,
+    tables: &mut Tables,
     faults: &mut Vec<Fault>,
 ) {
     let line_of = |offset: usize| {
@@ -101,36 +106,36 @@ pub(super) fn add_file(
     for (section, value) in document.get_ref() {
         let offset = section.span().start;
         let section = section.get_ref().as_ref();
-        let Some((_, written)) = keys::SECTIONS.iter().find(|(name, _)| *name == section) else {
+        let Some((section, written)) = keys::SECTIONS.iter().find(|(name, _)| *name == section)
+        else {
             let nearest = keys::nearest_section(section);
             let reason = format!("unknown section; the nearest known one is {nearest}");
             fault(offset, section, reason);
             continue;
         };
-        let is_repeated = written.starts_with("[[");
-        let mut tables: Vec<(usize, &DeTable<'_>)> = Vec::new();
-        match value.get_ref() {
-            DeValue::Table(table) if !is_repeated => tables.push((offset, table)),
-            DeValue::Array(items) if is_repeated => {
-                for item in items.iter() {
-                    match item.get_ref() {
-                        DeValue::Table(table) => tables.push((item.span().start, table)),
-                        _ => fault(offset, section, format!("is written as {written}")),
+        let mut not_so = || fault(offset, section, format!("is written as {written}"));
+        let found: Vec<&DeTable<'_>> = match value.get_ref() {
+            DeValue::Table(table) if !keys::is_array(section) => vec![table],
+            DeValue::Array(items) if keys::is_array(section) => {
+                let tables = items.iter().map(|item| match item.get_ref() {
+                    DeValue::Table(table) => Some(table),
+                    _ => None,
+                });
+                match tables.collect() {
+                    Some(tables) => tables,
+                    None => {
+                        not_so();
+                        continue;
                     }
                 }
             }
-            _ => fault(offset, section, format!("is written as {written}")),
-        }
-        if section == "upstream" {
-            for (second, _) in tables.iter().skip(1) {
-                let reason = "this release serves one upstream: a second [[upstream]] is not \
-                              accepted; run one proxy for each";
-                fault(*second, section, reason.to_owned());
+            _ => {
+                not_so();
+                continue;
             }
-            tables.truncate(1);
-        }
-        for (_, table) in tables {
-            let mut found = Settings::new();
+        };
+        let mut read = found.into_iter().map(|table| {
+            let mut settings = Settings::new();
             for (name, value) in table {
                 let offset = name.span().start;
                 let name = name.get_ref().as_ref();
@@ -144,15 +149,27 @@ pub(super) fn add_file(
                     Ok(values) => {
                         let line = line_of(offset);
                         let origin = Origin::File { line };
-                        found.insert(key.path, Setting { values, origin });
+                        settings.insert(key.path, Setting { values, origin });
                     }
                     Err(reason) => fault(offset, key.path, reason),
                 }
             }
-            match section {
-                "warm" => warm.push(found),
-                _ => settings.extend(found),
+            settings
+        });
+        if *section == ONLY_ONE {
+            settings.extend(read.next().into_iter().flatten());
+            drop(read);
+            if let DeValue::Array(items) = value.get_ref() {
+                for second in items.iter().skip(1) {
+                    let reason = "this release serves one upstream: a second [[upstream]] is not \
+                                  accepted; run one proxy for each";
+                    fault(second.span().start, section, reason.to_owned());
+                }
             }
+        } else if keys::is_array(section) {
+            tables.entry(section).or_default().extend(read);
+        } else {
+            settings.extend(read.flatten());
         }
     }
 }
@@ -166,8 +183,10 @@ fn texts(shape: Shape, value: &DeValue<'_>) -> Result<Vec<String>, String> {
         (Shape::TextOrNumber, DeValue::Integer(number)) if number.radix() == 10 => {
             return Ok(vec![number.as_str().replace('_', "")]);
         }
-        (Shape::Bool, DeValue::Boolean(value)) => return Ok(vec![value.to_string()]),
-        (Shape::List, DeValue::Array(items)) => {
+        (Shape::Bool | Shape::BoolOrList, DeValue::Boolean(value)) => {
+            return Ok(vec![value.to_string()]);
+        }
+        (Shape::List | Shape::BoolOrList, DeValue::Array(items)) => {
             let items = items.iter().map(|item| match item.get_ref() {
                 DeValue::String(text) => Ok(text.clone().into_owned()),
                 other => Err(format!(
@@ -180,6 +199,7 @@ fn texts(shape: Shape, value: &DeValue<'_>) -> Result<Vec<String>, String> {
         (Shape::Text, _) => "a string in quotes",
         (Shape::TextOrNumber, _) => "a string in quotes, or a whole number",
         (Shape::Bool, _) => "true or false",
+        (Shape::BoolOrList, _) => "true, false, or a list of strings",
         (Shape::List, _) => "a list of strings, such as [\"a\", \"b\"]",
     };
     Err(format!("expected {expected}, found {}", value.type_str()))
@@ -216,7 +236,7 @@ pub(super) fn add_environment(
             continue;
         }
         let values = match key.shape {
-            Shape::List => value
+            Shape::List | Shape::BoolOrList => value
                 .split(',')
                 .map(|item| item.trim().to_owned())
                 .filter(|item| !item.is_empty())
@@ -253,7 +273,7 @@ mod tests {
     fn file(text: &str) -> (Settings, Vec<String>) {
         let mut settings = Settings::new();
         let mut faults = Vec::new();
-        add_file(text, &mut settings, &mut Vec::new(), &mut faults);
+        add_file(text, &mut settings, &mut Tables::new(), &mut faults);
         let faults = faults.iter().map(ToString::to_string).collect();
         (settings, faults)
     }

@@ -89,7 +89,7 @@ fn flags_alone_are_enough_and_the_rest_has_defaults() {
     assert_eq!(config.cache.dir, Path::new("/var/cache/ecr-proxy"));
     assert_eq!(config.cache.max_size, Size::Percent(70.0));
     assert_eq!(config.cache.min_free, Size::Percent(5.0));
-    assert_eq!(config.cache.tag_ttl, Duration::from_secs(5));
+    assert_eq!(config.cache.freshness.tags.tag_ttl, Duration::from_secs(5));
     assert_eq!(config.cache.absent_ttl, Duration::from_secs(5));
     assert_eq!(config.cache.record_ttl, Duration::from_secs(86_400));
     assert_eq!(config.cache.max_manifest_size, 4 << 20);
@@ -189,7 +189,7 @@ fn flags_win_over_the_environment_which_wins_over_the_file() {
         .load()
         .expect("config");
     assert_eq!(config.server.domains, ["file.test"]);
-    assert_eq!(config.cache.tag_ttl, Duration::from_secs(1));
+    assert_eq!(config.cache.freshness.tags.tag_ttl, Duration::from_secs(1));
     assert_eq!(config.cache.absent_ttl, Duration::from_secs(2));
     assert_eq!(config.cache.record_ttl, Duration::from_secs(3));
 }
@@ -346,15 +346,91 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
 }
 
 #[test]
+fn freshness_is_of_the_cache_unless_the_upstream_or_a_route_says_otherwise() {
+    let file = "[server]\ndomains = [\"a.test\"]\n\
+        [cache]\nstale_if_error = \"1h\"\nimmutable_tags = [\"v*\"]\n\
+        [[upstream]]\nname = \"hub\"\nregistry = \"docker.io\"\noffline = false\n\
+        [[route]]\nrepository = \"team/**\"\nupstream = \"hub\"\nimmutable_tags = true\ntag_ttl = \"1d\"\n\
+        [[route]]\nrepository = \"old\"\nimmutable_tags = false\nstale_if_error = \"forever\"\noffline = true\n";
+    let config = Scene::file(file).load().expect("config");
+    let tags = config.fill_options().tags;
+    let of = |name: &str| tags.of(&name.parse().expect("a name")).clone();
+    let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
+    let patterns = |policy: &TagPolicy| {
+        let patterns = policy.immutable_tags.iter().map(ToString::to_string);
+        patterns.collect::<Vec<_>>().join(",")
+    };
+    for (name, ttl, stale, immutable) in [
+        ("app", Duration::from_secs(5), Some(hour), "v*"),
+        ("team/app", day, Some(hour), "*"),
+        ("old", Duration::from_secs(5), None, ""),
+    ] {
+        let policy = of(name);
+        assert_eq!(
+            (policy.tag_ttl, policy.stale_if_error),
+            (ttl, stale),
+            "{name}"
+        );
+        assert_eq!(patterns(&policy), immutable, "{name}");
+    }
+    let offline = config.upstream_options().expect("options").offline;
+    assert!(*offline.of_name("old") && !*offline.of_name("app"));
+}
+
+#[test]
+fn freshness_is_set_by_the_environment() {
+    let scene = flags_of_the_first_example()
+        .variable("ECR_PROXY_CACHE_OFFLINE", "true")
+        .variable("ECR_PROXY_CACHE_STALE_IF_ERROR", "2h")
+        .variable("ECR_PROXY_CACHE_IMMUTABLE_TAGS", "v*, 1.*")
+        .variable("ECR_PROXY_CACHE_TAG_WAIT", "3s");
+    let config = scene.load().expect("config");
+    assert!(config.upstream.freshness.offline);
+    let tags = &config.upstream.freshness.tags;
+    assert_eq!(tags.stale_if_error, Some(Duration::from_secs(7200)));
+    assert_eq!(tags.immutable_tags.len(), 2);
+    assert_eq!(config.fill_options().tag_wait, Duration::from_secs(3));
+}
+
+#[test]
+fn every_fault_of_a_route_is_told_with_its_line() {
+    let file = "[server]\ndomains = [\"a.test\"]\n[[upstream]]\nname = \"hub\"\nregistry = \"docker.io\"\n\
+        [[route]]\nupstream = \"prod\"\nrepository = \"a**\"\n\
+        [[route]]\ntag_ttl = \"soon\"\nimmutable_tags = [\"team/*\"]\nstrip_prefix = \"x\"\n";
+    let faults = Scene::file(file).faults();
+    let expected = [
+        "line 7: route.upstream: \"prod\" is no upstream; there is \"hub\"",
+        "line 8: route.repository: \"a**\" is no pattern over repositories",
+        "line 10: route.tag_ttl: ",
+        "line 11: route.immutable_tags: \"team/*\" is no pattern over tags",
+        "line 12: route.strip_prefix: unknown key",
+        "route.repository: is missing",
+    ];
+    assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+    for expected in expected {
+        assert!(
+            faults.iter().any(|f| f.contains(expected)),
+            "{expected}: {faults:#?}"
+        );
+    }
+}
+
+#[test]
 fn an_upstream_may_have_its_own_tag_ttl() {
     let file = "[server]\ndomains = [\"a.test\"]\n[cache]\ntag_ttl = \"7s\"\n[[upstream]]\nregistry = \"docker.io\"\n";
     let config = Scene::file(file).load().expect("config");
-    assert_eq!(config.upstream.tag_ttl, Duration::from_secs(7));
+    assert_eq!(
+        config.upstream.freshness.tags.tag_ttl,
+        Duration::from_secs(7)
+    );
     let config = Scene::file(&format!("{file}tag_ttl = \"9s\"\n"))
         .load()
         .expect("config");
-    assert_eq!(config.upstream.tag_ttl, Duration::from_secs(9));
-    assert_eq!(config.cache.tag_ttl, Duration::from_secs(7));
+    assert_eq!(
+        config.upstream.freshness.tags.tag_ttl,
+        Duration::from_secs(9)
+    );
+    assert_eq!(config.cache.freshness.tags.tag_ttl, Duration::from_secs(7));
 }
 
 #[test]

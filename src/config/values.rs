@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Uri;
 use url::{Host, Url};
 
+use crate::oci::Pattern;
 use crate::upstream::Rate;
 
 /// Longest accepted duration: far beyond use, and safely added to any point in time.
@@ -118,6 +119,46 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(too_large)?
         / scale;
     u64::try_from(bytes).map_err(|_| too_large())
+}
+
+/// `true` or `false`.
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is neither true nor false"))
+}
+
+/// `forever`, or a duration.
+pub(super) fn stale_if_error(text: &str) -> Result<Option<Duration>, String> {
+    if text == "forever" {
+        return Ok(None);
+    }
+    duration(text)
+        .map(Some)
+        .map_err(|reason| format!("{reason}; or \"forever\""))
+}
+
+/// `v*`: a pattern over tags; `true` is all of them, `false` none.
+pub(super) fn tag_pattern(text: &str) -> Result<Option<Pattern>, String> {
+    let pattern = match text {
+        "false" => return Ok(None),
+        "true" => "*",
+        pattern => pattern,
+    };
+    let pattern = pattern.parse::<Pattern>().ok();
+    let pattern = pattern
+        .filter(|pattern| !pattern.as_str().contains(['/', ':']) && pattern.as_str() != "**");
+    pattern.map(Some).ok_or_else(|| {
+        format!(
+            "{text:?} is no pattern over tags, such as \"v*\"; a [[route]] says which repositories \
+             it is for"
+        )
+    })
+}
+
+/// `team/**`: a pattern over repositories.
+pub(super) fn repository_pattern(text: &str) -> Result<Pattern, String> {
+    text.parse()
+        .map_err(|error| format!("{text:?} is no pattern over repositories: {error}"))
 }
 
 /// `20MiB/s`, or `unlimited`: bytes a second.
@@ -320,6 +361,20 @@ mod tests {
         ] {
             assert!(size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn patterns_over_tags_are_not_over_repositories() {
+        let pattern = |text| tag_pattern(text).map(|p| p.map(|p| p.to_string()));
+        assert_eq!(pattern("v*"), Ok(Some("v*".to_owned())));
+        assert_eq!(pattern("true"), Ok(Some("*".to_owned())));
+        assert_eq!(pattern("false"), Ok(None));
+        for text in ["", "team/*", "**", "a:b", "v 1"] {
+            assert!(pattern(text).is_err(), "{text}");
+        }
+        assert_eq!(stale_if_error("forever"), Ok(None));
+        assert_eq!(stale_if_error("2h"), Ok(Some(Duration::from_secs(7200))));
+        assert!(stale_if_error("never").unwrap_err().contains("forever"));
     }
 
     #[test]

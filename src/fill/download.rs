@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::FillError;
 use super::{KnownSize, Origin};
@@ -19,11 +18,6 @@ const PROGRESS: u64 = 256 * 1024;
 /// The pauses between fruitless continuations: the first is short because most breaks are of one
 /// connection, the longest bounds both what an outage costs the upstream and how late its end is noticed.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-
-/// How many chunks may wait between the network and the disk. A chunk is at most what one read of the
-/// socket gives (some 400 KiB), so this bounds the memory of a fill whose disk is slow, and is enough
-/// for the network to go on while a piece is written.
-const CHUNKS_WAITING: usize = 4;
 
 /// How to ask once more for the content that a transfer began with.
 #[derive(Clone)]
@@ -71,13 +65,35 @@ impl Again {
     /// The upstream's.
     pub(super) async fn download(&self, at: u64, end: u64) -> Result<Download, FillError> {
         Ok(Download {
-            body: self.open(at, end).await?,
+            body: Some(self.open(at, end).await?),
             again: self.clone(),
+            broken: None,
             at,
             end,
+            asked: end,
             progress: (at, Instant::now()),
             fruitless: 0,
         })
+    }
+
+    /// The same, for a connection that could not be opened: tried again as one that broke is continued.
+    pub(super) fn continuing(&self, at: u64, end: u64, broken: UpstreamError) -> Download {
+        Download {
+            body: None,
+            again: self.clone(),
+            broken: Some(broken),
+            at,
+            end,
+            asked: end,
+            progress: (at, Instant::now()),
+            fruitless: 1,
+        }
+    }
+
+    /// Whether two parts of the content can be told to be of the same.
+    pub(super) fn has_validator(&self) -> bool {
+        let known = self.origin.validator.get();
+        known.is_some_and(|known| known.etag().is_some())
     }
 
     async fn open(&self, at: u64, end: u64) -> Result<BlobBody, FillError> {
@@ -93,11 +109,15 @@ impl Again {
 /// The bytes of a blob in order, each once, whatever happens to the connections they come by.
 pub(super) struct Download {
     again: Again,
-    body: BlobBody,
+    body: Option<BlobBody>,
+    /// Why nothing more is to be had from that body.
+    broken: Option<UpstreamError>,
     /// Offset of the next byte.
     at: u64,
     /// Offset of the first byte that is not wanted.
     end: u64,
+    /// Where the body ends, as it was asked for.
+    asked: u64,
     /// Offset and time at which the transfer was last known to get somewhere.
     progress: (u64, Instant),
     /// Continuations since then.
@@ -128,17 +148,14 @@ impl Download {
         };
         Ok(Self {
             again: Again::new(origin, digest, len, patience, metrics),
-            body,
+            body: Some(body),
+            broken: None,
             at: 0,
             end: len,
+            asked: len,
             progress: (0, Instant::now()),
             fruitless: 0,
         })
-    }
-
-    /// The size of the blob in bytes.
-    pub(super) fn len(&self) -> u64 {
-        self.again.len()
     }
 
     /// How others may ask for the same content.
@@ -146,18 +163,20 @@ impl Download {
         self.again.clone()
     }
 
-    /// Fetches in a task of its own, a few chunks ahead of whoever takes them; it ends when they do.
-    pub(super) fn run_ahead(mut self) -> mpsc::Receiver<Result<Bytes, FillError>> {
-        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
-        tokio::spawn(async move {
-            while let Some(chunk) = self.next().await.transpose() {
-                let is_last = chunk.is_err();
-                if sender.send(chunk).await.is_err() || is_last {
-                    break;
-                }
-            }
-        });
-        receiver
+    /// Offset of the next byte.
+    pub(super) fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Nothing is wanted from `end` on, wherever it was before; not before where the download is.
+    pub(super) fn set_end(&mut self, end: u64) {
+        self.end = end.max(self.at);
+    }
+
+    /// How long limits of our own held it back since this was last asked.
+    pub(super) fn take_held_back(&mut self) -> Duration {
+        let body = self.body.as_mut();
+        body.map_or(Duration::ZERO, BlobBody::take_held_back)
     }
 
     /// The next bytes; `None` at the end.
@@ -166,31 +185,90 @@ impl Download {
     /// What could not be continued past.
     ///
     /// # Cancel safety
-    /// Not cancel safe: what arrived would be lost.
+    /// Not cancel safe while it continues what broke; no byte is lost otherwise.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
         while self.at < self.end {
-            let broken = match self.body.next().await {
-                Ok(Some(chunk)) => {
-                    self.at += chunk.len() as u64;
-                    if self.at - self.progress.0 >= PROGRESS {
-                        self.progress = (self.at, Instant::now());
-                        self.fruitless = 0;
-                    }
-                    if self.at > self.end {
+            if let Some(broken) = self.broken.take() {
+                self.resume(broken).await?;
+            }
+            let read = match &mut self.body {
+                Some(body) => body.next().await,
+                None => Err(UpstreamError::Truncated),
+            };
+            if let Some(chunk) = self.accept(read)? {
+                return Ok(Some(chunk));
+            }
+        }
+        self.check_end().await?;
+        Ok(None)
+    }
+
+    /// The next bytes, if they come by the connection at hand, before `deadline` and before the end.
+    ///
+    /// # Errors
+    /// What cannot be continued past.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: no byte is lost.
+    pub(super) async fn soon(&mut self, deadline: Instant) -> Result<Option<Bytes>, FillError> {
+        let Some(body) = self
+            .body
+            .as_mut()
+            .filter(|_| self.at < self.end && self.broken.is_none())
+        else {
+            return Ok(None);
+        };
+        match timeout_at(deadline, body.next()).await {
+            Ok(read) => self.accept(read),
+            Err(_elapsed) => Ok(None),
+        }
+    }
+
+    /// Takes what a body brought; `None` if it brings no more and has to be continued.
+    fn accept(
+        &mut self,
+        read: Result<Option<Bytes>, UpstreamError>,
+    ) -> Result<Option<Bytes>, FillError> {
+        match read {
+            Ok(Some(mut chunk)) => {
+                let left = self.end - self.at;
+                if chunk.len() as u64 > left {
+                    if self.end >= self.asked {
                         return Err(UpstreamError::TooMuch.into());
                     }
-                    return Ok(Some(chunk));
+                    // In range: less than the length of the chunk.
+                    chunk.truncate(left as usize);
                 }
-                Ok(None) => UpstreamError::Truncated,
-                Err(error) if error.retryable() => error,
-                Err(error) => return Err(error.into()),
-            };
-            self.resume(broken).await?;
+                self.at += chunk.len() as u64;
+                if self.at - self.progress.0 >= PROGRESS {
+                    self.progress = (self.at, Instant::now());
+                    self.fruitless = 0;
+                }
+                return Ok(Some(chunk));
+            }
+            Ok(None) => self.broken = Some(UpstreamError::Truncated),
+            Err(error) if error.retryable() => self.broken = Some(error),
+            Err(error) => return Err(error.into()),
         }
+        Ok(None)
+    }
+
+    /// At the end of what was asked for, makes sure that upstream has no more to say.
+    ///
+    /// # Errors
+    /// [`UpstreamError::TooMuch`] if it has.
+    pub(super) async fn check_end(&mut self) -> Result<(), FillError> {
+        let is_at_end = self.at >= self.asked && self.broken.is_none();
+        let Some(body) = self.body.as_mut().filter(|_| is_at_end) else {
+            return Ok(());
+        };
         // A body without a declared length may go on; one that breaks here has nothing left to lose.
-        match self.body.next().await {
+        match body.next().await {
             Ok(Some(_)) => Err(UpstreamError::TooMuch.into()),
-            Ok(None) | Err(_) => Ok(None),
+            Ok(None) | Err(_) => {
+                self.broken = Some(UpstreamError::Truncated);
+                Ok(())
+            }
         }
     }
 
@@ -214,7 +292,8 @@ impl Download {
             tracing::info!(oci.digest = %self.again.digest, body.bytes = self.at, error = %last, "continuing a broken transfer");
             match self.again.open(self.at, self.end).await {
                 Ok(body) => {
-                    self.body = body;
+                    self.body = Some(body);
+                    self.asked = self.end;
                     self.again.metrics.resumed(ResumeResult::Resumed);
                     return Ok(());
                 }

@@ -1,31 +1,24 @@
 //! The task of a fill: one upstream body becomes a verified blob, while readers follow it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::download::{Again, Download};
 use super::error::FillError;
 use super::flow::Flow;
 use super::front::{Phase, TAIL};
 use super::interrupted;
-use super::room::Room;
+use super::lanes::{LaneOptions, Lanes, Remainder, WORTH_SHARING};
+use super::writer::{self, Arrival, Written};
 use super::{KnownSize, Origin, Shared};
 use crate::buffers::BufferPool;
-use crate::cache::{Partial, Store};
+use crate::cache::{Partial, Spans, Store};
 use crate::oci::{Digest, Hasher};
 use crate::telemetry::{FillMetrics, FillResult, ResumeResult};
-
-/// How long a piece waits to fill its buffer: small pieces make later reads of the file dearer. On a slow
-/// line this is what a reader is behind the wire.
-const LINGER: Duration = Duration::from_millis(5);
-
-/// How much of a broken download is hashed between two steps that readers see, in bytes.
-const REHASHED: usize = 1024 * 1024;
 
 /// Everything a fill needs; it belongs to itself and to no request.
 pub(super) struct Filling {
@@ -36,6 +29,8 @@ pub(super) struct Filling {
     pub(super) buffers: BufferPool,
     /// How long the transfer may go without getting anywhere.
     pub(super) patience: Duration,
+    /// For connections beside the first, of all fills together.
+    pub(super) spare: Arc<Semaphore>,
     pub(super) metrics: FillMetrics,
 }
 
@@ -43,6 +38,26 @@ pub(super) struct Filling {
 enum Sink {
     Disk(Partial),
     Memory { hash: Hasher, written: u64 },
+}
+
+impl Sink {
+    /// Bytes that went there, in order.
+    fn written(&self) -> u64 {
+        match self {
+            Self::Disk(partial) => partial.written(),
+            Self::Memory { written, .. } => *written,
+        }
+    }
+}
+
+/// What is to be fetched, and how.
+struct Way {
+    again: Again,
+    /// Of the first of the gaps.
+    download: Option<Download>,
+    gaps: Vec<Range<u64>>,
+    /// Whether several connections may be used.
+    may_share: bool,
 }
 
 impl Filling {
@@ -78,34 +93,39 @@ impl Filling {
     /// # Errors
     /// Why the blob is not whole. That it could not be kept on disk is not among the reasons.
     async fn run(&self) -> Result<FillResult, FillError> {
-        let outcome = self.attempt(self.size).await;
+        let outcome = self.attempt(self.size, true).await;
         // A larger blob's size may have gone out in the head of an answer, and must stay what it was.
         let told = self.flow.len().filter(|len| *len > TAIL);
         match outcome {
-            // Nobody has received a byte of it, so nothing would be spliced by trying once more.
+            // Nobody has received a byte of it, so nothing would be spliced by trying once more; by one
+            // connection, in case the upstream is at odds with itself.
             Err(FillError::DigestMismatch) if self.flow.retract() => {
                 tracing::warn!(oci.digest = %self.flow.digest, "upstream sent other content than asked for, trying once more");
                 let described = told.or(self.size.described);
-                self.attempt(KnownSize {
+                let size = KnownSize {
                     described,
                     ..self.size
-                })
-                .await
+                };
+                self.attempt(size, false).await
             }
             outcome => outcome,
         }
     }
 
-    async fn attempt(&self, size: KnownSize) -> Result<FillResult, FillError> {
-        match self.go_on(size).await? {
+    async fn attempt(&self, size: KnownSize, may_share: bool) -> Result<FillResult, FillError> {
+        match self.go_on(size, may_share).await? {
             Some(result) => Ok(result),
-            None => self.begin_anew(size).await,
+            None => self.begin_anew(size, may_share).await,
         }
     }
 
-    /// Goes on with a download that broke off, from its last byte; `None` where there is none, or
+    /// Goes on with a download that broke off, with what it lacks; `None` where there is none, or
     /// upstream has other content now. Every byte that is there is hashed again on the way.
-    async fn go_on(&self, size: KnownSize) -> Result<Option<FillResult>, FillError> {
+    async fn go_on(
+        &self,
+        size: KnownSize,
+        may_share: bool,
+    ) -> Result<Option<FillResult>, FillError> {
         let (store, digest) = (self.store.clone(), self.flow.digest);
         let Some((partial, note)) = blocking(move || store.resume(&digest)).await? else {
             return Ok(None);
@@ -118,10 +138,11 @@ impl Filling {
         };
         let origin = self.origin.held_to(&note, len);
         let again = Again::new(origin, digest, len, self.patience, self.metrics.clone());
-        let present = partial.present();
-        let download = match present < len {
-            false => None,
-            true => match again.download(present, len).await {
+        let present = partial.present().end_from(0);
+        let gaps = partial.present().gaps(len);
+        let download = match gaps.first() {
+            None => None,
+            Some(gap) => match again.download(gap.start, gap.end).await {
                 Ok(download) => Some(download),
                 // The link is gone again: the partial is kept as it goes.
                 Err(FillError::Upstream(error)) if error.retryable() => return Err(error.into()),
@@ -134,47 +155,33 @@ impl Filling {
         };
         tracing::info!(oci.digest = %digest, body.bytes = present, "going on with a broken download");
         self.metrics.resumed(ResumeResult::Resumed);
-        self.flow.restart(again, present);
+        self.flow.restart(again.clone(), present);
         self.flow.land_in(partial.reader());
-        let sink = Sink::Disk(self.rehash(partial).await?);
-        let sink = match download {
-            Some(download) => self.transfer(download, sink).await?,
-            None => sink,
+        let way = Way {
+            again,
+            download,
+            gaps,
+            may_share,
         };
+        let sink = self.transfer(way, Sink::Disk(partial)).await?;
         self.finish(sink, len).await.map(Some)
     }
 
-    /// Hashes what is in the file, letting readers follow.
-    async fn rehash(&self, mut partial: Partial) -> Result<Partial, FillError> {
-        let flow = Arc::clone(&self.flow);
-        blocking(move || {
-            loop {
-                match partial.rehash(REHASHED) {
-                    Ok(more) => {
-                        flow.reach(partial.written());
-                        if !more {
-                            return Ok(partial);
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(oci.digest = %flow.digest, %error, "a broken download cannot be read back");
-                        partial.discard();
-                        return Err(FillError::Unreadable);
-                    }
-                }
-            }
-        })
-        .await?
-    }
-
-    async fn begin_anew(&self, size: KnownSize) -> Result<FillResult, FillError> {
+    async fn begin_anew(&self, size: KnownSize, may_share: bool) -> Result<FillResult, FillError> {
         let (origin, metrics) = (self.origin.afresh(), self.metrics.clone());
         let download =
             Download::open(origin, self.flow.digest, size, self.patience, metrics).await?;
-        let len = download.len();
-        self.flow.restart(download.again(), 0);
-        let sink = self.begin(len, download.again().note()).await?;
-        let sink = self.transfer(download, sink).await?;
+        let again = download.again();
+        let len = again.len();
+        self.flow.restart(again.clone(), 0);
+        let sink = self.begin(len, again.note()).await?;
+        let way = Way {
+            again,
+            download: Some(download),
+            gaps: Spans::default().gaps(len),
+            may_share,
+        };
+        let sink = self.transfer(way, sink).await?;
         self.finish(sink, len).await
     }
 
@@ -209,54 +216,98 @@ impl Filling {
         }
     }
 
-    /// Gathers the next piece while the one before is hashed and written.
-    async fn transfer(&self, download: Download, sink: Sink) -> Result<Sink, FillError> {
-        let mut writing = Writing::Idle(sink);
-        let mut pieces = Gather {
-            chunks: download.run_ahead(),
-            left: Bytes::new(),
+    /// Fetches what is missing and lands it.
+    async fn transfer(&self, way: Way, sink: Sink) -> Result<Sink, FillError> {
+        let Way {
+            again,
+            download,
+            gaps,
+            may_share,
+        } = way;
+        let options = LaneOptions {
             buffers: self.buffers.clone(),
+            interest: self.flow.interest(),
+            spare: Arc::clone(&self.spare),
+            // What the disk does not take has to come in order.
+            may_share: may_share
+                && matches!(sink, Sink::Disk(_))
+                && again.len() >= WORTH_SHARING
+                && again.has_validator(),
+            again: again.clone(),
         };
-        while let Some(piece) = pieces.next().await? {
-            let sink = self.settled(writing).await?;
-            writing = self.write(sink, piece).await?;
+        let (lanes, arrivals, remainder) = Lanes::start(options, download, gaps);
+        let landing = self.land(sink, arrivals, remainder, again);
+        tokio::pin!(landing);
+        // Dropped with the lanes as soon as everything has landed, or nothing more can.
+        tokio::select! {
+            landed = &mut landing => landed,
+            () = lanes.steer() => landing.await,
         }
-        self.settled(writing).await
     }
 
-    async fn write(&self, sink: Sink, piece: Bytes) -> Result<Writing, FillError> {
-        match sink {
-            Sink::Disk(mut partial) => {
-                let flow = Arc::clone(&self.flow);
-                // Readers that are behind need the buffers more.
-                let keep = self.buffers.is_ample();
-                Ok(Writing::Busy(tokio::task::spawn_blocking(move || {
-                    let offset = partial.written();
-                    match partial.append(&piece) {
-                        Ok(()) => {
-                            flow.landed_at(offset, piece, keep);
-                            (partial, None)
-                        }
-                        Err(error) => (partial, Some((error.to_string(), piece))),
-                    }
-                })))
+    /// Lands what arrives until all is there: on disk, or in memory once the disk takes no more.
+    async fn land(
+        &self,
+        sink: Sink,
+        mut arrivals: mpsc::Receiver<Arrival>,
+        remainder: Remainder,
+        again: Again,
+    ) -> Result<Sink, FillError> {
+        let partial = match sink {
+            Sink::Disk(partial) => partial,
+            memory @ Sink::Memory { .. } => return self.remember_all(memory, arrivals).await,
+        };
+        let (flow, buffers) = (Arc::clone(&self.flow), self.buffers.clone());
+        let writing = move || writer::write(partial, arrivals, &flow, &buffers);
+        let (partial, error, piece) = match blocking(writing).await? {
+            Written::Whole(partial) => return Ok(Sink::Disk(partial)),
+            Written::Broken(partial, error) => {
+                drop(partial);
+                return Err(error);
             }
-            memory @ Sink::Memory { .. } => self.remember(memory, piece).await.map(Writing::Idle),
-        }
-    }
-
-    async fn settled(&self, writing: Writing) -> Result<Sink, FillError> {
-        let (partial, failure) = match writing {
-            Writing::Idle(sink) => return Ok(sink),
-            Writing::Busy(task) => task.await.map_err(|_| FillError::Lost)?,
-        };
-        let Some((error, piece)) = failure else {
-            return Ok(Sink::Disk(partial));
+            Written::NoDisk {
+                partial,
+                error,
+                piece,
+                arrivals: rest,
+            } => {
+                arrivals = rest;
+                (partial, error, piece)
+            }
         };
         tracing::warn!(oci.digest = %self.flow.digest, error, "going on without the disk");
         let (hash, written) = partial.abandon();
         let memory = self.leave_disk(hash, written);
-        self.remember(memory, piece).await
+        match piece {
+            Some((offset, piece)) if offset == written && remainder.stay_alone() => {
+                let memory = self.remember(memory, piece).await?;
+                self.remember_all(memory, arrivals).await
+            }
+            // What comes is not what is wanted next: ask for that, by one connection.
+            _ => {
+                drop(arrivals);
+                let mut download = again.download(written, again.len()).await?;
+                let mut memory = memory;
+                while let Some(piece) = download.next().await? {
+                    memory = self.remember(memory, piece).await?;
+                }
+                Ok(memory)
+            }
+        }
+    }
+
+    async fn remember_all(
+        &self,
+        mut memory: Sink,
+        mut arrivals: mpsc::Receiver<Arrival>,
+    ) -> Result<Sink, FillError> {
+        let len = self.flow.len().ok_or(FillError::Lost)?;
+        while memory.written() < len {
+            let arrival = arrivals.recv().await.ok_or(FillError::Lost)?;
+            let (_, piece) = arrival?;
+            memory = self.remember(memory, piece).await?;
+        }
+        Ok(memory)
     }
 
     fn leave_disk(&self, hash: Hasher, written: u64) -> Sink {
@@ -300,48 +351,6 @@ impl Filling {
                 Ok(FillResult::Unkept)
             }
         }
-    }
-}
-
-enum Writing {
-    Idle(Sink),
-    Busy(JoinHandle<(Partial, Option<(String, Bytes)>)>),
-}
-
-/// Puts the chunks of a network together to the pieces of a disk.
-struct Gather {
-    chunks: mpsc::Receiver<Result<Bytes, FillError>>,
-    /// What of a chunk did not fit into the piece before.
-    left: Bytes,
-    buffers: BufferPool,
-}
-
-impl Gather {
-    /// The next piece: a buffer full, or less when the line is slow or the blob ends; `None` at its end.
-    async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
-        if self.left.is_empty() {
-            match self.chunks.recv().await {
-                Some(chunk) => self.left = chunk?,
-                None => return Ok(None),
-            }
-        }
-        let deadline = Instant::now() + LINGER;
-        let mut room = Room::take(&self.buffers);
-        let mut length = 0;
-        loop {
-            let free = &mut room.as_mut()[length..];
-            let fits = self.left.split_to(self.left.len().min(free.len()));
-            free[..fits.len()].copy_from_slice(&fits);
-            length += fits.len();
-            if !self.left.is_empty() || length == room.as_mut().len() {
-                break;
-            }
-            match tokio::time::timeout_at(deadline, self.chunks.recv()).await {
-                Ok(Some(chunk)) => self.left = chunk?,
-                Ok(None) | Err(_) => break,
-            }
-        }
-        Ok(Some(room.freeze(length)))
     }
 }
 

@@ -1,15 +1,19 @@
 //! Tags and manifests: what a name means now, and the document behind it.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, timeout};
 
 use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
+use super::policy::TagPolicy;
 use super::recorded::Recorded;
 use crate::cache::{StoredManifest, TagRecord};
 use crate::clock::Clock;
-use crate::oci::{Digest, Reference, RepoKey, Tag};
-use crate::telemetry::Outcome;
+use crate::oci::{Digest, Reference, RepoKey, Routed, Tag};
+use crate::telemetry::{FillMetrics, Outcome, StaleReason};
 use crate::upstream::{Absent, FetchedManifest, ManifestHead, Upstream, UpstreamError};
 
 /// A manifest, and how fresh it is.
@@ -21,7 +25,28 @@ pub struct FoundManifest {
     pub outcome: Outcome,
     /// How long ago the tag was last confirmed, where the answer is stale.
     pub age: Option<Duration>,
+    /// Why it is stale, where that is for want of an answer.
+    pub reason: Option<StaleReason>,
 }
+
+/// Tags that were answered as they last were since upstream last confirmed one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Staleness {
+    /// When the first was.
+    pub since: SystemTime,
+    /// Why the last was.
+    pub reason: StaleReason,
+    /// How many were.
+    pub answers: u64,
+    last: Instant,
+}
+
+/// How long after the last stale answer there is still talk of it.
+const TALK: Duration = Duration::from_secs(60);
+
+/// How long a check in the background that came to nothing is not repeated, however often its subject is
+/// asked for.
+pub(super) const CHECK_PAUSE: Duration = Duration::from_secs(60);
 
 impl FoundManifest {
     fn stale(self, age: Duration) -> Self {
@@ -40,10 +65,17 @@ pub(super) struct Manifests {
     recorded: Recorded,
     upstream: Upstream,
     clock: Clock,
-    tag_ttl: Duration,
+    tags: Routed<TagPolicy>,
+    tag_wait: Duration,
     record_ttl: Duration,
     questions: Flights<(RepoKey, Reference), Found>,
     absent: moka::sync::Cache<(RepoKey, Reference), Absent>,
+    /// What somebody waited for in vain, and is still being asked.
+    slow: moka::sync::Cache<(RepoKey, Reference), ()>,
+    /// What is checked in the background, or was a moment ago.
+    checked: moka::sync::Cache<(RepoKey, Digest), ()>,
+    staleness: Mutex<Option<Staleness>>,
+    metrics: FillMetrics,
     gone: Gone,
 }
 
@@ -67,19 +99,33 @@ impl Manifests {
         upstream: Upstream,
         clock: Clock,
         options: &FillOptions,
+        metrics: FillMetrics,
     ) -> Self {
         let absent = moka::sync::Cache::builder()
             .max_capacity(10_000)
             .time_to_live(options.absent_ttl)
             .build();
+        let slow = moka::sync::Cache::builder()
+            .max_capacity(10_000)
+            .time_to_live(CHECK_PAUSE)
+            .build();
+        let checked = moka::sync::Cache::builder()
+            .max_capacity(10_000)
+            .time_to_live(CHECK_PAUSE)
+            .build();
         Self {
             recorded,
             upstream,
             clock,
-            tag_ttl: options.tag_ttl,
+            tags: options.tags.clone(),
+            tag_wait: options.tag_wait,
             record_ttl: options.record_ttl,
             questions: Flights::default(),
             absent,
+            slow,
+            checked,
+            staleness: Mutex::default(),
+            metrics,
             gone: moka::sync::Cache::builder()
                 .max_capacity(10_000)
                 .time_to_live(options.record_ttl)
@@ -115,19 +161,95 @@ impl Manifests {
                         .await
                 }
             },
-            Reference::Tag(tag) => {
-                let record = self.recorded.tag(repo, tag).await?;
-                if let Some(record) = &record
-                    && self.is_fresh(record)
-                    && let Some(found) = asker.kept(record.digest).await?
-                {
-                    return Ok(found);
-                }
-                let tag = tag.clone();
-                self.ask(repo, reference, move || asker.by_tag(tag, record))
-                    .await
-            }
+            Reference::Tag(tag) => self.find_tag(asker, reference, tag).await,
         }
+    }
+
+    async fn find_tag(
+        &self,
+        asker: Asker,
+        reference: &Reference,
+        tag: &Tag,
+    ) -> Result<FoundManifest, FillError> {
+        let repo = &asker.repo.clone();
+        let Some(record) = self.recorded.tag(repo, tag).await? else {
+            let tag = tag.clone();
+            return self
+                .ask(repo, reference, move || asker.by_tag(tag, None))
+                .await;
+        };
+        let Some(kept) = asker.kept(record.digest).await? else {
+            let tag = tag.clone();
+            let question = move || asker.by_tag(tag, Some(record));
+            return self.ask(repo, reference, question).await;
+        };
+        let policy = self.tags.of(&repo.repository);
+        let Some(ttl) = policy.ttl(tag, None) else {
+            return Ok(kept);
+        };
+        // A check time in the future is one whose clock was wrong: ask again.
+        let age = self.clock.now().duration_since(record.checked_at);
+        if age.as_ref().is_ok_and(|age| *age < ttl) {
+            return Ok(kept);
+        }
+        let age = age.unwrap_or_default();
+        let may_be_stale = policy.permits_stale(age, ttl);
+        let key = (repo.clone(), reference.clone());
+        let wait = match (may_be_stale, self.slow.contains_key(&key)) {
+            (false, _) => Duration::MAX,
+            (true, false) => self.tag_wait,
+            // Somebody waited for this very answer already.
+            (true, true) => Duration::ZERO,
+        };
+        let tag = tag.clone();
+        let question = self.ask(repo, reference, move || asker.by_tag(tag, Some(record)));
+        let reason = match timeout(wait, question).await {
+            Err(_elapsed) => {
+                self.slow.insert(key, ());
+                StaleReason::Slow
+            }
+            Ok(Err(FillError::Upstream(error))) => match stale_because(&error) {
+                // What the operator keeps offline is served for as long as it is there.
+                Some(reason) if may_be_stale || reason == StaleReason::Offline => reason,
+                Some(_) | None => return Err(error.into()),
+            },
+            Ok(answer) => {
+                *self.staleness() = None;
+                return answer;
+            }
+        };
+        self.note_stale(reason);
+        Ok(FoundManifest {
+            reason: Some(reason),
+            ..kept.stale(age)
+        })
+    }
+
+    /// What was answered stale since upstream last confirmed a tag, if that was a moment ago.
+    pub(super) fn stale(&self) -> Option<Staleness> {
+        let staleness = self.staleness();
+        let talked_of = |stale: &&Staleness| stale.last.elapsed() < TALK;
+        staleness.as_ref().filter(talked_of).cloned()
+    }
+
+    fn staleness(&self) -> std::sync::MutexGuard<'_, Option<Staleness>> {
+        self.staleness
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_stale(&self, reason: StaleReason) {
+        self.metrics.stale(reason);
+        let mut staleness = self.staleness();
+        let before = staleness.take();
+        *staleness = Some(Staleness {
+            since: before
+                .as_ref()
+                .map_or_else(|| self.clock.now(), |before| before.since),
+            answers: before.map_or(0, |before| before.answers) + 1,
+            reason,
+            last: Instant::now(),
+        });
     }
 
     /// Asks in the background whether the repository still holds a manifest that was confirmed longer
@@ -137,16 +259,13 @@ impl Manifests {
         if checked.is_none_or(|at| self.clock.since(at) <= self.record_ttl) {
             return;
         }
+        let subject = (asker.repo.clone(), manifest.digest);
+        if !self.checked.entry(subject).or_insert(()).is_fresh() {
+            return;
+        }
         let (questions, manifest) = (self.questions.clone(), manifest.clone());
         let key = (asker.repo.clone(), Reference::Digest(manifest.digest));
         tokio::spawn(async move { questions.run(key, || asker.confirm(manifest)).await });
-    }
-
-    /// A check time in the future is one whose clock was wrong: ask again.
-    fn is_fresh(&self, record: &TagRecord) -> bool {
-        let now = self.clock.now();
-        now.duration_since(record.checked_at)
-            .is_ok_and(|age| age < self.tag_ttl)
     }
 
     async fn ask<F>(
@@ -162,12 +281,13 @@ impl Manifests {
         if let Some(absent) = self.absent.get(&key) {
             return Err(UpstreamError::Absent(absent).into());
         }
-        let absences = self.absent.clone();
+        let (absences, slow) = (self.absent.clone(), self.slow.clone());
         let noted = key.clone();
         let question = move || {
             let question = question();
             async move {
                 let found = question.await;
+                slow.invalidate(&noted);
                 if let Err(UpstreamError::Absent(absent)) = &found {
                     absences.insert(noted, *absent);
                 }
@@ -181,6 +301,21 @@ impl Manifests {
     }
 }
 
+/// Why what is kept may be served instead of an answer; `None` where there was an answer.
+fn stale_because(error: &UpstreamError) -> Option<StaleReason> {
+    if !error.cannot_answer() {
+        return None;
+    }
+    Some(match error {
+        UpstreamError::Away(cause) => stale_because(cause)?,
+        UpstreamError::Offline => StaleReason::Offline,
+        UpstreamError::NoToken(_) | UpstreamError::BadCredentials => StaleReason::NoToken,
+        UpstreamError::Throttled { .. } => StaleReason::Throttled,
+        UpstreamError::Failing { .. } => StaleReason::Failing,
+        _ => StaleReason::Unreachable,
+    })
+}
+
 impl Asker {
     /// A manifest that is recorded for this repository: the record is the proof that it holds it.
     async fn kept(&self, digest: Digest) -> Result<Option<FoundManifest>, FillError> {
@@ -189,6 +324,7 @@ impl Asker {
             manifest,
             outcome: Outcome::Hit,
             age: None,
+            reason: None,
         }))
     }
 
@@ -224,26 +360,23 @@ impl Asker {
             manifest,
             outcome: Outcome::Hit,
             age: None,
+            reason: None,
         })
     }
 
     /// Asks whether the tag still means what it did, and fetches what it means if it does not.
     async fn by_tag(self, tag: Tag, record: Option<TagRecord>) -> Found {
         let found = self.revalidate(&tag, record.as_ref()).await;
-        let reference = Reference::Tag(tag.clone());
-        let is_pinned = match &found {
-            Err(error) if error.says_no() => self.recorded.is_pinned(&self.repo, &reference).await,
-            _ => false,
+        let Err(error) = &found else {
+            return found;
         };
+        let reference = Reference::Tag(tag.clone());
+        let is_pinned = error.says_no() && self.recorded.is_pinned(&self.repo, &reference).await;
         match (found, record) {
-            (Err(error), Some(record)) if error.cannot_answer() || is_pinned => {
-                self.stale(&record).await.ok_or(error)
-            }
-            (Err(error), _) => {
-                if matches!(error, UpstreamError::Absent(_)) && !is_pinned {
-                    self.recorded.forget_tag(&self.repo, &tag).await;
-                }
-                Err(error)
+            (Err(error), Some(record)) if is_pinned => self.stale(&record).await.ok_or(error),
+            (Err(UpstreamError::Absent(absent)), _) if !is_pinned => {
+                self.recorded.forget_tag(&self.repo, &tag).await;
+                Err(UpstreamError::Absent(absent))
             }
             (found, _) => found,
         }
@@ -309,6 +442,7 @@ impl Asker {
             manifest,
             outcome: Outcome::Miss,
             age: None,
+            reason: None,
         }
     }
 

@@ -14,13 +14,16 @@
 //! | --- | --- |
 //! | `mod.rs` | where a blob comes from: hit, join, fill or bypass |
 //! | `proof.rs` | who may have it: that a repository holds a digest |
-//! | `filling.rs`, `download.rs` | the task of a fill; its upstream body, continued past what breaks it |
+//! | `filling.rs`, `writer.rs` | the task of a fill; its thread that writes and hashes |
+//! | `lanes.rs`, `stretches.rs`, `steering.rs` | the connections it comes by: who fetches what, and how many are worth it |
+//! | `download.rs`, `pieces.rs` | one connection's bytes, continued past what breaks it; put together for the disk |
 //! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
-//! | `manifests.rs`, `recorded.rs`, `flight.rs` | tags and manifests; what records say; one question at a time |
+//! | `manifests.rs`, `policy.rs` | tags and manifests; how long tags are believed |
+//! | `recorded.rs`, `flight.rs` | what records say; one question at a time |
 //! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
 //! It knows nothing of HTTP requests and answers.
@@ -33,17 +36,23 @@ mod flight;
 mod flow;
 mod front;
 mod interrupted;
+mod lanes;
 mod manifests;
+mod pieces;
+mod policy;
 mod proof;
 mod reader;
 mod recorded;
 mod referrers;
 mod room;
 mod solo;
+mod steering;
 mod stored;
+mod stretches;
 #[cfg(test)]
 mod tests;
 mod verifying;
+mod writer;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -54,7 +63,8 @@ use tokio::time::{Instant, timeout_at};
 
 pub use error::FillError;
 pub use fetch::Fetched;
-pub use manifests::FoundManifest;
+pub use manifests::{FoundManifest, Staleness};
+pub use policy::TagPolicy;
 pub use proof::Pass;
 pub use reader::{Reader, Step};
 pub use referrers::{FoundReferrers, referrers_tag};
@@ -63,7 +73,7 @@ use crate::access::Right;
 use crate::buffers::BufferPool;
 use crate::cache::Store;
 use crate::clock::Clock;
-use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName};
+use crate::oci::{ByteRange, Digest, RangeSet, RepoKey, RepositoryName, Routed};
 use crate::telemetry::{FillMetrics, Outcome};
 use crate::upstream::{Absent, BlobBody, Interest, Span, Upstream, UpstreamError, Validator};
 use filling::Filling;
@@ -103,8 +113,11 @@ pub struct FillOptions {
     /// A repository's record of a digest, where it rests on upstream's word, is asked for again in the
     /// background after this.
     pub record_ttl: Duration,
-    /// How long a tag is believed without asking.
-    pub tag_ttl: Duration,
+    /// How tags are believed.
+    pub tags: Routed<TagPolicy>,
+    /// How long a client waits for the check of a tag that it may have stale. The check goes on, for the
+    /// next. A person hardly notices so much, and most lines answer within.
+    pub tag_wait: Duration,
     /// How long absence is remembered.
     pub absent_ttl: Duration,
 }
@@ -118,7 +131,8 @@ impl Default for FillOptions {
             head_deadline: Duration::from_secs(25),
             patience: Duration::from_secs(60),
             record_ttl: Duration::from_secs(24 * 60 * 60),
-            tag_ttl: Duration::from_secs(5),
+            tags: Routed::from(TagPolicy::default()),
+            tag_wait: Duration::from_secs(2),
             absent_ttl: Duration::from_secs(5),
         }
     }
@@ -175,9 +189,13 @@ struct Shared {
     /// Absent blobs, remembered for a moment.
     absent: moka::sync::Cache<(RepoKey, Digest), Absent>,
     probes: Flights<(RepoKey, Digest), Result<Option<u64>, UpstreamError>>,
+    /// Records that are checked in the background, or were a moment ago.
+    checked: moka::sync::Cache<(RepoKey, Digest), ()>,
     slots: Arc<Semaphore>,
     /// Apart from those of clients, who never wait for what nobody asked for.
     background_slots: Arc<Semaphore>,
+    /// For connections of fills beside each one's first.
+    spare_lanes: Arc<Semaphore>,
     /// One at a time: hashing a file again must not take both cores from those who are served.
     verifiers: Arc<Semaphore>,
 }
@@ -246,7 +264,13 @@ impl Fills {
         metrics: FillMetrics,
     ) -> Self {
         let recorded = Recorded::new(store.clone());
-        let manifests = Manifests::new(recorded.clone(), upstream.clone(), clock.clone(), &options);
+        let manifests = Manifests::new(
+            recorded.clone(),
+            upstream.clone(),
+            clock.clone(),
+            &options,
+            metrics.clone(),
+        );
         Self {
             shared: Arc::new(Shared {
                 manifests,
@@ -262,8 +286,13 @@ impl Fills {
                     .time_to_live(options.absent_ttl)
                     .build(),
                 probes: Flights::default(),
+                checked: moka::sync::Cache::builder()
+                    .max_capacity(10_000)
+                    .time_to_live(manifests::CHECK_PAUSE)
+                    .build(),
                 slots: Arc::new(Semaphore::new(options.max_fills)),
                 background_slots: Arc::new(Semaphore::new(options.max_background_fills)),
+                spare_lanes: Arc::new(Semaphore::new(lanes::SPARE_LANES)),
                 verifiers: Arc::new(Semaphore::new(1)),
                 store,
                 upstream,
@@ -536,10 +565,16 @@ impl Fills {
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
             patience: self.shared.options.patience,
+            spare: Arc::clone(&self.shared.spare_lanes),
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared), slot);
         Some((Outcome::Miss, attendance, true))
+    }
+
+    /// Tags that were answered as they last were since upstream last confirmed one, if a moment ago.
+    pub fn stale_tags(&self) -> Option<Staleness> {
+        self.shared.manifests.stale()
     }
 
     /// Returns at once while upstream answers, and otherwise soon after it does again; true if it was away.

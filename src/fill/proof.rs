@@ -72,7 +72,16 @@ impl Fills {
         let trusts_manifests = self.shared.upstream.trusts_manifests();
         match self.shared.recorded.held(repo, digest).await? {
             Some(held) if held.by == HeldBy::Upstream || trusts_manifests => {
-                if self.shared.clock.since(held.checked_at) > self.shared.options.record_ttl {
+                let is_due =
+                    self.shared.clock.since(held.checked_at) > self.shared.options.record_ttl;
+                if is_due
+                    && self
+                        .shared
+                        .checked
+                        .entry(key.clone())
+                        .or_insert(())
+                        .is_fresh()
+                {
                     let shared = Arc::clone(&self.shared);
                     tokio::spawn(async move { shared.ask_whether_held(key).await });
                 }

@@ -37,6 +37,7 @@ fn fills(dir: &TempDir) -> Fills {
         trust_manifests: None,
         max_bandwidth: None,
         shared_line: None,
+        offline: false.into(),
         limits: Limits::default(),
     };
     Fills::new(

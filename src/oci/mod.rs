@@ -16,6 +16,7 @@ mod range;
 mod reference;
 mod referrers;
 mod route;
+mod routed;
 
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
@@ -29,3 +30,4 @@ pub use reference::{
 };
 pub use referrers::Referrers;
 pub use route::{ParseRequestError, Request, query_value};
+pub use routed::Routed;

@@ -79,7 +79,7 @@ pub(super) async fn referrers(
         );
     }
     reply.outcome = answer.outcome;
-    reply.age(answer.age);
+    reply.age(answer.age, None);
     Ok(reply)
 }
 

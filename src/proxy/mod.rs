@@ -29,7 +29,7 @@ use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
 use crate::oci::{self, Digest, RepoKey, RepositoryName, error_body, query_value};
-use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics};
+use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics, StaleReason};
 use crate::upstream::Upstream;
 use body::Said;
 use completion::Completion;
@@ -39,9 +39,18 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
 const CACHE_CONTROL: HeaderValue = HeaderValue::from_static("private, max-age=0");
 
-/// distribution-spec, "Warning": at most 4096 bytes, shown to users by some clients.
+/// distribution-spec, "Warning": the code that registry clients show to people.
 const STALE: HeaderValue =
     HeaderValue::from_static("299 - \"served from cache: upstream cannot answer\"");
+const STALE_FOR_NOW: HeaderValue =
+    HeaderValue::from_static("299 - \"served from cache: upstream has not answered yet\"");
+const STALE_OFFLINE: HeaderValue =
+    HeaderValue::from_static("299 - \"served from cache: this proxy is kept offline\"");
+
+/// The codes that caches know (RFC 7234, 5.5).
+const RESPONSE_IS_STALE: HeaderValue = HeaderValue::from_static("110 - \"Response is Stale\"");
+const REVALIDATION_FAILED: HeaderValue = HeaderValue::from_static("111 - \"Revalidation Failed\"");
+const DISCONNECTED: HeaderValue = HeaderValue::from_static("112 - \"Disconnected Operation\"");
 
 /// How many headers an answer with content has: with room for them the map does not grow.
 const USUAL_HEADERS: usize = 12;
@@ -134,12 +143,18 @@ impl Reply {
         reply
     }
 
-    /// Says how long ago upstream last confirmed what is told without its word.
-    fn age(&mut self, age: Option<Duration>) {
+    /// Says how long ago upstream last confirmed what is told without its word, and why it is.
+    fn age(&mut self, age: Option<Duration>, reason: Option<StaleReason>) {
         if self.outcome == Outcome::Stale {
             let seconds = age.unwrap_or_default().as_secs();
             self.headers.insert(header::AGE, seconds.into());
-            self.headers.insert(header::WARNING, STALE);
+            let (shown, coded) = match reason {
+                Some(StaleReason::Slow) => (STALE_FOR_NOW, RESPONSE_IS_STALE),
+                Some(StaleReason::Offline) => (STALE_OFFLINE, DISCONNECTED),
+                _ => (STALE, REVALIDATION_FAILED),
+            };
+            self.headers.insert(header::WARNING, shown);
+            self.headers.append(header::WARNING, coded);
         }
     }
 

@@ -39,7 +39,7 @@ pub(super) async fn manifest(
     }
     identify(&mut reply.headers, manifest.digest);
     reply.outcome = found.outcome;
-    reply.age(found.age);
+    reply.age(found.age, found.reason);
     Ok(reply)
 }
 

@@ -249,6 +249,7 @@ pub struct BlobBody {
     /// What was read and waits for its turn.
     read: Bytes,
     turns: Turns,
+    held_back: Duration,
     /// More may follow than is wanted, and is not read.
     cut: bool,
     pace: Pace,
@@ -285,6 +286,7 @@ impl BlobBody {
             remaining: plan.length,
             read: Bytes::new(),
             turns: Turns::new(lines.to_vec(), Interest::default()),
+            held_back: Duration::ZERO,
             cut: plan.cut,
             pace,
             bytes,
@@ -297,6 +299,11 @@ impl BlobBody {
     pub fn wanted_by(mut self, interest: Interest) -> Self {
         self.turns.set_interest(interest);
         self
+    }
+
+    /// How long limits of our own held it back since this was last asked.
+    pub fn take_held_back(&mut self) -> Duration {
+        std::mem::take(&mut self.held_back)
     }
 
     /// Offset in the blob of the next byte.
@@ -336,6 +343,7 @@ impl BlobBody {
         // Time spent waiting here is our own, and no stall of the upstream.
         let waited = self.turns.take(length).await;
         self.meter.held_back(waited);
+        self.held_back += waited;
         self.offset += length;
         self.bytes.inc_by(length);
         Ok(Some(self.read.split_to(length as usize)))

@@ -59,6 +59,9 @@ impl Shared {
     /// # Cancel safety
     /// Leaving gives the question up.
     pub(super) async fn ask(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
+        if *self.offline.of_name(question.scope) {
+            return Err(UpstreamError::Offline);
+        }
         tokio::select! {
             biased;
             answer = self.ask_patiently(question) => answer,

@@ -48,6 +48,8 @@ use http::{HeaderValue, Uri};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 
+use crate::oci::Routed;
+
 pub use bandwidth::{Interest, Line, Rate};
 pub use blob::{BlobBody, Span, Validator};
 pub use breaker::Outage;
@@ -101,6 +103,8 @@ pub struct UpstreamOptions {
     pub max_bandwidth: Option<Rate>,
     /// A line that its blobs share with those of other upstreams.
     pub shared_line: Option<Line>,
+    /// Repositories of which nothing is ever asked. Where that is all of them, nor is a token.
+    pub offline: Routed<bool>,
     /// Deadlines and sizes.
     pub limits: Limits,
 }
@@ -205,6 +209,7 @@ struct Shared {
     budget: RetryBudget,
     /// What every blob passes: its own line, and the one shared with other upstreams.
     lines: Vec<Line>,
+    offline: Routed<bool>,
     limits: Limits,
     meter: Meter,
 }
@@ -226,6 +231,7 @@ impl Upstream {
             trust_manifests,
             max_bandwidth,
             shared_line,
+            offline,
             limits,
         } = options;
         let own_address: Uri = format!("https://{}/", registry.authority())
@@ -314,6 +320,7 @@ impl Upstream {
                     .into_iter()
                     .flatten()
                     .collect(),
+                offline,
                 limits,
                 meter,
             }),
@@ -338,6 +345,11 @@ impl Upstream {
     /// What is known about the token.
     pub fn token_status(&self) -> TokenStatus {
         self.shared.credentials.status()
+    }
+
+    /// True if nothing is ever asked.
+    pub fn is_offline(&self) -> bool {
+        self.shared.offline.values().all(|offline| *offline)
     }
 
     /// What is known of the outage, while the upstream does not answer.
@@ -365,6 +377,9 @@ impl Upstream {
     /// # Cancel safety
     /// Dropping it stops only this.
     pub async fn keep_token_fresh(&self) {
+        if self.is_offline() {
+            return std::future::pending().await;
+        }
         self.shared.credentials.keep_fresh().await;
     }
 }
@@ -429,6 +444,7 @@ mod tests {
             trust_manifests: None,
             max_bandwidth: None,
             shared_line: None,
+            offline: false.into(),
             limits: Limits::default(),
         }
     }

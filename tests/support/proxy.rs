@@ -337,6 +337,20 @@ impl Builder {
         self
     }
 
+    /// Adds a `[[route]]` of these keys.
+    pub fn route<V: Into<Toml>>(
+        mut self,
+        keys: impl IntoIterator<Item = (&'static str, V)>,
+    ) -> Self {
+        let keys = keys.into_iter();
+        let table = keys.map(|(key, value)| (key.to_owned(), value.into()));
+        let routes = self.config.entry("route");
+        if let Toml::Array(routes) = routes.or_insert_with(|| Toml::Array(Vec::new())) {
+            routes.push(Toml::Table(table.collect()));
+        }
+        self
+    }
+
     /// `simulator` is the upstream, and the proxy has its pull-only role.
     pub fn simulator(self, simulator: &Simulator) -> Self {
         self.upstream_key("registry", simulator.registry_host())

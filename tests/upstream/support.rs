@@ -62,6 +62,7 @@ pub(crate) fn plain(registry: &str, endpoint: &str) -> UpstreamOptions {
         trust_manifests: None,
         max_bandwidth: None,
         shared_line: None,
+        offline: false.into(),
         limits: limits(),
     }
 }

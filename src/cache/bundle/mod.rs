@@ -12,11 +12,13 @@
 //! | `archive.rs` | tar: what may be in it, and how it is written |
 //! | `export.rs` | the plan of a bundle, and writing it |
 //! | `search.rs` | what belongs to the images asked for |
-//! | `import.rs` | reading an archive in whatever order, and applying what is whole |
+//! | `import.rs` | reading an archive in whatever order, its blobs into the store |
+//! | `apply.rs` | what is whole becomes records |
 //! | `contents.rs` | what an archive is found to hold, and which of it is needed |
 //!
 //! [`Store::commit`]: super::Store::commit
 
+mod apply;
 mod archive;
 mod contents;
 mod export;

@@ -158,3 +158,66 @@ fn d11_what_changed_while_nothing_could_be_written_is_written_afterwards() {
     eventually("both are known", || store.usage().blobs == 2);
     assert!(found(&store, &content(2, 10)));
 }
+
+/// The one download that broke off, as the store takes it up.
+fn taken_up(store: &Store, content: &[u8]) -> Partial {
+    let (partial, note) = store.resume(&Digest::of(content)).unwrap();
+    assert_eq!(&note[..], b"note");
+    partial
+}
+
+#[test]
+fn c01_what_is_in_a_download_with_holes_is_known_after_a_restart() {
+    const PIECE: usize = 1 << 20;
+    let scene = Scene::new();
+    let content = content(5, 12 * PIECE);
+    let piece = |number: usize| &content[number * PIECE..(number + 1) * PIECE];
+    let offset = |number: usize| (number * PIECE) as u64;
+
+    let store = scene.open();
+    let digest = Digest::of(&content);
+    let mut partial = store.begin(digest, content.len() as u64, b"note").unwrap();
+    partial.append(piece(0)).unwrap();
+    for ahead in [8, 9, 4, 5, 10, 11] {
+        partial.write(offset(ahead), piece(ahead)).unwrap();
+    }
+    assert_eq!(partial.written(), offset(1));
+    drop((partial, store));
+
+    let store = scene.open();
+    let partial = taken_up(&store, &content);
+    let gaps = [offset(1)..offset(4), offset(6)..offset(8)];
+    assert_eq!(partial.present().gaps(content.len() as u64), gaps);
+    drop((partial, store));
+
+    let store = scene.open();
+    let mut partial = taken_up(&store, &content);
+    let mut room = vec![0; PIECE / 2];
+    for missing in [6, 1, 2, 3, 7] {
+        partial.write(offset(missing), piece(missing)).unwrap();
+        while partial.is_behind() {
+            partial.catch_up(&mut room).unwrap();
+        }
+    }
+    assert_eq!(partial.written(), content.len() as u64);
+    let blob = store.commit(partial.verify().unwrap()).unwrap();
+    assert_eq!(read(&blob), content);
+}
+
+#[test]
+fn c01_what_was_not_noted_of_a_download_with_holes_is_not_believed_to_be_there() {
+    let scene = Scene::new();
+    let content = content(6, 8 << 20);
+    let store = scene.open();
+    let mut partial = store
+        .begin(Digest::of(&content), content.len() as u64, b"note")
+        .unwrap();
+    partial.append(&content[..1 << 20]).unwrap();
+    partial.write(7 << 20, &content[7 << 20..]).unwrap();
+    drop((partial, store));
+    let store = scene.open();
+    let partial = taken_up(&store, &content);
+    let gaps = partial.present().gaps(content.len() as u64);
+    let gap = (1 << 20)..(8 << 20);
+    assert!(gaps.iter().eq([&gap]), "its length alone says otherwise");
+}

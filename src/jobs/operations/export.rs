@@ -1,28 +1,43 @@
 //! `export`: images as a bundle, whose bytes are what it gives.
 
-use super::message::Event;
-use super::{OperationError, Output, Parts};
+use super::message::{Event, Export, Warm};
+use super::{OperationError, Output, Parts, warm};
 use crate::cache::bundle::{ExportError, ExportImage, ExportOptions, Plan};
-use crate::oci::ImageName;
 
 pub(super) async fn run(
     parts: &Parts,
-    images: Vec<ImageName>,
-    options: ExportOptions,
+    request: Export,
     output: &Output,
 ) -> Result<(), OperationError> {
-    if images.is_empty() {
+    if request.images.is_empty() {
         return Err(OperationError::Usage("no image is named".to_owned()));
     }
     let domain = parts.names.domains.first();
-    let images = images.into_iter().map(|mut name| {
-        let repo = parts.names.route(&name);
+    let images = request.images.iter().map(|name| {
+        let repo = parts.names.route(name);
         let repo = repo.map_err(|error| OperationError::Usage(format!("{name}: {error}")))?;
+        let mut name = name.clone();
         // What others are to call it is the same whichever way it was asked for.
         name.domain = domain.cloned();
         Ok(ExportImage { repo, name })
     });
     let images = images.collect::<Result<Vec<_>, OperationError>>()?;
+    let options = ExportOptions {
+        platforms: request.platforms.clone(),
+        referrers: request.referrers,
+    };
+    if !request.offline {
+        let wanted = Warm {
+            images: request.images,
+            platforms: request.platforms,
+            referrers: request.referrers,
+        };
+        match warm::run(parts, wanted, output).await {
+            // What could not be fetched may be in the cache all the same; it was told why.
+            Ok(()) | Err(OperationError::Failed(_)) => {}
+            Err(error @ (OperationError::Usage(_) | OperationError::Gone(_))) => return Err(error),
+        }
+    }
     let store = parts.store.clone();
     let work = move |output: &Output| {
         let plan = Plan::make(&store, &images, &options)

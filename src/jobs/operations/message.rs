@@ -30,16 +30,9 @@ pub enum Request {
     /// Fill the cache with images. Answered by [`Event::WarmProgress`] while it goes on, an
     /// [`Event::WarmDone`] for each image and one [`Event::WarmSummary`].
     Warm(Warm),
-    /// Images as a bundle. Answered by [`Event::Bundle`] and the bundle's bytes.
-    Export {
-        /// The images.
-        images: Vec<ImageName>,
-        /// Of an index only the manifests for these; all if empty.
-        #[serde(default)]
-        platforms: Vec<Platform>,
-        /// What refers to the images, too.
-        referrers: bool,
-    },
+    /// Images as a bundle. Answered by what [`Request::Warm`] is answered by, unless it is to stay
+    /// offline, and then by [`Event::Bundle`] and the bundle's bytes.
+    Export(Export),
     /// Takes in the bundle that follows as input. Answered by an [`Event::Imported`] for each image and
     /// one [`Event::ImportEnded`].
     Import {
@@ -62,6 +55,21 @@ pub struct Warm {
     pub platforms: Vec<Platform>,
     /// Whatever refers to the images as well: signatures, SBOMs.
     pub referrers: bool,
+}
+
+/// Which images are exported, and what of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// The images.
+    pub images: Vec<ImageName>,
+    /// Of an index only the manifests for these; all if empty.
+    #[serde(default)]
+    pub platforms: Vec<Platform>,
+    /// Whatever refers to the images as well: signatures, SBOMs.
+    pub referrers: bool,
+    /// What is in the cache, as it is there; else the upstream is asked first, where it can be.
+    #[serde(default)]
+    pub offline: bool,
 }
 
 /// How far an image has come.

@@ -29,14 +29,13 @@ pub mod wire;
 use std::sync::Arc;
 
 pub use message::{
-    BytesByState, Event, Fault, ImageState, ImportTally, ListedImage, ListedPlatform, Missing,
-    Reason, Request, Stats, Time, Verified, Warm, WarmDone, WarmProgress, WarmSummary,
+    BytesByState, Event, Export, Fault, ImageState, ImportTally, ListedImage, ListedPlatform,
+    Missing, Reason, Request, Stats, Time, Verified, Warm, WarmDone, WarmProgress, WarmSummary,
 };
 pub use names::{Elsewhere, Names};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;
-use crate::cache::bundle::ExportOptions;
 use crate::jobs::warm::Warmer;
 
 /// What operations work on.
@@ -87,17 +86,7 @@ async fn run(
         Request::List { images } => list::run(parts, images, output).await,
         Request::Verify => verify::run(parts, output).await,
         Request::Warm(warm) => warm::run(parts, warm, output).await,
-        Request::Export {
-            images,
-            platforms,
-            referrers,
-        } => {
-            let options = ExportOptions {
-                platforms,
-                referrers,
-            };
-            export::run(parts, images, options, output).await
-        }
+        Request::Export(request) => export::run(parts, request, output).await,
         Request::Import { rename, platforms } => {
             import::run(parts, rename, platforms, input, output).await
         }

@@ -1,0 +1,82 @@
+//! How the mechanisms are, in words for operators.
+
+use std::time::SystemTime;
+
+use super::certificate;
+use super::mechanisms::Mechanisms;
+use crate::admin::{Degraded, Health, Readiness};
+use crate::cache::Degradation;
+use crate::tls::Certificates;
+use crate::upstream::{Outage, Upstream, UpstreamError};
+
+/// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
+/// whatever the store does.
+pub(super) fn readiness(mechanisms: Mechanisms, certificates: Certificates) -> Readiness {
+    Readiness::new(move || {
+        let faults = mechanisms.store.health().degraded;
+        // Whatever else is wrong with a store, what it has can be read.
+        let gone = faults
+            .iter()
+            .find(|(what, _)| *what == Degradation::Missing);
+        let unusable = gone.map(|(what, since)| format!("{what}, since {}", time(*since)));
+        let mut degraded: Vec<Degraded> = faults
+            .iter()
+            .map(|(what, since)| Degraded {
+                what: "store",
+                why: format!("{what}, since {}", time(*since)),
+            })
+            .collect();
+        degraded.extend(certificate::refused(&certificates).map(|why| Degraded {
+            what: "certificate",
+            why,
+        }));
+        degraded.extend(upstream_faults(&mechanisms.upstream).map(|why| Degraded {
+            what: "upstream",
+            why,
+        }));
+        degraded.extend(mechanisms.fills.stale_tags().map(|stale| Degraded {
+            what: "tags",
+            why: format!(
+                "{} answers as last confirmed since {}: {}",
+                stale.answers,
+                time(stale.since),
+                stale.reason
+            ),
+        }));
+        Health { unusable, degraded }
+    })
+}
+
+/// What of the upstream does not work, each with since when.
+fn upstream_faults(upstream: &Upstream) -> impl Iterator<Item = String> {
+    let outage = upstream.outage();
+    let without_token = outage
+        .as_ref()
+        .filter(|outage| matches!(outage.cause, UpstreamError::NoToken(_)));
+    let token = upstream.token_status();
+    let no_credentials = |since, reason: &dyn std::fmt::Display| {
+        let since = time(since);
+        format!("serving from cache: no credentials since {since}: {reason}")
+    };
+    let of_token = match (token.failing, token.valid_until, without_token) {
+        (Some((since, reason)), None, _) => Some(no_credentials(since, &reason)),
+        (Some((_, reason)), Some(until), _) => Some(format!(
+            "the token cannot be renewed: {reason}; it is valid until {}",
+            time(until)
+        )),
+        (None, _, Some(outage)) => Some(no_credentials(outage.since, &outage.cause)),
+        (None, _, None) => None,
+    };
+    let of_registry = match without_token {
+        Some(_) => None,
+        None => outage.map(|Outage { since, cause }| {
+            let since = time(since);
+            format!("serving from cache: the registry does not answer since {since}: {cause}")
+        }),
+    };
+    of_token.into_iter().chain(of_registry)
+}
+
+fn time(at: SystemTime) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(at)
+}

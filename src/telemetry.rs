@@ -165,6 +165,16 @@ words! {
 }
 
 words! {
+    /// What came of an image that is kept warm.
+    WarmResult {
+        /// All of it is in the cache, as upstream has it.
+        Complete = "complete",
+        /// Something of it is not.
+        Failed = "failed",
+    }
+}
+
+words! {
     /// What came of a layer that was looked at ahead of a client's request.
     PrefetchResult {
         /// It was fetched.

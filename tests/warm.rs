@@ -11,7 +11,7 @@ use ecr_proxy::simulator::{
     BlobSource, FULL_ACCESS_KEY, Fault, Gate, ImageSpec, Journal, Listener, Outage, Pattern,
     PushedImage, Simulator, Stored,
 };
-use support::blobs::{MIB, simulator};
+use support::blobs::{MIB, metric, simulator, until};
 use support::image::{REPOSITORY, TAG};
 use support::{Proxy, image, store, within};
 
@@ -348,4 +348,55 @@ async fn c01_what_a_killed_warm_up_has_is_not_fetched_again() {
     simulator.outage(Outage::Refused).await;
     proxy.restart();
     assert_pulls_image(&proxy, &image).await;
+}
+
+/// A proxy that keeps the sample image warm.
+fn keeping(simulator: &Simulator) -> Proxy {
+    let schedule = toml::toml! {
+        images = ["team/app:v1"]
+        every = "1s"
+        platforms = ["all"]
+    };
+    Proxy::builder()
+        .simulator(simulator)
+        .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
+        .set("cache.tag_ttl", "1s")
+        .push("warm", schedule)
+        .start()
+}
+
+async fn until_kept(proxy: &Proxy, image: &PushedImage) {
+    until("the image is kept", async || {
+        let kept = proxy.assert_blobs_are_sound();
+        let mut blobs = image.blobs().into_iter();
+        blobs.all(|blob| kept.contains(&blob.digest))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_keeps_images_warm_and_waits_for_the_link() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let image = image::push(&simulator);
+    simulator.outage(Outage::Refused).await;
+    let proxy = keeping(&simulator);
+    // Without an answer from upstream a round fails, and then nothing is tried.
+    proxy
+        .log_until("a failed round", |event| {
+            event.message() == "an image could not be warmed"
+        })
+        .await;
+    simulator.outage(Outage::None).await;
+    until_kept(&proxy, &image).await;
+
+    let spec = ImageSpec::generated(9, [MIB, MIB]).platforms(["linux/arm64", "linux/s390x"]);
+    let newer = simulator.push_image(REPOSITORY, TAG, spec);
+    until_kept(&proxy, &newer).await;
+    until("a complete round", async || {
+        let complete = ["result=\"complete\""];
+        metric(&proxy, "ecr_proxy_warm_images_total", &complete).await >= 1.0
+    })
+    .await;
+    simulator.outage(Outage::Refused).await;
+    assert_pulls_image(&proxy, &newer).await;
 }

@@ -43,6 +43,8 @@ pub(super) struct Mechanisms {
     pub(super) store: Store,
     pub(super) upstream: Upstream,
     pub(super) fills: Fills,
+    /// One for all, so that what it fetches at once is bounded.
+    pub(super) warmer: Warmer,
     names: Names,
     max_manifest_bytes: u64,
 }
@@ -75,11 +77,13 @@ impl Mechanisms {
             config.fill_options(),
             fill_metrics,
         );
+        let warmer = Warmer::new(fills.clone());
         Ok(Self {
             store,
             upstream,
             fills,
             names: config.names(),
+            warmer,
             max_manifest_bytes: config.cache.max_manifest_size,
         })
     }
@@ -90,7 +94,7 @@ impl Mechanisms {
             store: self.store.clone(),
             fills: self.fills.clone(),
             answers,
-            warmer: Warmer::new(self.fills.clone()),
+            warmer: self.warmer.clone(),
             names: self.names.clone(),
             max_manifest_bytes: self.max_manifest_bytes,
         })

@@ -22,6 +22,7 @@ use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, Upstre
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch};
 use crate::jobs::operations::{Answers, Operations, Time};
+use crate::jobs::warm::{Schedule, WarmMetrics};
 use crate::jobs::{self, PrefetchMetrics, ScrubMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
@@ -37,6 +38,7 @@ pub(super) struct Service {
     mechanisms: Mechanisms,
     /// What the proxy tells of pulls, where somebody listens.
     prefetch: Option<(mpsc::Receiver<Pulled>, PrefetchMetrics)>,
+    warm: (Vec<Schedule>, WarmMetrics),
     listeners: Vec<Listener>,
     bound: Vec<ListenAddress>,
     admin: Option<TcpListener>,
@@ -78,6 +80,8 @@ impl Service {
                 (Some(pulls), Some((told, prefetch_metrics)))
             }
         };
+        let warm_metrics = WarmMetrics::default();
+        warm_metrics.register(metrics.registry());
         let proxy = Proxy::new(Parts {
             domains: config.server.domains.clone(),
             access,
@@ -103,6 +107,7 @@ impl Service {
             proxy,
             mechanisms,
             prefetch,
+            warm: (config.schedules(), warm_metrics),
             listeners,
             bound,
             admin,
@@ -155,6 +160,11 @@ impl Service {
             ScrubOptions::default(),
             self.scrub_metrics.clone(),
         ));
+        let (schedules, warm_metrics) = std::mem::take(&mut self.warm);
+        for schedule in schedules {
+            let warmer = self.mechanisms.warmer.clone();
+            background.spawn(warmer.keep_warm(schedule, warm_metrics.clone()));
+        }
         if let Some((pulls, metrics)) = self.prefetch.take() {
             background.spawn(jobs::prefetch(fills.clone(), pulls, metrics));
         }

@@ -55,7 +55,7 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let platforms = match (args.all_platforms, args.platform.as_slice()) {
         (true, _) => Vec::new(),
-        (false, []) => vec![own_platform()],
+        (false, []) => vec![Platform::of_this_machine()],
         (false, wanted) => wanted.to_vec(),
     };
     let request = Request::Warm(Warm {
@@ -70,22 +70,6 @@ pub(super) fn run(
     };
     let input = Input::none();
     tend(args.settings, environment, request, input, render, out)
-}
-
-/// What containers on this machine run on.
-fn own_platform() -> Platform {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    };
-    Platform {
-        os: "linux".to_owned(),
-        architecture: architecture.to_owned(),
-        variant: None,
-    }
 }
 
 /// Everything that was named, each image once, in order.

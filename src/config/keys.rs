@@ -56,6 +56,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("access", "[access]"),
     ("upstream", "[[upstream]]"),
     ("route", "[[route]]"),
+    ("warm", "[[warm]]"),
 ];
 
 /// True for a section that is written with two brackets, once for each of its kind.
@@ -117,6 +118,10 @@ pub(super) const KEYS: &[Key] = &[
     key("route.stale_if_error", Shape::Text),
     key("route.immutable_tags", Shape::BoolOrList),
     key("route.offline", Shape::Bool),
+    key("warm.images", Shape::List),
+    key("warm.every", Shape::Text),
+    key("warm.platforms", Shape::List),
+    key("warm.referrers", Shape::Bool),
 ];
 
 /// The key called `name` in `section`.

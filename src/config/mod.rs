@@ -32,7 +32,7 @@ use http::Uri;
 use crate::access::{Network, Users};
 use crate::cache::Pin;
 use crate::fill::TagPolicy;
-use crate::oci::Pattern;
+use crate::oci::{ImageName, Pattern, Platform};
 use crate::upstream::{HostPattern, Rate, Registry};
 
 /// The file that is read when none is named, if it exists.
@@ -59,6 +59,21 @@ pub struct Config {
     pub upstream: Upstream,
     /// `[[route]]`, in the order of the file.
     pub routes: Vec<Route>,
+    /// Each `[[warm]]`.
+    pub warm: Vec<Warm>,
+}
+
+/// `[[warm]]`: images that are fetched at the start and again and again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warm {
+    /// The images; their domains are ours or the upstream's.
+    pub images: Vec<ImageName>,
+    /// Between two looks at them.
+    pub every: Duration,
+    /// Of an index only the manifests for these; all if empty.
+    pub platforms: Vec<Platform>,
+    /// Whatever refers to them as well: signatures, SBOMs.
+    pub referrers: bool,
 }
 
 /// `[server]`: the registry's own door.
@@ -375,6 +390,10 @@ impl Config {
             ),
         ]);
         values.extend(login);
+        for warm in &self.warm {
+            let every = duration(warm.every);
+            values.push(("warm", format!("{} every {every}", join(&warm.images))));
+        }
         if let Some(endpoint) = &upstream.endpoint {
             values.push(("upstream.endpoint", endpoint.to_string()));
         }

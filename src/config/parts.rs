@@ -9,7 +9,8 @@ use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
 use crate::fill::FillOptions;
 use crate::jobs::operations::Names;
-use crate::oci::Routed;
+use crate::jobs::warm::{Choice, Schedule, Target};
+use crate::oci::{ImageName, Routed};
 use crate::server::ServerOptions;
 use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Line, Secret, UpstreamOptions};
 
@@ -72,6 +73,28 @@ impl Config {
         let routes = self.routes.iter();
         let routes = routes.map(|route| (route.repository.clone(), part(&route.freshness)));
         Routed::new(routes.collect(), part(&self.upstream.freshness))
+    }
+
+    /// For what is kept warm.
+    pub fn schedules(&self) -> Vec<Schedule> {
+        let names = self.names();
+        let target = |image: &ImageName| {
+            Some(Target {
+                name: image.to_string(),
+                // Images of others were refused.
+                repo: names.route(image).ok()?,
+                reference: image.reference.clone(),
+            })
+        };
+        let each = self.warm.iter().map(|warm| Schedule {
+            targets: warm.images.iter().filter_map(target).collect(),
+            choice: Choice {
+                platforms: warm.platforms.clone(),
+                referrers: warm.referrers,
+            },
+            every: warm.every,
+        });
+        each.collect()
     }
 
     /// For the listeners.

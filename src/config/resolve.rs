@@ -10,11 +10,12 @@ use super::sources::{self, Settings, Strings, Tables};
 use super::values::{self, ListenAddress, Size};
 use super::{
     Access, AdminSocket, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Freshness, Prefetch,
-    Route, Server, Sources, Tls, Upstream,
+    Route, Server, Sources, Tls, Upstream, Warm,
 };
 use crate::access::{Network, Users};
 use crate::cache::Pin;
 use crate::fill::TagPolicy;
+use crate::oci::{ImageName, Platform};
 use crate::upstream::{HostPattern, Registry, RegistryKind};
 
 /// Of the file system, leaving room for what else lives there.
@@ -34,6 +35,10 @@ const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
 const DEFAULT_ADMIN_SOCKET: &str = "/run/ecr-proxy/admin.sock";
 /// unix(7): 108 with the zero at the end; some are left for the name it has until it listens.
 const MAX_SOCKET_PATH_BYTES: usize = 100;
+/// Often enough for the images of a site, which are released by people.
+const DEFAULT_EVERY: Duration = Duration::from_secs(60 * 60);
+/// More often would be no schedule.
+const LEAST_EVERY: Duration = Duration::from_secs(1);
 /// Passwords are short; a file larger than this is not one.
 const MAX_USER_FILE_BYTES: u64 = 8 << 20;
 
@@ -129,6 +134,7 @@ impl Resolver {
         let freshness = cache.as_ref().map(|cache| cache.freshness.clone());
         let upstream = self.upstream(freshness.unwrap_or_default());
         let routes = self.routes(upstream.as_ref());
+        let warm = self.warm();
         let mut config = Config {
             file,
             warnings,
@@ -139,9 +145,67 @@ impl Resolver {
             access: access?,
             upstream: upstream?,
             routes: routes?,
+            warm: warm?,
         };
+        self.only_our_images(&config);
         warn(&mut config);
         Some(config)
+    }
+
+    fn warm(&mut self) -> Option<Vec<Warm>> {
+        self.each("warm", Self::one_warm)
+    }
+
+    fn one_warm(&mut self) -> Option<Warm> {
+        let images = self.many("warm.images", |text| {
+            let image = text.parse::<ImageName>();
+            image.map_err(|error| format!("{text:?}: {error}"))
+        });
+        let every = self.one("warm.every", values::duration);
+        let platforms = self.many("warm.platforms", |text| match text {
+            "all" => Ok(None),
+            _ => match text.parse::<Platform>() {
+                Ok(platform) => Ok(Some(platform)),
+                Err(error) => Err(format!("{text:?} is not \"all\": {error}")),
+            },
+        });
+        let referrers = self.one("warm.referrers", |text| {
+            text.parse::<bool>()
+                .map_err(|_| format!("{text:?} is neither true nor false"))
+        });
+        if images
+            .as_ref()
+            .is_some_and(|images| images.as_ref().is_none_or(Vec::is_empty))
+        {
+            self.fault(
+                "warm.images",
+                "is missing or empty: name what is to be fetched",
+            );
+        }
+        if matches!(every, Some(Some(every)) if every < LEAST_EVERY) {
+            self.fault("warm.every", "is less than 1s");
+        }
+        let platforms = match platforms? {
+            None => vec![Platform::of_this_machine()],
+            Some(platforms) if platforms.contains(&None) => Vec::new(),
+            Some(platforms) => platforms.into_iter().flatten().collect(),
+        };
+        Some(Warm {
+            images: images??,
+            every: every?.unwrap_or(DEFAULT_EVERY),
+            platforms,
+            referrers: referrers?.unwrap_or(true),
+        })
+    }
+
+    /// Only what is behind this proxy can be fetched through it.
+    fn only_our_images(&mut self, config: &Config) {
+        let names = config.names();
+        for image in config.warm.iter().flat_map(|warm| &warm.images) {
+            if let Err(error) = names.route(image) {
+                self.fault("warm.images", &format!("{image}: {error}"));
+            }
+        }
     }
 
     fn server(&mut self) -> Option<Server> {
@@ -442,16 +506,26 @@ impl Resolver {
     }
 
     fn routes(&mut self, upstream: Option<&Upstream>) -> Option<Vec<Route>> {
-        let tables = self.tables.remove("route").unwrap_or_default();
-        let routes = tables.into_iter().map(|table| {
+        self.each("route", |this| this.route(upstream))
+    }
+
+    /// Each table of a section that is there several times, whose settings are the only ones for the
+    /// moment.
+    fn each<T>(
+        &mut self,
+        section: &str,
+        resolve: impl Fn(&mut Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let tables = self.tables.remove(section).unwrap_or_default();
+        let resolved = tables.into_iter().map(|table| {
             let others = std::mem::replace(&mut self.settings, table);
-            let route = self.route(upstream);
+            let one = resolve(self);
             self.settings = others;
-            route
+            one
         });
         // Each is looked at, so that all faults are told.
-        let routes: Vec<Option<Route>> = routes.collect();
-        routes.into_iter().collect()
+        let resolved: Vec<Option<T>> = resolved.collect();
+        resolved.into_iter().collect()
     }
 
     fn route(&mut self, upstream: Option<&Upstream>) -> Option<Route> {

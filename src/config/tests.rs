@@ -442,3 +442,48 @@ fn effective_values_name_every_key_once() {
     }
     assert!(values.contains(&("upstream.registry", ECR.to_owned())));
 }
+
+#[test]
+fn what_is_kept_warm_is_read_table_by_table() {
+    let base = format!("[server]\ndomains = [\"r.test\"]\n[[upstream]]\nregistry = \"{ECR}\"\n");
+    let text = format!(
+        "{base}[[warm]]\nimages = [\"team/app:v1\", \"r.test/team/db\"]\n\
+         [[warm]]\nimages = [\"team/web\"]\nevery = \"5m\"\nplatforms = [\"all\"]\nreferrers = false\n"
+    );
+    let warm = Scene::file(&text).load().expect("config").warm;
+    let names =
+        |warm: &Warm| -> Vec<String> { warm.images.iter().map(ToString::to_string).collect() };
+    assert_eq!(names(&warm[0]), ["team/app:v1", "r.test/team/db:latest"]);
+    assert_eq!(warm[0].every, Duration::from_secs(3600));
+    assert_eq!(warm[0].platforms, [Platform::of_this_machine()]);
+    assert!(warm[0].referrers);
+    assert_eq!(names(&warm[1]), ["team/web:latest"]);
+    assert_eq!(warm[1].every, Duration::from_secs(300));
+    assert_eq!((warm[1].platforms.len(), warm[1].referrers), (0, false));
+
+    for (table, starts) in [
+        ("every = \"1h\"", &["warm.images: "][..]),
+        (
+            "images = [\"APP\"]\nevery = \"0s\"",
+            &["line 6: warm.images: ", "line 7: warm.every: "],
+        ),
+        (
+            "images = [\"a\"]\nplatforms = [\"amd64\"]",
+            &["line 7: warm.platforms: "],
+        ),
+        (
+            "images = [\"quay.io/a\"]",
+            &["warm.images: quay.io/a:latest: "],
+        ),
+        (
+            "imgs = [\"a\"]\nimages = [\"a\"]",
+            &["line 6: warm.imgs: unknown key"],
+        ),
+    ] {
+        let faults = Scene::file(&format!("{base}[[warm]]\n{table}\n")).faults();
+        assert_eq!(faults.len(), starts.len(), "{faults:#?}");
+        for (fault, start) in faults.iter().zip(starts) {
+            assert!(fault.starts_with(start), "{fault} / {start}");
+        }
+    }
+}

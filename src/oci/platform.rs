@@ -20,6 +20,22 @@ pub struct Platform {
 pub struct ParsePlatformError;
 
 impl Platform {
+    /// What containers on this machine run on.
+    pub fn of_this_machine() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "x86" => "386",
+            "powerpc64" => "ppc64le",
+            other => other,
+        };
+        Self {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+            variant: None,
+        }
+    }
+
     /// Whether this is what `wanted` asks for. One that is wanted without a variant is any of them, and
     /// the only variant of arm64 need not be written.
     pub fn is(&self, wanted: &Self) -> bool {

@@ -313,6 +313,15 @@ impl Builder {
         self
     }
 
+    /// Adds a table to the repeated section `[[section]]`.
+    pub fn push(mut self, section: &str, table: Table) -> Self {
+        let tables = self.config.entry(section);
+        let tables = tables.or_insert_with(|| Toml::Array(Vec::new()));
+        let tables = tables.as_array_mut().expect("a repeated section");
+        tables.push(Toml::Table(table));
+        self
+    }
+
     /// Removes `section.key`, a default of this builder, from the configuration.
     pub fn unset(mut self, key: &str) -> Self {
         let (section, key) = key.split_once('.').expect("section.key");

@@ -9,6 +9,7 @@
 //! | `walk.rs` | which manifests and blobs an image is made of |
 //! | `schedule.rs` | warming again and again, as the configuration says |
 
+mod schedule;
 mod walk;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::sync::Semaphore;
 use crate::fill::{FillError, Fills};
 use crate::oci::{Digest, Platform, Reference, RepoKey};
 use crate::telemetry::Outcome;
+pub use schedule::{Schedule, WarmMetrics};
 use walk::Walk;
 
 /// Blobs fetched at once, for all images together: a few keep a line busy while others begin and end.
@@ -71,8 +73,6 @@ pub struct Warmed {
     pub errors: Vec<String>,
     /// What is odd without keeping anybody from pulling it.
     pub notes: Vec<String>,
-    /// True if the upstream could not answer, rather than said no.
-    pub is_cut_off: bool,
 }
 
 impl Warmed {
@@ -82,7 +82,6 @@ impl Warmed {
     }
 
     fn failed(&mut self, what: &str, error: &FillError) {
-        self.is_cut_off |= matches!(error, FillError::Upstream(error) if error.cannot_answer());
         self.errors.push(format!("{what}: {error}"));
     }
 }
@@ -180,7 +179,6 @@ impl Warmer {
         if found.outcome == Outcome::Stale {
             let age = Duration::from_secs(found.age.unwrap_or_default().as_secs());
             let age = humantime::format_duration(age);
-            warmed.is_cut_off = true;
             warmed.errors.push(format!(
                 "upstream cannot answer: the cache has it as it was {age} ago"
             ));

@@ -101,7 +101,8 @@ async fn follow(
                 };
                 let is_end = matches!(event, Event::End { .. });
                 render.event(event, out)?;
-                if is_end {
+                // What cannot be meant was not done, so there is nothing to sum up.
+                if is_end && !matches!(error, Some(Reason::Usage(_))) {
                     render.end(out)?;
                 }
                 match error {

@@ -7,7 +7,7 @@ use crate::upstream::UpstreamError;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FillError {
     /// The upstream gave no content, or broke off for good.
-    #[error("{0}")]
+    #[error(transparent)]
     Upstream(#[from] UpstreamError),
     /// The bytes do not hash to the digest. Nothing of them is kept.
     #[error("the content has another digest than its name")]

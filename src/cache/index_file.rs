@@ -61,6 +61,14 @@ impl IndexFile {
         }
     }
 
+    /// When what is there was last written, in seconds as the file system counts them.
+    pub(super) fn written_at(root: &OwnedFd) -> Option<i64> {
+        let changed =
+            |name| rustix::fs::statat(root, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).ok();
+        let times = [SNAPSHOT, JOURNAL].into_iter().filter_map(changed);
+        times.map(|stat| stat.st_mtime).max()
+    }
+
     /// Reads what is there. Never fails: what cannot be read is missing.
     pub(super) fn load(root: &OwnedFd) -> (Self, Loaded) {
         let mut this = Self::empty();

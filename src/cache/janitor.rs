@@ -33,6 +33,30 @@ const PROBE_TICKS: u32 = 5;
 /// Pause between the directories of the walk: it has all the time there is.
 const WALK_PAUSE: Duration = Duration::from_millis(1);
 
+/// How long before the index was last written a change may have missed it: a blob gets its name before the
+/// index learns of it.
+const UNSURE_SECONDS: i64 = 2;
+
+/// Which directories of blobs are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Walk {
+    All,
+    /// Those in which a name came or went since then, in seconds as the file system counts them.
+    ChangedSince(i64),
+}
+
+impl Walk {
+    fn takes(self, directory: &OwnedFd) -> bool {
+        match self {
+            Self::All => true,
+            // One that cannot be asked is looked at.
+            Self::ChangedSince(at) => {
+                rustix::fs::fstat(directory).map_or(true, |stat| stat.st_mtime >= at)
+            }
+        }
+    }
+}
+
 /// The thread, while it runs.
 #[derive(Debug)]
 pub(super) struct Janitor {
@@ -136,11 +160,14 @@ fn run(shared: &Shared, records: &Records, signal: &Signal) {
 }
 
 impl Shared {
-    /// Loads the index, lets it know what repositories need, and compares it with the disk. It is ready
-    /// before the last step if it was whole, else after it.
+    /// Loads the index, lets it know what repositories need, and compares it with the disk. One that was
+    /// whole is ready once the directories are looked at that changed since it was written: a process that
+    /// is killed leaves files there that the quota has to know of. Else it is ready after all of them.
     fn load_index(&self, records: &Records, signal: &Signal) {
+        let mut written_at = None;
         let whole = match self.layout.directory(&[]) {
             Ok(root) => {
+                written_at = IndexFile::written_at(&root);
                 let (file, loaded) = IndexFile::load(&root);
                 self.index_file_changed(0, file.len());
                 *lock(&self.index_file) = file;
@@ -159,14 +186,16 @@ impl Shared {
         if signal.stopped() {
             return;
         }
-        if whole {
-            self.index_is_ready();
-        } else {
-            tracing::info!("no whole index of the cache yet: looking at what is there");
-        }
-        // Before the walk: what earlier runs left takes room that nobody counts.
+        // What earlier runs left takes room that nobody counts.
         self.purge_temporaries(signal);
-        self.walk(signal);
+        match written_at.filter(|_| whole) {
+            Some(written_at) => {
+                self.walk(signal, Walk::ChangedSince(written_at - UNSURE_SECONDS));
+                self.index_is_ready();
+            }
+            None => tracing::info!("no whole index of the cache yet: looking at what is there"),
+        }
+        self.walk(signal, Walk::All);
         if !signal.stopped() {
             self.index_is_ready();
         }
@@ -178,7 +207,7 @@ impl Shared {
     }
 
     /// Makes the index agree with the disk: a directory at a time, under the lock of its names.
-    fn walk(&self, signal: &Signal) {
+    fn walk(&self, signal: &Signal, which: Walk) {
         let Ok(blobs) = self.layout.directory(&BLOBS) else {
             // Nothing can be said of a store that cannot be seen.
             return;
@@ -194,6 +223,7 @@ impl Shared {
                 .layout
                 .directory(&[BLOBS[0], BLOBS[1], &layout::shard_name(first_byte)])
             {
+                Ok(shard) if !which.takes(&shard) => continue,
                 Ok(shard) => foreign += self.walk_shard(&shard, first_byte, &mut unknown),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     let known = lock(&self.index).in_shard(first_byte);
@@ -208,7 +238,9 @@ impl Shared {
                 }
             }
             drop(names);
-            std::thread::sleep(WALK_PAUSE);
+            if which == Walk::All {
+                std::thread::sleep(WALK_PAUSE);
+            }
         }
         drop(blobs);
         // Their order of use is lost; the time of their last change is the next best.
@@ -221,7 +253,9 @@ impl Shared {
         }
         self.blobs_changed(&index);
         drop(index);
-        self.metrics.foreign_files.inc_by(foreign);
+        if which == Walk::All {
+            self.metrics.foreign_files.inc_by(foreign);
+        }
     }
 
     /// Returns how many files are not ours. The caller holds the lock of the shard's names.

@@ -221,7 +221,7 @@ impl EcrApi {
                 String::new(),
                 failure
                     .as_connector_error()
-                    .map(|error| chain(error))
+                    .map(|error| without_output(chain(error)))
                     .unwrap_or_default(),
             ),
             _ => (String::new(), String::new()),
@@ -342,6 +342,14 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+/// What the SDK repeats of a credential program's own output may hold what is secret.
+fn without_output(said: String) -> String {
+    match said.split_once("Stderr:") {
+        Some((before, _)) => before.trim_end().to_owned(),
+        None => said,
+    }
 }
 
 fn trusting_client(roots: &[String]) -> aws_sdk_ecr::config::SharedHttpClient {

@@ -186,6 +186,7 @@ impl Shared {
         if signal.stopped() {
             return;
         }
+        self.forget_evicted(records);
         // What earlier runs left takes room that nobody counts.
         self.purge_temporaries(signal);
         match written_at.filter(|_| whole) {

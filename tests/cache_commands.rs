@@ -3,13 +3,12 @@
 
 mod support;
 
-use std::fs;
-
 use ecr_proxy::simulator::{ImageSpec, Outage, PushedImage, Simulator};
 use serde_json::Value;
 use support::Ended;
 use support::Proxy;
-use support::blobs::{MIB, blob_file, simulator, until};
+use support::blobs::{MIB, blob_file, metric, simulator, until};
+use support::disk::rot;
 use support::image::{REPOSITORY, pull_all, pull_platform};
 
 /// A registry with images in it, and the proxy in front of it.
@@ -131,7 +130,7 @@ async fn stats_agree_with_the_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_finds_damage_behind_an_intact_stamp_and_takes_it_away() {
+async fn d19_verify_finds_damage_behind_an_intact_stamp_and_has_it_fetched_again() {
     for alone in [false, true] {
         let mut rig = Rig::new().await;
         let image = rig.push("v1", 1, &["linux/amd64"]);
@@ -147,25 +146,39 @@ async fn verify_finds_damage_behind_an_intact_stamp_and_takes_it_away() {
 
         let layer = &image.manifests[0].layers[1];
         let file = blob_file(&rig.proxy, &layer.digest);
-        let times = fs::metadata(&file).expect("a blob");
-        let mut bytes = fs::read(&file).expect("a blob");
-        bytes[MIB as usize] ^= 1;
-        let open = fs::File::options().write(true).open(&file).expect("a blob");
-        std::os::unix::fs::FileExt::write_all_at(&open, &bytes, 0).expect("written");
-        let times = fs::FileTimes::new().set_modified(times.modified().expect("a time"));
-        open.set_times(times).expect("set");
-
+        rot(&file);
         let found = rig.proxy.run(["cache", "verify"]);
         assert_eq!(found.code, Some(1), "{found:?}");
         assert!(found.stdout.contains(&layer.digest), "{found:?}");
         assert!(found.stdout.contains("2 of 3 blobs are sound"), "{found:?}");
         assert!(found.stderr.contains("1 damaged blobs"), "{found:?}");
-        assert!(!file.exists(), "alone: {alone}");
+        let healed = format!("healed {}", layer.digest);
+        assert!(found.stdout.contains(&healed), "{found:?}");
+        // Nobody asked for it.
+        assert_eq!(rig.proxy.assert_blobs_are_sound().len(), 3);
         rig.proxy.run(["cache", "verify"]).fine();
-        if alone {
-            rig.proxy.restart();
+
+        rot(&file);
+        rig.simulator.outage(Outage::Refused).await;
+        let found = rig.proxy.run(["cache", "verify", "--json"]);
+        assert_eq!(found.code, Some(1), "{found:?}");
+        let verified = &events(&found, "verified")[0];
+        assert_eq!(
+            (&verified["damaged"], &verified["healed"]),
+            (&1.into(), &0.into())
+        );
+        assert!(!file.exists(), "alone: {alone}");
+        match alone {
+            true => rig.proxy.restart(),
+            false => {
+                rig.proxy.kill9();
+                rig.proxy.restart();
+            }
         }
-        pull_all(&rig.proxy, "v1", &image).await;
+        let wanted = async || metric(&rig.proxy, "ecr_proxy_scrub_wanted", &[]).await;
+        until("it is remembered", async || wanted().await == 1.0).await;
+        rig.simulator.outage(Outage::None).await;
+        until("it is healed", async || wanted().await == 0.0).await;
         assert_eq!(rig.proxy.assert_blobs_are_sound().len(), 3);
     }
 }

@@ -142,6 +142,27 @@ async fn o08_where_only_storage_is_away_all_else_is_asked_and_answered() {
     assert!(!is_open(&proxy).await, "the registry answers");
     let fresh = client.get(&tag_path()).await;
     assert_eq!(fresh.header("x-cache"), Some("hit"));
+    let away = async || metric(&proxy, "ecr_proxy_upstream_storage_away", &[]).await;
+    let ready = readiness(&proxy).await;
+    assert!(ready.contains("storage does not answer since"), "{ready}");
+    assert!(!ready.contains("the registry"), "{ready}");
+    assert_eq!(away().await, 1.0);
+    let status = async || {
+        let status = Client::plain(proxy.admin()).get("/api/v1/status").await;
+        status.text()
+    };
+    assert!(status().await.contains("storage_outage"));
+
+    simulator.outage_of(Listener::Storage, Outage::None).await;
+    let digest = simulator.put_blob(REPOSITORY, BlobSource::generated(77, 1000));
+    let path = format!("/v2/{REPOSITORY}/blobs/{digest}");
+    until("blobs come again", async || {
+        client.get(&path).await.status == 200
+    })
+    .await;
+    assert_eq!(away().await, 0.0);
+    assert!(!readiness(&proxy).await.contains("storage"));
+    assert!(!status().await.contains("storage_outage"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

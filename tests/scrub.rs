@@ -5,15 +5,13 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ecr_proxy::cache::{CacheMetrics, Store, StoreOptions};
 use ecr_proxy::simulator::{Outage, Simulator};
 use futures_util::StreamExt as _;
 use support::blobs::{assert_whole, blob, blob_file, metric, pull, simulator, until};
-use support::disk::Injection;
+use support::disk::{Injection, rot};
 use support::image::REPOSITORY;
 use support::store::digest;
 use support::{Client, Proxy};
@@ -30,19 +28,6 @@ fn stop(proxy: &mut Proxy) {
     let mut progress = store.scrub_progress();
     progress.finished = Some(1);
     store.keep_scrub_progress(&progress).expect("keep it");
-}
-
-/// Flips a byte; size and modification time stay as they were.
-fn rot(file: &Path) {
-    let opened = fs::File::options().read(true).write(true).open(file);
-    let opened = opened.expect("open");
-    let before = opened.metadata().expect("its state");
-    let mut byte = [0];
-    let middle = before.len() / 2;
-    opened.read_exact_at(&mut byte, middle).expect("read");
-    opened.write_all_at(&[byte[0] ^ 1], middle).expect("write");
-    let modified = before.modified().expect("its time");
-    opened.set_modified(modified).expect("set its time");
 }
 
 /// So many small blobs, pulled.

@@ -35,6 +35,9 @@ pub struct UpstreamState {
     /// Since when it does not, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outage: Option<Trouble>,
+    /// Since when the storage that it redirects to does not answer, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_outage: Option<Trouble>,
     /// Until when the token in hand is valid; none without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_valid_until: Option<Time>,
@@ -267,18 +270,17 @@ fn write_page(
 fn write_upstreams(out: &mut String, upstreams: &[UpstreamState]) -> std::fmt::Result {
     writeln!(
         out,
-        "<h2>Upstream</h2>\n<table><tr><th>name</th><th>answers</th><th>token</th></tr>"
+        "<h2>Upstream</h2>\n<table><tr><th>name</th><th>answers</th><th>storage</th><th>token</th></tr>"
     )?;
     for upstream in upstreams {
         write!(out, "<tr><td>{}</td>", Escaped(&upstream.name))?;
-        match &upstream.outage {
-            None => write!(out, "<td class=\"ok\">yes</td>")?,
-            Some(Trouble { since, reason }) => {
-                write!(
-                    out,
-                    "<td class=\"bad\">no, since {since}: {}</td>",
-                    Escaped(reason)
-                )?;
+        for outage in [&upstream.outage, &upstream.storage_outage] {
+            match outage {
+                None => write!(out, "<td class=\"ok\">yes</td>")?,
+                Some(Trouble { since, reason }) => {
+                    let reason = Escaped(reason);
+                    write!(out, "<td class=\"bad\">no, since {since}: {reason}</td>")?;
+                }
             }
         }
         match (&upstream.token_failing, upstream.token_valid_until) {
@@ -393,6 +395,7 @@ mod tests {
             name: "<i>".to_owned(),
             is_answering: false,
             outage: Some(trouble("<script>")),
+            storage_outage: Some(trouble("<script>")),
             token_valid_until: None,
             token_failing: Some(trouble("<script>")),
         };

@@ -7,13 +7,16 @@
 //! cannot, what is complete stays for as long as there is anything else.
 //!
 //! Records go before files, so a crash in between leaves files that nobody needs. They are durably gone
-//! first where nobody waits for the room; else within the second that all records take.
+//! first where nobody waits for the room. Where somebody does, what goes is noted for the next start
+//! instead, see `evicted`, and the records follow within the second that all records take.
 //!
 //! A file that cannot be removed is passed over and counted; it does not stop the others.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
+
+use rustix::fs::AtFlags;
 
 use crate::oci::{Digest, Reference, RepoKey};
 
@@ -44,6 +47,15 @@ pub(super) enum Haste {
     Awaited,
     /// Nobody, so the records go durably before the files do.
     AheadOfNeed,
+}
+
+/// Blobs that are to go together.
+#[derive(Debug, Default)]
+struct Victims {
+    /// With their sizes.
+    blobs: Vec<(Digest, u64)>,
+    /// Those of them that records were dropped for.
+    needed: Vec<Digest>,
 }
 
 impl Store {
@@ -194,7 +206,8 @@ impl Shared {
         // What cannot be fetched again is worth more than the order of use.
         let rounds: &[&[Standing]] = match self.is_cut_off() {
             false => &[&[Loose, Partial, Whole]],
-            true => &[&[Loose], &[Partial], &[Whole]],
+            // What an image leaves behind is loose, and goes before the next image does.
+            true => &[&[Loose], &[Loose, Partial], &[Loose, Partial, Whole]],
         };
         let mut freed = 0u64;
         for (round, standings) in rounds.iter().enumerate() {
@@ -234,13 +247,11 @@ impl Shared {
         while removed.bytes < want {
             let left = want - removed.bytes;
             let victims = self.choose(game, left, &mut passed, records, &mut removed);
-            if victims.is_empty() {
+            if victims.blobs.is_empty() {
                 break;
             }
-            if haste == Haste::AheadOfNeed {
-                self.flush_before_files(records);
-            }
-            for (digest, size) in victims {
+            self.before_files(&victims.needed, records, haste);
+            for (digest, size) in victims.blobs {
                 if self.remove_unused(&digest) {
                     self.metrics.evictions.inc();
                     removed.add_blob(size);
@@ -250,14 +261,72 @@ impl Shared {
         removed
     }
 
-    pub(super) fn flush_before_files(&self, records: &Records) {
+    /// Sees to it that the records which were dropped for these blobs stay so, also where the process is
+    /// killed once the files are gone.
+    pub(super) fn before_files(&self, digests: &[Digest], records: &Records, haste: Haste) {
+        if haste == Haste::AheadOfNeed {
+            match records.flush() {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "records of removed images are not durably gone yet");
+                }
+            }
+        }
+        if digests.is_empty() {
+            return;
+        }
+        let root = self.layout.directory(&[]);
+        if let Err(error) = root.and_then(|root| self.evicted.note(&root, digests)) {
+            tracing::warn!(%error, "cannot note which blobs are removed");
+        }
+    }
+
+    /// Forgets the records of what an earlier run evicted, where it was killed before that was on disk.
+    /// The index knows what all repositories need.
+    pub(super) fn forget_evicted(&self, records: &Records) {
+        let root = self.layout.directory(&[]);
+        let left = match root.and_then(|root| self.evicted.left(&root)) {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read which blobs were removed");
+                return;
+            }
+        };
+        if left.is_empty() {
+            return;
+        }
+        let _evicting = lock(&self.evicting);
+        for digest in left {
+            if self.is_on_disk(&digest) {
+                continue;
+            }
+            let casualties = lock(&self.index).casualties(&digest);
+            for image in casualties {
+                records.forget_image(&image.repo, &image.manifests, &image.tags);
+                lock(&self.index).age_if_loose(&image.blobs);
+            }
+        }
+        self.evicted.left_is_forgotten();
         if let Err(error) = records.flush() {
             tracing::warn!(%error, "records of removed images are not durably gone yet");
         }
     }
 
-    /// The next blobs to go, `want` bytes of them or [`BATCH`], with their sizes. The records that need
-    /// them are dropped, in memory.
+    /// False only where the disk says so.
+    fn is_on_disk(&self, digest: &Digest) -> bool {
+        let found = self.shard_directory(digest).and_then(|shard| {
+            let name = digest.hex();
+            Ok(rustix::fs::statat(
+                &shard,
+                &*name,
+                AtFlags::SYMLINK_NOFOLLOW,
+            )?)
+        });
+        !found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    }
+
+    /// The next blobs to go, `want` bytes of them or [`BATCH`]. The records that need them are dropped, in
+    /// memory.
     fn choose(
         &self,
         game: &Game<'_>,
@@ -265,10 +334,10 @@ impl Shared {
         passed: &mut HashSet<Digest>,
         records: &Records,
         removed: &mut Removed,
-    ) -> Vec<(Digest, u64)> {
-        let mut victims = Vec::new();
+    ) -> Victims {
+        let mut victims = Victims::default();
         let mut sum = 0u64;
-        while sum < want && victims.len() < BATCH {
+        while sum < want && victims.blobs.len() < BATCH {
             let next = lock(&self.index).next_victim(game, passed);
             let Some((digest, size)) = next else {
                 break;
@@ -278,6 +347,9 @@ impl Shared {
                 continue;
             }
             let casualties = lock(&self.index).casualties(&digest);
+            if !casualties.is_empty() {
+                victims.needed.push(digest);
+            }
             for image in casualties {
                 records.forget_image(&image.repo, &image.manifests, &image.tags);
                 removed.add_records(&image);
@@ -286,7 +358,7 @@ impl Shared {
                     .inc_by(image.manifests.len() as u64);
                 lock(&self.index).age_if_loose(&image.blobs);
             }
-            victims.push((digest, size));
+            victims.blobs.push((digest, size));
             sum = sum.saturating_add(size);
         }
         victims

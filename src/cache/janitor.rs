@@ -159,6 +159,7 @@ impl Shared {
         if signal.stopped() {
             return;
         }
+        self.forget_evicted(records);
         if whole {
             self.index_is_ready();
         } else {

@@ -13,6 +13,7 @@
 //! | `VERSION`, `LOCK` | layout number; the lock of the one owning process | `layout` |
 //! | `blobs/sha256/ab/<hex>` | a verified blob | `store` |
 //! | `repositories/<upstream>/<name>/_log` | what a repository holds, with proof | `records` |
+//! | `evicted` | blobs gone before the log of their repository says so | `evicted` |
 //! | `index`, `index.journal` | sizes, order of use, stamps; a hint | `index_file` |
 //! | `fills/` | downloads in progress | `partial` |
 //! | `scrub` | how far hashing everything again has come | `scrub` |
@@ -27,6 +28,7 @@
 
 pub mod bundle;
 mod content;
+mod evicted;
 mod eviction;
 mod frames;
 mod health;

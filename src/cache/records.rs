@@ -291,6 +291,9 @@ impl Records {
     pub(super) fn forget_image(&self, repo: &RepoKey, manifests: &[Digest], tags: &[Tag]) {
         self.inner
             .change(repo, |log| log.forget_image(manifests, tags));
+        // Whoever else changed it may not have queued it yet, and what is noted of evicted blobs rests on
+        // the queue.
+        self.inner.enqueue(self.inner.repository(repo));
         for digest in manifests {
             self.inner.hot.invalidate(&(repo.clone(), *digest));
         }

@@ -99,7 +99,8 @@ impl Store {
         if let Reference::Tag(tag) = reference {
             records.forget_tag(repo, tag);
         }
-        shared.flush_before_files(records);
+        let digests: Vec<_> = blobs.iter().map(|(digest, _)| *digest).collect();
+        shared.before_files(&digests, records, Haste::AheadOfNeed);
         for (digest, size) in blobs {
             // Somebody may have recorded another image of it meanwhile.
             let is_loose = lock(&shared.index).standing(&digest) == Standing::Loose;

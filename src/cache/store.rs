@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use crate::oci::{Digest, RepoKey};
 
 use super::content::{Blob, ContentFile, Identity};
+use super::evicted::Evicted;
 use super::eviction::CutOff;
 use super::health::{Health, StoreHealth};
 use super::index::{Index, Stamp};
@@ -180,6 +181,7 @@ pub(super) struct Shared {
     pub(super) interrupted: Mutex<Interruptions>,
     /// One at a time makes room.
     pub(super) evicting: Mutex<()>,
+    pub(super) evicted: Evicted,
     pub(super) cut_off: OnceLock<CutOff>,
     pub(super) health: Arc<Health>,
     pub(super) metrics: CacheMetrics,
@@ -232,6 +234,7 @@ impl Store {
             debris: Mutex::default(),
             interrupted: Mutex::default(),
             evicting: Mutex::default(),
+            evicted: Evicted::default(),
             cut_off: OnceLock::new(),
             options,
             health,

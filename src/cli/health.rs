@@ -74,7 +74,11 @@ fn upstream_faults(upstream: &Upstream) -> impl Iterator<Item = String> {
             format!("serving from cache: the registry does not answer since {since}: {cause}")
         }),
     };
-    of_token.into_iter().chain(of_registry)
+    let of_storage = upstream.storage_outage().map(|Outage { since, cause }| {
+        let since = time(since);
+        format!("serving from cache: storage does not answer since {since}: {cause}")
+    });
+    of_token.into_iter().chain(of_registry).chain(of_storage)
 }
 
 fn time(at: SystemTime) -> humantime::Rfc3339Timestamp {

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::fill::Fills;
 use crate::jobs::operations::{self, AnswersNow, Names, Operations};
 use crate::jobs::warm::Warmer;
+use crate::jobs::{Healer, ScrubMetrics};
 use crate::telemetry::{FillMetrics, Metrics};
 use crate::upstream::{SetupError, Upstream, UpstreamMetrics, UpstreamOptions};
 
@@ -45,6 +46,8 @@ pub(super) struct Mechanisms {
     pub(super) fills: Fills,
     /// One for all, so that what it fetches at once is bounded.
     pub(super) warmer: Warmer,
+    pub(super) healer: Healer,
+    pub(super) scrub_metrics: ScrubMetrics,
     names: Names,
     max_manifest_bytes: u64,
 }
@@ -65,6 +68,8 @@ impl Mechanisms {
         cache_metrics.register(metrics.registry());
         upstream_metrics.register(metrics.registry());
         fill_metrics.register(metrics.registry());
+        let scrub_metrics = ScrubMetrics::default();
+        scrub_metrics.register(metrics.registry());
         let store = Store::open(config.store_options(), cache_metrics)?;
         let upstream = Upstream::new(upstream, &upstream_metrics)?;
         let asked = upstream.clone();
@@ -78,12 +83,15 @@ impl Mechanisms {
             fill_metrics,
         );
         let warmer = Warmer::new(fills.clone());
+        let healer = Healer::new(fills.clone(), store.clone(), scrub_metrics.clone());
         Ok(Self {
             store,
             upstream,
             fills,
             names: config.names(),
             warmer,
+            healer,
+            scrub_metrics,
             max_manifest_bytes: config.cache.max_manifest_size,
         })
     }
@@ -95,6 +103,7 @@ impl Mechanisms {
             fills: self.fills.clone(),
             answers,
             warmer: self.warmer.clone(),
+            healer: self.healer.clone(),
             names: self.names.clone(),
             max_manifest_bytes: self.max_manifest_bytes,
         })

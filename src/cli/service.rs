@@ -23,14 +23,14 @@ use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch};
 use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::warm::{Schedule, WarmMetrics};
-use crate::jobs::{self, PrefetchMetrics, ScrubMetrics, ScrubOptions};
+use crate::jobs::{self, PrefetchMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
 use crate::telemetry::{Metrics, Outcome, RequestMetrics};
 use crate::tls::{self, Certificates};
-use crate::upstream::{Upstream, UpstreamOptions};
+use crate::upstream::{Outage, Upstream, UpstreamOptions};
 
 /// Everything that runs, bound to its sockets and not yet serving.
 pub(super) struct Service {
@@ -48,7 +48,6 @@ pub(super) struct Service {
     readiness: Readiness,
     options: ServerOptions,
     metrics: ServerMetrics,
-    scrub_metrics: ScrubMetrics,
     keeper: Keeper,
 }
 
@@ -64,8 +63,6 @@ impl Service {
     ) -> Result<Self, Failure> {
         let request_metrics = Arc::new(RequestMetrics::default());
         let server_metrics = ServerMetrics::default();
-        let scrub_metrics = ScrubMetrics::default();
-        scrub_metrics.register(metrics.registry());
         request_metrics.register(metrics.registry());
         server_metrics.register(metrics.registry());
         let keeper = Keeper::open(config, metrics.certificate_expiry.clone())?;
@@ -117,7 +114,6 @@ impl Service {
             readiness,
             options,
             metrics: server_metrics,
-            scrub_metrics,
             keeper,
         })
     }
@@ -149,6 +145,8 @@ impl Service {
             store,
             upstream,
             fills,
+            healer,
+            scrub_metrics,
             ..
         } = self.mechanisms.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
@@ -158,7 +156,8 @@ impl Service {
             store.clone(),
             Clock::system(),
             ScrubOptions::default(),
-            self.scrub_metrics.clone(),
+            scrub_metrics,
+            healer,
         ));
         let (schedules, warm_metrics) = std::mem::take(&mut self.warm);
         for schedule in schedules {
@@ -337,13 +336,15 @@ fn answers(metrics: &RequestMetrics) -> Answers {
 fn state_of(name: &str, upstream: &Upstream) -> UpstreamState {
     let outage = upstream.outage();
     let token = upstream.token_status();
+    let trouble = |outage: Outage| Trouble {
+        since: Time(outage.since),
+        reason: outage.cause.to_string(),
+    };
     UpstreamState {
         name: name.to_owned(),
         is_answering: outage.is_none(),
-        outage: outage.map(|outage| Trouble {
-            since: Time(outage.since),
-            reason: outage.cause.to_string(),
-        }),
+        outage: outage.map(trouble),
+        storage_outage: upstream.storage_outage().map(trouble),
         token_valid_until: token.valid_until.map(Time),
         token_failing: token.failing.map(|(since, reason)| Trouble {
             since: Time(since),

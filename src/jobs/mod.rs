@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `resume.rs` | going on with downloads that broke off |
 //! | `prefetch.rs` | the other layers of an image, once a client asks for one |
-//! | `scrub.rs` | hashing everything stored again, and fetching again what was damaged |
+//! | `scrub/` | hashing everything stored again, and fetching again what was damaged |
 //! | `warm/` | filling the cache with images |
 //! | `operations/` | tending the cache: requests, events, and what they do |
 
@@ -19,4 +19,4 @@ pub mod warm;
 
 pub use prefetch::{PrefetchMetrics, prefetch, pulls};
 pub use resume::resume;
-pub use scrub::{ScrubMetrics, ScrubOptions, scrub};
+pub use scrub::{Healed, Healer, ScrubMetrics, ScrubOptions, scrub};

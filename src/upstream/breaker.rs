@@ -21,7 +21,7 @@ use super::metrics::Meter;
 
 /// Failures in a row, without an answer between them, that open the breaker. More than the attempts of
 /// one question, so that one unlucky one does not turn others away.
-const LIMIT: u32 = 5;
+pub(super) const LIMIT: u32 = 5;
 /// Between the beginnings of two probes, with jitter around it.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// Within which a probe has its answer. On a line that is slower nothing else works either.
@@ -114,7 +114,7 @@ impl State {
 }
 
 /// How much a failure says about the upstream as a whole; 0 for what is the matter of one question.
-fn weight(error: &UpstreamError) -> u32 {
+pub(super) fn weight(error: &UpstreamError) -> u32 {
     match error {
         // There is one token for everything, and connecting was tried for seconds.
         UpstreamError::NoToken(_) | UpstreamError::TooSlow(Deadline::Connect) => LIMIT,

@@ -234,9 +234,17 @@ impl Shared {
             let connected_by = Instant::now() + self.limits.connect;
             answer = match self.client.send(&outgoing, connected_by).await {
                 Ok(answer) => answer,
-                Err(error @ UpstreamError::Unreachable(_)) => return Ok(Followed::Failed(error)),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.storage.failed(&error);
+                    return match error {
+                        UpstreamError::Unreachable(_) => Ok(Followed::Failed(error)),
+                        _ => Err(error),
+                    };
+                }
             };
+            if !is_failure(answer.status()) {
+                self.storage.answered();
+            }
             match answer.status() {
                 status if is_redirect(status) => base = target,
                 StatusCode::FORBIDDEN if redirect::is_signed(&target) => {
@@ -245,9 +253,13 @@ impl Shared {
                 }
                 status if is_failure(status) || status == StatusCode::TOO_MANY_REQUESTS => {
                     answer.discard().await;
-                    return Ok(Followed::Failed(UpstreamError::Failing {
+                    let error = UpstreamError::Failing {
                         status: status.as_u16(),
-                    }));
+                    };
+                    if is_failure(status) {
+                        self.storage.failed(&error);
+                    }
+                    return Ok(Followed::Failed(error));
                 }
                 StatusCode::OK
                 | StatusCode::PARTIAL_CONTENT

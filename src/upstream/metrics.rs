@@ -86,6 +86,7 @@ pub struct UpstreamMetrics {
     turned_away: Family<UpstreamLabel, Counter>,
     probes: Family<ResultLabels, Counter>,
     descriptions: Family<ResultLabels, Counter>,
+    storage_away: Family<UpstreamLabel, Gauge>,
     held_back: Family<UpstreamLabel, Counter<f64, AtomicU64>>,
 }
 
@@ -161,6 +162,11 @@ impl UpstreamMetrics {
             "upstream_probes",
             "Probes whether an upstream answers, by result",
             self.probes.clone(),
+        );
+        registry.register(
+            "upstream_storage_away",
+            "1 while the storage that an upstream redirects to did not answer when it was last asked",
+            self.storage_away.clone(),
         );
         registry.register(
             "upstream_held_back_seconds",
@@ -257,6 +263,12 @@ impl Meter {
         if open {
             self.metrics.breaker_openings.get_or_create(&label).inc();
         }
+    }
+
+    /// Notes whether storage is known not to answer.
+    pub(super) fn storage(&self, away: bool) {
+        let away_now = self.metrics.storage_away.get_or_create(&self.label());
+        away_now.set(away.into());
     }
 
     /// A question was not asked, as the breaker is open.
@@ -357,6 +369,7 @@ mod tests {
         meter.truncated();
         meter.stalled();
         meter.breaker(true);
+        meter.storage(true);
         meter.turned_away();
         meter.probed(true);
         meter.described("refused");
@@ -384,6 +397,7 @@ mod tests {
             r#"ecr_proxy_upstream_breaker_openings_total{upstream="prod"} 1"#,
             r#"ecr_proxy_upstream_breaker_refusals_total{upstream="prod"} 1"#,
             r#"ecr_proxy_upstream_descriptions_total{upstream="prod",result="refused"} 1"#,
+            r#"ecr_proxy_upstream_storage_away{upstream="prod"} 1"#,
             r#"ecr_proxy_upstream_probes_total{upstream="prod",result="ok"} 1"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

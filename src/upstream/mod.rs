@@ -12,9 +12,10 @@
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
+//! | `programs` | that no program run for credentials is left behind |
 //! | `mutability` | which tags of a repository may move |
 //! | `gate`, `breaker` | obeying a registry that throttles; not waiting for one that does not answer |
-//! | `redirect` | where blobs may be |
+//! | `redirect`, `storage` | where blobs may be, and whether that answers |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
 
@@ -35,9 +36,11 @@ mod manifest;
 mod metrics;
 mod mutability;
 mod origin;
+mod programs;
 mod redirect;
 mod registry;
 mod secret;
+mod storage;
 mod token;
 
 use std::fmt;
@@ -80,6 +83,7 @@ use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
 use redirect::RedirectPolicy;
+use storage::Storage;
 use token::Refresher;
 
 /// One upstream, as configured.
@@ -209,6 +213,7 @@ struct Shared {
     /// What tells of repositories beside the registry.
     ecr: Option<Arc<EcrApi>>,
     breaker: Breaker,
+    storage: Storage,
     redirects: RedirectPolicy,
     gate: Gate,
     budget: RetryBudget,
@@ -322,6 +327,7 @@ impl Upstream {
                 credentials,
                 ecr,
                 breaker: Breaker::closed(prober, meter.clone()),
+                storage: Storage::new(meter.clone()),
                 gate: Gate::open(),
                 budget: RetryBudget::full(),
                 lines: [Some(Line::new(max_bandwidth)), shared_line]
@@ -363,6 +369,12 @@ impl Upstream {
     /// What is known of the outage, while the upstream does not answer.
     pub fn outage(&self) -> Option<Outage> {
         self.shared.breaker.outage()
+    }
+
+    /// What is known of an outage of the storage that the registry redirects to: it lasts until it was
+    /// asked again and answered.
+    pub fn storage_outage(&self) -> Option<Outage> {
+        self.shared.storage.outage()
     }
 
     /// True once the upstream has answered a question, for as long as it is not known to have stopped.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -9,6 +10,19 @@ use std::sync::mpsc;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{PATIENCE, Proxy, program};
+
+/// Flips a byte; size and modification time stay as they were.
+pub fn rot(file: &Path) {
+    let opened = fs::File::options().read(true).write(true).open(file);
+    let opened = opened.expect("open");
+    let before = opened.metadata().expect("its state");
+    let mut byte = [0];
+    let middle = before.len() / 2;
+    opened.read_exact_at(&mut byte, middle).expect("read");
+    opened.write_all_at(&[byte[0] ^ 1], middle).expect("write");
+    let modified = before.modified().expect("its time");
+    opened.set_modified(modified).expect("set its time");
+}
 
 /// System calls of a running proxy tampered with by strace; as they were again when dropped.
 ///

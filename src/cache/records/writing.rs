@@ -56,6 +56,8 @@ impl Inner {
     /// Writes what is queued. What fails stays queued.
     pub(super) fn write_out(&self) -> io::Result<()> {
         let _writing = lock(&self.writing);
+        // Before the queue is taken: the records of what is noted by now are in it, or written.
+        let evicted = self.shared.evicted.mark();
         let dirty = std::mem::take(&mut lock(&self.queue).dirty);
         let mut result = Ok(());
         for repository in dirty {
@@ -70,6 +72,11 @@ impl Inner {
                     result = Err(error);
                 }
             }
+        }
+        if result.is_ok()
+            && let Err(error) = self.shared.evicted.settle(evicted)
+        {
+            self.shared.write_failed(&error);
         }
         result
     }

@@ -321,6 +321,23 @@ fn o12_what_cannot_be_fetched_again_goes_last() {
 }
 
 #[test]
+fn without_upstream_the_rest_of_an_image_goes_before_the_next_image() {
+    let kept = Kept::new();
+    kept.store.when_cut_off(|| true);
+    let app = repo("app");
+    let images = [0, 10].map(|n| [content(n, 5_000), content(n + 1, 80_000)]);
+    for (image, name) in images.iter().zip(["old", "mid"]) {
+        kept.image(&app, name, &slices(image));
+    }
+    // More than the first blob of the older image, less than the whole of it.
+    put(&kept.store, &content(200, 80_000));
+    assert_eq!(kept.found(&app, "old"), None);
+    assert!(!images[0].iter().any(|blob| is_there(&kept.store, blob)));
+    let mid = kept.found(&app, "mid");
+    assert!(mid.is_some_and(|image| image.is_complete()));
+}
+
+#[test]
 fn an_image_is_removed_with_what_only_it_needs() {
     let kept = Kept::new();
     let app = repo("app");

@@ -12,7 +12,7 @@ use crate::jobs::operations::{Event, Request, Verified};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "What is damaged is taken away, and fetched again when somebody asks for it. Ends with 1 if there\nwas damage.\n\nExample:\n  ecr-proxy cache verify"
+    after_help = "What is damaged is taken away and fetched again: at once, or as soon as the upstream answers a running\nproxy. Ends with 1 if there was damage.\n\nExample:\n  ecr-proxy cache verify"
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -54,6 +54,7 @@ impl Render for Text {
             Event::Damaged { digest, damage } => {
                 self.line(out, &format!("DAMAGED {digest}: {damage}; taken away"))
             }
+            Event::Healed { digest } => self.line(out, &format!("healed {digest}: fetched again")),
             Event::DamagedRecords {
                 repository,
                 stretches,
@@ -91,11 +92,19 @@ fn bar(length: u64) -> ProgressBar {
 }
 
 fn summary(sum: &Verified) -> String {
-    format!(
+    let mut text = format!(
         "{} of {} blobs are sound, {} hashed; records of {} repositories read\n",
         HumanCount(sum.sound),
         HumanCount(sum.sound + sum.damaged),
         BinaryBytes(sum.bytes),
         HumanCount(sum.repositories)
-    )
+    );
+    if sum.damaged > 0 {
+        text.push_str(&format!(
+            "{} of {} damaged blobs are fetched again\n",
+            HumanCount(sum.healed),
+            HumanCount(sum.damaged),
+        ));
+    }
+    text
 }

@@ -25,7 +25,7 @@ pub enum Request {
         images: Option<ImagePattern>,
     },
     /// Hashes everything again. Answered by [`Event::Verifying`] from time to time, an event for each
-    /// damage found, and [`Event::Verified`].
+    /// damage found, an [`Event::Healed`] for each blob that was fetched again, and [`Event::Verified`].
     Verify,
     /// What is pinned. Answered by an [`Event::Pin`] for each.
     Pins,
@@ -207,12 +207,17 @@ pub enum Event {
         /// Bytes there were to hash when it began.
         total_bytes: u64,
     },
-    /// A blob was damaged, and is taken away: it is fetched again when somebody asks for it.
+    /// A blob was damaged, and is taken away; it is wanted until it was fetched again.
     Damaged {
         /// The blob.
         digest: Digest,
         /// In which way.
         damage: String,
+    },
+    /// A blob that was damaged was fetched again.
+    Healed {
+        /// The blob.
+        digest: Digest,
     },
     /// Some of a repository's records were damaged. What is readable is kept.
     DamagedRecords {
@@ -518,6 +523,8 @@ pub struct Verified {
     pub bytes: u64,
     /// Blobs that were not what they should be.
     pub damaged: u64,
+    /// Of these, what was fetched again.
+    pub healed: u64,
     /// Repositories whose records were read.
     pub repositories: u64,
     /// Repositories some of whose records were damaged.

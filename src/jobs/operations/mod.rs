@@ -42,6 +42,7 @@ pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running
 
 use crate::cache::Store;
 use crate::fill::Fills;
+use crate::jobs::scrub::Healer;
 use crate::jobs::warm::Warmer;
 
 /// Tells how clients were answered up to now.
@@ -57,6 +58,8 @@ pub struct Parts {
     pub answers: Option<AnswersNow>,
     /// What fills it.
     pub warmer: Warmer,
+    /// What fetches again what was damaged.
+    pub healer: Healer,
     /// What images are called.
     pub names: Names,
     /// Longest manifest that is taken in, in bytes.

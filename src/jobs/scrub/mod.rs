@@ -3,25 +3,27 @@
 //! A pass begins weeks after the one before, or after the store was new, reads at a bounded rate, goes on after a restart where it
 //! stopped, and gives way while clients wait for the upstream. What it finds is noted durably, taken
 //! away, and fetched again as soon as the upstream answers, whenever that is.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `mod.rs` | passes over everything, at their pace |
+//! | `healing.rs` | what was found damaged, by a pass or by whoever asked for one |
+//! | `metrics.rs` | what is counted |
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+mod healing;
+mod metrics;
+
 use std::time::{Duration, UNIX_EPOCH};
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::cache::{Damage, Scrub, ScrubProgress, Scrubbed, Store};
+pub use healing::{Healed, Healer};
+pub use metrics::ScrubMetrics;
+
+use crate::cache::{Scrub, Scrubbed, Store};
 use crate::clock::Clock;
-use crate::fill::{FillError, Fills};
-use crate::oci::Digest;
-use crate::telemetry::Outcome;
-use crate::upstream::UpstreamError;
+use crate::fill::Fills;
+use healing::blocking;
 
 /// How the background scrub behaves.
 #[derive(Clone, Debug)]
@@ -62,88 +64,10 @@ const LOOK: Duration = Duration::from_millis(50);
 const KEEP_BLOBS: u32 = 64;
 const KEEP_EVERY: Duration = Duration::from_secs(10);
 
-/// Most damaged blobs that are remembered. Beyond, they are fetched again when somebody asks.
-const WANTED: usize = 10_000;
-
-/// Pauses between attempts to fetch what is wanted: doubled while nothing comes of it.
-const RETRY: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(10 * 60);
-
 /// How long a pass that cannot go on waits before it does.
 const UNABLE: Duration = Duration::from_secs(60 * 60);
 
-/// Handles of what the background scrub counts. Clones share their values.
-#[derive(Clone, Debug, Default)]
-pub struct ScrubMetrics {
-    /// Bytes read.
-    pub bytes: Counter,
-    /// Blobs that were hashed to their end.
-    pub blobs: Counter,
-    found: Family<DamageLabel, Counter>,
-    /// Damaged blobs that are whole again.
-    pub healed: Counter,
-    /// Damaged blobs that are still to be fetched again.
-    pub wanted: Gauge,
-    /// When the last pass over everything ended, or the store was new; seconds since 1970.
-    pub finished: Gauge,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DamageLabel {
-    damage: &'static str,
-}
-
-impl ScrubMetrics {
-    /// Registers all handles under their names, without the program's prefix.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register_with_unit(
-            "scrub",
-            "Bytes that the background scrub has read",
-            Unit::Bytes,
-            self.bytes.clone(),
-        );
-        registry.register(
-            "scrub_blobs",
-            "Blobs that the background scrub has hashed",
-            self.blobs.clone(),
-        );
-        registry.register(
-            "scrub_found",
-            "Damage that the background scrub has found, by kind",
-            self.found.clone(),
-        );
-        registry.register(
-            "scrub_healed",
-            "Damaged blobs that were fetched again",
-            self.healed.clone(),
-        );
-        registry.register(
-            "scrub_wanted",
-            "Damaged blobs that are still to be fetched again",
-            self.wanted.clone(),
-        );
-        registry.register(
-            "scrub_finished_timestamp_seconds",
-            "When the last pass over everything ended, or the cache was new, seconds since 1970",
-            self.finished.clone(),
-        );
-    }
-
-    fn found(&self, damage: &'static str) {
-        self.found.get_or_create(&DamageLabel { damage }).inc();
-    }
-}
-
-fn kind(damage: Damage) -> &'static str {
-    match damage {
-        Damage::Digest(_) => "digest",
-        Damage::Length(_) => "length",
-        Damage::Unreadable => "unreadable",
-        Damage::NotAFile => "no_file",
-    }
-}
-
-/// Scrubs for as long as it is not dropped.
+/// Scrubs, and fetches again what is damaged, for as long as it is not dropped.
 ///
 /// # Cancel safety
 /// Safe: a pass goes on where it stopped, and what was found is remembered.
@@ -153,17 +77,17 @@ pub async fn scrub(
     clock: Clock,
     options: ScrubOptions,
     metrics: ScrubMetrics,
+    healer: Healer,
 ) {
-    let progress = blocking(&store, Store::scrub_progress).await;
     let job = Job {
-        notes: Notes::new(progress.unwrap_or_default()),
         fills,
         store,
         clock,
         options,
         metrics,
+        healer,
     };
-    tokio::join!(job.passes(), job.heal());
+    tokio::join!(job.passes(), job.healer.run());
 }
 
 struct Job {
@@ -172,68 +96,19 @@ struct Job {
     clock: Clock,
     options: ScrubOptions,
     metrics: ScrubMetrics,
-    notes: Notes,
-}
-
-/// What is kept of the scrub's progress, and what is wanted.
-#[derive(Default)]
-struct Notes {
-    state: Mutex<State>,
-    /// Told when something is wanted.
-    wanted: Notify,
-    /// One writes at a time, and what is newest comes last.
-    keeping: tokio::sync::Mutex<()>,
-}
-
-#[derive(Default)]
-struct State {
-    progress: ScrubProgress,
-    wanted: BTreeSet<Digest>,
-    /// Damaged, and still on disk: whoever fetched it now would find it there.
-    leaving: Option<Digest>,
-}
-
-impl Notes {
-    fn new(progress: ScrubProgress) -> Self {
-        let notes = Self::default();
-        notes.with(|state| {
-            state.wanted.extend(progress.wanted());
-            state.progress = progress;
-        });
-        notes
-    }
-
-    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
-        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn wanted(&self) -> Vec<Digest> {
-        self.with(|state| state.wanted.iter().copied().collect())
-    }
-
-    /// What was leaving is gone.
-    fn left(&self) {
-        let left = self.with(|state| {
-            let left = state.leaving.take();
-            state.wanted.extend(left);
-            left
-        });
-        if left.is_some() {
-            self.wanted.notify_one();
-        }
-    }
+    healer: Healer,
 }
 
 impl Job {
     async fn passes(&self) {
         tokio::time::sleep(self.options.after_start).await;
         while !self.index_is_ready().await {}
-        if self.notes.with(|State { progress, .. }| progress.is_new()) {
+        if self.healer.progress(|progress| progress.is_new()) {
             // What is fetched from now on is hashed on the way in.
             self.end_pass().await;
         }
         loop {
-            let (begun, wait) = self.notes.with(|State { progress, .. }| {
+            let (begun, wait) = self.healer.progress(|progress| {
                 let since = progress.since_finished(self.clock.now());
                 let wait = self.options.pause.saturating_sub(since);
                 let finished = i64::try_from(progress.finished.unwrap_or(0)).unwrap_or(0);
@@ -246,7 +121,7 @@ impl Job {
                     continue;
                 }
                 let now = self.now();
-                self.notes.with(|State { progress, .. }| {
+                self.healer.progress(|progress| {
                     progress.begun = Some(now);
                     progress.set_after(None);
                 });
@@ -260,20 +135,22 @@ impl Job {
 
     async fn end_pass(&self) {
         let now = self.now();
-        self.notes.with(|State { progress, .. }| {
+        self.healer.progress(|progress| {
             progress.begun = None;
             progress.finished = Some(now);
             progress.set_after(None);
         });
-        self.keep().await;
+        self.healer.keep().await;
     }
 
     /// Goes on with a pass; true if it came to its end.
     async fn pass(&self) -> bool {
-        let after = self.notes.with(|State { progress, .. }| progress.after());
+        let after = self.healer.progress(|progress| progress.after());
         let mut pace = Pace::new(self.rate());
         let mut scrub = self.store.scrub(after);
         let mut tally = Tally::default();
+        // Taken away by the step after the one that told of it.
+        let mut leaving = None;
         let mut kept = (Instant::now(), 0);
         loop {
             self.give_way().await;
@@ -281,7 +158,7 @@ impl Job {
                 return false;
             };
             scrub = back;
-            self.notes.left();
+            drop(leaving.take());
             let Some(told) = told else {
                 tally.report();
                 return true;
@@ -291,7 +168,7 @@ impl Job {
                 Scrubbed::Read(read) => cost = *read,
                 Scrubbed::Sound { read, .. } => cost = (*read).max(PER_FILE),
                 Scrubbed::Damaged { digest, damage } => {
-                    self.note_damage(*digest, *damage).await;
+                    leaving = Some(self.healer.remember(*digest, *damage).await);
                 }
                 Scrubbed::Log {
                     repository,
@@ -318,101 +195,12 @@ impl Job {
             if kept.1 >= KEEP_BLOBS || kept.0.elapsed() >= KEEP_EVERY {
                 kept = (Instant::now(), 0);
                 let position = scrub.position();
-                self.notes
-                    .with(|State { progress, .. }| progress.set_after(position));
-                self.keep().await;
+                self.healer
+                    .progress(|progress| progress.set_after(position));
+                self.healer.keep().await;
             }
             pace.spend(cost).await;
         }
-    }
-
-    async fn note_damage(&self, digest: Digest, damage: Damage) {
-        self.metrics.found(kind(damage));
-        self.notes.with(|state| {
-            let room = state.wanted.len() < WANTED;
-            state.leaving = room.then_some(digest);
-        });
-        // Before it is taken away.
-        self.keep().await;
-    }
-
-    /// Keeps what is noted. What cannot be written is done once more after a restart.
-    async fn keep(&self) {
-        let _keeping = self.notes.keeping.lock().await;
-        let progress = self.notes.with(|state| {
-            let wanted: Vec<Digest> = state.wanted.iter().copied().chain(state.leaving).collect();
-            self.count_wanted(wanted.len());
-            state.progress.set_wanted(wanted);
-            state.progress.clone()
-        });
-        let kept = blocking(&self.store, move |store| {
-            store.keep_scrub_progress(&progress)
-        });
-        if let Some(Err(error)) = kept.await {
-            tracing::debug!(%error, "how far the scrub has come is not kept");
-        }
-    }
-
-    fn count_wanted(&self, wanted: usize) {
-        let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
-        self.metrics.wanted.set(wanted);
-    }
-
-    /// Fetches again what is wanted, one blob after the other.
-    async fn heal(&self) {
-        let mut retry = RETRY;
-        self.count_wanted(self.notes.wanted().len());
-        loop {
-            let wanted = self.notes.wanted();
-            if wanted.is_empty() {
-                self.notes.wanted.notified().await;
-                continue;
-            }
-            let mut came = false;
-            for digest in wanted {
-                let Some(healed) = self.fetch(digest).await else {
-                    continue;
-                };
-                if healed {
-                    self.metrics.healed.inc();
-                }
-                tracing::info!(oci.digest = %digest, healed, "a damaged blob is no longer wanted");
-                came = true;
-                self.notes.with(|state| state.wanted.remove(&digest));
-                self.keep().await;
-            }
-            retry = if came {
-                RETRY
-            } else {
-                (retry * 2).min(RETRY_MAX)
-            };
-            tokio::time::sleep(retry).await;
-        }
-    }
-
-    /// Fetches a blob through a repository that is recorded to hold it: true if it came, false if it is
-    /// there already or no repository holds it any more, so that nobody will be given it; `None` to try
-    /// again later.
-    async fn fetch(&self, digest: Digest) -> Option<bool> {
-        let holders = blocking(&self.store, move |store| {
-            let records = store.records();
-            let mut holders = records.repositories();
-            holders.retain(|repo| records.holds(repo, &digest).is_some());
-            holders
-        });
-        let mut later = false;
-        for repo in holders.await? {
-            match self.fills.fetch(&repo, digest, &mut |_, _| ()).await {
-                Ok(fetched) => return Some(fetched.outcome != Outcome::Hit),
-                // Said of this repository; others may still have it.
-                Err(FillError::Upstream(UpstreamError::Absent(_))) => {}
-                Err(error) => {
-                    tracing::debug!(oci.digest = %digest, oci.repository = %repo, %error, "a damaged blob is still wanted");
-                    later = true;
-                }
-            }
-        }
-        (!later).then_some(false)
     }
 
     async fn give_way(&self) {
@@ -453,14 +241,6 @@ async fn step(mut scrub: Scrub) -> Option<(Scrub, Option<Scrubbed>)> {
         (scrub, told)
     });
     step.await.ok()
-}
-
-async fn blocking<T: Send + 'static>(
-    store: &Store,
-    work: impl FnOnce(&Store) -> T + Send + 'static,
-) -> Option<T> {
-    let store = store.clone();
-    tokio::task::spawn_blocking(move || work(&store)).await.ok()
 }
 
 /// Spends no more than so many bytes in a second, a second's worth of them at once.

@@ -7,15 +7,20 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{PULL_ONLY_ACCESS_KEY, Simulator};
-use support::blobs::{assert_whole, blob, simulator};
+use support::blobs::{assert_whole, blob, pull, simulator, until};
 use support::image::REPOSITORY;
 use support::proxy::Builder;
 use support::{Client, Proxy};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 
 const SECRET: &str = "canary-of-the-secret-access-key";
+
+/// Within which a client is told that there is nothing to be had, and a busy machine's addition.
+const TOLD: Duration = Duration::from_millis(5750);
 
 /// A proxy without keys in its environment.
 fn outside_aws(simulator: &Simulator) -> Builder {
@@ -133,4 +138,114 @@ async fn a_token_of_another_identity_provider() {
     let mut secrets = simulator.secrets();
     secrets.push(WEB_IDENTITY.to_owned());
     proxy.assert_no_secrets(&secrets).await;
+}
+
+/// The proxy, started anew with a source of credentials that hangs, serves what it has and ends in time.
+async fn assert_serves_what_it_has(simulator: &Simulator, mut proxy: Proxy, hang: impl FnOnce()) {
+    let kept = blob(simulator, 1, 1000);
+    assert_eq!(pull(&proxy, &kept).await, "miss");
+    support::blobs::idle(&proxy).await;
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    hang();
+    let began = Instant::now();
+    proxy.restart();
+    assert!(
+        began.elapsed() < TOLD,
+        "listened after {:?}",
+        began.elapsed()
+    );
+    assert_eq!(pull(&proxy, &kept).await, "hit");
+    let (_, missing) = blob(simulator, 2, 1000);
+    let began = Instant::now();
+    let miss = proxy.client().get(&missing).await;
+    assert!(began.elapsed() < TOLD, "told after {:?}", began.elapsed());
+    assert_eq!(miss.status, 503, "{}", miss.text());
+    assert!(miss.header("retry-after").is_some());
+    until("/readyz tells", async || {
+        let ready = Client::plain(proxy.admin()).get("/readyz").await;
+        assert_eq!(ready.status, 200, "{}", ready.text());
+        let told = "serving from cache: no credentials since";
+        ready.text().contains(told)
+    })
+    .await;
+    assert_eq!(pull(&proxy, &kept).await, "hit");
+    let began = Instant::now();
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    assert!(began.elapsed() < TOLD, "ended after {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k10_a_metadata_service_that_hangs_holds_up_nothing_that_is_cached() {
+    let simulator = simulator().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let metadata = format!("http://{}", silent.local_addr().expect("bound"));
+    let (asked, mut was_asked) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((connection, _)) = silent.accept().await {
+            open.push(connection);
+            asked.send_replace(true);
+        }
+    });
+    let folder = TempDir::new().expect("a folder");
+    let keys = format!(
+        "[default]\naws_access_key_id = {PULL_ONLY_ACCESS_KEY}\naws_secret_access_key = {SECRET}\n"
+    );
+    let keys = private(&folder, "credentials", &keys);
+    let proxy = outside_aws(&simulator)
+        .env("AWS_SHARED_CREDENTIALS_FILE", path(&keys))
+        .env("AWS_EC2_METADATA_DISABLED", "false")
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata)
+        .start();
+    let hang = || fs::remove_file(&keys).expect("one's own file");
+    assert_serves_what_it_has(&simulator, proxy, hang).await;
+    let asked = was_asked.wait_for(|asked| *asked).await;
+    assert!(asked.is_ok(), "it was asked");
+}
+
+/// The processes of this file of ids that are still there.
+fn alive(ids: &Path) -> Vec<String> {
+    let ids = fs::read_to_string(ids).unwrap_or_default();
+    let ids = ids.lines().map(str::to_owned);
+    // One that has ended and was not waited for has no command line any more.
+    let runs = |id: &String| {
+        let line = fs::read(format!("/proc/{id}/cmdline"));
+        line.is_ok_and(|line| !line.is_empty())
+    };
+    ids.filter(runs).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k10_a_program_that_hangs_holds_up_nothing_that_is_cached_and_is_not_left_behind() {
+    let simulator = simulator().await;
+    let folder = TempDir::new().expect("a folder");
+    let answer = format!(
+        r#"{{"Version": 1, "AccessKeyId": "{PULL_ONLY_ACCESS_KEY}", "SecretAccessKey": "{SECRET}"}}"#
+    );
+    let answer = private(&folder, "answer.json", &answer);
+    let script = |text: &str| {
+        let script = private(&folder, "helper", &format!("#!/bin/sh\n{text}\n"));
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("one's own file");
+        script
+    };
+    let helper = script(&format!("cat {}", path(&answer)));
+    let profile = format!("[default]\ncredential_process = {}\n", path(&helper));
+    let config = private(&folder, "config", &profile);
+    let proxy = outside_aws(&simulator)
+        .env("AWS_CONFIG_FILE", path(&config))
+        .env("PATH", "/usr/bin:/bin")
+        .start();
+    let ids = folder.path().join("ids");
+    let hang = || {
+        script(&format!(
+            "sleep 1000 &\necho $$ >> {ids}\necho $! >> {ids}\nwait",
+            ids = path(&ids)
+        ));
+    };
+    assert_serves_what_it_has(&simulator, proxy, hang).await;
+    let begun = fs::read_to_string(&ids).expect("it was run");
+    assert!(begun.lines().count() >= 2, "{begun}");
+    until("none is left", async || alive(&ids).is_empty()).await;
 }

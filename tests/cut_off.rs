@@ -3,15 +3,18 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{
-    BlobSource, Fault, Gate, Listener, Outage, Pattern, PushedImage, Simulator,
+    BlobSource, End, Fault, Gate, Journal, Listener, Outage, Pattern, PushedImage, Simulator,
 };
 use support::blobs::{MIB, metric, until};
 use support::image::{REPOSITORY, TAG};
-use support::stage::{Stage, assert_whole};
-use support::{Client, Proxy, image};
+use support::stage::{Stage, TestBlob, assert_whole};
+use support::{Answer, Client, Proxy, image, within};
+use tokio::task::JoinSet;
 
 /// For what takes no time of its own, on a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(750);
@@ -239,4 +242,128 @@ async fn o01_o03_o06_it_starts_with_nothing_reachable_and_serves_what_it_has() {
     })
     .await;
     assert!(returned.elapsed() < NOTICED, "{:?}", returned.elapsed());
+}
+
+/// Clients of each kind that wait for the link.
+const WAITING: usize = 200;
+
+/// Downloads that the end of the link interrupts.
+const INTERRUPTED: usize = 12;
+
+/// Requests under way at once at most: at the registry those of fills beside all others, and at storage.
+const CAPS: (usize, usize) = (256 + 64, 64);
+
+/// Asks as a client does that is told to come again, until it is served.
+async fn persist(client: Client, head: bool, path: String, told: Arc<AtomicUsize>) -> Answer {
+    for attempt in 0.. {
+        let answer = match head {
+            true => client.head(&path).await,
+            false => client.get(&path).await,
+        };
+        if answer.status != 503 {
+            return answer;
+        }
+        assert!(answer.header("retry-after").is_some(), "{path}");
+        if attempt == 0 {
+            told.fetch_add(1, Ordering::Relaxed);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    unreachable!("it asks for ever")
+}
+
+/// How many requests are under way at the registry and at storage.
+fn under_way(journal: &Journal) -> (usize, usize) {
+    let at =
+        |listener| journal.count(|entry| entry.listener == listener && entry.end == End::InFlight);
+    (at(Listener::Registry), at(Listener::Storage))
+}
+
+/// Has each blob on its way to a client, and holds it there.
+async fn interrupted(stage: &Stage, pulls: &mut JoinSet<()>) {
+    for number in 0..INTERRUPTED {
+        let blob = stage.blob(2 * MIB + number as u64);
+        let gate = Gate::new();
+        stage.spoil_times(&blob, 1, Fault::HoldAfter(MIB, gate.clone()));
+        let client = stage.proxy.client();
+        pulls.spawn(async move { assert_whole(&client.get(&blob.path).await, &blob) });
+        gate.arrived(1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o11_hundreds_who_wait_for_the_link_are_all_served_and_upstream_is_not_flooded() {
+    let stage = Stage::new().await;
+    let blobs: Vec<TestBlob> = (0..WAITING)
+        .map(|number| stage.blob(10_000 + number as u64))
+        .collect();
+    let manifest = stage.manifest_of("v", &blobs[0]);
+    for number in 0..2 * WAITING {
+        let tag = format!("v{number}");
+        stage
+            .simulator
+            .tag(support::stage::REPOSITORY, &tag, &manifest);
+    }
+    let mut pulls = JoinSet::new();
+    interrupted(&stage, &mut pulls).await;
+    stage.simulator.outage(Outage::Refused).await;
+    let told = Arc::new(AtomicUsize::new(0));
+    let ask =
+        |head: bool, path: String| persist(stage.proxy.client(), head, path, Arc::clone(&told));
+    for blob in blobs {
+        let pull = ask(false, blob.path.clone());
+        pulls.spawn(async move { assert_whole(&pull.await, &blob) });
+    }
+    for number in 0..2 * WAITING {
+        let head = number % 2 == 0;
+        let path = format!("/v2/{}/manifests/v{number}", support::stage::REPOSITORY);
+        let (pull, manifest) = (ask(head, path), manifest.clone());
+        pulls.spawn(async move {
+            let answer = pull.await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert_eq!(answer.header("docker-content-digest"), Some(&*manifest));
+        });
+    }
+    until("everybody waits", async || {
+        told.load(Ordering::Relaxed) == 3 * WAITING && is_open(&stage.proxy).await
+    })
+    .await;
+
+    // A registry that is slow, and wants less at first.
+    let faults = stage.simulator.faults();
+    let content = || format!("/v2/{}/", support::stage::REPOSITORY);
+    let registry = faults.on(Listener::Registry, "*", &*content());
+    let throttled = registry.times(5).then(Fault::throttled(Some("1")));
+    let registry = faults.on(Listener::Registry, "*", &*content());
+    registry.then(Fault::Delay(Duration::from_millis(100)));
+    let journal = stage.simulator.journal();
+    journal.clear();
+    stage.simulator.outage(Outage::None).await;
+    let mut most = (0, 0);
+    let served = async {
+        let mut look = tokio::time::interval(Duration::from_millis(2));
+        loop {
+            tokio::select! {
+                pull = pulls.join_next() => match pull {
+                    Some(pull) => pull.expect("served"),
+                    None => return,
+                },
+                _ = look.tick() => {
+                    let now = under_way(journal);
+                    most = (most.0.max(now.0), most.1.max(now.1));
+                }
+            }
+        }
+    };
+    within("everybody is served", served).await;
+    println!("at most {most:?} at once at the registry and at storage");
+    assert!(most.0 > 1 && most.0 <= CAPS.0, "{most:?}");
+    assert!(most.1 <= CAPS.1, "{most:?}");
+    assert_eq!(throttled.taken(), 5, "the registry throttled");
+    // At most two questions for a blob, one for a tag, and again for who was throttled.
+    let asked = journal
+        .count(|entry| entry.listener == Listener::Registry && entry.path.starts_with(&content()));
+    let needed = 4 * WAITING + INTERRUPTED;
+    assert!(asked <= needed * 21 / 20, "{asked} questions for {needed}");
+    assert!(!is_open(&stage.proxy).await);
 }

@@ -9,7 +9,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ecr_proxy::simulator::{BlobSource, End, Fault, Listener, Outage, Pattern, Simulator};
+use ecr_proxy::simulator::{BlobSource, End, Entry, Fault, Listener, Outage, Pattern, Simulator};
 use sha2::{Digest as _, Sha256};
 use support::Proxy;
 use support::blobs::{MIB, assert_whole, blob_file, idle, until};
@@ -55,13 +55,14 @@ const COURSE: [Mishap; 14] = [
     Mishap::StorageFails,
     Mishap::TokenExpired,
     Mishap::UpstreamRestarts,
-    Mishap::BlackHole,
+    Mishap::Dropped,
     Mishap::ProxyKilled,
     Mishap::Throttled,
     Mishap::ProxyStopped,
     Mishap::RegistryFails,
     Mishap::UpstreamRestarts,
-    Mishap::Dropped,
+    // The last: while one connection is in the hole, others may bring all that lies ahead.
+    Mishap::BlackHole,
 ];
 
 /// The upstream with its past, and the proxy.
@@ -122,22 +123,38 @@ impl Line {
 
     /// How often storage's sending was cut short.
     fn cut(&self) -> usize {
-        let is_cut = |entry: &ecr_proxy::simulator::Entry| {
-            entry.listener == Listener::Storage && entry.end == End::Early
-        };
+        let is_cut = |entry: &Entry| entry.listener == Listener::Storage && entry.end == End::Early;
         self.upstream.journal().count(is_cut)
+    }
+
+    /// Returns when some of the blob is on its way: between two of its parts nothing may be.
+    async fn under_way(&self) {
+        until("something is under way", async || {
+            let journal = self.upstream.journal();
+            let comes = |entry: &Entry| {
+                entry.listener == Listener::Storage
+                    && entry.end == End::InFlight
+                    && entry.body_bytes > 0
+            };
+            journal.count(comes) > 0
+        })
+        .await;
     }
 
     /// Breaks the connections to storage, one of which brings the blob.
     async fn drop_connections(&self) {
         let before = self.cut();
-        self.upstream
-            .outage_of(Listener::Storage, Outage::Reset)
-            .await;
-        assert!(self.cut() > before, "nothing was under way");
-        self.upstream
-            .outage_of(Listener::Storage, Outage::None)
-            .await;
+        until("what is under way breaks", async || {
+            self.under_way().await;
+            self.upstream
+                .outage_of(Listener::Storage, Outage::Reset)
+                .await;
+            self.upstream
+                .outage_of(Listener::Storage, Outage::None)
+                .await;
+            self.cut() > before
+        })
+        .await;
     }
 
     /// How often the proxy has said that it goes on.
@@ -174,12 +191,11 @@ impl Line {
             }
             Mishap::BlackHole => {
                 let connections = || self.upstream.journal().connections(Listener::Storage);
-                let before = (self.cut(), connections());
+                let before = connections();
                 self.upstream
                     .outage_of(Listener::Storage, Outage::Silent)
                     .await;
-                assert!(self.cut() > before.0, "nothing was under way");
-                until("the proxy has fallen in", async || connections() > before.1).await;
+                until("the proxy has fallen in", async || connections() > before).await;
                 self.upstream
                     .outage_of(Listener::Storage, Outage::None)
                     .await;
@@ -214,9 +230,8 @@ impl Line {
                 self.go_wrong(Listener::Registry, 2, fault).await;
             }
             Mishap::UpstreamRestarts => {
-                let before = self.cut();
+                self.under_way().await;
                 self.upstream.shutdown().await;
-                assert!(self.cut() > before, "nothing was under way");
                 let [registry, storage, api] =
                     [Listener::Registry, Listener::Storage, Listener::Api]
                         .map(|listener| self.upstream.address(listener));

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use ecr_proxy::simulator::{End, Fault, Listener, Pattern, RuleHandle};
+use ecr_proxy::simulator::{End, Fault, Gate, Listener, Pattern, RuleHandle};
 use support::blobs::until;
 use support::disk::Injection;
 use support::stage::{Stage, TestBlob, assert_never_wrong, assert_whole};
@@ -173,6 +173,19 @@ async fn u09_another_offset_or_other_content_is_not_joined() {
         Fault::OtherContent(7),
     ])
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_goes_on_past_where_another_was_to_begin_that_never_does() {
+    let stage = Stage::new().await;
+    let blob = stage.blob(SIZE);
+    let gate = Gate::new();
+    let held = others(&stage, &blob, [Fault::HoldAfter(0, gate.clone())]);
+    let answer = stage.proxy.client().get(&blob.path).await;
+    assert_whole(&answer, &blob);
+    assert!(held.taken() > 0, "nothing else was tried");
+    assert!(stage.keeps(&blob).await);
+    assert_crossed_once(&stage, &blob);
 }
 
 #[tokio::test(flavor = "multi_thread")]

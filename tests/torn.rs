@@ -52,24 +52,25 @@ fn images(simulator: &Simulator) -> Vec<Image> {
 fn volatile(cache: &Path) -> Vec<PathBuf> {
     let mut files = files_below(cache);
     let marks = [cache.join("LOCK"), cache.join("VERSION")];
-    files.retain(|file| !file.starts_with(cache.join("blobs")) && !marks.contains(file));
+    files.retain(|file| {
+        let is_empty = fs::metadata(file).is_ok_and(|metadata| metadata.len() == 0);
+        !is_empty && !file.starts_with(cache.join("blobs")) && !marks.contains(file)
+    });
     files
 }
 
-/// Loses some of a file, as a disk does that was cut off between two writes.
-fn tear(file: &Path, random: &mut Rng) -> &'static str {
+/// Loses some of a file, as a disk does that was cut off between two writes; or nothing, where it may be
+/// `spared`.
+fn tear(file: &Path, spared: bool, random: &mut Rng) -> &'static str {
     let opened = File::options().write(true).open(file).expect("open");
     let len = opened.metadata().expect("its length").len();
     let pages = len.div_ceil(PAGE);
-    if pages == 0 {
-        return "empty";
-    }
     let zero = |page: u64| {
         let at = page * PAGE;
         let lost = vec![0; (len - at).min(PAGE) as usize];
         opened.write_all_at(&lost, at).expect("write");
     };
-    match random.u8(..6) {
+    match random.u8(u8::from(!spared)..6) {
         0 => "left",
         1 => {
             fs::remove_file(file).expect("remove");
@@ -118,7 +119,11 @@ async fn begin(proxy: &Proxy, simulator: &Simulator, wanted: &(String, String), 
 
 async fn round(seed: u64, proxy: &mut Proxy, simulator: &Simulator, images: &[Image]) {
     let mut random = Rng::with_seed(seed);
-    for image in images.iter().filter(|_| random.u8(..4) > 0) {
+    let always = random.usize(..images.len());
+    for (number, image) in images.iter().enumerate() {
+        if number != always && random.u8(..4) == 0 {
+            continue;
+        }
         let tag = proxy.client().get(&image.tag).await;
         assert_whole(&tag, &image.digest);
         for (digest, target) in &image.blobs {
@@ -129,20 +134,32 @@ async fn round(seed: u64, proxy: &mut Proxy, simulator: &Simulator, images: &[Im
     let unfinished = blob(simulator, seed, UNFINISHED);
     let part = random.u64(MIB..UNFINISHED - MIB);
     let gate = begin(proxy, simulator, &unfinished, part).await;
+    let cache = proxy.cache_dir();
+    // The index comes by its own clock, and is torn in the rounds that find it.
+    until("all else is in its file", async || {
+        let files = volatile(&cache);
+        let endings = [".part", ".part.note", "_log"];
+        endings.iter().all(|ending| {
+            let mut names = files.iter().map(|file| file.to_string_lossy());
+            names.any(|name| name.ends_with(ending))
+        })
+    })
+    .await;
     proxy.kill9();
     gate.open();
 
-    let cache = proxy.cache_dir();
-    let torn: Vec<String> = volatile(&cache)
+    let files = volatile(&cache);
+    let certain = random.usize(..files.len());
+    let torn: Vec<String> = files
         .into_iter()
-        .map(|file| {
-            let how = tear(&file, &mut random);
+        .enumerate()
+        .map(|(number, file)| {
+            let how = tear(&file, number != certain, &mut random);
             let name = file.strip_prefix(&cache).unwrap_or(&file);
             format!("{} {how}", name.display())
         })
         .collect();
     println!("seed {seed}: {}", torn.join(", "));
-    assert!(torn.len() >= 3, "there is nothing to tear");
     proxy.assert_blobs_are_sound();
 
     // Cut off, nothing is served but what is so.

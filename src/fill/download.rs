@@ -68,6 +68,7 @@ impl Again {
             body: Some(self.open(at, end).await?),
             again: self.clone(),
             broken: None,
+            beyond: Bytes::new(),
             at,
             end,
             asked: end,
@@ -82,6 +83,7 @@ impl Again {
             body: None,
             again: self.clone(),
             broken: Some(broken),
+            beyond: Bytes::new(),
             at,
             end,
             asked: end,
@@ -112,6 +114,8 @@ pub(super) struct Download {
     body: Option<BlobBody>,
     /// Why nothing more is to be had from that body.
     broken: Option<UpstreamError>,
+    /// What the body has brought from `end` on: it will not bring it again, and the end may move.
+    beyond: Bytes,
     /// Offset of the next byte.
     at: u64,
     /// Offset of the first byte that is not wanted.
@@ -150,6 +154,7 @@ impl Download {
             again: Again::new(origin, digest, len, patience, metrics),
             body: Some(body),
             broken: None,
+            beyond: Bytes::new(),
             at: 0,
             end: len,
             asked: len,
@@ -188,12 +193,16 @@ impl Download {
     /// Not cancel safe while it continues what broke; no byte is lost otherwise.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
         while self.at < self.end {
-            if let Some(broken) = self.broken.take() {
-                self.resume(broken).await?;
-            }
-            let read = match &mut self.body {
-                Some(body) => body.next().await,
-                None => Err(UpstreamError::Truncated),
+            let read = if let Some(beyond) = self.take_beyond() {
+                Ok(Some(beyond))
+            } else {
+                if let Some(broken) = self.broken.take() {
+                    self.resume(broken).await?;
+                }
+                match &mut self.body {
+                    Some(body) => body.next().await,
+                    None => Err(UpstreamError::Truncated),
+                }
             };
             if let Some(chunk) = self.accept(read)? {
                 return Ok(Some(chunk));
@@ -211,17 +220,23 @@ impl Download {
     /// # Cancel safety
     /// Cancel safe: no byte is lost.
     pub(super) async fn soon(&mut self, deadline: Instant) -> Result<Option<Bytes>, FillError> {
-        let Some(body) = self
-            .body
-            .as_mut()
-            .filter(|_| self.at < self.end && self.broken.is_none())
-        else {
+        if self.at >= self.end {
+            return Ok(None);
+        }
+        if let Some(beyond) = self.take_beyond() {
+            return self.accept(Ok(Some(beyond)));
+        }
+        let Some(body) = self.body.as_mut().filter(|_| self.broken.is_none()) else {
             return Ok(None);
         };
         match timeout_at(deadline, body.next()).await {
             Ok(read) => self.accept(read),
             Err(_elapsed) => Ok(None),
         }
+    }
+
+    fn take_beyond(&mut self) -> Option<Bytes> {
+        Some(std::mem::take(&mut self.beyond)).filter(|beyond| !beyond.is_empty())
     }
 
     /// Takes what a body brought; `None` if it brings no more and has to be continued.
@@ -237,7 +252,7 @@ impl Download {
                         return Err(UpstreamError::TooMuch.into());
                     }
                     // In range: less than the length of the chunk.
-                    chunk.truncate(left as usize);
+                    self.beyond = chunk.split_off(left as usize);
                 }
                 self.at += chunk.len() as u64;
                 if self.at - self.progress.0 >= PROGRESS {

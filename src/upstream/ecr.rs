@@ -28,6 +28,7 @@ use crate::oci::RepositoryName;
 
 use super::error::{Absent, OddToken, TokenError, Unreachable, UpstreamError};
 use super::mutability::TagMutability;
+use super::programs::contained;
 use super::registry::{EcrHost, Registry};
 use super::secret::Secret;
 use super::token::{IssuedToken, TokenSource};
@@ -139,17 +140,18 @@ impl EcrApi {
         aws_sdk_ecr::Client::from_conf(config.build())
     }
 
-    async fn fetch_token(&self) -> Result<IssuedToken, TokenError> {
+    async fn fetch_token(self: &Arc<Self>) -> Result<IssuedToken, TokenError> {
         let date = ServerDate::default();
-        let call = async {
-            let client = self.client().await;
+        let (api, seen) = (Arc::clone(self), date.clone());
+        let call = async move {
+            let client = api.client().await;
             let call = client.get_authorization_token().customize();
-            call.interceptor(date.clone()).send().await
+            call.interceptor(seen).send().await
         };
         // At its finest level the SDK logs whole answers, and this one is the token.
-        let answer = call
-            .with_subscriber(NoSubscriber::new())
+        let answer = contained(call.with_subscriber(NoSubscriber::new()))
             .await
+            .ok_or(TokenError::Failing)?
             .map_err(|error| self.explain(&error))?;
         *self.last_told() = None;
         let data = answer
@@ -165,18 +167,20 @@ impl EcrApi {
     /// [`UpstreamError::Refused`] without the permission to ask, which is not needed for anything else;
     /// [`UpstreamError::Absent`] if there is no such repository; otherwise that nobody answered.
     pub(super) async fn tag_mutability(
-        &self,
+        self: &Arc<Self>,
         repository: &RepositoryName,
     ) -> Result<TagMutability, UpstreamError> {
-        let call = async {
-            let client = self.client().await;
+        let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
+        let call = async move {
+            let client = api.client().await;
             let call = client.describe_repositories();
-            call.registry_id(&*self.host.account)
-                .repository_names(repository.as_str())
+            call.registry_id(&*api.host.account)
+                .repository_names(name)
                 .send()
                 .await
         };
-        let answer = call.with_subscriber(NoSubscriber::new()).await;
+        let answer = contained(call.with_subscriber(NoSubscriber::new())).await;
+        let answer = answer.ok_or(UpstreamError::Failing { status: 500 })?;
         let answer = answer.map_err(|error| match &error {
             SdkError::ServiceError(service) => match service.err().code().unwrap_or_default() {
                 "AccessDeniedException" => UpstreamError::Refused,

@@ -12,6 +12,7 @@
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
+//! | `programs` | that no program run for credentials is left behind |
 //! | `mutability` | which tags of a repository may move |
 //! | `gate`, `breaker` | obeying a registry that throttles; not waiting for one that does not answer |
 //! | `redirect`, `storage` | where blobs may be, and whether that answers |
@@ -35,6 +36,7 @@ mod manifest;
 mod metrics;
 mod mutability;
 mod origin;
+mod programs;
 mod redirect;
 mod registry;
 mod secret;

@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use rustix::fs::FlockOperation;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::accepting::{self, Bounds};
@@ -263,33 +264,41 @@ async fn start(
     Ok(response)
 }
 
-/// What follows a request, read as fast as the operation takes it.
+/// What follows a request, read as fast as the operation takes it. What it does not take is passed over for
+/// a while: closing on somebody who still sends would take the answer from under them.
 fn input(received: BytesMut, mut body: Incoming) -> Input {
     let (sender, input) = Input::channel();
     tokio::spawn(async move {
-        if !received.is_empty() && sender.send(Ok(received.freeze())).await.is_err() {
-            return;
-        }
-        loop {
-            let piece = tokio::select! {
-                () = sender.closed() => return,
-                frame = timeout(INPUT_DEADLINE, body.frame()) => match frame {
-                    Ok(None) => return,
-                    Ok(Some(Ok(frame))) => match frame.into_data() {
-                        Ok(data) => Ok(data),
-                        Err(_) => continue,
-                    },
-                    Ok(Some(Err(error))) => Err(io::Error::other(error)),
-                    Err(_) => Err(io::ErrorKind::TimedOut.into()),
-                },
-            };
-            let is_broken = piece.is_err();
-            if sender.send(piece).await.is_err() || is_broken {
-                return;
-            }
-        }
+        pass_on(received, &mut body, sender).await;
+        let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+        let _ = timeout(REQUEST_DEADLINE, rest).await;
     });
     input
+}
+
+/// Until the input ends, or nobody takes it any more.
+async fn pass_on(received: BytesMut, body: &mut Incoming, sender: mpsc::Sender<io::Result<Bytes>>) {
+    if !received.is_empty() && sender.send(Ok(received.freeze())).await.is_err() {
+        return;
+    }
+    loop {
+        let piece = tokio::select! {
+            () = sender.closed() => return,
+            frame = timeout(INPUT_DEADLINE, body.frame()) => match frame {
+                Ok(None) => return,
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => Ok(data),
+                    Err(_) => continue,
+                },
+                Ok(Some(Err(error))) => Err(io::Error::other(error)),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            },
+        };
+        let is_broken = piece.is_err();
+        if sender.send(piece).await.is_err() || is_broken {
+            return;
+        }
+    }
 }
 
 fn refusal(status: StatusCode, why: impl Into<Bytes>) -> Response<Full<Bytes>> {

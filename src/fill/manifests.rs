@@ -156,13 +156,7 @@ impl Manifests {
         repo: &RepoKey,
         reference: &Reference,
     ) -> Result<FoundManifest, FillError> {
-        let asker = Asker {
-            recorded: self.recorded.clone(),
-            upstream: self.upstream.clone(),
-            clock: self.clock.clone(),
-            gone: self.gone.clone(),
-            repo: repo.clone(),
-        };
+        let asker = self.asker(repo);
         match reference {
             Reference::Digest(digest) => match asker.kept(*digest).await? {
                 Some(found) if self.gone.contains_key(&(repo.clone(), *digest)) => {
@@ -184,6 +178,16 @@ impl Manifests {
         }
     }
 
+    fn asker(&self, repo: &RepoKey) -> Asker {
+        Asker {
+            recorded: self.recorded.clone(),
+            upstream: self.upstream.clone(),
+            clock: self.clock.clone(),
+            gone: self.gone.clone(),
+            repo: repo.clone(),
+        }
+    }
+
     /// Asks upstream what a tag means, however fresh its record and however lately it was absent.
     ///
     /// # Errors
@@ -191,13 +195,7 @@ impl Manifests {
     pub(super) async fn refresh(&self, repo: &RepoKey, tag: &Tag) -> Result<Refreshed, FillError> {
         let record = self.recorded.tag(repo, tag).await?;
         let before = record.map(|record| record.digest);
-        let asker = Asker {
-            recorded: self.recorded.clone(),
-            upstream: self.upstream.clone(),
-            clock: self.clock.clone(),
-            gone: self.gone.clone(),
-            repo: repo.clone(),
-        };
+        let asker = self.asker(repo);
         let reference = Reference::Tag(tag.clone());
         self.absent.invalidate(&(repo.clone(), reference.clone()));
         let tag = tag.clone();

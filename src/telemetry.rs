@@ -29,7 +29,7 @@
 mod json;
 mod log;
 
-pub use log::{Log, LogFormat, StartLogError};
+pub use log::{Log, LogFormat, StartLogError, chain};
 
 use std::fmt;
 use std::sync::Arc;

@@ -33,6 +33,7 @@ use std::io::{self, Write};
 use clap::{Parser, Subcommand};
 
 use crate::config::{Faults, Strings};
+use crate::telemetry::chain;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -120,18 +121,6 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Failed(error.to_string())
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Runs the command.

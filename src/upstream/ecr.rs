@@ -32,6 +32,7 @@ use super::programs::contained;
 use super::registry::{EcrHost, Registry};
 use super::secret::Secret;
 use super::token::{IssuedToken, TokenSource};
+use crate::telemetry::chain;
 
 /// The SDK bounds only connecting, by itself; an attempt that hangs must leave time for the next.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -335,17 +336,6 @@ fn classify(error: &SdkError<GetAuthorizationTokenError>) -> TokenError {
         SdkError::ConstructionFailure(_) => TokenError::NoCredentials,
         _ => TokenError::Failing,
     }
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// What the SDK repeats of a credential program's own output may hold what is secret.

@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 
 use super::message::{Event, Reason};
 use super::names::Elsewhere;
+use crate::telemetry::chain;
 
 /// How many items wait for whoever reads them; a data item is up to [`DATA_BYTES`].
 const WAITING: usize = 16;
@@ -54,14 +55,7 @@ impl From<Elsewhere> for OperationError {
 impl OperationError {
     /// Something failed, told with its causes.
     pub fn failed(error: &dyn std::error::Error) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        Self::Failed(text)
+        Self::Failed(chain(error))
     }
 }
 

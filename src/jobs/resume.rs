@@ -3,19 +3,26 @@
 
 use std::time::Duration;
 
+use crate::cache::Interrupted;
 use crate::fill::Fills;
 
 /// Between two looks at what there is. A client that asks again goes on at once, so this only bounds
 /// how long a download waits that nobody asks for.
 const PAUSE: Duration = Duration::from_secs(15);
 
-/// Goes on with what broke off, one at a time, for as long as it is not dropped.
+/// Goes on with what broke off, one at a time, for as long as it is not dropped. It begins with what there
+/// is when it is called, and not with what breaks off for somebody who is about to ask again.
 ///
 /// # Cancel safety
 /// Safe: a fill that was begun is its own.
-pub async fn resume(fills: Fills) {
+pub fn resume(fills: Fills) -> impl Future<Output = ()> + Send {
+    let left = fills.interrupted();
+    go_on(fills, left)
+}
+
+async fn go_on(fills: Fills, mut left: Vec<Interrupted>) {
     loop {
-        for interrupted in fills.interrupted() {
+        for interrupted in left {
             if let Err(error) = fills.go_on(&interrupted).await {
                 tracing::debug!(oci.digest = %interrupted.digest, %error, "a broken download waits on");
             }
@@ -24,5 +31,6 @@ pub async fn resume(fills: Fills) {
         if !fills.until_upstream_answers().await {
             tokio::time::sleep(PAUSE).await;
         }
+        left = fills.interrupted();
     }
 }

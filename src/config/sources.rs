@@ -71,12 +71,32 @@ const ONLY_ONE: &str = "upstream";
 pub(super) struct Setting {
     pub(super) values: Vec<String>,
     pub(super) origin: Origin,
+    /// It is not of the key's shape, which was told: it is neither a value nor missing.
+    pub(super) is_misshapen: bool,
+}
+
+impl Setting {
+    fn new(values: Vec<String>, origin: Origin) -> Self {
+        Self {
+            values,
+            origin,
+            is_misshapen: false,
+        }
+    }
+}
+
+/// One of the tables of a section that is there several times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) settings: Settings,
+    /// Where it begins.
+    pub(super) origin: Origin,
 }
 
 pub(super) type Settings = BTreeMap<&'static str, Setting>;
 
 /// The tables of sections that are there several times, by section, in the order of the file.
-pub(super) type Tables = BTreeMap<&'static str, Vec<Settings>>;
+pub(super) type Tables = BTreeMap<&'static str, Vec<Table>>;
 
 /// Puts the settings of a file into `settings` and `tables`, and what is wrong with its form into `faults`.
 pub(super) fn add_file(
@@ -114,11 +134,11 @@ pub(super) fn add_file(
             continue;
         };
         let mut not_so = || fault(offset, section, format!("is written as {written}"));
-        let found: Vec<&DeTable<'_>> = match value.get_ref() {
-            DeValue::Table(table) if !keys::is_array(section) => vec![table],
+        let found: Vec<(usize, &DeTable<'_>)> = match value.get_ref() {
+            DeValue::Table(table) if !keys::is_array(section) => vec![(offset, table)],
             DeValue::Array(items) if keys::is_array(section) => {
                 let tables = items.iter().map(|item| match item.get_ref() {
-                    DeValue::Table(table) => Some(table),
+                    DeValue::Table(table) => Some((item.span().start, table)),
                     _ => None,
                 });
                 match tables.collect() {
@@ -134,7 +154,7 @@ pub(super) fn add_file(
                 continue;
             }
         };
-        let mut read = found.into_iter().map(|table| {
+        let mut read = found.into_iter().map(|(begin, table)| {
             let mut settings = Settings::new();
             for (name, value) in table {
                 let offset = name.span().start;
@@ -145,19 +165,25 @@ pub(super) fn add_file(
                     fault(offset, &format!("{section}.{name}"), reason);
                     continue;
                 };
+                let origin = Origin::File {
+                    line: line_of(offset),
+                };
+                let mut setting = Setting::new(Vec::new(), origin);
                 match texts(key.shape, value.get_ref()) {
-                    Ok(values) => {
-                        let line = line_of(offset);
-                        let origin = Origin::File { line };
-                        settings.insert(key.path, Setting { values, origin });
+                    Ok(values) => setting.values = values,
+                    Err(reason) => {
+                        setting.is_misshapen = true;
+                        fault(offset, key.path, reason);
                     }
-                    Err(reason) => fault(offset, key.path, reason),
                 }
+                settings.insert(key.path, setting);
             }
-            settings
+            let line = line_of(begin);
+            let origin = Origin::File { line };
+            Table { settings, origin }
         });
         if *section == ONLY_ONE {
-            settings.extend(read.next().into_iter().flatten());
+            settings.extend(read.next().into_iter().flat_map(|table| table.settings));
             drop(read);
             if let DeValue::Array(items) = value.get_ref() {
                 for second in items.iter().skip(1) {
@@ -169,7 +195,7 @@ pub(super) fn add_file(
         } else if keys::is_array(section) {
             tables.entry(section).or_default().extend(read);
         } else {
-            settings.extend(read.flatten());
+            settings.extend(read.flat_map(|table| table.settings));
         }
     }
 }
@@ -244,7 +270,7 @@ pub(super) fn add_environment(
             Shape::Text | Shape::TextOrNumber | Shape::Bool => vec![value],
         };
         let origin = Origin::Environment(variable);
-        settings.insert(key.path, Setting { values, origin });
+        settings.insert(key.path, Setting::new(values, origin));
     }
 }
 
@@ -262,7 +288,7 @@ fn set_by_kubernetes(rest: &str) -> bool {
 pub(super) fn add_flags(flags: Flags, settings: &mut Settings) {
     for (key, flag, values) in flags.set {
         let origin = Origin::Flag(flag);
-        settings.insert(key, Setting { values, origin });
+        settings.insert(key, Setting::new(values, origin));
     }
 }
 

@@ -301,6 +301,11 @@ impl Drop for Proxy {
 }
 
 impl Builder {
+    /// The CA, and the certificate that the proxy will have unless a key of `tls` says otherwise.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
     /// Where to listen, each `http://` or `https://` with port 0.
     pub fn listen<'a>(self, listeners: impl IntoIterator<Item = &'a str>) -> Self {
         let listeners: Vec<Toml> = listeners.into_iter().map(Toml::from).collect();

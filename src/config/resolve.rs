@@ -5,14 +5,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod access;
+
 use super::faults::{Fault, Faults, Origin};
 use super::sources::{self, Settings, Strings, Tables};
 use super::values::{self, ListenAddress, Size};
 use super::{
-    Access, AdminSocket, Anonymous, Auth, Cache, Config, DEFAULT_FILE, Files, Freshness, Prefetch,
-    Route, Server, Sources, Tls, Upstream, Warm,
+    AdminSocket, Auth, Cache, Config, DEFAULT_FILE, Files, Freshness, Prefetch, Route, Server,
+    Sources, Tls, Upstream, Warm,
 };
-use crate::access::{Network, Users};
 use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, Platform};
@@ -130,9 +131,9 @@ impl Resolver {
         let server = self.server();
         let tls = self.tls(server.as_ref());
         let cache = self.cache();
-        let access = self.access();
         let freshness = cache.as_ref().map(|cache| cache.freshness.clone());
         let upstream = self.upstream(freshness.unwrap_or_default());
+        let access = self.access(server.as_ref(), upstream.as_ref());
         let routes = self.routes(upstream.as_ref());
         let warm = self.warm();
         let mut config = Config {
@@ -148,7 +149,7 @@ impl Resolver {
             warm: warm?,
         };
         self.only_our_images(&config);
-        warn(&mut config);
+        config.warnings.extend(access::warnings(&config));
         Some(config)
     }
 
@@ -359,74 +360,6 @@ impl Resolver {
             prefetch: prefetch?.unwrap_or(Prefetch::Off),
             pins: pins?.unwrap_or_default(),
         })
-    }
-
-    fn access(&mut self) -> Option<Access> {
-        let users_file = self.path("access.users");
-        let anonymous = self.one("access.anonymous", |text| match text {
-            "none" => Ok(Anonymous::None),
-            "pull" => Ok(Anonymous::Pull),
-            _ => Err(format!("{text:?} is neither \"none\" nor \"pull\"")),
-        });
-        let networks = self.many("access.anonymous_networks", |text| {
-            text.parse::<Network>().map_err(|error| error.to_string())
-        });
-        let users = match &users_file {
-            Some(file) if self.files == Files::Required => self.users(file),
-            _ => Some(Users::default()),
-        };
-        let anonymous = anonymous?.unwrap_or(Anonymous::None);
-        if users_file.is_some() && anonymous == Anonymous::Pull {
-            self.fault(
-                "access.anonymous",
-                "cannot be \"pull\" beside access.users: clients decide by the answer to /v2/ \
-                 whether to send credentials, so where the anonymous get 200 nobody logs in and \
-                 the users would never be asked for their passwords; keep one of the two, or run \
-                 a second proxy under a name of its own",
-            );
-        }
-        let networks = networks?.unwrap_or_else(|| vec![Network::Loopback, Network::Private]);
-        if networks.is_empty() && anonymous == Anonymous::Pull {
-            self.fault(
-                "access.anonymous_networks",
-                "is empty: with anonymous = \"pull\" it says from where",
-            );
-        }
-        Some(Access {
-            users_file,
-            users: users?,
-            anonymous,
-            anonymous_networks: networks,
-        })
-    }
-
-    fn users(&mut self, file: &Path) -> Option<Users> {
-        let too_large = |length: u64| {
-            let shown = file.display();
-            format!("{shown} has {length} bytes, which is no user file")
-        };
-        let text = fs::metadata(file)
-            .map_err(|error| format!("cannot read {}: {error}", file.display()))
-            .and_then(|data| match data.len() {
-                length if length > MAX_USER_FILE_BYTES => Err(too_large(length)),
-                _ => fs::read_to_string(file)
-                    .map_err(|error| format!("cannot read {}: {error}", file.display())),
-            });
-        match text.map(|text| Users::parse(&text)) {
-            Ok(Ok(users)) => Some(users),
-            Ok(Err(error)) => {
-                for fault in error.0 {
-                    let shown = file.display();
-                    let reason = format!("{shown} line {}: {}", fault.line, fault.reason);
-                    self.fault("access.users", &reason);
-                }
-                None
-            }
-            Err(reason) => {
-                self.fault("access.users", &reason);
-                None
-            }
-        }
     }
 
     fn upstream(&mut self, freshness: Freshness) -> Option<Upstream> {
@@ -738,24 +671,4 @@ fn default_name(registry: &Registry) -> String {
         .collect::<String>()
         .trim_start_matches(['_', '-', '.'])
         .to_owned()
-}
-
-/// Notes what works and is probably not meant.
-fn warn(config: &mut Config) {
-    let access = &config.access;
-    let public = |l: &&ListenAddress| !l.tls && !l.address.ip().is_loopback();
-    if let (Some(_), Some(plain)) = (&access.users_file, config.server.listen.iter().find(public)) {
-        config.warnings.push(format!(
-            "server.listen: passwords of users cross {plain} unencrypted unless something before \
-             it speaks TLS"
-        ));
-    }
-    if access.users_file.is_none() && access.anonymous == Anonymous::None {
-        config.warnings.push(
-            "nobody is let in: every request is answered 401; name a user file (--users FILE, \
-             `ecr-proxy hash-password NAME` makes its lines) or let anybody pull \
-             (--anonymous-pull)"
-                .to_owned(),
-        );
-    }
 }

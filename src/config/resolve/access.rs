@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::{MAX_USER_FILE_BYTES, Resolver};
+use super::Resolver;
 use crate::access::{Action, Network, Rule, Rules, Subject, Users};
 use crate::config::{Access, Anonymous, Config, Files, ListenAddress, Server, Upstream, values};
+
+/// Passwords are short; a file larger than this is not one.
+const MAX_USER_FILE_BYTES: u64 = 8 << 20;
 
 impl Resolver {
     pub(super) fn access(

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use http::Uri;
 
-use crate::access::{Network, Users};
+use crate::access::{Network, Rules, Users};
 use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, Pattern, Platform};
@@ -172,6 +172,11 @@ pub struct Access {
     pub anonymous: Anonymous,
     /// Where the anonymous may come from.
     pub anonymous_networks: Vec<Network>,
+    /// Who may do what: each `[[access.rule]]`, then [`Access::anonymous`] as a rule; that all users may
+    /// pull where there is neither.
+    pub rules: Rules,
+    /// How many of these were written as `[[access.rule]]`.
+    pub written_rules: usize,
 }
 
 /// What those without credentials may do.
@@ -353,6 +358,8 @@ impl Config {
         if let Some(file) = &access.users_file {
             values.push(("access.users", path(file)));
         }
+        let rules: Vec<String> = access.rules.iter().map(ToString::to_string).collect();
+        values.push(("access.rule", rules.join("; ")));
         let (auth, login) = match &upstream.auth {
             Auth::Aws { profile } => ("aws", profile.clone().map(|p| ("upstream.profile", p))),
             Auth::Basic { username, .. } => {

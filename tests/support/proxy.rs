@@ -380,6 +380,19 @@ impl Builder {
             .set("access.users", file.to_str().expect("a UTF-8 path"))
     }
 
+    /// Adds an `[[access.rule]]` of these lines of TOML; what the builder allows by itself is gone.
+    pub fn rule(mut self, lines: &str) -> Self {
+        let rule: Table = lines.parse().expect("lines of TOML");
+        self = self.unset("access.anonymous");
+        let access = self.config.entry("access");
+        let access = access.or_insert_with(|| Toml::Table(Table::new()));
+        let rules = access.as_table_mut().expect("a section").entry("rule");
+        let rules = rules.or_insert_with(|| Toml::Array(Vec::new()));
+        let rules = rules.as_array_mut().expect("a repeated section");
+        rules.push(Toml::Table(rule));
+        self
+    }
+
     /// No certificate is configured: the proxy makes a local CA.
     pub fn local_ca(mut self) -> Self {
         self.config

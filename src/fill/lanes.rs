@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::busy::Busy;
 use super::download::{Again, Download};
 use super::error::FillError;
 use super::pieces::Pieces;
@@ -73,6 +74,7 @@ pub(super) struct Lanes {
     part: u64,
     /// When it was last looked, and how long all had been held back by then, in microseconds.
     looked: (Instant, u64),
+    busy: Busy,
 }
 
 struct Shared {
@@ -85,6 +87,8 @@ struct Shared {
     arrived: AtomicU64,
     /// How long limits of our own held lanes back, in microseconds.
     held_back: AtomicU64,
+    /// How long lanes waited until what they brought was taken, in microseconds.
+    waited: AtomicU64,
     /// How many lanes wait for the head of their answer.
     opening: AtomicUsize,
     /// Whether a lane beside the one in front could not go on.
@@ -127,6 +131,7 @@ impl Lanes {
             changed: watch::Sender::new(()),
             arrived: AtomicU64::new(0),
             held_back: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
             opening: AtomicUsize::new(0),
             refused: AtomicBool::new(false),
             most: AtomicU64::new(ALL),
@@ -141,6 +146,7 @@ impl Lanes {
             steering: Steering::new(now),
             part: PART.1,
             looked: (now, 0),
+            busy: Busy::new(now),
             shared: Arc::clone(&shared),
         };
         if let Some(download) = first {
@@ -176,12 +182,16 @@ impl Lanes {
         let held_back = self.shared.held_back.load(Ordering::Relaxed);
         self.looked = (now, held_back);
         let is_held_back = Duration::from_micros(held_back - had) > (now - looked) / 10;
+        let waited = Duration::from_micros(self.shared.waited.load(Ordering::Relaxed));
+        let is_busy = self.busy.is_limit(now, waited);
         if self.shared.refused.swap(false, Ordering::AcqRel) {
             self.steering.refused(now);
         } else if is_held_back || !self.interest.exists() {
             // More connections would take what a limit of ours, or somebody else, lets through.
             self.steering.one_is_enough(now);
-        } else if self.shared.opening.load(Ordering::Acquire) > 0 {
+        } else if self.shared.opening.load(Ordering::Acquire) > 0
+            || (is_busy && self.steering.width() == 1)
+        {
             self.steering.hold(now);
         } else if self.is_worth_trying() {
             let width = self.steering.width();
@@ -308,9 +318,12 @@ impl Shared {
             self.arrived.fetch_add(bytes, Ordering::Relaxed);
             let held_back = pieces.take_held_back().as_micros() as u64;
             self.held_back.fetch_add(held_back, Ordering::Relaxed);
+            let sending = Instant::now();
             if arrivals.send(Ok((offset, piece))).await.is_err() {
                 return Ok(Carried::Unwanted);
             }
+            let waited = sending.elapsed().as_micros() as u64;
+            self.waited.fetch_add(waited, Ordering::Relaxed);
             if self.stretches().advance(lane, bytes) {
                 self.changed.send_replace(());
                 return Ok(Carried::Whole);

@@ -15,7 +15,7 @@
 //! | `mod.rs` | where a blob comes from: hit, join, fill or bypass |
 //! | `proof.rs` | who may have it: that a repository holds a digest |
 //! | `filling.rs`, `writer.rs` | the task of a fill; its thread that writes and hashes |
-//! | `lanes.rs`, `stretches.rs`, `steering.rs` | the connections it comes by: who fetches what, and how many are worth it |
+//! | `lanes.rs`, `stretches.rs`, `steering.rs`, `busy.rs` | the connections it comes by: who fetches what, how many are worth it, and whether we are the limit |
 //! | `download.rs`, `pieces.rs` | one connection's bytes, continued past what breaks it; put together for the disk |
 //! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
@@ -29,6 +29,7 @@
 //!
 //! It knows nothing of HTTP requests and answers.
 
+mod busy;
 mod download;
 mod error;
 mod fetch;

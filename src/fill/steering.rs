@@ -99,7 +99,8 @@ impl Steering {
         Some(rate)
     }
 
-    /// The connections that were tried are not all there yet, so that nothing can be told of them.
+    /// Nothing can be told at present: the connections that were tried are not all there yet, or others are
+    /// not worth a trial.
     pub(super) fn hold(&mut self, now: Instant) {
         self.state = State::Waiting(now + SETTLE);
     }

@@ -1,0 +1,184 @@
+//! Settings one by one: text, path or file to a checked value, faults noted with their place.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::config::faults::{Fault, Faults, Origin};
+use crate::config::sources::{self, Settings, Strings, Tables};
+use crate::config::{DEFAULT_FILE, Files, Sources};
+
+/// What is being read, and the faults so far.
+pub(super) struct Resolver {
+    pub(super) settings: Settings,
+    tables: Tables,
+    faults: Vec<Fault>,
+    /// The folder of the file, to which its relative paths are relative.
+    base: PathBuf,
+    pub(super) files: Files,
+    /// Whether the environment leads the AWS API elsewhere.
+    pub(super) aws_endpoint: bool,
+}
+
+impl Resolver {
+    /// With every setting read, the file that was read, and warnings so far.
+    pub(super) fn new(sources: Sources<'_>) -> (Self, Option<PathBuf>, Vec<String>) {
+        let default = Path::new(DEFAULT_FILE);
+        let file = sources
+            .file
+            .or_else(|| default.exists().then_some(default))
+            .map(Path::to_owned);
+        let mut settings = Settings::new();
+        let mut tables = Tables::new();
+        let mut faults = Vec::new();
+        let mut warnings = Vec::new();
+        if let Some(file) = &file {
+            match fs::read_to_string(file) {
+                Ok(text) => sources::add_file(&text, &mut settings, &mut tables, &mut faults),
+                Err(error) => faults.push(Fault {
+                    origin: Origin::Default,
+                    key: String::new(),
+                    reason: format!("cannot read {}: {error}", file.display()),
+                }),
+            }
+        }
+        sources::add_environment(sources.environment, &mut settings, &mut warnings);
+        sources::add_flags(sources.flags, &mut settings);
+        let resolver = Self {
+            settings,
+            tables,
+            faults,
+            base: file
+                .as_deref()
+                .and_then(Path::parent)
+                .map(Path::to_owned)
+                .unwrap_or_default(),
+            files: sources.files,
+            aws_endpoint: aws_endpoint(sources.environment),
+        };
+        (resolver, file, warnings)
+    }
+
+    /// The value, if nothing was wrong.
+    pub(super) fn finish<T>(self, file: Option<PathBuf>, value: Option<T>) -> Result<T, Faults> {
+        match value {
+            Some(value) if self.faults.is_empty() => Ok(value),
+            _ => {
+                let file = file.map(|file| file.display().to_string());
+                Err(Faults::new(file, self.faults))
+            }
+        }
+    }
+
+    /// Each table of a section that is there several times, whose settings are the only ones for the
+    /// moment.
+    pub(super) fn each<T>(
+        &mut self,
+        section: &str,
+        resolve: impl Fn(&mut Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let tables = self.tables.remove(section).unwrap_or_default();
+        let resolved = tables.into_iter().map(|table| {
+            let others = std::mem::replace(&mut self.settings, table);
+            let one = resolve(self);
+            self.settings = others;
+            one
+        });
+        // Each is looked at, so that all faults are told.
+        let resolved: Vec<Option<T>> = resolved.collect();
+        resolved.into_iter().collect()
+    }
+
+    /// A scalar: `None` if it is faulty (and noted), `Some(None)` if it is not set.
+    pub(super) fn one<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Option<T>> {
+        let mut values = self.many(key, parse)?.unwrap_or_default();
+        Some(values.pop())
+    }
+
+    /// A list: `None` if any item is faulty (all are noted), `Some(None)` if it is not set.
+    pub(super) fn many<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Option<Vec<T>>> {
+        let Some(setting) = self.settings.get(key) else {
+            return Some(None);
+        };
+        let mut items = Vec::with_capacity(setting.values.len());
+        for value in &setting.values {
+            match parse(value) {
+                Ok(item) => items.push(item),
+                Err(reason) => self.faults.push(Fault {
+                    origin: setting.origin.clone(),
+                    key: key.to_owned(),
+                    reason,
+                }),
+            }
+        }
+        (items.len() == setting.values.len()).then_some(Some(items))
+    }
+
+    /// A path: relative to the file that it was written in, else to the working directory.
+    pub(super) fn path(&self, key: &'static str) -> Option<PathBuf> {
+        let setting = self.settings.get(key)?;
+        let path = Path::new(setting.values.first()?);
+        Some(match setting.origin {
+            Origin::File { .. } => self.base.join(path),
+            Origin::Environment(_) | Origin::Flag(_) | Origin::Default => path.to_owned(),
+        })
+    }
+
+    /// A directory that the proxy makes if it is absent.
+    pub(super) fn directory(&mut self, key: &'static str, default: &str) -> Option<PathBuf> {
+        let path = self.path(key).unwrap_or_else(|| default.into());
+        if path.as_os_str().is_empty() {
+            self.fault(key, "is empty");
+            return None;
+        }
+        Some(path)
+    }
+
+    /// A file that has to be there: `None` if it cannot be opened, `Some(None)` if it is not set.
+    pub(super) fn file(&mut self, key: &'static str) -> Option<Option<PathBuf>> {
+        let Some(path) = self.path(key) else {
+            return Some(None);
+        };
+        if self.files == Files::Required {
+            let opened = fs::File::open(&path).and_then(|file| file.metadata());
+            let reason = match opened {
+                Ok(data) if data.is_dir() => Some("it is a directory".to_owned()),
+                Ok(_) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(reason) = reason {
+                self.fault(key, &format!("cannot read {}: {reason}", path.display()));
+                return None;
+            }
+        }
+        Some(Some(path))
+    }
+
+    pub(super) fn fault(&mut self, key: &'static str, reason: &str) {
+        let origin = self
+            .settings
+            .get(key)
+            .map_or(Origin::Default, |setting| setting.origin.clone());
+        self.faults.push(Fault {
+            origin,
+            key: key.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+}
+
+/// Whether the AWS SDK will find an endpoint for the ECR API in the environment.
+fn aws_endpoint(environment: &dyn Strings) -> bool {
+    let ignored = environment
+        .get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let set = |name| environment.get(name).is_some_and(|value| !value.is_empty());
+    !ignored && (set("AWS_ENDPOINT_URL_ECR") || set("AWS_ENDPOINT_URL"))
+}

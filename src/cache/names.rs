@@ -226,7 +226,13 @@ impl Shared {
         let _name = self.lock_name_of(&digest);
         match synced {
             Ok(metadata) => {
-                self.publish(&content, &metadata);
+                let now = content.content().file.metadata();
+                if now.is_ok_and(|now| now.nlink() > 0) {
+                    self.publish(&content, &metadata);
+                } else {
+                    // Another one has taken the name since, or somebody found it damaged.
+                    content.content().space.unlinked();
+                }
                 Ok(content)
             }
             Err(error) => {

@@ -17,7 +17,7 @@ mod warm;
 
 use std::path::PathBuf;
 
-use super::{Anonymous, Config, Faults, Freshness, ListenAddress, Sources};
+use super::{Config, Faults, Freshness, Sources};
 use reading::Resolver;
 
 pub(super) fn load(sources: Sources<'_>) -> Result<Config, Faults> {
@@ -44,13 +44,13 @@ impl Resolver {
         let server = self.server();
         let tls = self.tls(server.as_ref());
         let freshness = self.freshness(cache::FRESHNESS, Freshness::default());
-        let access = self.access();
         let upstream = self.upstream(freshness.clone().unwrap_or_default());
         let names = match (&server, &upstream) {
             (Some(server), Some(upstream)) => Some(upstream.names(&server.domains)),
             _ => None,
         };
         let cache = self.cache(freshness, names.as_ref());
+        let access = self.access(server.as_ref(), upstream.as_ref());
         let routes = self.routes(upstream.as_ref());
         let warm = self.warm(names.as_ref());
         let mut config = Config {
@@ -65,27 +65,7 @@ impl Resolver {
             routes: routes?,
             warm: warm?,
         };
-        warn(&mut config);
+        config.warnings.extend(access::warnings(&config));
         Some(config)
-    }
-}
-
-/// Notes what works and is probably not meant.
-fn warn(config: &mut Config) {
-    let access = &config.access;
-    let public = |l: &&ListenAddress| !l.tls && !l.address.ip().is_loopback();
-    if let (Some(_), Some(plain)) = (&access.users_file, config.server.listen.iter().find(public)) {
-        config.warnings.push(format!(
-            "server.listen: passwords of users cross {plain} unencrypted unless something before \
-             it speaks TLS"
-        ));
-    }
-    if access.users_file.is_none() && access.anonymous == Anonymous::None {
-        config.warnings.push(
-            "nobody is let in: every request is answered 401; name a user file (--users FILE, \
-             `ecr-proxy hash-password NAME` makes its lines) or let anybody pull \
-             (--anonymous-pull)"
-                .to_owned(),
-        );
     }
 }

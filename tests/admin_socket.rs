@@ -236,7 +236,7 @@ async fn who_may_use_neither_the_socket_nor_the_cache_is_told_so() {
     let simulator = simulator().await;
     let proxy = Proxy::before(&simulator);
     for path in [proxy.admin_socket(), proxy.cache_dir()] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).expect("ours");
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).expect("ours");
     }
     let command = proxy.command(["cache", "stats"]);
     let mut powerless = Command::new(program("setpriv"));

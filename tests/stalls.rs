@@ -93,12 +93,12 @@ async fn rig() -> Rig {
     );
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let access = Access::new(AccessOptions {
-        users: Users::default(),
         rules: Rules::new(vec![Rule::everywhere(
             "all",
             vec![Subject::Anonymous],
             vec![Action::Pull],
         )]),
+        ..AccessOptions::default()
     });
     let access = access.expect("a thread for passwords");
     let headers = HeaderMap::new();

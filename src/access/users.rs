@@ -15,7 +15,7 @@ pub const RESERVED_NAME: &str = "AWS";
 const MAX_COST: u32 = 16;
 
 /// Named users and their password hashes.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Users {
     hashes: BTreeMap<String, String>,
 }

@@ -66,7 +66,9 @@ impl Service {
         request_metrics.register(metrics.registry());
         server_metrics.register(metrics.registry());
         let keeper = Keeper::open(config, metrics.certificate_expiry.clone())?;
-        let access = Access::new(config.access_options())?;
+        let access_options = config.access_options();
+        access_options.metrics.register(metrics.registry());
+        let access = Access::new(access_options)?;
         let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
         let (pulls, prefetch) = match config.cache.prefetch {
             Prefetch::Off => (None, None),

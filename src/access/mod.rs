@@ -25,7 +25,7 @@ pub use decide::{Action, Denied, ParseActionError, Right, Who};
 pub use networks::{Network, ParseNetworkError};
 pub use passwords::AccessMetrics;
 pub use rules::{Deciding, ParseSubjectError, Rule, Rules, Subject};
-pub use users::{ParseUsersError, RESERVED_NAME, UserFault, Users};
+pub use users::{ParseUsersError, RESERVED_NAME, ReadUsersError, UserFault, Users};
 
 use std::fmt;
 use std::net::IpAddr;

@@ -72,12 +72,14 @@ fn trust(client: Client, config: &Config, host: &ClientHost, ca_pem: Option<&str
                  sudo mkdir -p '{folder}'\nsudo cp ca.crt '{folder}/ca.crt'\n"
             ));
         }
-        (Tls::Files { cert, .. }, _) => {
+        (Tls::Files(pairs), _) => {
+            let certs = pairs.iter().map(|pair| pair.cert.display().to_string());
+            let certs: Vec<String> = certs.collect();
             lines.push_str(&format!(
                 "# The certificate is your own, {}. If its CA is not one that this host trusts\n\
                  # already, put the CA's certificate here:\n\
                  #   sudo mkdir -p '{folder}' && sudo cp ca.crt '{folder}/ca.crt'\n",
-                cert.display()
+                certs.join(", ")
             ));
         }
         (Tls::Off, _) => {}

@@ -52,6 +52,7 @@ pub(super) const VARIABLE_PREFIX: &str = "ECR_PROXY_";
 pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("server", "[server]"),
     ("tls", "[tls]"),
+    ("tls.pair", "[[tls.pair]]"),
     ("cache", "[cache]"),
     ("access", "[access]"),
     ("access.rule", "[[access.rule]]"),
@@ -85,6 +86,8 @@ pub(super) const KEYS: &[Key] = &[
     key("server.drain_timeout", Shape::Text),
     key("tls.cert", Shape::Text),
     key("tls.key", Shape::Text),
+    key("tls.pair.cert", Shape::Text),
+    key("tls.pair.key", Shape::Text),
     key("cache.dir", Shape::Text),
     key("cache.max_size", Shape::TextOrNumber),
     key("cache.min_free", Shape::TextOrNumber),

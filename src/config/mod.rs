@@ -33,6 +33,7 @@ use crate::access::{Network, Rules, Users};
 use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, Pattern, Platform};
+use crate::tls::PairFiles;
 use crate::upstream::{HostPattern, Rate, Registry};
 
 /// The file that is read when none is named, if it exists.
@@ -108,13 +109,8 @@ pub struct AdminSocket {
 pub enum Tls {
     /// No listener speaks TLS.
     Off,
-    /// The operator's certificate chain and key, PEM.
-    Files {
-        /// The chain, leaf first.
-        cert: PathBuf,
-        /// The private key.
-        key: PathBuf,
-    },
+    /// The operator's pairs, at least one; the first is shown to clients that name no host.
+    Files(Vec<PairFiles>),
     /// A CA of our own, kept under [`Server::state_dir`].
     LocalCa,
 }
@@ -326,8 +322,10 @@ impl Config {
         match &self.tls {
             Tls::Off => values.push(("tls", "off".to_owned())),
             Tls::LocalCa => values.push(("tls", "local CA".to_owned())),
-            Tls::Files { cert, key } => {
-                values.extend([("tls.cert", path(cert)), ("tls.key", path(key))]);
+            Tls::Files(pairs) => {
+                for PairFiles { cert, key } in pairs {
+                    values.extend([("tls.cert", path(cert)), ("tls.key", path(key))]);
+                }
             }
         }
         let anonymous = match access.anonymous {

@@ -211,7 +211,72 @@ fn relative_paths_of_the_file_are_relative_to_it() {
     assert_eq!(config.server.state_dir, folder.join("state"));
     assert_eq!(config.cache.dir, Path::new("cache"));
     let (cert, key) = (folder.join("tls.crt"), folder.join("tls.key"));
-    assert_eq!(config.tls, Tls::Files { cert, key });
+    assert_eq!(config.tls, Tls::Files(vec![PairFiles { cert, key }]));
+}
+
+#[test]
+fn several_pairs_are_read_in_their_order() {
+    let file = "[server]\ndomains = [\"a.test\"]\n[tls]\ncert = \"a.crt\"\nkey = \"a.key\"\n\
+                [[tls.pair]]\ncert = \"b.crt\"\nkey = \"b.key\"\n[[tls.pair]]\ncert = \"c.crt\"\n\
+                key = \"c.key\"\n[[upstream]]\nregistry = \"docker.io\"\n";
+    let mut scene = Scene::file(file);
+    for name in ["a.crt", "a.key", "b.crt", "b.key", "c.crt", "c.key"] {
+        scene = scene.beside(name, "");
+    }
+    let config = scene.load().expect("config");
+    let Tls::Files(pairs) = &config.tls else {
+        panic!("{:?}", config.tls)
+    };
+    let name = |path: &Path| path.file_name().map(|name| name.display().to_string());
+    let names: Vec<_> = pairs.iter().map(|pair| name(&pair.cert)).collect();
+    assert_eq!(
+        names,
+        ["a.crt", "b.crt", "c.crt"].map(|name| Some(name.to_owned()))
+    );
+    let shown = format!("{:?}", config.effective());
+    assert!(
+        shown.contains("a.crt") && shown.contains("c.key"),
+        "{shown}"
+    );
+
+    let alone = file.replace("cert = \"a.crt\"\nkey = \"a.key\"\n", "");
+    let mut scene = Scene::file(&alone);
+    for name in ["b.crt", "b.key", "c.crt", "c.key"] {
+        scene = scene.beside(name, "");
+    }
+    let config = scene.load().expect("config");
+    assert!(matches!(config.tls, Tls::Files(pairs) if pairs.len() == 2));
+}
+
+#[test]
+fn every_fault_of_every_pair_is_told() {
+    let faults = Scene::file(
+        "[server]\ndomains = [\"a.test\"]\n[tls]\ncert = \"a.crt\"\npair = [\n\
+         { cert = \"b.crt\", key = \"b.key\" },\n{ key = \"c.key\" },\n{},\n{ crt = \"d\" }]\n\
+         [[upstream]]\nregistry = \"docker.io\"\n",
+    )
+    .beside("a.crt", "")
+    .beside("c.key", "")
+    .faults();
+    let told = faults.join("\n");
+    for expected in [
+        "tls.key: is missing: tls.cert needs its private key",
+        "line 6: tls.pair.cert: cannot read",
+        "line 6: tls.pair.key: cannot read",
+        "tls.pair.cert: is missing: tls.pair.key needs its certificate chain",
+        "tls.pair: is empty: name its cert and key",
+        "line 9: tls.pair.crt: unknown key; the nearest known one is tls.pair.cert",
+    ] {
+        assert!(told.contains(expected), "{expected} in\n{told}");
+    }
+    let [fault] = &Scene::file("[tls.pair]\ncert = \"a\"\n")
+        .flag("upstream.registry", "--upstream", ECR)
+        .flag("server.domains", "--domain", "a.test")
+        .faults()[..]
+    else {
+        panic!("one fault")
+    };
+    assert_eq!(fault, "line 1: tls.pair: is written as [[tls.pair]]");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use ecr_proxy::access::{Access, AccessOptions, Action, Right, Rule, Rules, Shown, Subject, Users};
+use ecr_proxy::access::{Access, AccessOptions, Action, Right, Rule, Rules, Shown, Subject};
 use ecr_proxy::buffers::BufferPool;
 use ecr_proxy::cache::{CacheMetrics, Limit, Store, StoreOptions};
 use ecr_proxy::clock::Clock;

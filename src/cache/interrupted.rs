@@ -100,7 +100,11 @@ impl Shared {
             note,
             since: SystemTime::now(),
         };
-        let displaced = lock(&self.interrupted).insert(content.digest(), kept);
+        self.keep(content.digest(), kept);
+    }
+
+    fn keep(&self, digest: Digest, kept: Kept) {
+        let displaced = lock(&self.interrupted).insert(digest, kept);
         if let Some(kept) = displaced {
             self.discard(kept);
         }
@@ -153,10 +157,7 @@ impl Shared {
         names.retain(|name| !taken.contains(noted(name)));
         *lock(&self.leftovers) = names;
         for (digest, kept) in adopted {
-            let displaced = lock(&self.interrupted).insert(digest, kept);
-            if let Some(kept) = displaced {
-                self.discard(kept);
-            }
+            self.keep(digest, kept);
         }
     }
 
@@ -186,6 +187,14 @@ impl Shared {
             since: metadata.modified().unwrap_or_else(|_| SystemTime::now()),
         };
         Some((digest, kept))
+    }
+
+    /// Gives up the download of a blob that is wanted no more.
+    pub(super) fn discard_interrupted(&self, digest: &Digest) {
+        let kept = lock(&self.interrupted).remove(digest);
+        if let Some(kept) = kept {
+            self.discard(kept);
+        }
     }
 
     /// Gives up the download that has waited longest; returns the bytes it took.

@@ -264,7 +264,8 @@ impl Shared {
         }
     }
 
-    /// A committed file becomes an entry. The caller holds the lock of the name.
+    /// A committed file becomes an entry, and a download of the same that broke off is not gone on with.
+    /// The caller holds the lock of the name.
     fn publish(&self, content: &ContentFile, metadata: &Metadata) {
         let digest = content.digest();
         let identity = Identity::of(metadata);
@@ -281,6 +282,8 @@ impl Shared {
         self.blobs_changed(&index);
         content.content().space.settle();
         self.ledger.final_changed(0, old.unwrap_or(0));
+        drop(index);
+        self.discard_interrupted(&digest);
     }
 
     pub(super) fn quarantine(&self, file: &ContentFile, damage: Damage) {

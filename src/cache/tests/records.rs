@@ -418,3 +418,29 @@ fn lists_of_referrers_survive_a_restart_and_a_rewritten_log() {
     drop(store);
     assert_eq!(scene.open().records().referrer_list(&app, &named), None);
 }
+
+#[test]
+fn l14_asking_about_whatever_there_is_not_does_not_fill_the_records() {
+    let scene = Scene::new();
+    let app = repo("app");
+    let store = scene.open();
+    let records = store.records();
+    let stored = records.put_manifest(&app, IMAGE, manifest(&digest(1), &digest(2)), at(1));
+    records.put_referrer_list(&app, stored, "[7]".into(), at(1));
+    let unknown = |n: u64| Digest::of(&n.to_le_bytes());
+    let all = 10_000;
+    for n in 0..all {
+        records.put_referrer_list(&app, unknown(n), "[]".into(), at(2 + n));
+    }
+    store.flush().unwrap();
+    records.put_held(&app, digest(5), None, at(1));
+    drop(store);
+    let store = scene.open();
+    let records = store.records();
+    let known = (0..all).filter(|n| records.referrer_list(&app, &unknown(*n)).is_some());
+    assert!(known.count() <= 1024);
+    assert!(records.referrer_list(&app, &unknown(all - 1)).is_some());
+    assert!(records.referrer_list(&app, &stored).is_some());
+    let len = log_of(&scene, "app").metadata().unwrap().len();
+    assert!(len < 256 << 10, "{len}");
+}

@@ -278,3 +278,18 @@ fn d01_bytes_that_cannot_be_noted_are_not_taken_for_hashed() {
     hash.update(&all[1 << 20..]);
     assert_eq!(hash.finish(), Digest::of(&all));
 }
+
+#[test]
+fn a_blob_that_came_another_way_is_not_gone_on_with() {
+    let scene = Scene::new();
+    let store = scene.open();
+    let all = content(7, 2 << 20);
+    let len = all.len() as u64;
+    let mut partial = store.begin(Digest::of(&all), len, b"note").unwrap();
+    partial.append(&all[..1 << 20]).unwrap();
+    drop(partial);
+    assert_eq!(store.interrupted().len(), 1);
+    put(&store, &all);
+    assert_eq!(store.interrupted(), []);
+    assert_eq!((scene.fills(), store.usage().temporary_bytes), (0, 0));
+}

@@ -25,6 +25,7 @@ mod signals;
 mod site;
 pub mod start;
 mod tending;
+mod users;
 mod warm;
 
 use std::fmt;

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
-use super::{Failure, chain, health};
+use super::{Failure, chain, health, users};
 use crate::access::Access;
 use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
@@ -74,7 +74,12 @@ impl Service {
         let keeper = Keeper::open(config, certificate_metrics)?;
         let mut reload = Reload::new(reload_metrics);
         keeper.reload_by(&mut reload);
-        let access = Access::new(config.access_options())?;
+        let access_options = config.access_options();
+        access_options.metrics.register(metrics.registry());
+        let access = Access::new(access_options)?;
+        if let Some(file) = &config.access.users_file {
+            users::reload_by(access.clone(), file.clone(), &mut reload);
+        }
         let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
         let (pulls, prefetch) = match config.cache.prefetch {
             Prefetch::Off => (None, None),

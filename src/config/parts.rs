@@ -42,6 +42,7 @@ impl Config {
         AccessOptions {
             users: self.access.users.clone(),
             rules: self.access.rules.clone(),
+            ..AccessOptions::default()
         }
     }
 

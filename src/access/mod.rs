@@ -13,6 +13,8 @@ mod networks;
 mod passwords;
 mod users;
 
+#[cfg(any(test, fuzzing))]
+pub use basic::fuzz_authorization;
 pub use decide::{Action, Denied, Right, Who};
 pub use networks::{Network, ParseNetworkError};
 pub use users::{ParseUsersError, RESERVED_NAME, UserFault, Users};

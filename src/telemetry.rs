@@ -440,8 +440,6 @@ impl FillMetrics {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// When the certificate in use ends, seconds since 1970; 0 without TLS.
-    pub certificate_expiry: Gauge,
     /// Log lines that were not written.
     pub log_dropped: Counter,
     /// Tasks that panicked.
@@ -452,16 +450,10 @@ impl Metrics {
     /// A registry that holds what belongs to the process as a whole.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("ecr_proxy");
-        let certificate_expiry = Gauge::default();
         let log_dropped = Counter::default();
         let panics = Counter::default();
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         registry.register("build", "The version that is running", Info::new(version));
-        registry.register(
-            "certificate_expiry_seconds",
-            "When the certificate in use ends, seconds since 1970; 0 without TLS",
-            certificate_expiry.clone(),
-        );
         registry.register(
             "log_dropped",
             "Log lines that were not written",
@@ -470,7 +462,6 @@ impl Metrics {
         registry.register("panics", "Tasks that panicked", panics.clone());
         Self {
             registry,
-            certificate_expiry,
             log_dropped,
             panics,
         }
@@ -539,7 +530,6 @@ mod tests {
         fills.ended(FillResult::Kept);
         fills.resumed(ResumeResult::Resumed);
         fills.stale(StaleReason::NoToken);
-        metrics.certificate_expiry.set(1_900_000_000);
         let page = metrics.finish().render().expect("page");
         for line in [
             "ecr_proxy_requests_total{kind=\"blob\",outcome=\"hit\",status=\"206\"} 1",
@@ -551,7 +541,6 @@ mod tests {
             "ecr_proxy_fills_total{result=\"kept\"} 1",
             "ecr_proxy_stale_answers_total{reason=\"no_token\"} 1",
             "ecr_proxy_upstream_resumes_total{result=\"resumed\"} 1",
-            "ecr_proxy_certificate_expiry_seconds 1900000000",
             "ecr_proxy_log_dropped_total 0",
         ] {
             assert!(page.contains(line), "{line} in\n{page}");

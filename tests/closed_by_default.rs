@@ -3,14 +3,10 @@
 
 mod support;
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use ecr_proxy::simulator::{Listener, Outage, PushedImage, Simulator};
 use support::image::{REPOSITORY, TAG};
-use support::{Client, Proxy, image, within};
+use support::users::{login, user_line};
+use support::{Proxy, image, within};
 
 const PASSWORD: &str = "correct horse battery staple";
 
@@ -18,27 +14,6 @@ async fn simulator() -> (Simulator, PushedImage) {
     let simulator = Simulator::builder().start().await.expect("a simulator");
     let image = image::push(&simulator);
     (simulator, image)
-}
-
-/// A line of the user file, as the program's own command makes it.
-fn user_line(name: &str, password: &str) -> String {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ecr-proxy"))
-        .args(["hash-password", name])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the program was built");
-    let mut stdin = child.stdin.take().expect("asked for a pipe");
-    writeln!(stdin, "{password}").expect("it reads the password");
-    drop(stdin);
-    let output = child.wait_with_output().expect("it ends");
-    assert!(output.status.success());
-    String::from_utf8(output.stdout).expect("a line of text")
-}
-
-fn login(client: Client, user: &str, password: &str) -> Client {
-    let credentials = STANDARD.encode(format!("{user}:{password}"));
-    client.with("authorization", &format!("Basic {credentials}"))
 }
 
 /// Requests that reached the registry or its storage.

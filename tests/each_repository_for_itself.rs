@@ -131,3 +131,52 @@ async fn p14_not_modified_tells_what_a_get_would_and_no_length() {
     assert_eq!(answer.header("x-cache"), Some("hit"));
     assert_eq!(answer.header("content-length"), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u08_a_no_to_another_repository_costs_no_download_what_came_of_it() {
+    const SIZE: u64 = 24 * MIB;
+    let mut stage = Stage::new().await;
+    let blob = stage.blob(SIZE);
+    let path = in_other(&stage, &blob);
+    describe_in_other(&stage, &blob, SIZE).await;
+    stage.introduce(&blob).await;
+    // An orderly end keeps all that is recorded by now.
+    stage.proxy.terminate();
+    assert!(stage.proxy.wait().success());
+    stage.proxy.restart();
+    let gate = Gate::new();
+    stage.spoil_times(&blob, 1, Fault::HoldAfter(SIZE / 2, gate.clone()));
+    let (mut connection, _) = stage.begin(&blob).await;
+    let half = connection.read_exactly(SIZE / 2 - MIB);
+    within("half of it", half).await.expect("half of it");
+
+    // The manifest still says that the other repository holds it.
+    stage.simulator.delete_blob(OTHER, &blob.digest);
+    let is_asked = path_contains(&format!("/v2/{REPOSITORY}/blobs/"));
+    let faults = stage.simulator.faults();
+    let failing = faults
+        .on(Listener::Registry, "GET", is_asked)
+        .then(Fault::status(503, "down"));
+    stage.proxy.kill9();
+    gate.open();
+    stage.proxy.restart();
+    let refused = async {
+        while stage.proxy.client().get(&path).await.status != 404 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the other repository's no", refused).await;
+    failing.remove();
+    let pulled = async {
+        loop {
+            let answer = stage.proxy.client().get(&blob.path).await;
+            if answer.status == 200 {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert_whole(&within("the whole of it", pulled).await, &blob);
+    let sent = stage.bytes_sent(&blob);
+    assert!(sent <= SIZE + SIZE / 10, "{sent} of {SIZE} bytes");
+}

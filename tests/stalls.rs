@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use ecr_proxy::access::{Access, AccessOptions, Action, Right, Users};
+use ecr_proxy::access::{Access, AccessOptions, Action, Right, Rule, Rules, Shown, Subject, Users};
 use ecr_proxy::buffers::BufferPool;
 use ecr_proxy::cache::{CacheMetrics, Limit, Store, StoreOptions};
 use ecr_proxy::clock::Clock;
@@ -94,18 +94,26 @@ async fn rig() -> Rig {
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let access = Access::new(AccessOptions {
         users: Users::default(),
-        anonymous_from: vec!["127.0.0.0/8".parse().expect("a network")],
+        rules: Rules::new(vec![Rule::everywhere(
+            "all",
+            vec![Subject::Anonymous],
+            vec![Action::Pull],
+        )]),
     });
     let access = access.expect("a thread for passwords");
     let headers = HeaderMap::new();
-    let who = access.identify(headers.get_all(AUTHORIZATION), loopback);
+    let caller = access.identify(Shown {
+        authorization: headers.get_all(AUTHORIZATION),
+        address: loopback,
+        domain: None,
+    });
     let repository = "app".parse().expect("a name");
-    let who = who.await.expect("anybody from loopback");
+    let caller = caller.await.expect("anybody");
     Rig {
         simulator,
         fills,
         right: access
-            .decide(&who, &repository, Action::Pull)
+            .decide(&caller, "test", &repository, Action::Pull)
             .expect("anybody may pull"),
         repo: RepoKey {
             upstream: "test".into(),

@@ -1,14 +1,17 @@
 //! The decision itself, and the only maker of a [`Right`].
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use super::Caller;
+use super::rules::Rules;
 use crate::oci::RepositoryName;
 
 /// Who is asking.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
-    /// Nobody in particular, from a network that may pull without credentials.
+    /// Nobody in particular, on a domain and from a network that want no credentials.
     Anonymous,
     /// A named user whose password was right.
     User(Arc<str>),
@@ -24,6 +27,8 @@ impl fmt::Display for Who {
 }
 
 /// What somebody wants to do in a repository.
+///
+/// No action contains another: who may push may not pull by that alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Read manifests, blobs, tags and referrers.
@@ -32,6 +37,34 @@ pub enum Action {
     Push,
     /// Remove manifests and tags.
     Delete,
+}
+
+/// A text names no action.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is none of \"pull\", \"push\" and \"delete\"")]
+pub struct ParseActionError(String);
+
+impl FromStr for Action {
+    type Err = ParseActionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "pull" => Ok(Self::Pull),
+            "push" => Ok(Self::Push),
+            "delete" => Ok(Self::Delete),
+            _ => Err(ParseActionError(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pull => "pull",
+            Self::Push => "push",
+            Self::Delete => "delete",
+        })
+    }
 }
 
 /// Proof that somebody may do something in a repository.
@@ -78,18 +111,25 @@ pub enum Denied {
     Busy,
 }
 
+/// Makes the right that the rules give, or says how its absence is told: to the anonymous so that a
+/// client which has credentials sends them.
 pub(super) fn decide(
-    who: &Who,
+    rules: &Rules,
+    caller: &Caller<'_>,
+    upstream: &str,
     repository: &RepositoryName,
     action: Action,
 ) -> Result<Right, Denied> {
-    match (action, who) {
-        (Action::Pull, _) => Ok(Right {
+    let who = caller.who();
+    if rules.allow(who, caller.place(), upstream, repository, action) {
+        return Ok(Right {
             who: who.clone(),
             repository: repository.clone(),
             action,
-        }),
-        (Action::Push | Action::Delete, Who::Anonymous) => Err(Denied::Unauthenticated),
-        (Action::Push | Action::Delete, Who::User(_)) => Err(Denied::Forbidden),
+        });
     }
+    Err(match who {
+        Who::Anonymous => Denied::Unauthenticated,
+        Who::User(_) => Denied::Forbidden,
+    })
 }

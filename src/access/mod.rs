@@ -1,8 +1,15 @@
 //! Who is asking, and what they may do.
 //!
 //! Invariant: a [`Right`] exists only where [`Access::decide`] made it, so code that wants one
-//! cannot have skipped the decision. Closed by default: without users and without anonymous
-//! access nobody is let in.
+//! cannot have skipped the decision. Closed by default: without a rule nobody may do anything.
+//!
+//! | File | For |
+//! | --- | --- |
+//! | `basic` | the user and password in an `Authorization` |
+//! | `users`, `passwords` | the user file, and whether a password is the user's |
+//! | `networks` | where a client is |
+//! | `rules` | what the operator allows |
+//! | `decide` | the decision, the only maker of a right |
 //!
 //! This module knows nothing of requests, upstreams or the cache. Passwords never appear in a
 //! `Debug`, a `Display` or an error made here.
@@ -11,12 +18,14 @@ mod basic;
 mod decide;
 mod networks;
 mod passwords;
+mod rules;
 mod users;
 
 #[cfg(any(test, fuzzing))]
 pub use basic::fuzz_authorization;
-pub use decide::{Action, Denied, Right, Who};
+pub use decide::{Action, Denied, ParseActionError, Right, Who};
 pub use networks::{Network, ParseNetworkError};
+pub use rules::{Deciding, ParseSubjectError, Rule, Rules, Subject};
 pub use users::{ParseUsersError, RESERVED_NAME, UserFault, Users};
 
 use std::fmt;
@@ -29,6 +38,7 @@ use http::header::GetAll;
 use crate::oci::RepositoryName;
 use basic::Credentials;
 use passwords::Passwords;
+use rules::Place;
 
 /// The one challenge ever sent: it names no host, no realm of an upstream, no user.
 const CHALLENGE: &str = "Basic realm=\"ecr-proxy\"";
@@ -38,11 +48,11 @@ const CHALLENGE: &str = "Basic realm=\"ecr-proxy\"";
 pub struct AccessOptions {
     /// Named users and their password hashes.
     pub users: Users,
-    /// Networks from which anybody may pull without credentials; empty for nobody.
+    /// What they and the anonymous may do.
     ///
-    /// Not to be combined with users: clients decide by the answer to `/v2/` whether to send
-    /// credentials at all, so the configuration refuses the pair.
-    pub anonymous_from: Vec<Network>,
+    /// On one domain not both should have rights: clients decide by the answer to `/v2/` whether to
+    /// send credentials at all, so the configuration refuses that.
+    pub rules: Rules,
 }
 
 /// The decisions about callers. Cloning is cheap.
@@ -53,8 +63,41 @@ pub struct Access {
 
 struct Inner {
     challenge: HeaderValue,
-    anonymous_from: Vec<Network>,
+    rules: Rules,
     passwords: Passwords,
+}
+
+/// What a request shows of who sent it.
+#[derive(Debug)]
+pub struct Shown<'a> {
+    /// All its `Authorization` values.
+    pub authorization: GetAll<'a, HeaderValue>,
+    /// The client's address.
+    pub address: IpAddr,
+    /// Of our names the one it came to; `None` for another name on a loopback listener.
+    pub domain: Option<&'a str>,
+}
+
+/// Somebody who was let in, and where.
+#[derive(Clone, Debug)]
+pub struct Caller<'a> {
+    who: Who,
+    address: IpAddr,
+    domain: Option<&'a str>,
+}
+
+impl Caller<'_> {
+    /// Who it is.
+    pub fn who(&self) -> &Who {
+        &self.who
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            domain: self.domain,
+            address: Some(self.address),
+        }
+    }
 }
 
 impl Access {
@@ -67,20 +110,10 @@ impl Access {
         Ok(Self {
             inner: Arc::new(Inner {
                 challenge: HeaderValue::from_static(CHALLENGE),
-                anonymous_from: options.anonymous_from,
+                rules: options.rules,
                 passwords: Passwords::new(options.users)?,
             }),
         })
-    }
-
-    /// Whether anybody at all is let in.
-    pub fn open(&self) -> bool {
-        self.anonymous() || !self.inner.passwords.nobody()
-    }
-
-    /// Whether `/v2/` is answered with 200 to those who send no credentials.
-    pub fn anonymous(&self) -> bool {
-        !self.inner.anonymous_from.is_empty()
     }
 
     /// The `WWW-Authenticate` value of every 401.
@@ -88,25 +121,21 @@ impl Access {
         &self.inner.challenge
     }
 
-    /// Tells who is asking, from all `Authorization` values of a request and the peer's address.
+    /// Tells who is asking.
     ///
-    /// Where anonymous access is on, well-formed credentials are ignored: docker goes on sending
-    /// a login that it once stored for this name, and refusing it would lock out exactly the
+    /// On a domain that admits the anonymous well-formed credentials are ignored: docker goes on
+    /// sending a login that it once stored for this name, and refusing it would lock out exactly the
     /// clients that need none. Malformed ones are refused in either case.
     ///
     /// # Errors
-    /// [`Denied::BadRequest`] for more than one value, [`Denied::Unauthenticated`] for absent,
-    /// malformed or wrong credentials or an address outside the anonymous networks,
+    /// [`Denied::BadRequest`] for more than one `Authorization`, [`Denied::Unauthenticated`] for
+    /// absent, malformed or wrong credentials or an address outside the anonymous networks,
     /// [`Denied::Busy`] when too many passwords wait to be checked.
     ///
     /// # Cancel safety
-    /// Safe: a check already running on the blocking pool ends there and is remembered.
-    pub async fn identify(
-        &self,
-        authorization: GetAll<'_, HeaderValue>,
-        peer: IpAddr,
-    ) -> Result<Who, Denied> {
-        let mut values = authorization.iter();
+    /// Safe: a check already running on the blocking pool ends there.
+    pub async fn identify<'a>(&self, shown: Shown<'a>) -> Result<Caller<'a>, Denied> {
+        let mut values = shown.authorization.iter();
         let value = values.next();
         if values.next().is_some() {
             return Err(Denied::BadRequest);
@@ -115,44 +144,46 @@ impl Access {
             .map(Credentials::parse)
             .transpose()
             .map_err(|_| Denied::Unauthenticated)?;
-        if self.anonymous() {
-            let peer = peer.to_canonical();
-            let mut near = self.inner.anonymous_from.iter();
-            return if near.any(|network| network.contains(peer)) {
-                Ok(Who::Anonymous)
-            } else {
-                Err(Denied::Unauthenticated)
-            };
+        let caller = |who| Caller {
+            who,
+            address: shown.address,
+            domain: shown.domain,
+        };
+        let anonymous = caller(Who::Anonymous);
+        if self.inner.rules.admit_anonymous(shown.domain).is_some() {
+            let is_near = self.inner.rules.admit_anonymous_from(anonymous.place());
+            return is_near.then_some(anonymous).ok_or(Denied::Unauthenticated);
         }
         let credentials = credentials.ok_or(Denied::Unauthenticated)?;
         let user = credentials.user.clone();
         if self.inner.passwords.check(credentials).await? {
-            Ok(Who::User(user))
+            Ok(caller(Who::User(user)))
         } else {
             Err(Denied::Unauthenticated)
         }
     }
 
-    /// Decides whether `who` may do `action` in `repository`. Every caller that is let in may
-    /// pull from every repository; nobody may push or delete.
+    /// Decides whether somebody may do `action` in `repository`, as the client wrote it, which is
+    /// routed to `upstream`.
     ///
     /// # Errors
     /// [`Denied::Unauthenticated`] to the anonymous, so that a client which has credentials
     /// sends them; [`Denied::Forbidden`] to everybody else.
     pub fn decide(
         &self,
-        who: &Who,
+        caller: &Caller<'_>,
+        upstream: &str,
         repository: &RepositoryName,
         action: Action,
     ) -> Result<Right, Denied> {
-        decide::decide(who, repository, action)
+        decide::decide(&self.inner.rules, caller, upstream, repository, action)
     }
 }
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Access")
-            .field("anonymous_from", &self.inner.anonymous_from)
+            .field("rules", &self.inner.rules)
             .finish_non_exhaustive()
     }
 }
@@ -168,11 +199,18 @@ mod tests {
     const NEAR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     const FAR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 9));
 
+    fn may_pull(subject: Subject, networks: &[Network]) -> Rules {
+        Rules::new(vec![Rule {
+            networks: networks.to_vec(),
+            ..Rule::everywhere("a rule", vec![subject], vec![Action::Pull])
+        }])
+    }
+
     fn with_users() -> Access {
         let line = format!("ci:{}\n", bcrypt::hash("secret", 4).expect("hash"));
         Access::new(AccessOptions {
             users: Users::parse(&line).expect("users"),
-            anonymous_from: Vec::new(),
+            rules: may_pull(Subject::Anyone, &[]),
         })
         .expect("access")
     }
@@ -180,7 +218,7 @@ mod tests {
     fn with_anonymous() -> Access {
         Access::new(AccessOptions {
             users: Users::default(),
-            anonymous_from: vec![Network::Loopback],
+            rules: may_pull(Subject::Anonymous, &[Network::Loopback]),
         })
         .expect("access")
     }
@@ -202,13 +240,17 @@ mod tests {
 
     async fn ask(access: &Access, values: &[&[u8]], peer: IpAddr) -> Result<Who, Denied> {
         let map = headers(values);
-        access.identify(map.get_all(AUTHORIZATION), peer).await
+        let shown = Shown {
+            authorization: map.get_all(AUTHORIZATION),
+            address: peer,
+            domain: None,
+        };
+        access.identify(shown).await.map(|caller| caller.who)
     }
 
     #[tokio::test]
     async fn nobody_is_let_in_by_default() {
         let access = Access::new(AccessOptions::default()).expect("access");
-        assert!(!access.open());
         assert_eq!(ask(&access, &[], NEAR).await, Err(Denied::Unauthenticated));
         let login = basic(b"ci:secret");
         assert_eq!(
@@ -220,7 +262,6 @@ mod tests {
     #[tokio::test]
     async fn a_user_is_known_by_the_right_password_only() {
         let access = with_users();
-        assert!(access.open());
         let right = basic(b"ci:secret");
         assert_eq!(
             ask(&access, &[&right], FAR).await,
@@ -239,7 +280,6 @@ mod tests {
     #[tokio::test]
     async fn anonymous_callers_are_let_in_from_their_networks_only() {
         let access = with_anonymous();
-        assert!(access.open());
         assert_eq!(ask(&access, &[], NEAR).await, Ok(Who::Anonymous));
         assert_eq!(ask(&access, &[], FAR).await, Err(Denied::Unauthenticated));
         let mapped: IpAddr = "::ffff:127.0.0.1".parse().expect("address");
@@ -281,26 +321,29 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_right_to_pull_is_given_and_no_other() {
-        let access = with_users();
+    #[tokio::test]
+    async fn a_right_to_pull_is_given_and_no_other() {
         let repository: RepositoryName = "team/app".parse().expect("name");
-        let user = Who::User("ci".into());
-        let right = access
-            .decide(&user, &repository, Action::Pull)
-            .expect("pull");
-        assert_eq!(right.repository(), &repository);
-        assert_eq!(right.who(), &user);
-        assert_eq!(right.action(), Action::Pull);
-        for action in [Action::Push, Action::Delete] {
-            assert_eq!(
-                access.decide(&user, &repository, action),
-                Err(Denied::Forbidden)
-            );
-            assert_eq!(
-                access.decide(&Who::Anonymous, &repository, action),
-                Err(Denied::Unauthenticated)
-            );
+        let login = headers(&[&basic(b"ci:secret")]);
+        for (access, refusal) in [
+            (with_users(), Denied::Forbidden),
+            (with_anonymous(), Denied::Unauthenticated),
+        ] {
+            let shown = Shown {
+                authorization: login.get_all(AUTHORIZATION),
+                address: NEAR,
+                domain: Some("d.test"),
+            };
+            let caller = access.identify(shown).await.expect("somebody");
+            let right = access.decide(&caller, "prod", &repository, Action::Pull);
+            let right = right.expect("pull");
+            assert_eq!(right.repository(), &repository);
+            assert_eq!(right.who(), caller.who());
+            assert_eq!(right.action(), Action::Pull);
+            for action in [Action::Push, Action::Delete] {
+                let refused = access.decide(&caller, "prod", &repository, action);
+                assert_eq!(refused, Err(refusal));
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The networks of `anonymous_networks`.
+//! Where clients are, as rules name it.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -74,6 +74,11 @@ impl Users {
         self.hashes.is_empty()
     }
 
+    /// Whether somebody of this name is in it.
+    pub fn contains(&self, name: &str) -> bool {
+        self.hashes.contains_key(name)
+    }
+
     /// How many users are in it.
     pub fn len(&self) -> usize {
         self.hashes.len()

@@ -4,7 +4,7 @@
 //! invariant: a file kept here is counted like any download, and nothing in it is believed: who takes
 //! it up hashes every byte again before it adds one. A file without a note that checks is debris.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -100,7 +100,11 @@ impl Shared {
             note,
             since: SystemTime::now(),
         };
-        let displaced = lock(&self.interrupted).insert(content.digest(), kept);
+        self.keep(content.digest(), kept);
+    }
+
+    fn keep(&self, digest: Digest, kept: Kept) {
+        let displaced = lock(&self.interrupted).insert(digest, kept);
         if let Some(kept) = displaced {
             self.discard(kept);
         }
@@ -141,22 +145,19 @@ impl Shared {
     }
 
     /// Takes over what an earlier run left; reads the names under `fills/`, and one small file for
-    /// each download that broke off.
+    /// each download that broke off. Whatever else is there now is no download of this run.
     pub(super) fn adopt_interrupted(&self) {
         let Ok(fills) = self.layout.directory(&FILLS) else {
             return;
         };
-        let names = names_in(&fills).unwrap_or_default();
-        for note_name in names.iter().filter(|name| name.ends_with(NOTE)) {
-            let name = noted(note_name);
-            let Some((digest, kept)) = self.adopt(&fills, name) else {
-                // The purge removes both.
-                continue;
-            };
-            let displaced = lock(&self.interrupted).insert(digest, kept);
-            if let Some(kept) = displaced {
-                self.discard(kept);
-            }
+        let mut names = names_in(&fills).unwrap_or_default();
+        let notes = names.iter().filter_map(|name| name.strip_suffix(NOTE));
+        let adopted: Vec<_> = notes.filter_map(|name| self.adopt(&fills, name)).collect();
+        let taken: HashSet<String> = adopted.iter().map(|(_, kept)| kept.name.clone()).collect();
+        names.retain(|name| !taken.contains(noted(name)));
+        *lock(&self.leftovers) = names;
+        for (digest, kept) in adopted {
+            self.keep(digest, kept);
         }
     }
 
@@ -188,14 +189,12 @@ impl Shared {
         Some((digest, kept))
     }
 
-    /// True if a file under `fills/` belongs to a download that is kept.
-    pub(super) fn is_kept(&self, name: &str) -> bool {
-        let name = noted(name);
-        digest_of(name).is_some_and(|digest| {
-            lock(&self.interrupted)
-                .get(&digest)
-                .is_some_and(|kept| kept.name == name)
-        })
+    /// Gives up the download of a blob that is wanted no more.
+    pub(super) fn discard_interrupted(&self, digest: &Digest) {
+        let kept = lock(&self.interrupted).remove(digest);
+        if let Some(kept) = kept {
+            self.discard(kept);
+        }
     }
 
     /// Gives up the download that has waited longest; returns the bytes it took.

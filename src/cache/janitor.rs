@@ -22,7 +22,7 @@ use super::interrupted::noted;
 use super::layout::{self, BLOBS, FILLS};
 use super::lock;
 use super::records::Records;
-use super::store::{Shared, run_of};
+use super::store::{Shared, digest_of};
 
 /// How often uses are brought into the index and changes written.
 const TICK: Duration = Duration::from_secs(1);
@@ -304,29 +304,21 @@ impl Shared {
         foreign
     }
 
-    /// Removes the temporary files of earlier runs; counts what else is there.
+    /// Removes the temporary files that earlier runs left, as they were found at the start; counts what
+    /// else was there.
     fn purge_temporaries(&self, signal: &Signal) {
+        let leftovers = std::mem::take(&mut *lock(&self.leftovers));
         let Ok(fills) = self.layout.directory(&FILLS) else {
             return;
         };
-        let Ok(names) = names_in(&fills) else {
-            return;
-        };
-        for name in names {
+        for name in leftovers {
             if signal.stopped() {
                 return;
             }
-            match run_of(noted(&name)) {
-                Some(run) if run == self.run => {}
-                Some(_) if self.is_kept(&name) => {}
-                Some(_) => {
-                    if let Err(error) = layout::remove_name(&fills, &name) {
-                        self.unlink_failed(&error);
-                    }
-                }
-                None => {
-                    self.metrics.foreign_files.inc();
-                }
+            if digest_of(noted(&name)).is_none() {
+                self.metrics.foreign_files.inc();
+            } else if let Err(error) = layout::remove_name(&fills, &name) {
+                self.unlink_failed(&error);
             }
         }
     }

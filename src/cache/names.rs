@@ -226,7 +226,13 @@ impl Shared {
         let _name = self.lock_name_of(&digest);
         match synced {
             Ok(metadata) => {
-                self.publish(&content, &metadata);
+                let now = content.content().file.metadata();
+                if now.is_ok_and(|now| now.nlink() > 0) {
+                    self.publish(&content, &metadata);
+                } else {
+                    // Another one has taken the name since, or somebody found it damaged.
+                    content.content().space.unlinked();
+                }
                 Ok(content)
             }
             Err(error) => {
@@ -258,7 +264,8 @@ impl Shared {
         }
     }
 
-    /// A committed file becomes an entry. The caller holds the lock of the name.
+    /// A committed file becomes an entry, and a download of the same that broke off is not gone on with.
+    /// The caller holds the lock of the name.
     fn publish(&self, content: &ContentFile, metadata: &Metadata) {
         let digest = content.digest();
         let identity = Identity::of(metadata);
@@ -275,6 +282,8 @@ impl Shared {
         self.blobs_changed(&index);
         content.content().space.settle();
         self.ledger.final_changed(0, old.unwrap_or(0));
+        drop(index);
+        self.discard_interrupted(&digest);
     }
 
     pub(super) fn quarantine(&self, file: &ContentFile, damage: Damage) {

@@ -185,13 +185,14 @@ impl Partial {
         content.space.allocated(len);
         let is_next = offset == self.written && !self.is_behind();
         self.present.add(offset..end);
-        if is_next {
-            self.hasher.update(piece);
-            self.written = end;
-        }
         self.unmarked += len;
         if self.marks.is_some() && self.unmarked >= MARKED_EVERY.max(declared / MOST_MARKS) {
             self.mark()?;
+        }
+        // Last, so that what is refused is in no hash.
+        if is_next {
+            self.hasher.update(piece);
+            self.written = end;
         }
         Ok(())
     }

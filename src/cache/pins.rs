@@ -266,8 +266,10 @@ fn write(directory: &Path, pins: &BTreeSet<Pin>) -> io::Result<()> {
         .create(directory)?;
     let directory = open_directory(directory)?;
     let text = text_of(pins);
-    layout::replace_file(&directory, FILE, text.as_bytes())?;
-    layout::replace_file(&directory, COPY, text.as_bytes())
+    // The copy first: while the file is whole it is the one that counts, so a change is made when both
+    // are written, or not at all.
+    layout::replace_file(&directory, COPY, text.as_bytes())?;
+    layout::replace_file(&directory, FILE, text.as_bytes())
 }
 
 fn text_of(pins: &BTreeSet<Pin>) -> String {
@@ -314,7 +316,7 @@ fn read(state_dir: &Path) -> (BTreeSet<Pin>, Option<&'static str>) {
     };
     match (file, copy) {
         (Found::Missing, Found::Missing) => (BTreeSet::new(), None),
-        // Written a moment later: it may be one change behind, or not be there yet.
+        // The copy is written a moment before: it may be one change ahead, which was never made.
         (Found::Whole(pins), _) => (pins, None),
         (file, copy) => {
             let damage = match copy {
@@ -419,6 +421,25 @@ mod tests {
         assert!(!names(&pins, "other/app", "v1.2"));
         assert!(names(&pins, "app", &digest.to_string()));
         assert!(!names(&pins, "team/app", &digest.to_string()));
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_kept_is_none_after_a_restart_either() {
+        for blocked in [FILE, COPY] {
+            let dir = tempfile::tempdir().unwrap();
+            let pins = Pins::open(dir.path(), []);
+            pins.pin(pin("a:1")).unwrap();
+            let aside = dir.path().join("aside");
+            let path = dir.path().join(blocked);
+            std::fs::rename(&path, &aside).unwrap();
+            std::fs::create_dir(&path).unwrap();
+            pins.pin(pin("b:1")).unwrap_err();
+            assert_eq!(listed(&pins), ["a:1"], "{blocked}");
+            std::fs::remove_dir(&path).unwrap();
+            std::fs::rename(&aside, &path).unwrap();
+            let again = Pins::open(dir.path(), []);
+            assert_eq!(listed(&again), ["a:1"], "{blocked}");
+        }
     }
 
     #[test]

@@ -4,8 +4,11 @@
 //! and on disk within a second, and no caller waits for the writing. A record that cannot be written
 //! stays in memory and is written when the disk works again.
 //!
-//! Lock order: `writing`, then a repository, then the index; the table's and the queue's are held for
-//! nothing else.
+//! What is changed is queued before the repository is let go, so whatever waits to be written is in the
+//! queue, and nothing that is in it is unloaded.
+//!
+//! Lock order: `writing`, then a repository, then the index or the queue; the table's and the queue's are
+//! held for nothing else.
 
 use std::collections::HashMap;
 use std::io;
@@ -291,9 +294,6 @@ impl Records {
     pub(super) fn forget_image(&self, repo: &RepoKey, manifests: &[Digest], tags: &[Tag]) {
         self.inner
             .change(repo, |log| log.forget_image(manifests, tags));
-        // Whoever else changed it may not have queued it yet, and what is noted of evicted blobs rests on
-        // the queue.
-        self.inner.enqueue(self.inner.repository(repo));
         for digest in manifests {
             self.inner.hot.invalidate(&(repo.clone(), *digest));
         }
@@ -410,12 +410,17 @@ impl Inner {
 
     fn with_log<T>(
         &self,
-        repository: &Repository,
+        repository: &Arc<Repository>,
         f: impl FnOnce(&Repository, &mut RepositoryLog) -> T,
     ) -> Option<T> {
         let mut guard = lock(&repository.log);
+        // One that was found damaged has to be written anew whether or not anybody changes it.
+        let mut is_queued = false;
         let log = match &mut *guard {
-            Some(log) => log,
+            Some(log) => {
+                is_queued = log.is_dirty();
+                log
+            }
             empty => {
                 let directory = match repository.directory(&self.shared) {
                     Ok(directory) => Ok(Some(directory)),
@@ -443,6 +448,10 @@ impl Inner {
         };
         let result = f(repository, log);
         self.tell(repository, log);
+        // Whoever only asks may find damage, which is a change.
+        if log.is_dirty() && !is_queued {
+            self.enqueue(Arc::clone(repository));
+        }
         Some(result)
     }
 
@@ -456,16 +465,7 @@ impl Inner {
     }
 
     fn change(&self, key: &RepoKey, f: impl FnOnce(&mut RepositoryLog)) {
-        // Held until it is queued, so that it is not unloaded in between.
-        let repository = self.repository(key);
-        let dirty = self.with_log(&repository, |_, log| {
-            let before = log.is_dirty();
-            f(log);
-            log.is_dirty() && !before
-        });
-        if dirty == Some(true) {
-            self.enqueue(repository);
-        }
+        self.with(key, |_, log| f(log));
     }
 }
 

@@ -258,7 +258,20 @@ impl Scrub {
             digest, identity, ..
         } = examination;
         self.piece.resize(PIECE, 0);
-        let read = match examination.read(self.store.shared(), &mut self.piece) {
+        let file = match examination.open(self.store.shared()) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.done(digest);
+                return Some(Scrubbed::Gone(digest));
+            }
+            // As where descriptors are short: that says nothing about the file.
+            Err(error) => {
+                self.cannot_read(path_of(&digest), &error);
+                self.done(digest);
+                return None;
+            }
+        };
+        let read = match examination.read(&file, &mut self.piece) {
             Ok(Some(read)) => read,
             Ok(None) => {
                 self.done(digest);
@@ -376,24 +389,22 @@ impl Examination {
         }
     }
 
-    /// Hashes the next piece and returns its length; `None` if the file is another one by now.
-    fn read(&mut self, shared: &Shared, piece: &mut [u8]) -> io::Result<Option<u64>> {
-        let opened = shared
-            .shard_directory(&self.digest)
-            .and_then(|shard| layout::open_file(&shard, &self.digest.hex()));
-        let file = match opened {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
+    fn open(&self, shared: &Shared) -> io::Result<File> {
+        let shard = shared.shard_directory(&self.digest)?;
+        let file = layout::open_file(&shard, &self.digest.hex())?;
         // Nothing is read ahead, so what `read_now` finds is there for others' sake.
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
         if self.is_second && self.at == 0 {
             let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
         }
-        let read = match read_now(&file, self.at, piece)? {
+        Ok(file)
+    }
+
+    /// Hashes the next piece and returns its length; `None` if the file is another one by now.
+    fn read(&mut self, file: &File, piece: &mut [u8]) -> io::Result<Option<u64>> {
+        let read = match read_now(file, self.at, piece)? {
             Some(read) if read > 0 => read,
-            _ => self.read_from_disk(&file, piece)?,
+            _ => self.read_from_disk(file, piece)?,
         };
         self.hasher.update(&piece[..read]);
         self.at += read as u64;

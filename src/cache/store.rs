@@ -179,14 +179,16 @@ pub(super) struct Shared {
     pub(super) debris: Mutex<Vec<(String, u64)>>,
     /// Downloads that broke off.
     pub(super) interrupted: Mutex<Interruptions>,
+    /// Names under `fills/` of what earlier runs left and nobody can go on with.
+    pub(super) leftovers: Mutex<Vec<String>>,
     /// One at a time makes room.
     pub(super) evicting: Mutex<()>,
     pub(super) evicted: Evicted,
     pub(super) cut_off: OnceLock<CutOff>,
     pub(super) health: Arc<Health>,
     pub(super) metrics: CacheMetrics,
-    /// In the names of this run's temporary files, to tell them from older ones.
-    pub(super) run: u64,
+    /// In the names of this run's temporary files, so that none is that of an older one.
+    run: u64,
     temporaries: AtomicU64,
 }
 
@@ -233,6 +235,7 @@ impl Store {
             barred: Mutex::default(),
             debris: Mutex::default(),
             interrupted: Mutex::default(),
+            leftovers: Mutex::default(),
             evicting: Mutex::default(),
             evicted: Evicted::default(),
             cut_off: OnceLock::new(),
@@ -504,15 +507,11 @@ fn temporary_name(digest: &Digest, run: u64, number: u64) -> String {
 
 /// The digest that a temporary file's name tells; `None` if the file is not ours.
 pub(super) fn digest_of(name: &str) -> Option<Digest> {
-    run_of(name)?;
-    Digest::from_hex(name.get(..64)?).ok()
-}
-
-/// The run that a temporary file's name tells; `None` if the file is not ours.
-pub(super) fn run_of(name: &str) -> Option<u64> {
     let (hex, rest) = name.strip_suffix(".part")?.split_once('.')?;
-    Digest::from_hex(hex).ok()?;
     let (run, number) = rest.split_once('-')?;
+    u64::from_str_radix(run, 16)
+        .ok()
+        .filter(|_| run.len() == 16)?;
     number.parse::<u64>().ok()?;
-    (run.len() == 16).then(|| u64::from_str_radix(run, 16).ok())?
+    Digest::from_hex(hex).ok()
 }

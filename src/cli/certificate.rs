@@ -1,13 +1,13 @@
 //! The certificates in use, looked after: renewed where they are our own, and told of where they end.
 
 use std::mem::discriminant;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use prometheus_client::metrics::gauge::Gauge;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use super::{Failure, chain};
 use crate::config::{Config, Tls};
-use crate::tls::{Certificates, LocalCa, Pair, Standing};
+use crate::jobs::{Reload, Reread};
+use crate::tls::{CertificateMetrics, Certificates, LocalCa, OwnFiles, Standing};
 
 /// How often the dates are looked at. A leaf of the local CA is renewed a month ahead, but a clock that
 /// is corrected after start may leave it expired all at once, and no client waits long for another.
@@ -16,37 +16,52 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// What shows the certificates, and who renews them.
 pub(super) struct Keeper {
     certificates: Certificates,
-    local_ca: Option<LocalCa>,
-    expiry: Gauge,
+    source: Source,
+    metrics: CertificateMetrics,
+    /// The names whose ends are shown.
+    shown: Vec<String>,
     /// What was last said in the log of the worst of them.
     said: Option<Standing>,
 }
 
+/// Where certificates come from.
+enum Source {
+    /// No listener speaks TLS.
+    None,
+    /// The operator renews them.
+    Own(Arc<OwnFiles>),
+    /// We renew them ourselves.
+    LocalCa(LocalCa),
+}
+
 impl Keeper {
-    /// Loads the configured certificate, or opens the local CA. `expiry` is set to the earliest end, in
-    /// seconds of Unix time.
+    /// Loads the configured certificates, or opens the local CA.
     ///
     /// # Errors
-    /// Why there is none. One outside its dates is no error.
-    pub(super) fn open(config: &Config, expiry: Gauge) -> Result<Self, Failure> {
-        let failed = |error: &dyn std::error::Error| Failure::Failed(chain(error));
-        let (pairs, local_ca) = match &config.tls {
-            Tls::Off => (Vec::new(), None),
-            Tls::Files { cert, key } => {
-                let pair = Pair::load(cert, key).map_err(|error| failed(&error))?;
-                (vec![pair], None)
+    /// Why there are none, all that is wrong with them together. One outside its dates is no error.
+    pub(super) fn open(config: &Config, metrics: CertificateMetrics) -> Result<Self, Failure> {
+        let (state_dir, domains) = (&config.server.state_dir, &config.server.domains);
+        let (certificates, source) = match &config.tls {
+            Tls::Off => (Certificates::new(Vec::new()), Source::None),
+            Tls::Files(files) => {
+                let own = OwnFiles::load(files, domains).map_err(|errors| {
+                    let told: Vec<String> = errors.iter().map(|error| chain(error)).collect();
+                    Failure::Failed(told.join("\n"))
+                })?;
+                (own.certificates().clone(), Source::Own(Arc::new(own)))
             }
             Tls::LocalCa => {
-                let (state_dir, domains) = (&config.server.state_dir, &config.server.domains);
                 let ca = LocalCa::open(state_dir, domains, SystemTime::now())
-                    .map_err(|error| failed(&error))?;
-                (vec![ca.pair().clone()], Some(ca))
+                    .map_err(|error| Failure::Failed(chain(&error)))?;
+                let certificates = Certificates::new(vec![ca.pair().clone()]);
+                (certificates, Source::LocalCa(ca))
             }
         };
         let mut keeper = Self {
-            certificates: Certificates::new(pairs),
-            local_ca,
-            expiry,
+            certificates,
+            source,
+            metrics,
+            shown: Vec::new(),
             said: None,
         };
         keeper.look();
@@ -60,14 +75,33 @@ impl Keeper {
 
     /// The local CA, if one is used.
     pub(super) fn local_ca(&self) -> Option<&LocalCa> {
-        self.local_ca.as_ref()
+        match &self.source {
+            Source::LocalCa(ca) => Some(ca),
+            Source::None | Source::Own(_) => None,
+        }
     }
 
-    /// Renews the local CA's certificate where it is due, for all handshakes to come, and says how the
+    /// Has the operator's certificates read again when they are renewed.
+    pub(super) fn reload_by(&self, reload: &mut Reload) {
+        let Source::Own(own) = &self.source else {
+            return;
+        };
+        let renew = {
+            let own = Arc::clone(own);
+            move || match own.renew(SystemTime::now()) {
+                Ok(true) => Ok(Reread::Changed),
+                Ok(false) => Ok(Reread::Same),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        reload.add("certificates", own.paths(), renew);
+    }
+
+    /// Renews the local CA's certificate where it is due, for all handshakes to come, and tells how the
     /// certificates stand where that has changed.
     pub(super) fn look(&mut self) {
         let now = SystemTime::now();
-        if let Some(ca) = &mut self.local_ca {
+        if let Source::LocalCa(ca) = &mut self.source {
             match ca.renew_if_due(now) {
                 Ok(false) => {}
                 Ok(true) => {
@@ -77,13 +111,8 @@ impl Keeper {
                 Err(error) => tracing::error!(%error, "the certificate could not be renewed"),
             }
         }
-        let seconds = self
-            .certificates
-            .not_after()
-            .and_then(|end| end.duration_since(UNIX_EPOCH).ok())
-            .map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
-        self.expiry.set(seconds);
-        let standing = worst(&self.certificates, now);
+        self.shown = self.metrics.show(&self.certificates, &self.shown);
+        let standing = worst(&self.certificates, now).map(|(_, standing)| standing);
         if standing.as_ref().map(discriminant) != self.said.as_ref().map(discriminant) {
             match standing {
                 Some(standing) if standing.is_refused() => {
@@ -99,26 +128,27 @@ impl Keeper {
     }
 }
 
-/// Why clients refuse one of the certificates, as far as this host's clock tells.
-pub(super) fn refused(certificates: &Certificates) -> Option<String> {
-    let standing = worst(certificates, SystemTime::now())?;
-    standing.is_refused().then(|| {
-        let hint = match standing {
-            Standing::NotYet { .. } => "; look at this host's clock",
-            _ => "",
-        };
-        format!("{standing}{hint}")
-    })
+/// What operators should know of the certificate that most wants to be looked at: that it ends soon, or that
+/// clients refuse it as far as this host's clock tells.
+pub(super) fn trouble(certificates: &Certificates) -> Option<String> {
+    let (name, standing) = worst(certificates, SystemTime::now())?;
+    let hint = match standing {
+        Standing::Good { .. } => return None,
+        Standing::NotYet { .. } => "; look at this host's clock",
+        Standing::EndsSoon { .. } | Standing::Ended { .. } => "; renew it",
+    };
+    Some(format!("{name}: {standing}{hint}"))
 }
 
-/// The standing of the certificate that most wants to be looked at.
-fn worst(certificates: &Certificates, now: SystemTime) -> Option<Standing> {
+/// The certificate that most wants to be looked at, by the first of its names.
+fn worst(certificates: &Certificates, now: SystemTime) -> Option<(String, Standing)> {
     let pairs = certificates.pairs();
-    let standings = pairs.iter().map(|pair| pair.standing(now));
-    standings.max_by_key(|standing| match standing {
+    let worst = pairs.iter().max_by_key(|pair| match pair.standing(now) {
         Standing::Good { .. } => 0,
         Standing::EndsSoon { .. } => 1,
         Standing::NotYet { .. } => 2,
         Standing::Ended { .. } => 3,
-    })
+    })?;
+    let name = worst.names().first().cloned().unwrap_or_default();
+    Some((name, worst.standing(now)))
 }

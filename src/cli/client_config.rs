@@ -6,7 +6,7 @@ use std::io::Write;
 use super::Failure;
 use super::clients::{self, Client, ClientHost};
 use super::settings::Settings;
-use crate::config::{Anonymous, Config, Files, Strings, Tls};
+use crate::config::{Config, Files, Strings, Tls};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -72,12 +72,14 @@ fn trust(client: Client, config: &Config, host: &ClientHost, ca_pem: Option<&str
                  sudo mkdir -p '{folder}'\nsudo cp ca.crt '{folder}/ca.crt'\n"
             ));
         }
-        (Tls::Files { cert, .. }, _) => {
+        (Tls::Files(pairs), _) => {
+            let certs = pairs.iter().map(|pair| pair.cert.display().to_string());
+            let certs: Vec<String> = certs.collect();
             lines.push_str(&format!(
                 "# The certificate is your own, {}. If its CA is not one that this host trusts\n\
                  # already, put the CA's certificate here:\n\
                  #   sudo mkdir -p '{folder}' && sudo cp ca.crt '{folder}/ca.crt'\n",
-                cert.display()
+                certs.join(", ")
             ));
         }
         (Tls::Off, _) => {}
@@ -126,14 +128,18 @@ fn plain(client: Client, host: &ClientHost) -> String {
 }
 
 fn login(client: Client, config: &Config, host: &ClientHost) -> String {
-    if config.access.anonymous == Anonymous::Pull {
-        let networks: Vec<String> = config
-            .access
-            .anonymous_networks
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        return format!("\n# No login is needed from: {}.\n", networks.join(", "));
+    let name = config
+        .server
+        .domains
+        .iter()
+        .find(|name| **name == host.name);
+    let name = name.map(String::as_str);
+    if let Some(rule) = config.access.rules.admit_anonymous(name) {
+        let networks: Vec<String> = rule.networks.iter().map(ToString::to_string).collect();
+        return match &networks[..] {
+            [] => "\n# No login is needed.\n".to_owned(),
+            networks => format!("\n# No login is needed from: {}.\n", networks.join(", ")),
+        };
     }
     let once = "\n# Log in once; the password does not expire.\n";
     match client {

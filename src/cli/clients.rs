@@ -44,7 +44,7 @@ impl Client {
 /// The host part of image names, with its port unless that is the scheme's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ClientHost {
-    name: String,
+    pub(super) name: String,
     port: Option<u16>,
     /// Whether TLS is spoken there.
     pub(super) tls: bool,

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::puller::Puller;
 use super::service::Service;
@@ -66,9 +66,12 @@ pub(super) fn run(args: Args, out: &mut dyn Write) -> Result<(), Failure> {
         let puller = puller(&service)?;
 
         let (stop, mut stopped) = watch::channel(false);
-        let running = tokio::spawn(service.run(async move {
+        // Nothing of a demonstration is read again.
+        let (_, hangups) = mpsc::channel(1);
+        let shutdown = async move {
             let _ = stopped.wait_for(|stop| *stop).await;
-        }));
+        };
+        let running = tokio::spawn(service.run(shutdown, hangups));
         let outcome = pull_twice(out, &simulator, &puller).await;
         if outcome.is_ok() && !args.once {
             if let Some(address) = plain {

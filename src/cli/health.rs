@@ -6,12 +6,17 @@ use super::certificate;
 use super::mechanisms::Mechanisms;
 use crate::admin::{Degraded, Health, Readiness};
 use crate::cache::Degradation;
+use crate::jobs::Refused;
 use crate::tls::Certificates;
 use crate::upstream::{Outage, Upstream, UpstreamError};
 
 /// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
 /// whatever the store does.
-pub(super) fn readiness(mechanisms: Mechanisms, certificates: Certificates) -> Readiness {
+pub(super) fn readiness(
+    mechanisms: Mechanisms,
+    certificates: Certificates,
+    refused: Refused,
+) -> Readiness {
     Readiness::new(move || {
         let faults = mechanisms.store.health().degraded;
         // Whatever else is wrong with a store, what it has can be read.
@@ -26,9 +31,14 @@ pub(super) fn readiness(mechanisms: Mechanisms, certificates: Certificates) -> R
                 why: format!("{what}, since {}", time(*since)),
             })
             .collect();
-        degraded.extend(certificate::refused(&certificates).map(|why| Degraded {
+        degraded.extend(certificate::trouble(&certificates).map(|why| Degraded {
             what: "certificate",
             why,
+        }));
+        let refused = refused.list().into_iter();
+        degraded.extend(refused.map(|(what, since, why)| Degraded {
+            what,
+            why: format!("what was in use stays since {}: {why}", time(since)),
         }));
         degraded.extend(upstream_faults(&mechanisms.upstream).map(|why| Degraded {
             what: "upstream",

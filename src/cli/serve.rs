@@ -8,7 +8,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::service::Service;
 use super::settings::Settings;
-use super::signals::{Signals, outlive_hangups};
+use super::signals::{Signals, hangups};
 use super::start::{Bound, start_text};
 use super::{Failure, chain};
 use crate::config::{Config, Files, Strings};
@@ -41,7 +41,7 @@ pub(super) fn run(
     announce(&config);
     super::runtime()?.block_on(async {
         let signals = Signals::watch()?;
-        outlive_hangups()?;
+        let hangups = hangups()?;
         let upstream = config.upstream_options().map_err(|error| Failure::Failed(chain(&error)))?;
         let service = Service::bind(&config, upstream, metrics).await?;
         let local_ca = service.local_ca();
@@ -56,7 +56,7 @@ pub(super) fn run(
         out.write_all(text.as_bytes())?;
         out.flush()?;
         tokio::select! {
-            () = service.run(signals.first()) => Ok(()),
+            () = service.run(signals.first(), hangups) => Ok(()),
             // The second signal means at once.
             () = signals.second() => Err(Failure::Failed("stopped before the drain ended".to_owned())),
         }

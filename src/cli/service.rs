@@ -23,13 +23,13 @@ use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch};
 use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::warm::{Schedule, WarmMetrics};
-use crate::jobs::{self, PrefetchMetrics, ScrubOptions};
+use crate::jobs::{self, PrefetchMetrics, Reload, ReloadMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
 use crate::telemetry::{Metrics, Outcome, RequestMetrics};
-use crate::tls::{self, Certificates};
+use crate::tls::{self, CertificateMetrics, Certificates};
 use crate::upstream::{Outage, Upstream, UpstreamOptions};
 
 /// Everything that runs, bound to its sockets and not yet serving.
@@ -49,6 +49,7 @@ pub(super) struct Service {
     options: ServerOptions,
     metrics: ServerMetrics,
     keeper: Keeper,
+    reload: Reload,
 }
 
 impl Service {
@@ -65,7 +66,13 @@ impl Service {
         let server_metrics = ServerMetrics::default();
         request_metrics.register(metrics.registry());
         server_metrics.register(metrics.registry());
-        let keeper = Keeper::open(config, metrics.certificate_expiry.clone())?;
+        let (certificate_metrics, reload_metrics) =
+            (CertificateMetrics::default(), ReloadMetrics::default());
+        certificate_metrics.register(metrics.registry());
+        reload_metrics.register(metrics.registry());
+        let keeper = Keeper::open(config, certificate_metrics)?;
+        let mut reload = Reload::new(reload_metrics);
+        keeper.reload_by(&mut reload);
         let access = Access::new(config.access_options())?;
         let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
         let (pulls, prefetch) = match config.cache.prefetch {
@@ -87,7 +94,11 @@ impl Service {
             metrics: Arc::clone(&request_metrics),
             pulls,
         });
-        let readiness = health::readiness(mechanisms.clone(), keeper.certificates().clone());
+        let readiness = health::readiness(
+            mechanisms.clone(),
+            keeper.certificates().clone(),
+            reload.refused(),
+        );
         let (listeners, bound) = listeners(config, keeper.certificates()).await?;
         let operations = mechanisms.operations(Some(Box::new(move || answers(&request_metrics))));
         let upstream = mechanisms.upstream.clone();
@@ -115,6 +126,7 @@ impl Service {
             options,
             metrics: server_metrics,
             keeper,
+            reload,
         })
     }
 
@@ -137,8 +149,13 @@ impl Service {
             .map(|ca| (ca.ca_path(), ca.fingerprint().to_owned()))
     }
 
-    /// Serves until `shutdown` resolves, then lets what is in flight finish within the drain timeout.
-    pub(super) async fn run(mut self, shutdown: impl Future<Output = ()>) {
+    /// Serves until `shutdown` resolves, then lets what is in flight finish within the drain timeout. Each of
+    /// `hangups` has the files read again that may change.
+    pub(super) async fn run(
+        mut self,
+        shutdown: impl Future<Output = ()>,
+        hangups: mpsc::Receiver<()>,
+    ) {
         let (stop, stopped) = watch::channel(false);
         let mut background = JoinSet::new();
         let Mechanisms {
@@ -150,6 +167,7 @@ impl Service {
             ..
         } = self.mechanisms.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
+        background.spawn(self.reload.run(hangups));
         background.spawn(jobs::resume(fills.clone()));
         background.spawn(jobs::scrub(
             fills.clone(),

@@ -1,10 +1,11 @@
-//! The signals that end the process.
+//! The signals that end the process, and the one that makes it read its files again.
 
 use std::io;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
 
 /// How long after a signal another is the same wish: a supervisor may signal the process and then its
 /// group, and a terminal the group as well.
@@ -46,20 +47,22 @@ impl Signals {
     }
 }
 
-/// From now on SIGHUP does not end the process: nothing is read again in this version, and the log says so.
+/// Every SIGHUP from now on; it no longer ends the process. Several before the first is taken are one.
 ///
 /// # Errors
 /// The operating system's refusal.
-pub(super) fn outlive_hangups() -> io::Result<()> {
+pub(super) fn hangups() -> io::Result<mpsc::Receiver<()>> {
     let mut hangup = signal(SignalKind::hangup())?;
+    let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            tracing::warn!(
-                "SIGHUP: this version reads its configuration at start only; restart it"
-            );
+            tracing::info!("SIGHUP: files are read again; the configuration itself only at start");
+            if let Err(TrySendError::Closed(())) = sender.try_send(()) {
+                tracing::info!("the proxy ends, so nothing is read again");
+            }
         }
     });
-    Ok(())
+    Ok(receiver)
 }
 
 async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> Option<()> {

@@ -57,8 +57,8 @@ pub fn start_text(config: &Config, bound: &Bound<'_>) -> String {
 /// One line on who is let in.
 fn let_in(config: &Config) -> String {
     let access = &config.access;
-    match (access.anonymous, access.users.len()) {
-        (Anonymous::Pull, _) => {
+    match (access.anonymous, access.users.len(), access.written_rules) {
+        (Anonymous::Pull, _, 0) => {
             let networks: Vec<String> = access
                 .anonymous_networks
                 .iter()
@@ -66,11 +66,15 @@ fn let_in(config: &Config) -> String {
                 .collect();
             format!("Anybody may pull from: {}.\n", networks.join(", "))
         }
-        (Anonymous::None, 0) => "NOBODY is let in, every request is answered 401. Name a user \
+        (Anonymous::None, 0, 0) => "NOBODY is let in, every request is answered 401. Name a user \
                                  file (--users FILE) or let anybody pull (--anonymous-pull).\n"
             .to_owned(),
-        (Anonymous::None, 1) => "1 user may pull.\n".to_owned(),
-        (Anonymous::None, users) => format!("{users} users may pull.\n"),
+        (Anonymous::None, 1, 0) => "1 user may pull.\n".to_owned(),
+        (Anonymous::None, users, 0) => format!("{users} users may pull.\n"),
+        (_, users, rules) => format!(
+            "Access by {rules} [[access.rule]], {users} in the user file (`ecr-proxy check --as` \
+             explains a right).\n"
+        ),
     }
 }
 

@@ -32,7 +32,7 @@ impl Key {
     }
 
     fn split(self) -> (&'static str, &'static str) {
-        self.path.split_once('.').unwrap_or(("", self.path))
+        self.path.rsplit_once('.').unwrap_or(("", self.path))
     }
 
     /// The environment variable that sets it; what may be there several times is set in the file or by
@@ -48,21 +48,28 @@ impl Key {
 /// What every environment variable of ours begins with.
 pub(super) const VARIABLE_PREFIX: &str = "ECR_PROXY_";
 
-/// Sections, with how they are written.
+/// Sections, with how they are written; a section inside another has its path.
 pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("server", "[server]"),
     ("tls", "[tls]"),
+    ("tls.pair", "[[tls.pair]]"),
     ("cache", "[cache]"),
     ("access", "[access]"),
+    ("access.rule", "[[access.rule]]"),
     ("upstream", "[[upstream]]"),
     ("route", "[[route]]"),
     ("warm", "[[warm]]"),
 ];
 
+/// The section called `path`, with how it is written.
+pub(super) fn section(path: &str) -> Option<(&'static str, &'static str)> {
+    let mut sections = SECTIONS.iter().copied();
+    sections.find(|(name, _)| *name == path)
+}
+
 /// True for a section that is written with two brackets, once for each of its kind.
 pub(super) fn is_array(section: &str) -> bool {
-    let mut sections = SECTIONS.iter();
-    sections.any(|(name, written)| *name == section && written.starts_with("[["))
+    self::section(section).is_some_and(|(_, written)| written.starts_with("[["))
 }
 
 const fn key(path: &'static str, shape: Shape) -> Key {
@@ -79,6 +86,8 @@ pub(super) const KEYS: &[Key] = &[
     key("server.drain_timeout", Shape::Text),
     key("tls.cert", Shape::Text),
     key("tls.key", Shape::Text),
+    key("tls.pair.cert", Shape::Text),
+    key("tls.pair.key", Shape::Text),
     key("cache.dir", Shape::Text),
     key("cache.max_size", Shape::TextOrNumber),
     key("cache.min_free", Shape::TextOrNumber),
@@ -96,6 +105,12 @@ pub(super) const KEYS: &[Key] = &[
     key("access.users", Shape::Text),
     key("access.anonymous", Shape::Text),
     key("access.anonymous_networks", Shape::List),
+    key("access.rule.users", Shape::List),
+    key("access.rule.domains", Shape::List),
+    key("access.rule.upstreams", Shape::List),
+    key("access.rule.networks", Shape::List),
+    key("access.rule.repositories", Shape::List),
+    key("access.rule.actions", Shape::List),
     key("upstream.name", Shape::Text),
     key("upstream.registry", Shape::Text),
     key("upstream.auth", Shape::Text),

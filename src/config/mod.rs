@@ -29,10 +29,11 @@ use std::time::Duration;
 
 use http::Uri;
 
-use crate::access::{Network, Users};
+use crate::access::{Network, Rules, Users};
 use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, Pattern, Platform};
+use crate::tls::PairFiles;
 use crate::upstream::{HostPattern, Rate, Registry};
 
 /// The file that is read when none is named, if it exists.
@@ -108,13 +109,8 @@ pub struct AdminSocket {
 pub enum Tls {
     /// No listener speaks TLS.
     Off,
-    /// The operator's certificate chain and key, PEM.
-    Files {
-        /// The chain, leaf first.
-        cert: PathBuf,
-        /// The private key.
-        key: PathBuf,
-    },
+    /// The operator's pairs, at least one; the first is shown to clients that name no host.
+    Files(Vec<PairFiles>),
     /// A CA of our own, kept under [`Server::state_dir`].
     LocalCa,
 }
@@ -176,6 +172,11 @@ pub struct Access {
     pub anonymous: Anonymous,
     /// Where the anonymous may come from.
     pub anonymous_networks: Vec<Network>,
+    /// Who may do what: each `[[access.rule]]`, then [`Access::anonymous`] as a rule; that all users may
+    /// pull where there is neither.
+    pub rules: Rules,
+    /// How many of these were written as `[[access.rule]]`.
+    pub written_rules: usize,
 }
 
 /// What those without credentials may do.
@@ -321,8 +322,10 @@ impl Config {
         match &self.tls {
             Tls::Off => values.push(("tls", "off".to_owned())),
             Tls::LocalCa => values.push(("tls", "local CA".to_owned())),
-            Tls::Files { cert, key } => {
-                values.extend([("tls.cert", path(cert)), ("tls.key", path(key))]);
+            Tls::Files(pairs) => {
+                for PairFiles { cert, key } in pairs {
+                    values.extend([("tls.cert", path(cert)), ("tls.key", path(key))]);
+                }
             }
         }
         let anonymous = match access.anonymous {
@@ -355,6 +358,8 @@ impl Config {
         if let Some(file) = &access.users_file {
             values.push(("access.users", path(file)));
         }
+        let rules: Vec<String> = access.rules.iter().map(ToString::to_string).collect();
+        values.push(("access.rule", rules.join("; ")));
         let (auth, login) = match &upstream.auth {
             Auth::Aws { profile } => ("aws", profile.clone().map(|p| ("upstream.profile", p))),
             Auth::Basic { username, .. } => {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Anonymous, Auth, Config, Freshness, Size};
+use super::{Auth, Config, Freshness, Size};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
 use crate::fill::FillOptions;
@@ -41,10 +41,7 @@ impl Config {
     pub fn access_options(&self) -> AccessOptions {
         AccessOptions {
             users: self.access.users.clone(),
-            anonymous_from: match self.access.anonymous {
-                Anonymous::None => Vec::new(),
-                Anonymous::Pull => self.access.anonymous_networks.clone(),
-            },
+            rules: self.access.rules.clone(),
         }
     }
 

@@ -85,92 +85,117 @@ pub(super) fn add_file(
     tables: &mut Tables,
     faults: &mut Vec<Fault>,
 ) {
-    let line_of = |offset: usize| {
-        let before = text.as_bytes().iter().take(offset);
-        before.filter(|byte| **byte == b'\n').count() + 1
-    };
-    let mut fault = |offset: usize, key: &str, reason: String| {
-        faults.push(Fault {
-            origin: Origin::File {
-                line: line_of(offset),
-            },
-            key: key.to_owned(),
-            reason,
-        });
+    let mut reader = FileReader {
+        text,
+        settings,
+        tables,
+        faults,
     };
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let offset = error.span().map_or(0, |span| span.start);
-        fault(offset, "", format!("not TOML: {}", error.message()));
+        reader.fault(offset, "", format!("not TOML: {}", error.message()));
     }
-    for (section, value) in document.get_ref() {
-        let offset = section.span().start;
-        let section = section.get_ref().as_ref();
-        let Some((section, written)) = keys::SECTIONS.iter().find(|(name, _)| *name == section)
-        else {
-            let nearest = keys::nearest_section(section);
-            let reason = format!("unknown section; the nearest known one is {nearest}");
-            fault(offset, section, reason);
-            continue;
-        };
-        let mut not_so = || fault(offset, section, format!("is written as {written}"));
-        let found: Vec<&DeTable<'_>> = match value.get_ref() {
-            DeValue::Table(table) if !keys::is_array(section) => vec![table],
+    for (name, value) in document.get_ref() {
+        let offset = name.span().start;
+        let name = name.get_ref().as_ref();
+        match keys::section(name) {
+            Some((section, written)) => reader.section(section, written, offset, value.get_ref()),
+            None => {
+                let nearest = keys::nearest_section(name);
+                let reason = format!("unknown section; the nearest known one is {nearest}");
+                reader.fault(offset, name, reason);
+            }
+        }
+    }
+}
+
+/// One file being read: what it said so far.
+struct FileReader<'a> {
+    text: &'a str,
+    settings: &'a mut Settings,
+    tables: &'a mut Tables,
+    faults: &'a mut Vec<Fault>,
+}
+
+impl FileReader<'_> {
+    fn fault(&mut self, offset: usize, key: &str, reason: String) {
+        let line = self.line_of(offset);
+        self.faults.push(Fault {
+            origin: Origin::File { line },
+            key: key.to_owned(),
+            reason,
+        });
+    }
+
+    fn line_of(&self, offset: usize) -> usize {
+        let before = self.text.as_bytes().iter().take(offset);
+        before.filter(|byte| **byte == b'\n').count() + 1
+    }
+
+    /// A known section, written as it is.
+    fn section(
+        &mut self,
+        section: &'static str,
+        written: &str,
+        offset: usize,
+        value: &DeValue<'_>,
+    ) {
+        match value {
+            DeValue::Table(table) if !keys::is_array(section) => {
+                let found = self.table(section, table);
+                self.settings.extend(found);
+            }
             DeValue::Array(items) if keys::is_array(section) => {
-                let tables = items.iter().map(|item| match item.get_ref() {
-                    DeValue::Table(table) => Some(table),
-                    _ => None,
-                });
-                match tables.collect() {
-                    Some(tables) => tables,
-                    None => {
-                        not_so();
+                for (index, item) in items.iter().enumerate() {
+                    let DeValue::Table(table) = item.get_ref() else {
+                        return self.fault(offset, section, format!("is written as {written}"));
+                    };
+                    if section == ONLY_ONE && index > 0 {
+                        let reason = "this release serves one upstream: a second [[upstream]] is \
+                                      not accepted; run one proxy for each";
+                        self.fault(item.span().start, section, reason.to_owned());
                         continue;
                     }
+                    let found = self.table(section, table);
+                    if section == ONLY_ONE {
+                        self.settings.extend(found);
+                    } else {
+                        self.tables.entry(section).or_default().push(found);
+                    }
                 }
             }
-            _ => {
-                not_so();
+            _ => self.fault(offset, section, format!("is written as {written}")),
+        }
+    }
+
+    /// The settings of one table; the sections inside it are read on the way.
+    fn table(&mut self, section: &'static str, table: &DeTable<'_>) -> Settings {
+        let mut settings = Settings::new();
+        for (name, value) in table {
+            let offset = name.span().start;
+            let name = name.get_ref().as_ref();
+            let path = format!("{section}.{name}");
+            if let Some((inner, written)) = keys::section(&path) {
+                self.section(inner, written, offset, value.get_ref());
                 continue;
             }
-        };
-        let mut read = found.into_iter().map(|table| {
-            let mut settings = Settings::new();
-            for (name, value) in table {
-                let offset = name.span().start;
-                let name = name.get_ref().as_ref();
-                let Some(key) = keys::find(section, name) else {
-                    let nearest = keys::nearest_key(section, name);
-                    let reason = format!("unknown key; the nearest known one is {nearest}");
-                    fault(offset, &format!("{section}.{name}"), reason);
-                    continue;
-                };
-                match texts(key.shape, value.get_ref()) {
-                    Ok(values) => {
-                        let line = line_of(offset);
-                        let origin = Origin::File { line };
-                        settings.insert(key.path, Setting { values, origin });
-                    }
-                    Err(reason) => fault(offset, key.path, reason),
+            let Some(key) = keys::find(section, name) else {
+                let nearest = keys::nearest_key(section, name);
+                let reason = format!("unknown key; the nearest known one is {nearest}");
+                self.fault(offset, &path, reason);
+                continue;
+            };
+            match texts(key.shape, value.get_ref()) {
+                Ok(values) => {
+                    let line = self.line_of(offset);
+                    let origin = Origin::File { line };
+                    settings.insert(key.path, Setting { values, origin });
                 }
+                Err(reason) => self.fault(offset, key.path, reason),
             }
-            settings
-        });
-        if *section == ONLY_ONE {
-            settings.extend(read.next().into_iter().flatten());
-            drop(read);
-            if let DeValue::Array(items) = value.get_ref() {
-                for second in items.iter().skip(1) {
-                    let reason = "this release serves one upstream: a second [[upstream]] is not \
-                                  accepted; run one proxy for each";
-                    fault(second.span().start, section, reason.to_owned());
-                }
-            }
-        } else if keys::is_array(section) {
-            tables.entry(section).or_default().extend(read);
-        } else {
-            settings.extend(read.flatten());
         }
+        settings
     }
 }
 

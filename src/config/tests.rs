@@ -211,7 +211,72 @@ fn relative_paths_of_the_file_are_relative_to_it() {
     assert_eq!(config.server.state_dir, folder.join("state"));
     assert_eq!(config.cache.dir, Path::new("cache"));
     let (cert, key) = (folder.join("tls.crt"), folder.join("tls.key"));
-    assert_eq!(config.tls, Tls::Files { cert, key });
+    assert_eq!(config.tls, Tls::Files(vec![PairFiles { cert, key }]));
+}
+
+#[test]
+fn several_pairs_are_read_in_their_order() {
+    let file = "[server]\ndomains = [\"a.test\"]\n[tls]\ncert = \"a.crt\"\nkey = \"a.key\"\n\
+                [[tls.pair]]\ncert = \"b.crt\"\nkey = \"b.key\"\n[[tls.pair]]\ncert = \"c.crt\"\n\
+                key = \"c.key\"\n[[upstream]]\nregistry = \"docker.io\"\n";
+    let mut scene = Scene::file(file);
+    for name in ["a.crt", "a.key", "b.crt", "b.key", "c.crt", "c.key"] {
+        scene = scene.beside(name, "");
+    }
+    let config = scene.load().expect("config");
+    let Tls::Files(pairs) = &config.tls else {
+        panic!("{:?}", config.tls)
+    };
+    let name = |path: &Path| path.file_name().map(|name| name.display().to_string());
+    let names: Vec<_> = pairs.iter().map(|pair| name(&pair.cert)).collect();
+    assert_eq!(
+        names,
+        ["a.crt", "b.crt", "c.crt"].map(|name| Some(name.to_owned()))
+    );
+    let shown = format!("{:?}", config.effective());
+    assert!(
+        shown.contains("a.crt") && shown.contains("c.key"),
+        "{shown}"
+    );
+
+    let alone = file.replace("cert = \"a.crt\"\nkey = \"a.key\"\n", "");
+    let mut scene = Scene::file(&alone);
+    for name in ["b.crt", "b.key", "c.crt", "c.key"] {
+        scene = scene.beside(name, "");
+    }
+    let config = scene.load().expect("config");
+    assert!(matches!(config.tls, Tls::Files(pairs) if pairs.len() == 2));
+}
+
+#[test]
+fn every_fault_of_every_pair_is_told() {
+    let faults = Scene::file(
+        "[server]\ndomains = [\"a.test\"]\n[tls]\ncert = \"a.crt\"\npair = [\n\
+         { cert = \"b.crt\", key = \"b.key\" },\n{ key = \"c.key\" },\n{},\n{ crt = \"d\" }]\n\
+         [[upstream]]\nregistry = \"docker.io\"\n",
+    )
+    .beside("a.crt", "")
+    .beside("c.key", "")
+    .faults();
+    let told = faults.join("\n");
+    for expected in [
+        "tls.key: is missing: tls.cert needs its private key",
+        "line 6: tls.pair.cert: cannot read",
+        "line 6: tls.pair.key: cannot read",
+        "tls.pair.cert: is missing: tls.pair.key needs its certificate chain",
+        "tls.pair: is empty: name its cert and key",
+        "line 9: tls.pair.crt: unknown key; the nearest known one is tls.pair.cert",
+    ] {
+        assert!(told.contains(expected), "{expected} in\n{told}");
+    }
+    let [fault] = &Scene::file("[tls.pair]\ncert = \"a\"\n")
+        .flag("upstream.registry", "--upstream", ECR)
+        .flag("server.domains", "--domain", "a.test")
+        .faults()[..]
+    else {
+        panic!("one fault")
+    };
+    assert_eq!(fault, "line 1: tls.pair: is written as [[tls.pair]]");
 }
 
 #[test]
@@ -228,6 +293,130 @@ fn users_beside_anonymous_pull_is_a_fault_that_explains() {
     assert_eq!(faults.len(), 1, "{faults:?}");
     assert!(faults[0].starts_with("--anonymous-pull: access.anonymous: "));
     assert!(faults[0].contains("/v2/"), "{}", faults[0]);
+}
+
+const RULED: &str = "[server]\ndomains = [\"a.test\", \"b.test\"]\n[[upstream]]\n\
+                     name = \"prod\"\nregistry = \"docker.io\"\n";
+
+fn with_rules(rules: &str) -> Scene {
+    Scene::file(&format!("{RULED}{rules}"))
+}
+
+#[test]
+fn rules_are_read_in_their_order_with_all_their_keys() {
+    let scene = with_rules(
+        "[access]\nanonymous_networks = [\"loopback\"]\n\
+         [[access.rule]]\nusers = [\"ci\", \"*\"]\ndomains = [\"A.test\"]\nupstreams = [\"prod\"]\n\
+         networks = [\"10.0.0.0/8\"]\nrepositories = [\"team/**\"]\nactions = [\"pull\", \"delete\"]\n\
+         [[access.rule]]\nusers = [\"@anonymous\"]\ndomains = [\"b.test\"]\nactions = []\n",
+    );
+    let config = scene.load().expect("config");
+    let rules: Vec<String> = config
+        .access
+        .rules
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            r#"[[access.rule]] 1: users = ["ci", "*"], domains = ["a.test"], upstreams = ["prod"], networks = ["10.0.0.0/8"], repositories = ["team/**"], actions = ["pull", "delete"]"#,
+            r#"[[access.rule]] 2: users = ["@anonymous"], domains = ["b.test"], actions = []"#,
+        ]
+    );
+    assert_eq!(config.access.written_rules, 2);
+}
+
+#[test]
+fn without_a_rule_users_may_pull_and_anonymous_pull_is_short_for_one() {
+    let rules = |text: &str| {
+        let config = with_rules(text).load().expect("config");
+        let rules = config.access.rules.iter();
+        rules.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        rules(""),
+        [r#"the default, as there is no [[access.rule]]: users = ["*"], actions = ["pull"]"#]
+    );
+    assert_eq!(
+        rules("[access]\nanonymous = \"pull\"\nanonymous_networks = [\"192.0.2.0/24\"]\n"),
+        [
+            r#"anonymous = "pull": users = ["@anonymous"], networks = ["192.0.2.0/24"], actions = ["pull"]"#
+        ]
+    );
+}
+
+#[test]
+fn a_domain_for_both_the_anonymous_and_users_is_a_fault_that_explains() {
+    let rule = |users: &str, domains: &str| {
+        format!("[[access.rule]]\nusers = {users}\n{domains}\nactions = [\"pull\"]\n")
+    };
+    let (a, b) = ("domains = [\"a.test\"]", "domains = [\"b.test\"]");
+    let (anonymous, users) = (r#"["@anonymous"]"#, r#"["*"]"#);
+    let apart = rule(anonymous, a) + &rule(users, b);
+    with_rules(&apart).load().expect("each has its own");
+    for (text, on) in [
+        (rule(anonymous, a) + &rule(users, a), "on a.test both"),
+        (rule(users, "") + &rule(anonymous, b), "on b.test both"),
+        (
+            rule(users, "") + &rule(anonymous, ""),
+            "on a.test, b.test both",
+        ),
+        (
+            rule(r#"["ci", "@anonymous"]"#, ""),
+            "on a.test, b.test both",
+        ),
+        (
+            "[access]\nanonymous = \"pull\"\n".to_owned() + &rule(users, b),
+            "on b.test both",
+        ),
+    ] {
+        let faults = with_rules(&text).faults();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].contains(on), "{} says not {on}", faults[0]);
+        assert!(faults[0].contains("/v2/"), "{}", faults[0]);
+    }
+}
+
+#[test]
+fn faults_of_rules_name_their_keys() {
+    let faults = with_rules(
+        "[[access.rule]]\nusers = [\"AWS\", \"te*m\"]\nactions = [\"read\"]\n\
+         domains = [\"c.test\"]\nupstreams = [\"dev\"]\nnetworks = [\"lan\"]\nrepositories = [\"a//b\"]\n\
+         [[access.rule]]\nrepositories = []\nrepository = \"a\"\n",
+    )
+    .faults();
+    for expected in [
+        "access.rule.users: \"AWS\" is no user: the name is reserved",
+        "access.rule.users: \"te*m\" is no user: ",
+        "access.rule.actions: \"read\" is none of",
+        "access.rule.domains: \"c.test\" is not among server.domains",
+        "access.rule.upstreams: \"dev\" is no upstream; there is \"prod\"",
+        "access.rule.networks: \"lan\" is neither",
+        "access.rule.repositories: \"a//b\" is no pattern",
+        "access.rule.users: is missing or empty",
+        "access.rule.actions: is missing",
+        "access.rule.repositories: is empty",
+        "access.rule.repository: unknown key; the nearest known one is",
+    ] {
+        let found = faults.iter().any(|fault| fault.contains(expected));
+        assert!(found, "{expected} in {faults:#?}");
+    }
+    assert_eq!(faults.len(), 11, "{faults:#?}");
+}
+
+#[test]
+fn a_rule_about_a_user_who_is_not_in_the_file_warns() {
+    let hash = bcrypt::hash("secret", 4).expect("hash");
+    let scene = with_rules(
+        "[access]\nusers = \"users\"\n[[access.rule]]\nusers = [\"ci\", \"dev\"]\nactions = [\"pull\"]\n",
+    );
+    let scene = scene.beside("users", &format!("ci:{hash}\n"));
+    let warnings = scene.load().expect("config").warnings;
+    assert_eq!(
+        warnings,
+        ["[[access.rule]] 1: \"dev\" is not in the user file"]
+    );
 }
 
 #[test]

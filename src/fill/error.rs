@@ -50,6 +50,11 @@ pub enum FillError {
 }
 
 impl FillError {
+    /// True where the same question may be answered in a moment.
+    pub(super) fn is_retryable(&self) -> bool {
+        matches!(self, Self::Upstream(error) if error.retryable())
+    }
+
     /// True for what is so because of the repository that was asked, and may be otherwise in another.
     pub(super) fn is_of_its_repository(&self) -> bool {
         matches!(

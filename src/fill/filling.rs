@@ -133,7 +133,7 @@ impl Filling {
         let len = partial.declared();
         let note = interrupted::read_note(&note);
         let Some((note, _)) = note.filter(|_| size.described.is_none_or(|size| size == len)) else {
-            partial.discard();
+            blocking(move || partial.discard()).await?;
             return Ok(None);
         };
         let origin = self.origin.held_to(&note, len);
@@ -144,11 +144,17 @@ impl Filling {
             None => None,
             Some(gap) => match again.download(gap.start, gap.end).await {
                 Ok(download) => Some(download),
-                // The link is gone again: the partial is kept as it goes.
-                Err(FillError::Upstream(error)) if error.retryable() => return Err(error.into()),
+                // The link is gone again, or this repository does not have what another one began with: the
+                // partial is kept as it goes.
+                Err(error)
+                    if error.is_retryable()
+                        || (error.is_of_its_repository() && !self.origin.is_of(&note)) =>
+                {
+                    return Err(error);
+                }
                 Err(error) => {
                     tracing::info!(oci.digest = %digest, %error, "a broken download cannot be gone on with");
-                    partial.discard();
+                    blocking(move || partial.discard()).await?;
                     return Ok(None);
                 }
             },
@@ -259,25 +265,21 @@ impl Filling {
         };
         let (flow, buffers) = (Arc::clone(&self.flow), self.buffers.clone());
         let writing = move || writer::write(partial, arrivals, &flow, &buffers);
-        let (partial, error, piece) = match blocking(writing).await? {
+        let (memory, written, piece) = match blocking(writing).await? {
             Written::Whole(partial) => return Ok(Sink::Disk(partial)),
-            Written::Broken(partial, error) => {
-                drop(partial);
-                return Err(error);
-            }
+            Written::Broken(error) => return Err(error),
             Written::NoDisk {
-                partial,
+                hash,
+                written,
                 error,
                 piece,
                 arrivals: rest,
             } => {
                 arrivals = rest;
-                (partial, error, piece)
+                tracing::warn!(oci.digest = %self.flow.digest, %error, "going on without the disk");
+                (self.leave_disk(hash, written), written, piece)
             }
         };
-        tracing::warn!(oci.digest = %self.flow.digest, error, "going on without the disk");
-        let (hash, written) = partial.abandon();
-        let memory = self.leave_disk(hash, written);
         match piece {
             Some((offset, piece)) if offset == written && remainder.stay_alone() => {
                 let memory = self.remember(memory, piece).await?;
@@ -336,7 +338,7 @@ impl Filling {
         let verified = match partial.verify() {
             Ok(verified) => verified,
             Err((partial, mismatch)) => {
-                drop(partial);
+                blocking(move || drop(partial)).await?;
                 self.metrics.digest_mismatches.inc();
                 tracing::warn!(oci.digest = %self.flow.digest, error = %mismatch, "upstream sent wrong bytes");
                 return Err(FillError::DigestMismatch);

@@ -42,11 +42,14 @@ impl Origin {
     /// calls a blob says nothing of another's.
     pub(super) fn held_to(&self, note: &Note, len: u64) -> Self {
         let origin = self.afresh();
-        let is_here =
-            *note.upstream == **self.upstream.name() && note.repository == self.repository.as_str();
-        let etag = note.etag.clone().filter(|_| is_here);
+        let etag = note.etag.clone().filter(|_| self.is_of(note));
         let _ = origin.validator.set(Validator::new(etag, Some(len)));
         origin
+    }
+
+    /// Whether that is the place which `note` was made of.
+    pub(super) fn is_of(&self, note: &Note) -> bool {
+        *note.upstream == **self.upstream.name() && note.repository == self.repository.as_str()
     }
 }
 

@@ -10,7 +10,8 @@ use tokio::sync::mpsc::error::TryRecvError;
 use super::error::FillError;
 use super::flow::Flow;
 use crate::buffers::BufferPool;
-use crate::cache::Partial;
+use crate::cache::{AppendError, Partial};
+use crate::oci::Hasher;
 
 /// How much is read back between two looks for what has arrived, in bytes: no less than a piece, so that
 /// the hash keeps up.
@@ -23,12 +24,14 @@ pub(super) type Arrival = Result<(u64, Bytes), FillError>;
 pub(super) enum Written {
     /// Every byte is there and hashed.
     Whole(Partial),
-    /// The upstream's bytes broke off for good.
-    Broken(Partial, FillError),
-    /// The disk takes no more.
+    /// The upstream's bytes broke off for good; those that came are kept.
+    Broken(FillError),
+    /// The disk takes no more, and what it took is given up.
     NoDisk {
-        partial: Partial,
-        error: String,
+        /// Over the first `written` bytes.
+        hash: Hasher,
+        written: u64,
+        error: AppendError,
         /// What it did not take.
         piece: Option<(u64, Bytes)>,
         /// What is still to come.
@@ -48,13 +51,7 @@ pub(super) fn write(
         if partial.is_behind() {
             room.resize(BITE, 0);
             if let Err(error) = partial.catch_up(&mut room) {
-                let error = error.to_string();
-                return Written::NoDisk {
-                    partial,
-                    error,
-                    piece: None,
-                    arrivals,
-                };
+                return give_up(partial, AppendError::Disk(error), None, arrivals);
             }
             flow.reach(partial.written());
         }
@@ -69,8 +66,8 @@ pub(super) fn write(
         };
         let (offset, piece) = match arrival {
             Some(Ok(piece)) => piece,
-            Some(Err(error)) => return Written::Broken(partial, error),
-            None => return Written::Broken(partial, FillError::Lost),
+            Some(Err(error)) => return Written::Broken(error),
+            None => return Written::Broken(FillError::Lost),
         };
         // Readers that are behind need the buffers more.
         let keep = buffers.is_ample();
@@ -79,16 +76,24 @@ pub(super) fn write(
                 flow.landed_at(offset, piece, keep);
             }
             Ok(()) => {}
-            Err(error) => {
-                let error = error.to_string();
-                let piece = Some((offset, piece));
-                return Written::NoDisk {
-                    partial,
-                    error,
-                    piece,
-                    arrivals,
-                };
-            }
+            Err(error) => return give_up(partial, error, Some((offset, piece)), arrivals),
         }
+    }
+}
+
+/// Here, because removing a large file takes its time as well.
+fn give_up(
+    partial: Partial,
+    error: AppendError,
+    piece: Option<(u64, Bytes)>,
+    arrivals: mpsc::Receiver<Arrival>,
+) -> Written {
+    let (hash, written) = partial.abandon();
+    Written::NoDisk {
+        hash,
+        written,
+        error,
+        piece,
+        arrivals,
     }
 }

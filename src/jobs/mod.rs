@@ -5,6 +5,7 @@
 //!
 //! | file | is |
 //! | --- | --- |
+//! | `reload.rs` | files that are read again when they change, or on SIGHUP |
 //! | `resume.rs` | going on with downloads that broke off |
 //! | `prefetch.rs` | the other layers of an image, once a client asks for one |
 //! | `scrub/` | hashing everything stored again, and fetching again what was damaged |
@@ -13,10 +14,12 @@
 
 pub mod operations;
 mod prefetch;
+mod reload;
 mod resume;
 mod scrub;
 pub mod warm;
 
 pub use prefetch::{PrefetchMetrics, prefetch, pulls};
+pub use reload::{Refused, Reload, ReloadMetrics, Reread};
 pub use resume::resume;
 pub use scrub::{Healed, Healer, ScrubMetrics, ScrubOptions, scrub};

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 pub use body::Body;
 
-use crate::access::{Access, Action, Denied};
+use crate::access::{Access, Action, Denied, Shown};
 use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
@@ -212,48 +212,50 @@ impl Proxy {
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
         let host = host(request)?;
-        if !answers_to(&self.parts.domains, host, via.is_loopback) {
+        let domain = domain(&self.parts.domains, host);
+        if domain.is_none() && !via.is_loopback {
             return Err(Refusal::Misdirected);
         }
 
-        let authorization = request.headers().get_all(header::AUTHORIZATION);
-        let who = self
-            .parts
-            .access
-            .identify(authorization, via.peer.ip())
-            .await?;
-        completion.who = Some(who.clone());
+        let shown = Shown {
+            authorization: request.headers().get_all(header::AUTHORIZATION),
+            address: via.peer.ip(),
+            domain,
+        };
+        let access = &self.parts.access;
+        let caller = access.identify(shown).await?;
+        completion.who = Some(caller.who().clone());
 
         let uri = request.uri();
         let wanted = oci::Request::parse(uri.path(), uri.query())?;
         note(completion, &wanted);
-
-        let is_head = match *request.method() {
-            Method::GET => false,
-            Method::HEAD => true,
-            Method::POST | Method::PUT | Method::PATCH | Method::DELETE => {
-                return Err(Refusal::Unsupported("this proxy serves pulls only"));
-            }
-            _ => return Err(Refusal::Unsupported("the registry API has no such method")),
-        };
-        let asked = Asked {
-            headers: request.headers(),
-            is_head,
-            is_plain: via.is_plain,
-            pulls: self.parts.pulls.as_ref(),
-        };
+        let action = action(request.method(), &wanted)?;
 
         let Some(repository) = wanted.repository() else {
             return match wanted {
-                oci::Request::Ping => Ok(Reply::json("{}")),
+                oci::Request::Ping if action == Action::Pull => Ok(Reply::json("{}")),
                 _ => Err(Refusal::Unsupported(
                     "this proxy does not list repositories",
                 )),
             };
         };
-        let repo = self.route(repository, uri.query())?;
-        let right = self.parts.access.decide(&who, repository, Action::Pull)?;
+        // Where a name does not lead anywhere is told only to those who may do this behind it.
+        let repo = self.route(repository, uri.query());
+        let upstream = repo
+            .as_ref()
+            .map_or(self.parts.upstream.name(), |repo| &repo.upstream);
+        let right = access.decide(&caller, upstream, repository, action)?;
+        let repo = repo?;
+        if action != Action::Pull {
+            return Err(Refusal::Unsupported("this proxy serves pulls only"));
+        }
 
+        let asked = Asked {
+            headers: request.headers(),
+            is_head: request.method() == Method::HEAD,
+            is_plain: via.is_plain,
+            pulls: self.parts.pulls.as_ref(),
+        };
         match &wanted {
             oci::Request::Manifest { reference, .. } => {
                 pull::manifest(&self.parts.fills, &right, &repo, reference, &asked).await
@@ -370,10 +372,30 @@ impl Proxy {
     }
 }
 
-/// Whether a host is ours. A listener that only this machine can reach answers to any name.
-fn answers_to(domains: &[String], host: &str, is_loopback: bool) -> bool {
-    let mut domains = domains.iter();
-    is_loopback || domains.any(|domain| domain.eq_ignore_ascii_case(host))
+/// Which of our names a host is.
+fn domain<'a>(domains: &'a [String], host: &str) -> Option<&'a str> {
+    let mut domains = domains.iter().map(String::as_str);
+    domains.find(|domain| domain.eq_ignore_ascii_case(host))
+}
+
+/// What somebody must be allowed to do for this to be answered.
+fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
+    match (method, wanted) {
+        // Whatever is done below an upload, asking for its state and giving it up included, pushes.
+        (
+            &Method::GET
+            | &Method::HEAD
+            | &Method::POST
+            | &Method::PUT
+            | &Method::PATCH
+            | &Method::DELETE,
+            oci::Request::Upload { .. },
+        )
+        | (&Method::POST | &Method::PUT | &Method::PATCH, _) => Ok(Action::Push),
+        (&Method::GET | &Method::HEAD, _) => Ok(Action::Pull),
+        (&Method::DELETE, _) => Ok(Action::Delete),
+        _ => Err(Refusal::Unsupported("the registry API has no such method")),
+    }
 }
 
 /// The one host of a request, without its port: what routing, policy and log go by. An absolute target
@@ -462,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn p05_a_name_that_is_not_ours_is_misdirected_unless_only_this_machine_can_ask() {
+    fn p05_a_name_is_ours_as_a_whole_whatever_its_case() {
         let domains = ["registry.example".to_owned()];
         for (host, is_ours) in [
             ("registry.example", true),
@@ -471,10 +493,39 @@ mod tests {
             ("registry.example.evil", false),
             ("127.0.0.1", false),
         ] {
-            assert_eq!(answers_to(&domains, host, false), is_ours, "{host}");
-            assert!(answers_to(&domains, host, true), "{host}");
+            let found = domain(&domains, host);
+            assert_eq!(found, is_ours.then_some("registry.example"), "{host}");
         }
         let answer = Refusal::Misdirected.answer();
         assert_eq!(answer.status, StatusCode::MISDIRECTED_REQUEST);
+    }
+
+    #[test]
+    fn s06_every_verb_needs_a_right_of_its_own() {
+        let of = |method: &str, path: &str| {
+            let method: Method = method.parse().expect("a method");
+            let wanted = oci::Request::parse(path, None).expect("a path");
+            action(&method, &wanted).ok()
+        };
+        let manifest = "/v2/team/app/manifests/1";
+        for (method, path, needed) in [
+            ("GET", manifest, Some(Action::Pull)),
+            ("HEAD", manifest, Some(Action::Pull)),
+            ("GET", "/v2/team/app/tags/list", Some(Action::Pull)),
+            ("PUT", manifest, Some(Action::Push)),
+            ("DELETE", manifest, Some(Action::Delete)),
+            ("POST", "/v2/team/app/blobs/uploads/", Some(Action::Push)),
+            ("GET", "/v2/team/app/blobs/uploads/id", Some(Action::Push)),
+            (
+                "DELETE",
+                "/v2/team/app/blobs/uploads/id",
+                Some(Action::Push),
+            ),
+            ("BREW", manifest, None),
+            ("get", manifest, None),
+            ("OPTIONS", manifest, None),
+        ] {
+            assert_eq!(of(method, path), needed, "{method} {path}");
+        }
     }
 }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
@@ -23,6 +25,8 @@ pub enum Outage {
     Reset,
     /// Connections are accepted and never answered.
     Silent,
+    /// Another accepts them, and shows a certificate that nobody trusts.
+    Impostor,
 }
 
 struct Order {
@@ -101,12 +105,16 @@ async fn run(
 ) {
     let mut listener = Some(listener);
     let mut outage = Outage::None;
+    let mut impostor = None;
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             order = inbox.recv() => {
                 let Some(order) = order else { return };
                 outage = order.outage;
+                if outage == Outage::Impostor {
+                    impostor = Some(TlsAcceptor::from(self_signed()));
+                }
                 if outage != Outage::None {
                     connections.shutdown().await;
                 }
@@ -131,6 +139,9 @@ async fn run(
                                 std::future::pending().await
                             });
                         }
+                        Outage::Impostor => {
+                            connections.spawn(begin(door.clone(), tcp, impostor.clone(), id));
+                        }
                         Outage::Reset | Outage::Refused => Wire::Plain(tcp).reset(),
                     }
                 }
@@ -147,6 +158,15 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
         Some(listener) => listener.accept().await.map(|(tcp, _)| tcp),
         None => std::future::pending().await,
     }
+}
+
+/// For the name of nobody here, by an issuer that nobody knows.
+fn self_signed() -> Arc<ServerConfig> {
+    let made = rcgen::generate_simple_self_signed(["portal.example".to_owned()]);
+    let made = made.expect("a certificate for a name");
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    super::tls_config_of(vec![made.cert.der().clone()], key.into())
+        .expect("a certificate and its own key")
 }
 
 /// Somebody may have been given the port in between; it is waited for.

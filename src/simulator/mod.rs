@@ -105,6 +105,7 @@ pub struct Builder {
     identity: Identity,
     addresses: [SocketAddr; 3],
     tls: Option<(Vec<u8>, Vec<u8>)>,
+    api_has_tls: bool,
     storage_origin: Option<String>,
     principals: Vec<Principal>,
 }
@@ -130,9 +131,16 @@ impl Builder {
         self
     }
 
-    /// TLS on registry and storage, from a PEM chain and key. The API stays plain.
+    /// TLS on registry and storage, from a PEM chain and key. The API stays plain without
+    /// [`Builder::tls_api`].
     pub fn tls(mut self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.tls = Some((chain.into(), key.into()));
+        self
+    }
+
+    /// TLS on the API too, where [`Builder::tls`] is set.
+    pub fn tls_api(mut self) -> Self {
+        self.api_has_tls = true;
         self
     }
 
@@ -183,12 +191,14 @@ impl Builder {
             .storage_origin
             .unwrap_or_else(|| format!("{scheme}://{}", storage.address));
         let registry = Registry::new(shelf.clone(), credentials.clone(), origin);
-        let registry = open(Listener::Registry, Arc::new(registry), tls)?;
+        let registry = open(Listener::Registry, Arc::new(registry), tls.clone())?;
         let api = Api {
             shelf: shelf.clone(),
             credentials: credentials.clone(),
         };
-        let api = open(Listener::Api, Arc::new(api), None)?;
+        let api_tls = tls.filter(|_| self.api_has_tls);
+        let api_scheme = if api_tls.is_some() { "https" } else { "http" };
+        let api = open(Listener::Api, Arc::new(api), api_tls)?;
         Ok(Simulator {
             parts: Arc::new(Parts {
                 shelf,
@@ -196,6 +206,7 @@ impl Builder {
                 journal,
                 faults,
                 scheme,
+                api_scheme,
                 ports: [api, registry, storage],
             }),
         })
@@ -208,13 +219,18 @@ fn tls_config(chain: &[u8], key: &[u8]) -> Result<Arc<rustls::ServerConfig>, Sta
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| bad(&e))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| bad(&e))?;
+    tls_config_of(chain, key).map_err(|e| bad(&e))
+}
+
+fn tls_config_of(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| bad(&e))?
+        .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|e| bad(&e))?;
+        .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -240,6 +256,7 @@ struct Parts {
     journal: Journal,
     faults: Faults,
     scheme: &'static str,
+    api_scheme: &'static str,
     /// In the order of [`Listener::index`].
     ports: [Port; 3],
 }
@@ -254,6 +271,7 @@ impl Simulator {
             },
             addresses: [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); 3],
             tls: None,
+            api_has_tls: false,
             storage_origin: None,
             principals: Vec::new(),
         }
@@ -280,7 +298,11 @@ impl Simulator {
 
     /// Scheme, address and port of the API, for `AWS_ENDPOINT_URL_ECR`.
     pub fn api_endpoint(&self) -> String {
-        format!("http://{}", self.address(Listener::Api))
+        format!(
+            "{}://{}",
+            self.parts.api_scheme,
+            self.address(Listener::Api)
+        )
     }
 
     /// Scheme, address and port of storage.

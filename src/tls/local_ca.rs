@@ -23,7 +23,8 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use time::OffsetDateTime;
 
-use super::{Facts, Pair, TlsError};
+use super::pair::Facts;
+use super::{Pair, TlsError};
 use crate::clock;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

@@ -12,9 +12,11 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::client::{Client, Outgoing};
-use super::error::{OddToken, RefusedRealm, TokenError, UpstreamError};
+use super::error::{OddToken, RefusedRealm, TokenError, UpstreamError, Wrong};
+use super::exchange::is_redirect;
 use super::metrics::Kind;
 use super::origin::{Origin, Reach};
+use super::portal::is_page;
 use super::token::{IssuedToken, Token, TokenSource};
 
 /// The specification's default.
@@ -151,6 +153,8 @@ impl BearerTokens {
             .await
             .map_err(|error| explain(&error))?;
         match answer.status() {
+            status if is_redirect(status) => return Err(TokenError::Intercepted),
+            _ if is_page(answer.headers()) => return Err(TokenError::Intercepted),
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(TokenError::Denied),
             StatusCode::TOO_MANY_REQUESTS => return Err(TokenError::Throttled),
@@ -197,6 +201,7 @@ fn explain(error: &UpstreamError) -> TokenError {
     match error {
         UpstreamError::TooSlow(_) => TokenError::TooSlow,
         UpstreamError::Unreachable(_) | UpstreamError::Truncated => TokenError::Unreachable,
+        UpstreamError::Wrong(Wrong::BadTls) => TokenError::Intercepted,
         UpstreamError::Wrong(_) => TokenError::Odd(OddToken::Malformed),
         UpstreamError::Absent(_)
         | UpstreamError::Refused

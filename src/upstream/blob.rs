@@ -114,11 +114,12 @@ impl Upstream {
         let question = blob_question(Kind::BlobProbe, repository, digest)?;
         let answer = self.shared.ask(&question).await?;
         match answer.status() {
-            StatusCode::OK if self.may_serve_blobs() && !is_page(answer.headers()) => {
-                Ok(answer.content_length())
-            }
+            StatusCode::OK if self.may_serve_blobs() => Ok(answer.content_length()),
             StatusCode::OK => Err(UpstreamError::Wrong(Wrong::Malformed)),
             status if is_redirect(status) => {
+                // One that leads elsewhere is no word of the registry that it holds it.
+                let home = self.shared.at_home(&question.path)?;
+                self.shared.sent_on(&home, answer.headers())?;
                 answer.discard().await;
                 Ok(None)
             }
@@ -174,11 +175,7 @@ impl Upstream {
             ..blob_question(Kind::BlobProbe, repository, digest)?
         };
         match self.shared.ask(&question).await {
-            Ok(answer)
-                if answer.status() == StatusCode::OK
-                    && answer.is_identity()
-                    && !is_page(answer.headers()) =>
-            {
+            Ok(answer) if answer.status() == StatusCode::OK && answer.is_identity() => {
                 Ok(answer.content_length())
             }
             Ok(_) => Ok(None),
@@ -472,14 +469,6 @@ impl Plan {
             cut: false,
         })
     }
-}
-
-/// Whether this is a page for people. No registry sends a blob as one, and a network that wants a login
-/// answers every question so.
-fn is_page(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|media_type| media_type.as_bytes().starts_with(b"text/html"))
 }
 
 fn strong_etag(headers: &HeaderMap) -> Option<String> {

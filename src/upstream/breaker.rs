@@ -127,7 +127,7 @@ pub(super) fn weight(error: &UpstreamError) -> u32 {
         | UpstreamError::Failing { .. }
         | UpstreamError::TooSlow(Deadline::FirstByte)
         // Somebody else answers in its place, such as a network that wants a login.
-        | UpstreamError::Wrong(Wrong::BadTls) => 1,
+        | UpstreamError::Wrong(Wrong::BadTls | Wrong::Intercepted) => 1,
         // Our own slots, and bodies, which have deadlines of their own.
         UpstreamError::TooSlow(Deadline::Slot | Deadline::Progress)
         | UpstreamError::Truncated
@@ -234,7 +234,8 @@ impl Breaker {
         }
     }
 
-    fn suspect(&self) {
+    /// A probe tells whether the upstream is there, unless that is known or being found out.
+    pub(super) fn suspect(&self) {
         let now = Instant::now();
         let mut is_new = false;
         self.inner.state.send_if_modified(|state| {

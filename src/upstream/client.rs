@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
+use http::response::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty};
@@ -149,7 +150,7 @@ impl Client {
         self.http.store(Arc::new(http(self.dialer.clone())));
     }
 
-    /// Sends a request by a connection made for it alone, and returns the status of its answer. The caller
+    /// Sends a request by a connection made for it alone, and returns the head of its answer. The caller
     /// bounds it in time.
     ///
     /// # Errors
@@ -157,14 +158,14 @@ impl Client {
     ///
     /// # Cancel safety
     /// Leaving closes the connection.
-    pub(super) async fn knock(&self, outgoing: &Outgoing<'_>) -> Result<StatusCode, UpstreamError> {
+    pub(super) async fn knock(&self, outgoing: &Outgoing<'_>) -> Result<Parts, UpstreamError> {
         let answer = self.exchange_alone(outgoing).await;
         self.meter
-            .requested(outgoing.kind, answer.as_ref().ok().copied());
+            .requested(outgoing.kind, answer.as_ref().ok().map(|head| head.status));
         answer
     }
 
-    async fn exchange_alone(&self, outgoing: &Outgoing<'_>) -> Result<StatusCode, UpstreamError> {
+    async fn exchange_alone(&self, outgoing: &Outgoing<'_>) -> Result<Parts, UpstreamError> {
         const BROKEN: UpstreamError = UpstreamError::Unreachable(Unreachable::Broken);
         let mut request = build(outgoing)?;
         let path = request.uri().path_and_query().cloned();
@@ -174,7 +175,7 @@ impl Client {
         tokio::select! {
             biased;
             answer = sender.send_request(request) => match answer {
-                Ok(answer) => Ok(answer.status()),
+                Ok(answer) => Ok(answer.into_parts().0),
                 Err(error) if error.is_parse() => Err(UpstreamError::Wrong(Wrong::Malformed)),
                 Err(_) => Err(BROKEN),
             },

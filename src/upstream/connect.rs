@@ -31,6 +31,8 @@ use super::redirect::HostPattern;
 
 /// How long the next address of a name waits for the one before it (RFC 8305, section 5).
 const ADDRESS_STAGGER: Duration = Duration::from_millis(250);
+/// For one lookup: less than there is for the whole way, so that it is known what took so long.
+const LOOKUP_TIME: Duration = Duration::from_secs(3);
 /// Lookups under way at once. Each holds a thread of the blocking pool for as long as the resolver
 /// hangs, and that pool also serves the disk.
 const MAX_LOOKUPS: usize = 8;
@@ -147,7 +149,9 @@ impl tower_service::Service<Uri> for Dialer {
 
 impl Inner {
     async fn connect(&self, origin: &Origin) -> Result<Stream, ConnectError> {
-        let found = self.resolve(origin).await?;
+        let found = tokio::time::timeout(LOOKUP_TIME, self.resolve(origin))
+            .await
+            .unwrap_or(Err(ConnectError::Dns))?;
         let permitted: Vec<_> = found
             .iter()
             .copied()

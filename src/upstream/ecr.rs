@@ -298,6 +298,13 @@ fn read(
 }
 
 fn classify(error: &SdkError<GetAuthorizationTokenError>) -> TokenError {
+    let is_intercepted = error.raw_response().is_some_and(|answer| {
+        let media_type = answer.headers().get("content-type");
+        is_of_a_portal(answer.status().as_u16(), media_type.unwrap_or_default())
+    });
+    if is_intercepted {
+        return TokenError::Intercepted;
+    }
     match error {
         SdkError::ServiceError(service) => match service.err().code().unwrap_or_default() {
             "AccessDeniedException" => TokenError::Denied,
@@ -323,6 +330,9 @@ fn classify(error: &SdkError<GetAuthorizationTokenError>) -> TokenError {
                 if error.is::<CredentialsError>() {
                     return TokenError::NoCredentials;
                 }
+                if is_tls_verdict(error) {
+                    return TokenError::Intercepted;
+                }
                 cause = error.source();
             }
             if failure.is_timeout() {
@@ -336,6 +346,21 @@ fn classify(error: &SdkError<GetAuthorizationTokenError>) -> TokenError {
         SdkError::ConstructionFailure(_) => TokenError::NoCredentials,
         _ => TokenError::Failing,
     }
+}
+
+/// AWS answers in JSON and sends nobody elsewhere; a failing load balancer of its may send a page.
+fn is_of_a_portal(status: u16, media_type: &str) -> bool {
+    let is_page = media_type.starts_with("text/html") && status < 500;
+    (300..400).contains(&status) || is_page || status == 511
+}
+
+/// Whether this says that the other end is not trusted, rather than not there.
+fn is_tls_verdict(error: &(dyn std::error::Error + 'static)) -> bool {
+    // An `io::Error` does not name what it is made of as its source.
+    let inner = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>() || inner.is_some_and(|inner| is_tls_verdict(inner))
 }
 
 /// What the SDK repeats of a credential program's own output may hold what is secret.

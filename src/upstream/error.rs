@@ -107,6 +107,8 @@ pub enum Deadline {
 pub enum Wrong {
     /// The certificate or the TLS protocol.
     BadTls,
+    /// A page for people, as from a network that wants a login.
+    Intercepted,
     /// A redirect that is not followed.
     Redirect(RefusedRedirect),
     /// A challenge whose realm is not asked for a token.
@@ -181,6 +183,9 @@ pub enum TokenError {
     /// The token service fails.
     #[error("the token service fails")]
     Failing,
+    /// Somebody without its certificate, a page for people, or a redirect.
+    #[error("something else answers in the token service's place")]
+    Intercepted,
     /// The answer holds no usable token.
     #[error("the token service answers oddly: {0}")]
     Odd(OddToken),
@@ -202,13 +207,17 @@ pub enum OddToken {
 impl TokenError {
     /// True where nobody answered, so that the way there may be what is missing.
     pub(super) fn is_of_the_link(self) -> bool {
-        matches!(self, Self::Pending | Self::TooSlow | Self::Unreachable)
+        matches!(
+            self,
+            Self::Pending | Self::TooSlow | Self::Unreachable | Self::Intercepted
+        )
     }
 }
 
 impl UpstreamError {
     /// True when the upstream could not answer: what is cached may be served instead. Whoever cannot show
-    /// the registry's certificate is not the registry, so it has not answered either.
+    /// the registry's certificate, answers with a page, or sends us where the registry does not, is not the
+    /// registry, so that has not answered either.
     pub fn cannot_answer(&self) -> bool {
         match self {
             Self::NoToken(_)
@@ -219,7 +228,7 @@ impl UpstreamError {
             | Self::Away(_)
             | Self::Offline
             | Self::TooSlow(_)
-            | Self::Wrong(Wrong::BadTls)
+            | Self::Wrong(Wrong::BadTls | Wrong::Intercepted | Wrong::Redirect(_))
             | Self::Truncated => true,
             Self::Absent(_)
             | Self::Refused
@@ -328,6 +337,7 @@ impl std::fmt::Display for Wrong {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::BadTls => f.write_str("TLS is not trusted"),
+            Self::Intercepted => f.write_str("a page answers in its place"),
             Self::Redirect(reason) => reason.fmt(f),
             Self::Realm(reason) => reason.fmt(f),
             Self::Malformed => f.write_str("malformed answer"),

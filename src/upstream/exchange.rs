@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -15,6 +15,7 @@ use super::credentials::{Scope, Verdict, verdict};
 use super::error::{Absent, RefusedRedirect, UpstreamError, Wrong};
 use super::gate::backoff;
 use super::metrics::Kind;
+use super::portal::{is_page, stands_in};
 use super::redirect;
 
 /// Attempts for one request, the first included.
@@ -118,6 +119,12 @@ impl Shared {
                 }
             };
             let status = answer.status();
+            if stands_in(&self.registry, status, answer.headers()) {
+                answer.discard().await;
+                let error = UpstreamError::Wrong(Wrong::Intercepted);
+                self.breaker.failed(&error);
+                return Err(error);
+            }
             if !is_failure(status) {
                 self.breaker.answered();
             }
@@ -217,14 +224,11 @@ impl Shared {
     async fn follow(
         &self,
         question: &Question<'_>,
-        mut base: Uri,
+        home: Uri,
         mut answer: Answer,
     ) -> Result<Followed, UpstreamError> {
+        let mut target = self.sent_on(&home, answer.headers())?;
         for _ in 0..MAX_HOPS {
-            let target = self
-                .redirects
-                .follow(&base, answer.headers())
-                .map_err(refuse)?;
             answer.discard().await;
             let outgoing = Outgoing {
                 accept: question.accept.clone(),
@@ -242,11 +246,26 @@ impl Shared {
                     };
                 }
             };
-            if !is_failure(answer.status()) {
+            let status = answer.status();
+            if is_page(answer.headers()) && !is_failure(status) && !is_redirect(status) {
+                answer.discard().await;
+                let error = UpstreamError::Wrong(Wrong::Intercepted);
+                self.storage.failed(&error);
+                return Ok(Followed::Failed(error));
+            }
+            if is_redirect(status) {
+                let next = self.redirects.follow(&target, answer.headers());
+                target = next.map_err(|reason| {
+                    self.storage
+                        .failed(&UpstreamError::Wrong(Wrong::Intercepted));
+                    refuse(reason)
+                })?;
+                continue;
+            }
+            if !is_failure(status) {
                 self.storage.answered();
             }
-            match answer.status() {
-                status if is_redirect(status) => base = target,
+            match status {
                 StatusCode::FORBIDDEN if redirect::is_signed(&target) => {
                     answer.discard().await;
                     return Ok(Followed::Expired);
@@ -271,6 +290,18 @@ impl Shared {
             }
         }
         Err(refuse(RefusedRedirect::TooMany))
+    }
+
+    /// Where the registry sends us from `home`. One that sends us where we do not go may not be the registry;
+    /// a probe tells.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Wrong`] for a redirect that is not followed.
+    pub(super) fn sent_on(&self, home: &Uri, headers: &HeaderMap) -> Result<Uri, UpstreamError> {
+        self.redirects.follow(home, headers).map_err(|reason| {
+            self.breaker.suspect();
+            refuse(reason)
+        })
     }
 
     /// The address of a path of the registry's API.

@@ -16,6 +16,7 @@
 //! | `mutability` | which tags of a repository may move |
 //! | `gate`, `breaker` | obeying a registry that throttles; not waiting for one that does not answer |
 //! | `redirect`, `storage` | where blobs may be, and whether that answers |
+//! | `portal` | whether another answers in the registry's place |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
 
@@ -36,6 +37,7 @@ mod manifest;
 mod metrics;
 mod mutability;
 mod origin;
+mod portal;
 mod programs;
 mod redirect;
 mod registry;
@@ -48,6 +50,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use http::response::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 use rustls::pki_types::pem::PemObject as _;
@@ -311,7 +314,10 @@ impl Upstream {
         };
         let host = HeaderValue::from_str(registry.authority()).map_err(|_| SetupError::Endpoint)?;
         let credentials = Arc::new(credentials);
+        let redirects = RedirectPolicy::new(&registry, home, redirect_hosts);
         let prober = Prober {
+            registry: registry.clone(),
+            redirects: redirects.clone(),
             client: Arc::clone(&client),
             base: base.clone(),
             host: host.clone(),
@@ -321,7 +327,7 @@ impl Upstream {
             shared: Arc::new(Shared {
                 trusts_manifests: trust_manifests
                     .unwrap_or_else(|| registry.refuses_incomplete_manifests()),
-                redirects: RedirectPolicy::new(&registry, home, redirect_hosts),
+                redirects,
                 registry,
                 base,
                 host,
@@ -406,8 +412,10 @@ impl Upstream {
     }
 }
 
-/// Knocks at the registry without credentials: any answer tells that somebody is there.
+/// Knocks at the registry without credentials: any answer of its own tells that it is there.
 struct Prober {
+    registry: Registry,
+    redirects: RedirectPolicy,
     client: Arc<Client>,
     base: Uri,
     host: HeaderValue,
@@ -420,14 +428,21 @@ impl Probe for Prober {
             let target = exchange::at(&self.base, &PathAndQuery::from_static("/v2/"))?;
             let outgoing = Outgoing {
                 host: Some(self.host.clone()),
-                ..Outgoing::get(Kind::Ping, target)
+                ..Outgoing::get(Kind::Ping, target.clone())
             };
-            let status = self.client.knock(&outgoing).await?;
-            match exchange::is_failure(status) {
-                false => Ok(()),
-                true => Err(UpstreamError::Failing {
+            let Parts {
+                status, headers, ..
+            } = self.client.knock(&outgoing).await?;
+            if exchange::is_failure(status) {
+                return Err(UpstreamError::Failing {
                     status: status.as_u16(),
-                }),
+                });
+            }
+            let is_sent_away =
+                exchange::is_redirect(status) && self.redirects.follow(&target, &headers).is_err();
+            match portal::stands_at_the_door(&self.registry, status, &headers, is_sent_away) {
+                true => Err(UpstreamError::Wrong(Wrong::Intercepted)),
+                false => Ok(()),
             }
         })
     }

@@ -109,7 +109,7 @@ impl fmt::Debug for Token {
 /// What is known about an upstream's token, without it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenStatus {
-    /// When the token in hand expires; `None` without a valid one.
+    /// When the token in hand expires; `None` without one that upstream takes.
     pub valid_until: Option<SystemTime>,
     /// Since when refreshes fail, and why the last did.
     pub failing: Option<(SystemTime, TokenError)>,
@@ -290,13 +290,9 @@ impl Refresher {
                     return;
                 }
                 let is_held_back = state.next_attempt.is_some_and(|next| Instant::now() < next);
-                let is_of_the_link = matches!(
-                    state.failing,
-                    Some((
-                        _,
-                        TokenError::Unreachable | TokenError::TooSlow | TokenError::Pending
-                    ))
-                );
+                let is_of_the_link = state
+                    .failing
+                    .is_some_and(|(_, reason)| reason.is_of_the_link());
                 if is_of_the_link || !is_held_back {
                     self.inner.begin(&mut state);
                 }
@@ -317,7 +313,7 @@ impl Refresher {
             valid_until: state
                 .token
                 .as_ref()
-                .filter(|token| token.is_usable())
+                .filter(|_| state.is_equipped())
                 .map(|token| SystemTime::now() + token.expires.saturating_duration_since(now)),
             failing: state.failing,
         }

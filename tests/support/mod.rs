@@ -25,6 +25,7 @@ pub mod sandbox;
 pub mod scene;
 pub mod stage;
 pub mod store;
+pub mod users;
 
 use std::future::Future;
 use std::path::PathBuf;

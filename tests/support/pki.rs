@@ -18,6 +18,18 @@ use time::OffsetDateTime;
 /// A CA, and a certificate of it, as PEM files in a directory that goes with the value.
 pub struct Pki {
     dir: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate of a [`Pki`].
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// The chain in PEM form.
+    pub certificate: String,
+    /// Its key in PEM form.
+    pub key: String,
+    /// What a handshake shows.
+    pub der: Vec<u8>,
 }
 
 impl Pki {
@@ -40,8 +52,23 @@ impl Pki {
             .push(DnType::CommonName, "ecr-proxy test CA");
         let ca_key = KeyPair::generate().expect("a key");
         let ca_certificate = ca.self_signed(&ca_key).expect("a CA certificate");
-        let issuer = Issuer::new(ca, ca_key);
+        let pki = Self {
+            dir,
+            issuer: Issuer::new(ca, ca_key),
+        };
+        let leaf = pki.issue(names, end);
+        fs::write(pki.ca(), ca_certificate.pem()).expect("the directory is writable");
+        fs::write(pki.certificate(), leaf.certificate).expect("the directory is writable");
+        fs::write(pki.key(), leaf.key).expect("the directory is writable");
+        pki
+    }
 
+    /// Another certificate with a key of its own, valid from a year before `end` to it where there is one.
+    pub fn issue<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+        end: Option<SystemTime>,
+    ) -> Leaf {
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
         let mut leaf = CertificateParams::new(names).expect("names for a certificate");
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -50,15 +77,17 @@ impl Pki {
             leaf.not_after = OffsetDateTime::from(end);
         }
         let key = KeyPair::generate().expect("a key");
-        let certificate = leaf.signed_by(&key, &issuer).expect("a certificate");
+        let certificate = leaf.signed_by(&key, &self.issuer).expect("a certificate");
+        Leaf {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+            der: certificate.der().to_vec(),
+        }
+    }
 
-        let write = |name: &str, text: String| {
-            fs::write(dir.path().join(name), text).expect("the directory is writable");
-        };
-        write("ca.crt", ca_certificate.pem());
-        write("tls.crt", certificate.pem());
-        write("tls.key", key.serialize_pem());
-        Self { dir }
+    /// Where the files are, for more of them.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The CA's certificate.

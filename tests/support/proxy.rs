@@ -301,6 +301,11 @@ impl Drop for Proxy {
 }
 
 impl Builder {
+    /// The CA, and the certificate that the proxy will have unless a key of `tls` says otherwise.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
     /// Where to listen, each `http://` or `https://` with port 0.
     pub fn listen<'a>(self, listeners: impl IntoIterator<Item = &'a str>) -> Self {
         let listeners: Vec<Toml> = listeners.into_iter().map(Toml::from).collect();
@@ -373,6 +378,19 @@ impl Builder {
         fs::write(&file, lines).expect("the directory is writable");
         self.unset("access.anonymous")
             .set("access.users", file.to_str().expect("a UTF-8 path"))
+    }
+
+    /// Adds an `[[access.rule]]` of these lines of TOML; what the builder allows by itself is gone.
+    pub fn rule(mut self, lines: &str) -> Self {
+        let rule: Table = lines.parse().expect("lines of TOML");
+        self = self.unset("access.anonymous");
+        let access = self.config.entry("access");
+        let access = access.or_insert_with(|| Toml::Table(Table::new()));
+        let rules = access.as_table_mut().expect("a section").entry("rule");
+        let rules = rules.or_insert_with(|| Toml::Array(Vec::new()));
+        let rules = rules.as_array_mut().expect("a repeated section");
+        rules.push(Toml::Table(rule));
+        self
     }
 
     /// No certificate is configured: the proxy makes a local CA.

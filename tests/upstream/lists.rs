@@ -41,7 +41,7 @@ async fn p10_tags_are_paged_by_what_the_registry_names() {
         .on(Listener::Registry, "GET", Pattern::any())
         .then(Fault::rubbish());
     let error = rig.upstream.tags(&app(), None, None).await.unwrap_err();
-    assert_eq!(error, UpstreamError::Wrong(Wrong::Malformed));
+    assert_eq!(error, UpstreamError::Wrong(Wrong::Intercepted));
 }
 
 #[tokio::test]

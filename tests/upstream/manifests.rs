@@ -99,7 +99,7 @@ async fn u03_u19_wrong_bytes_and_lying_headers_are_refused() {
             no_manifest.clone(),
         ),
         (Fault::Gzip, UpstreamError::Wrong(Wrong::Encoded)),
-        (Fault::rubbish(), no_manifest.clone()),
+        (Fault::rubbish(), UpstreamError::Wrong(Wrong::Intercepted)),
     ] {
         let label = format!("{fault:?}");
         let rule = rig

@@ -6,6 +6,7 @@
 //! manifest may be one. Once they are known, what nobody needs is passed over.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -49,7 +50,7 @@ pub(super) struct Contents {
     kept: HashMap<Digest, Bytes>,
     kept_bytes: usize,
     /// Manifests that are needed, with the type they are to have and the platforms wanted of them.
-    needed: HashMap<Digest, (String, Vec<Platform>)>,
+    needed: HashMap<Digest, (String, Arc<[Platform]>)>,
     /// How many of those have not come.
     awaited: usize,
     needed_blobs: HashSet<Digest>,
@@ -92,7 +93,7 @@ impl Contents {
     /// The index at the top has come, and names these images.
     pub(super) fn put_index(&mut self, index: LayoutIndex) {
         for image in &index.manifests {
-            let platforms = self.wanted_of(image);
+            let platforms = self.wanted_of(image).into();
             self.need(image.digest, &image.media_type, &platforms);
         }
         self.index = Some(index);
@@ -123,7 +124,9 @@ impl Contents {
         self.kept.insert(digest, bytes.clone());
         if let Some((media_type, platforms)) = self.needed.get(&digest).cloned() {
             self.awaited -= 1;
-            self.follow(digest, &media_type, &platforms);
+            for (child, media_type) in self.named_by(bytes, &media_type, &platforms) {
+                self.need(child, &media_type, &platforms);
+            }
         }
         Ok(true)
     }
@@ -143,34 +146,43 @@ impl Contents {
         self.kept.get(digest)
     }
 
-    fn need(&mut self, digest: Digest, media_type: &str, platforms: &[Platform]) {
-        if self.needed.contains_key(&digest) {
-            return;
-        }
-        let known = (media_type.to_owned(), platforms.to_vec());
-        self.needed.insert(digest, known);
-        match self.kept.contains_key(&digest) {
-            true => self.follow(digest, media_type, platforms),
-            false => self.awaited += 1,
+    /// A manifest is needed, and what it leads to as far as that is known. Nothing here can go round in
+    /// circles: a manifest cannot hold its own digest.
+    fn need(&mut self, digest: Digest, media_type: &str, platforms: &Arc<[Platform]>) {
+        let mut left = vec![(digest, media_type.to_owned())];
+        while let Some((digest, media_type)) = left.pop() {
+            if self.needed.contains_key(&digest) {
+                continue;
+            }
+            match self.kept.get(&digest) {
+                Some(bytes) => {
+                    let bytes = bytes.clone();
+                    left.extend(self.named_by(&bytes, &media_type, platforms));
+                }
+                None => self.awaited += 1,
+            }
+            let known = (media_type, Arc::clone(platforms));
+            self.needed.insert(digest, known);
         }
     }
 
-    /// What a manifest names is needed. Nothing here can go round in circles: a manifest cannot hold its
-    /// own digest.
-    fn follow(&mut self, digest: Digest, media_type: &str, platforms: &[Platform]) {
-        let Some(bytes) = self.kept.get(&digest) else {
-            return;
-        };
+    /// What a manifest names is needed: notes its blobs, and answers the manifests that are wanted of it.
+    fn named_by(
+        &mut self,
+        bytes: &[u8],
+        media_type: &str,
+        platforms: &[Platform],
+    ) -> Vec<(Digest, String)> {
         // One that does not parse is told when its image is looked at.
         let Ok(manifest) = Manifest::parse(media_type, bytes) else {
-            return;
+            return Vec::new();
         };
         self.needed_blobs.extend(manifest.blobs().map(|b| b.digest));
-        for child in manifest.children() {
-            if is_wanted(child, platforms) {
-                self.need(child.digest, &child.media_type, platforms);
-            }
-        }
+        let children = manifest.children().iter();
+        let children = children.filter(|child| is_wanted(child, platforms));
+        children
+            .map(|child| (child.digest, child.media_type.clone()))
+            .collect()
     }
 
     /// The platforms that are wanted of an image; all if empty.
@@ -532,5 +544,25 @@ mod tests {
         contents.put_index(LayoutIndex::new(vec![image.clone()]));
         assert!(contents.whole(&image, &|_| Some(4)).is_ok());
         assert!(contents.whole(&image, &|_| Some(3)).is_err());
+    }
+
+    #[test]
+    fn indexes_in_indexes_in_indexes_are_no_way_to_exhaust_the_stack() {
+        let mut contents = Contents::new(Vec::new(), 4096);
+        let mut top = manifest(&[b"layer"]);
+        for _ in 0..50_000 {
+            assert!(contents.keep(Digest::of(&top), &top).unwrap());
+            let (digest, size) = (Digest::of(&top).to_string(), top.len());
+            let child = serde_json::json!({"mediaType": OCI_INDEX, "digest": digest, "size": size});
+            let index = serde_json::json!({
+                "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child],
+            });
+            top = index.to_string().into();
+        }
+        assert!(contents.keep(Digest::of(&top), &top).unwrap());
+        let image = image(OCI_INDEX, &top, "");
+        contents.put_index(LayoutIndex::new(vec![image.clone()]));
+        let wrong = contents.whole(&image, &|_| None).unwrap_err();
+        assert!(wrong[0].contains("too deep"), "{wrong:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use proptest::prelude::*;
 
 use super::*;
-use crate::cache::{AppendError, BeginError, Damage, Degradation, Mismatch};
+use crate::cache::{AppendError, BeginError, Damage, Degradation, Mismatch, lock};
 
 #[test]
 fn a_committed_blob_is_found_whole_and_stamped() {
@@ -159,6 +159,35 @@ fn d07_a_rename_that_fails_leaves_nothing() {
         store.health().is_whole(),
         "a commit that works ends the fault"
     );
+}
+
+#[test]
+fn a_blob_committed_by_two_at_once_is_counted_once() {
+    let scene = Scene::new();
+    let store = scene.open();
+    for n in 0..50 {
+        let content = content(n, 10_000);
+        let all = [partial(&store, &content), partial(&store, &content)];
+        let barrier = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for partial in all {
+                let (store, barrier) = (&store, &barrier);
+                scope.spawn(move || {
+                    let verified = partial.verify().unwrap();
+                    barrier.wait();
+                    store.commit(verified).unwrap();
+                });
+            }
+        });
+        let blob = store.blob(&Digest::of(&content)).unwrap().unwrap();
+        assert!(blob.stamped());
+        let known = lock(&store.shared().index).known(&blob.digest()).unwrap();
+        let stamped = known.stamp.map(|stamp| stamp.identity);
+        assert_eq!(stamped, blob.content().identity(), "{n}");
+        let usage = store.usage();
+        assert_eq!(usage.final_bytes, (u64::from(n) + 1) * 10_000, "{n}");
+        assert_eq!(usage.unlinked_bytes + usage.temporary_bytes, 0, "{n}");
+    }
 }
 
 #[test]

@@ -253,6 +253,58 @@ fn d09_a_manifest_damaged_on_disk_is_not_served() {
     assert_eq!(store.records().holds(&app, &digest(1)), None);
 }
 
+/// Waits until what is on disk of a repository tells of `digest`, as it does after a kill.
+fn is_written(scene: &Scene, name: &str, digest: &Digest) {
+    eventually("the record is on disk", || {
+        let log = std::fs::read(log_of(scene, name)).unwrap();
+        log.windows(32).any(|window| window == digest.as_bytes())
+    });
+}
+
+#[test]
+fn d09_what_is_recorded_after_damage_was_met_is_written_like_anything_else() {
+    let scene = Scene::new();
+    let app = repo("app");
+    let store = scene.open();
+    let bytes = manifest(&digest(1), &digest(2));
+    let named = store
+        .records()
+        .put_manifest(&app, IMAGE, bytes.clone(), at(1));
+    drop(store);
+    let store = scene.open();
+    assert!(store.records().holds(&app, &digest(1)).is_some());
+    let path = log_of(&scene, "app");
+    let mut log = std::fs::read(&path).unwrap();
+    let position = log
+        .windows(bytes.len())
+        .position(|window| window == bytes)
+        .unwrap();
+    log[position] ^= 1;
+    std::fs::write(&path, log).unwrap();
+    // Forgotten by who asks, not by who changes anything.
+    assert_eq!(store.records().manifest(&app, &named), None);
+    store.records().put_held(&app, digest(5), None, at(1));
+    is_written(&scene, "app", &digest(5));
+}
+
+#[test]
+fn d09_a_log_that_lost_its_name_is_written_anew_by_itself() {
+    let scene = Scene::new();
+    let app = repo("app");
+    let store = scene.open();
+    store.records().put_held(&app, digest(1), None, at(1));
+    drop(store);
+    let path = log_of(&scene, "app");
+    let mut log = std::fs::read(&path).unwrap();
+    let name = log.windows(8).position(|at| at == b"prod/app").unwrap();
+    log[name] ^= 1;
+    std::fs::write(&path, log).unwrap();
+    let store = scene.open();
+    store.records().put_held(&app, digest(5), None, at(1));
+    is_written(&scene, "app", &digest(5));
+    is_written(&scene, "app", &digest(1));
+}
+
 #[test]
 fn records_wait_for_a_disk_that_refuses_them() {
     let scene = Scene::new();
@@ -365,4 +417,30 @@ fn lists_of_referrers_survive_a_restart_and_a_rewritten_log() {
     assert_eq!(records.referrer_list(&app, &named), None);
     drop(store);
     assert_eq!(scene.open().records().referrer_list(&app, &named), None);
+}
+
+#[test]
+fn l14_asking_about_whatever_there_is_not_does_not_fill_the_records() {
+    let scene = Scene::new();
+    let app = repo("app");
+    let store = scene.open();
+    let records = store.records();
+    let stored = records.put_manifest(&app, IMAGE, manifest(&digest(1), &digest(2)), at(1));
+    records.put_referrer_list(&app, stored, "[7]".into(), at(1));
+    let unknown = |n: u64| Digest::of(&n.to_le_bytes());
+    let all = 10_000;
+    for n in 0..all {
+        records.put_referrer_list(&app, unknown(n), "[]".into(), at(2 + n));
+    }
+    store.flush().unwrap();
+    records.put_held(&app, digest(5), None, at(1));
+    drop(store);
+    let store = scene.open();
+    let records = store.records();
+    let known = (0..all).filter(|n| records.referrer_list(&app, &unknown(*n)).is_some());
+    assert!(known.count() <= 1024);
+    assert!(records.referrer_list(&app, &unknown(all - 1)).is_some());
+    assert!(records.referrer_list(&app, &stored).is_some());
+    let len = log_of(&scene, "app").metadata().unwrap().len();
+    assert!(len < 256 << 10, "{len}");
 }

@@ -1,7 +1,7 @@
 //! What survives the end of the process, orderly or not, and what is found instead of what was left.
 
 use super::*;
-use crate::cache::OpenError;
+use crate::cache::{AppendError, OpenError};
 
 #[test]
 fn blobs_their_stamps_and_their_order_of_use_survive_a_restart() {
@@ -218,4 +218,78 @@ fn c01_what_was_not_noted_of_a_download_with_holes_is_not_believed_to_be_there()
     let gaps = partial.present().gaps(content.len() as u64);
     let gap = (1 << 20)..(8 << 20);
     assert!(gaps.iter().eq([&gap]), "its length alone says otherwise");
+}
+
+#[test]
+fn a_download_gone_on_with_right_after_a_restart_is_no_debris() {
+    let scene = Scene::new();
+    let store = scene.open();
+    let all = content(7, 2 << 20);
+    let len = all.len() as u64;
+    let mut partial = store.begin(Digest::of(&all), len, b"note").unwrap();
+    partial.append(&all[..1 << 20]).unwrap();
+    drop((partial, store));
+    // Much to look at before what earlier runs left is.
+    for n in 0..3000 {
+        let path = format!("repositories/prod/{n}");
+        std::fs::create_dir_all(scene.dir.path().join(path)).unwrap();
+    }
+    let store = Store::open(scene.options.clone(), scene.metrics.clone()).unwrap();
+    let mut partial = taken_up(&store, &all);
+    assert!(store.wait_ready(Duration::from_secs(30)));
+    while partial.is_behind() {
+        partial.catch_up(&mut vec![0; 256 << 10]).unwrap();
+    }
+    partial.append(&all[1 << 20..]).unwrap();
+    store.commit(partial.verify().unwrap()).unwrap();
+    assert_eq!(scene.fills(), 0);
+}
+
+#[test]
+fn d01_bytes_that_cannot_be_noted_are_not_taken_for_hashed() {
+    let scene = Scene::new();
+    let store = scene.open();
+    let all = content(7, 8 << 20);
+    let len = all.len() as u64;
+    let mut partial = store.begin(Digest::of(&all), len, b"note").unwrap();
+    partial.append(&all[..1 << 20]).unwrap();
+    partial.write(4 << 20, &all[4 << 20..5 << 20]).unwrap();
+    drop(partial);
+    let mut partial = taken_up(&store, &all);
+    while partial.is_behind() {
+        partial.catch_up(&mut vec![0; 256 << 10]).unwrap();
+    }
+    let fills = scene.dir.path().join("fills");
+    for entry in fills.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "note")
+        {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let next = &all[1 << 20..3 << 20];
+    let error = partial.append(next).unwrap_err();
+    assert!(matches!(error, AppendError::Disk(_)), "{error}");
+    // Whoever goes on without the disk has that piece still to come.
+    let (mut hash, written) = partial.abandon();
+    assert_eq!(written, 1 << 20);
+    hash.update(&all[1 << 20..]);
+    assert_eq!(hash.finish(), Digest::of(&all));
+}
+
+#[test]
+fn a_blob_that_came_another_way_is_not_gone_on_with() {
+    let scene = Scene::new();
+    let store = scene.open();
+    let all = content(7, 2 << 20);
+    let len = all.len() as u64;
+    let mut partial = store.begin(Digest::of(&all), len, b"note").unwrap();
+    partial.append(&all[..1 << 20]).unwrap();
+    drop(partial);
+    assert_eq!(store.interrupted().len(), 1);
+    put(&store, &all);
+    assert_eq!(store.interrupted(), []);
+    assert_eq!((scene.fills(), store.usage().temporary_bytes), (0, 0));
 }

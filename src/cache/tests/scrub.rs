@@ -195,3 +195,30 @@ fn how_far_it_has_come_survives_a_restart_and_rubbish_is_the_beginning() {
     std::fs::write(scene.dir.path().join("scrub"), "rubbish").unwrap();
     assert_eq!(scene.open().scrub_progress(), Default::default());
 }
+
+#[test]
+fn l07_a_blob_that_cannot_be_opened_for_a_moment_is_not_damaged() {
+    let scene = Scene::new();
+    let store = scene.open();
+    let all: Vec<_> = (0..3).map(|n| content(n, 700_000)).collect();
+    let digests: Vec<_> = all
+        .iter()
+        .map(|content| put(&store, content).digest())
+        .collect();
+    let mut scrub = store.scrub(None);
+    let begun = scrub.find(|told| matches!(told, Scrubbed::Read(_)));
+    assert_eq!(begun, Some(Scrubbed::Read(256 << 10)), "it is opened again");
+    let first = *digests.iter().min().unwrap();
+    let shard = scene.path_of(&first).parent().unwrap().to_owned();
+    let aside = scene.dir.path().join("aside");
+    std::fs::rename(&shard, &aside).unwrap();
+    std::fs::write(&shard, "").unwrap();
+    let told = scrub.next().unwrap();
+    std::fs::remove_file(&shard).unwrap();
+    std::fs::rename(&aside, &shard).unwrap();
+    let told: Vec<_> = std::iter::once(told).chain(scrub).collect();
+    assert_eq!(damaged(&told), []);
+    let unreadable = |told: &&Scrubbed| matches!(told, Scrubbed::Unreadable { .. });
+    assert_eq!(told.iter().filter(unreadable).count(), 1, "{told:?}");
+    assert!(all.iter().all(|content| found(&store, content)));
+}

@@ -13,7 +13,7 @@ use crate::cli::chain;
 use crate::cli::clients::local_ca;
 use crate::clock::{self, Clock};
 use crate::config::{Config, Size, Tls};
-use crate::tls::{Pair, Standing};
+use crate::tls::{Pair, PairFiles, Standing};
 
 /// Less room than this and a single big image displaces the others.
 const SMALL_CACHE_BYTES: u64 = 2 << 30;
@@ -37,9 +37,9 @@ pub(super) fn configuration(config: &Config) -> Finding {
 
 pub(super) fn certificate(config: &Config, clock: &Clock) -> Vec<Finding> {
     const SUBJECT: &str = "certificate";
-    let (cert, key) = match &config.tls {
+    let files = match &config.tls {
         Tls::Off => return vec![Finding::ok(SUBJECT, "none needed, no listener speaks TLS")],
-        Tls::Files { cert, key } => (cert.clone(), key.clone()),
+        Tls::Files(files) => files.clone(),
         Tls::LocalCa => {
             let folder = config.server.state_dir.join("tls");
             let made = local_ca(config).is_some_and(|ca| ca.exists());
@@ -47,28 +47,43 @@ pub(super) fn certificate(config: &Config, clock: &Clock) -> Vec<Finding> {
                 let text = "a local CA will be made at the first start";
                 return vec![Finding::ok(SUBJECT, text)];
             }
-            (folder.join("server.pem"), folder.join("server.key"))
-        }
-    };
-    let pair = match Pair::load(&cert, &key) {
-        Ok(pair) => pair,
-        Err(error) => {
-            let mend = "tls.cert wants the chain, leaf first, and tls.key its key, both PEM";
-            return vec![Finding::fail(SUBJECT, chain(&error), mend)];
+            vec![PairFiles {
+                cert: folder.join("server.pem"),
+                key: folder.join("server.key"),
+            }]
         }
     };
     // The local CA issues anew at start whatever is missing or about to end.
     let own = matches!(config.tls, Tls::LocalCa);
-    let mut findings = vec![dates(&pair, clock.now(), own)];
-    let missing: Vec<&str> = config
-        .server
-        .domains
-        .iter()
-        .filter(|domain| !pair.covers(domain))
+    let mut findings = Vec::new();
+    let mut pairs = Vec::new();
+    for files in &files {
+        match files.load() {
+            Ok(pair) => {
+                findings.push(dates(&pair, clock.now(), own));
+                pairs.push(pair);
+            }
+            Err(error) => {
+                let mend = "tls.cert wants the chain, leaf first, and tls.key its key, both PEM";
+                findings.push(Finding::fail(SUBJECT, chain(&error), mend));
+            }
+        }
+    }
+    if pairs.len() < files.len() {
+        return findings;
+    }
+    let domains = config.server.domains.iter();
+    let missing: Vec<&str> = domains
+        .filter(|domain| !pairs.iter().any(|pair| pair.covers(domain)))
         .map(String::as_str)
         .collect();
+    let names: Vec<&str> = pairs
+        .iter()
+        .flat_map(Pair::names)
+        .map(String::as_str)
+        .collect();
+    let names = names.join(", ");
     if missing.is_empty() {
-        let names = pair.names().join(", ");
         findings.push(Finding::ok(SUBJECT, format!("names {names}")));
     } else if own {
         let text = format!("will be issued anew for {}", missing.join(", "));
@@ -76,11 +91,7 @@ pub(super) fn certificate(config: &Config, clock: &Clock) -> Vec<Finding> {
     } else {
         findings.push(Finding::fail(
             SUBJECT,
-            format!(
-                "is not for {} but for {}",
-                missing.join(", "),
-                pair.names().join(", ")
-            ),
+            format!("is not for {} but for {names}", missing.join(", ")),
             "obtain one for every name in server.domains, or correct the names",
         ));
     }

@@ -89,6 +89,10 @@ async fn token(upstream: &Upstream) -> (Vec<Finding>, bool) {
             let mend = "let the proxy reach the AWS API of the registry's region, over port 443";
             vec![Finding::fail(TOKEN, text, mend)]
         }
+        UpstreamError::NoToken(TokenError::Intercepted) => {
+            let mend = "log in to the network that is in between, or let the proxy past it";
+            vec![Finding::fail(TOKEN, text, mend)]
+        }
         _ => vec![Finding::fail(
             TOKEN,
             text,

@@ -1,17 +1,22 @@
-//! `[access]`.
+//! `[access]`: who is let in, and the rules of what they may do.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use super::Resolver;
-use crate::access::{Network, Users};
-use crate::config::{Access, Anonymous, Files};
+use crate::access::{Action, Network, Rule, Rules, Subject, Users};
+use crate::config::{Access, Anonymous, Config, Files, ListenAddress, Server, Upstream, values};
 
 /// Passwords are short; a file larger than this is not one.
 const MAX_USER_FILE_BYTES: u64 = 8 << 20;
 
 impl Resolver {
-    pub(super) fn access(&mut self) -> Option<Access> {
+    pub(super) fn access(
+        &mut self,
+        server: Option<&Server>,
+        upstream: Option<&Upstream>,
+    ) -> Option<Access> {
         let users_file = self.path("access.users");
         let anonymous = self.one("access.anonymous", |text| match text {
             "none" => Ok(Anonymous::None),
@@ -26,7 +31,8 @@ impl Resolver {
             _ => Some(Users::default()),
         };
         let anonymous = anonymous?.unwrap_or(Anonymous::None);
-        if users_file.is_some() && anonymous == Anonymous::Pull {
+        let is_pointless = users_file.is_some() && anonymous == Anonymous::Pull;
+        if is_pointless {
             self.fault(
                 "access.anonymous",
                 "cannot be \"pull\" beside access.users: clients decide by the answer to /v2/ \
@@ -42,12 +48,145 @@ impl Resolver {
                 "is empty: with anonymous = \"pull\" it says from where",
             );
         }
+        let mut rules = self.each("access.rule", |this| this.rule(server, upstream))?;
+        let written_rules = rules.len();
+        for (index, rule) in rules.iter_mut().enumerate() {
+            rule.name = format!("[[access.rule]] {}", index + 1);
+        }
+        if anonymous == Anonymous::Pull {
+            rules.push(Rule {
+                networks: networks.clone(),
+                ..Rule::everywhere(
+                    "anonymous = \"pull\"",
+                    vec![Subject::Anonymous],
+                    vec![Action::Pull],
+                )
+            });
+        }
+        if rules.is_empty() {
+            let name = "the default, as there is no [[access.rule]]";
+            let (users, actions) = (vec![Subject::Anyone], vec![Action::Pull]);
+            rules.push(Rule::everywhere(name, users, actions));
+        }
+        let rules = Rules::new(rules);
+        if !is_pointless {
+            self.anonymous_by_domain(&rules, server);
+        }
         Some(Access {
             users_file,
             users: users?,
             anonymous,
             anonymous_networks: networks,
+            rules,
+            written_rules,
         })
+    }
+
+    /// One `[[access.rule]]`, still without its name.
+    fn rule(&mut self, server: Option<&Server>, upstream: Option<&Upstream>) -> Option<Rule> {
+        let users = self.many("access.rule.users", |text| {
+            text.parse::<Subject>().map_err(|error| error.to_string())
+        });
+        let actions = self.many("access.rule.actions", |text| {
+            text.parse::<Action>().map_err(|error| error.to_string())
+        });
+        let domains = self.many("access.rule.domains", |text| {
+            let domain = values::domain(text)?;
+            match server {
+                Some(server) if !server.domains.contains(&domain) => {
+                    Err(format!("{text:?} is not among server.domains"))
+                }
+                _ => Ok(domain),
+            }
+        });
+        let upstreams = self.many("access.rule.upstreams", |text| {
+            let name = values::upstream_name(text)?;
+            match upstream {
+                Some(upstream) if upstream.name != name => Err(format!(
+                    "{text:?} is no upstream; there is {:?}",
+                    upstream.name
+                )),
+                _ => Ok(name),
+            }
+        });
+        let networks = self.many("access.rule.networks", |text| {
+            text.parse::<Network>().map_err(|error| error.to_string())
+        });
+        let repositories = self.many("access.rule.repositories", values::repository_pattern);
+        if matches!(&users, Some(users) if users.as_ref().is_none_or(Vec::is_empty)) {
+            self.fault(
+                "access.rule.users",
+                "is missing or empty: say whom the rule is about, such as [\"ci\"], [\"*\"] for \
+                 anybody logged in, or [\"@anonymous\"]",
+            );
+        }
+        if matches!(actions, Some(None)) {
+            self.fault(
+                "access.rule.actions",
+                "is missing: say what is allowed, such as [\"pull\"], or [] for nothing",
+            );
+        }
+        // What an empty list would mean is not for us to guess.
+        for (key, is_empty) in [
+            (
+                "access.rule.domains",
+                matches!(&domains, Some(Some(d)) if d.is_empty()),
+            ),
+            (
+                "access.rule.upstreams",
+                matches!(&upstreams, Some(Some(u)) if u.is_empty()),
+            ),
+            (
+                "access.rule.networks",
+                matches!(&networks, Some(Some(n)) if n.is_empty()),
+            ),
+            (
+                "access.rule.repositories",
+                matches!(&repositories, Some(Some(r)) if r.is_empty()),
+            ),
+        ] {
+            if is_empty {
+                self.fault(key, "is empty: leave it out where the rule is for all");
+            }
+        }
+        Some(Rule {
+            domains: domains?.unwrap_or_default(),
+            upstreams: upstreams?.unwrap_or_default(),
+            networks: networks?.unwrap_or_default(),
+            repositories: repositories?.unwrap_or_default(),
+            ..Rule::everywhere("", users??, actions??)
+        })
+    }
+
+    /// A domain is for the anonymous or for those who log in, as clients know only one way to ask.
+    fn anonymous_by_domain(&mut self, rules: &Rules, server: Option<&Server>) {
+        let named = server
+            .map(|server| server.domains.as_slice())
+            .unwrap_or_default();
+        let mut domains: Vec<Option<&str>> = named.iter().map(|name| Some(name.as_str())).collect();
+        // Rules without domains hold on every name, also on one that only loopback clients use.
+        if domains.is_empty() {
+            domains.push(None);
+        }
+        let mut told = BTreeMap::new();
+        for domain in domains {
+            let both = rules.admit_anonymous(domain).zip(rules.admit_users(domain));
+            if let Some((anonymous, users)) = both {
+                let pair = (anonymous.name.as_str(), users.name.as_str());
+                let on: &mut Vec<&str> = told.entry(pair).or_default();
+                on.push(domain.unwrap_or("any name"));
+            }
+        }
+        for ((anonymous, users), on) in told {
+            let reason = format!(
+                "on {} both the anonymous ({anonymous}) and named users ({users}) have rights: \
+                 clients decide by the answer to /v2/ whether to send credentials, so where the \
+                 anonymous get 200 nobody ever logs in; give each a domain of its own and name it in \
+                 the rules (domains = [...])",
+                on.join(", ")
+            );
+            self.fault("access.rule", &reason);
+        }
     }
 
     fn users(&mut self, file: &Path) -> Option<Users> {
@@ -78,4 +217,40 @@ impl Resolver {
             }
         }
     }
+}
+
+/// Notes what works and is probably not meant.
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let Config { access, server, .. } = config;
+    let public = |l: &&ListenAddress| !l.tls && !l.address.ip().is_loopback();
+    if let (Some(_), Some(plain)) = (&access.users_file, server.listen.iter().find(public)) {
+        warnings.push(format!(
+            "server.listen: passwords of users cross {plain} unencrypted unless something before \
+             it speaks TLS"
+        ));
+    }
+    let domains = server.domains.iter().map(|name| Some(name.as_str()));
+    let mut domains = domains.chain([None]);
+    if access.users_file.is_none()
+        && domains.all(|domain| access.rules.admit_anonymous(domain).is_none())
+    {
+        warnings.push(
+            "nobody is let in: every request is answered 401; name a user file (--users FILE, \
+             `ecr-proxy hash-password NAME` makes its lines) or let anybody pull \
+             (--anonymous-pull)"
+                .to_owned(),
+        );
+    }
+    if access.users_file.is_some() && !access.users.is_empty() {
+        for rule in access.rules.iter() {
+            for name in rule.users.iter().filter_map(Subject::name) {
+                if !access.users.contains(name) {
+                    let rule = &rule.name;
+                    warnings.push(format!("{rule}: {name:?} is not in the user file"));
+                }
+            }
+        }
+    }
+    warnings
 }

@@ -17,7 +17,7 @@ mod warm;
 
 use std::path::PathBuf;
 
-use super::{Anonymous, Config, Faults, ListenAddress, Sources};
+use super::{Config, Faults, Sources};
 use reading::Resolver;
 
 pub(super) fn load(sources: Sources<'_>) -> Result<Config, Faults> {
@@ -44,9 +44,9 @@ impl Resolver {
         let server = self.server();
         let tls = self.tls(server.as_ref());
         let cache = self.cache();
-        let access = self.access();
         let freshness = cache.as_ref().map(|cache| cache.freshness.clone());
         let upstream = self.upstream(freshness.unwrap_or_default());
+        let access = self.access(server.as_ref(), upstream.as_ref());
         let routes = self.routes(upstream.as_ref());
         let warm = self.warm();
         let mut config = Config {
@@ -62,7 +62,7 @@ impl Resolver {
             warm: warm?,
         };
         self.only_our_images(&config);
-        warn(&mut config);
+        config.warnings.extend(access::warnings(&config));
         Some(config)
     }
 
@@ -74,25 +74,5 @@ impl Resolver {
                 self.fault("warm.images", &format!("{image}: {error}"));
             }
         }
-    }
-}
-
-/// Notes what works and is probably not meant.
-fn warn(config: &mut Config) {
-    let access = &config.access;
-    let public = |l: &&ListenAddress| !l.tls && !l.address.ip().is_loopback();
-    if let (Some(_), Some(plain)) = (&access.users_file, config.server.listen.iter().find(public)) {
-        config.warnings.push(format!(
-            "server.listen: passwords of users cross {plain} unencrypted unless something before \
-             it speaks TLS"
-        ));
-    }
-    if access.users_file.is_none() && access.anonymous == Anonymous::None {
-        config.warnings.push(
-            "nobody is let in: every request is answered 401; name a user file (--users FILE, \
-             `ecr-proxy hash-password NAME` makes its lines) or let anybody pull \
-             (--anonymous-pull)"
-                .to_owned(),
-        );
     }
 }

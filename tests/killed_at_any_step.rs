@@ -5,13 +5,15 @@ mod support;
 
 use std::process::Command;
 
-use ecr_proxy::simulator::{Fault, Gate, Listener, Outage, Pattern, Simulator};
+use ecr_proxy::simulator::{
+    Fault, Gate, ImageSpec, Listener, Outage, Pattern, PushedImage, Simulator,
+};
 use support::Proxy;
 use support::blobs::{
     MIB, assert_whole, blob, blob_file, idle, metric, outcome, pull, simulator, until,
 };
 use support::disk::Injection;
-use support::image::REPOSITORY;
+use support::image::{REPOSITORY, pull_platform};
 
 /// Ends the proxy in order, so that all it noted is on disk.
 fn stop(proxy: &mut Proxy) {
@@ -257,6 +259,75 @@ async fn c03_records_and_unfinished_downloads_survive_a_power_cut_or_are_begun_a
         }
     }
     gate.open();
+}
+
+/// Whether an image is told of, and whether all of its blobs are served where it is.
+async fn is_listed_and_whole(proxy: &Proxy, tag: &str, image: &PushedImage) -> (bool, bool) {
+    let client = proxy.client();
+    let tagged = format!("/v2/{REPOSITORY}/manifests/{tag}");
+    let is_listed = client.get(&tagged).await.status == 200;
+    for blob in &image.manifests[0].layers {
+        let path = format!("/v2/{REPOSITORY}/blobs/{}", blob.digest);
+        if outcome(&client.get(&path).await) != Some("hit") {
+            return (is_listed, false);
+        }
+    }
+    (is_listed, true)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c03_a_power_cut_between_an_eviction_and_its_records_leaves_no_image_listed_without_its_blobs()
+ {
+    const LEN: u64 = 8 * MIB;
+    let simulator = simulator().await;
+    let builder = Proxy::builder().simulator(&simulator).mount(LAZY);
+    // Three are well below the share at which room is made ahead of need.
+    let proxy = builder
+        .set("cache.max_size", (3 * LEN + 4 * MIB) as i64)
+        .start();
+    let tags = ["first", "second", "third"];
+    let images = tags.map(|tag| {
+        let spec = ImageSpec::generated(u64::from(tag.as_bytes()[0]), [LEN]);
+        simulator.push_image(REPOSITORY, tag, spec)
+    });
+    for (tag, image) in tags.iter().zip(&images) {
+        pull_platform(&proxy, tag, &image.manifests[0]).await;
+    }
+    simulator.outage(Outage::Refused).await;
+    until("the records are on disk", async || {
+        let found = after_power_cut(&proxy, &simulator);
+        for (tag, image) in tags.iter().zip(&images) {
+            if is_listed_and_whole(&found, tag, image).await != (true, true) {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    simulator.outage(Outage::None).await;
+
+    // What is recorded from now on is not written, and all that a download syncs is.
+    let log = proxy
+        .cache_dir()
+        .join(format!("repositories/prod/{REPOSITORY}/_log"));
+    let injection = Injection::at(&log, &proxy, ["pwrite64:delay_enter=60000000"]);
+    pull(&proxy, &blob(&simulator, 9, LEN)).await;
+    let found = {
+        simulator.outage(Outage::Refused).await;
+        after_power_cut(&proxy, &simulator)
+    };
+    drop(injection);
+    let kept = found.assert_blobs_are_sound();
+    let first = &images[0].manifests[0].layers[0].digest;
+    assert!(!kept.contains(first), "it was not evicted durably");
+    until("it is forgotten with its blobs", async || {
+        is_listed_and_whole(&found, tags[0], &images[0]).await == (false, false)
+    })
+    .await;
+    for (tag, image) in tags.iter().zip(&images).skip(1) {
+        let state = is_listed_and_whole(&found, tag, image).await;
+        assert_eq!(state, (true, true), "{tag}");
+    }
 }
 
 /// What storage has sent of a blob.

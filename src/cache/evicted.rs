@@ -1,9 +1,9 @@
 //! Which blobs went before the log of their repository said on disk that their image does not stay.
 //!
-//! Who waits for room does not wait for a sync, so for some tenths of a second the records of what was
-//! evicted are gone only in memory. This note, written before the files go and not synced, is what a
-//! killed process leaves to the next one, which forgets the records then. A power cut may cost it, and
-//! mostly brings the files back with it.
+//! Who waits for room does not wait until the logs of all repositories are synced, so for some tenths of a
+//! second the records of what was evicted are gone only in memory. This note, synced before the files go,
+//! is what a kill or a power cut leaves to the next process, which forgets the records then. It is one
+//! small sync for all that goes together.
 //!
 //! The file is a row of digests, of 32 bytes each. Zeros are no digest: a place is used again rather than
 //! cut off, so that there is one when the disk is full. Whatever else is in there harms nobody, as only
@@ -44,16 +44,17 @@ struct State {
 }
 
 impl Evicted {
-    /// Notes that these go now. Their records are forgotten and queued to be written. Not synced.
+    /// Notes durably that these go now. Their records are forgotten and queued to be written.
     ///
     /// # Errors
-    /// The disk's. Nothing is lost by it but what a kill costs.
+    /// The disk's. Nothing is lost by it but what a kill or a power cut costs.
     pub(super) fn note(&self, root: &OwnedFd, digests: &[Digest]) -> io::Result<()> {
         let mut state = lock(&self.state);
         state.open(root)?;
         let at = state.count();
         state.noted.extend_from_slice(digests);
-        state.write(at, digests)
+        state.write(at, digests)?;
+        state.sync()
     }
 
     /// How many are noted in this run: what [`Self::settle`] is told once all records that were queued by
@@ -62,7 +63,8 @@ impl Evicted {
         lock(&self.state).noted.len()
     }
 
-    /// The records of the first `mark` are on disk, so nobody needs to be told of these any more.
+    /// The records of the first `mark` are on disk, so nobody needs to be told of these any more. Not
+    /// synced.
     ///
     /// # Errors
     /// The disk's. What stays in the file is done once more after a restart, which harms nobody.
@@ -108,7 +110,7 @@ impl State {
         match self.open_if_there(root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.file = Some(layout::create_file(root, NAME)?);
-                Ok(())
+                Ok(rustix::fs::fsync(root)?)
             }
             opened => opened,
         }
@@ -130,6 +132,10 @@ impl State {
         self.left = digests.map(|place| Digest::from_sha256(*place)).collect();
         self.file = Some(file);
         Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), File::sync_data)
     }
 
     /// Writes these from place `at` on, and zeros behind them where the file is longer.

@@ -7,8 +7,8 @@
 //! cannot, what is complete stays for as long as there is anything else.
 //!
 //! Records go before files, so a crash in between leaves files that nobody needs. They are durably gone
-//! first where nobody waits for the room. Where somebody does, what goes is noted for the next start
-//! instead, see `evicted`, and the records follow within the second that all records take.
+//! first where nobody waits for the room. Where somebody does, what goes is durably noted for the next
+//! start instead, see `evicted`, and the records follow within the second that all records take.
 //!
 //! A file that cannot be removed is passed over and counted; it does not stop the others.
 
@@ -262,7 +262,7 @@ impl Shared {
     }
 
     /// Sees to it that the records which were dropped for these blobs stay so, also where the process is
-    /// killed once the files are gone.
+    /// killed or the power cut once the files are gone.
     pub(super) fn before_files(&self, digests: &[Digest], records: &Records, haste: Haste) {
         if haste == Haste::AheadOfNeed {
             match records.flush() {

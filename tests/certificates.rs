@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::version::{TLS12, TLS13};
+use rustls::{AlertDescription, ClientConfig, HandshakeKind, ProtocolVersion};
 use support::blobs::{MIB, blob, metric, simulator, until};
-use support::pki::{Leaf, trusting};
-use support::{Client, DOMAIN, Event, Proxy, within};
+use support::pki::{Leaf, trusting, trusting_by};
+use support::{Client, Clock, Connection, DOMAIN, Event, Proxy, within};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -385,4 +387,155 @@ async fn k03_the_name_chooses_among_several_pairs() {
             "{name}"
         );
     }
+}
+
+/// The first bytes of a client that speaks TLS 1.1 at most: a hello with two suites and nothing more.
+fn old_hello() -> Vec<u8> {
+    let mut hello = vec![3, 2];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 4, 0xc0, 0x13, 0, 0x2f, 1, 0]);
+    let length = u8::try_from(hello.len()).expect("a short hello");
+    [&[22, 3, 1, 0, length + 4, 1, 0, 0, length], &hello[..]].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k03_versions_and_protocols_at_the_edge_are_answered() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let ca = proxy.pki().ca();
+    for (version, expected) in [
+        (&TLS12, ProtocolVersion::TLSv1_2),
+        (&TLS13, ProtocolVersion::TLSv1_3),
+    ] {
+        // Without a protocol HTTP/1.1 is spoken, as old clients expect.
+        let config = trusting_by(&ca, &[], &[version]);
+        let stream = handshake(proxy.https(), DOMAIN, &config)
+            .await
+            .expect("a handshake");
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(expected));
+        let suite = stream
+            .get_ref()
+            .1
+            .negotiated_cipher_suite()
+            .expect("a suite");
+        let suite = format!("{:?}", suite.suite());
+        assert!(
+            suite.contains("GCM") || suite.contains("CHACHA20"),
+            "{suite}"
+        );
+        let mut connection = Connection::over(stream);
+        connection.request("GET", "/v2/", &[]).await.expect("sent");
+        assert_eq!(
+            connection.answer("GET").await.expect("an answer").status,
+            200
+        );
+
+        let config = trusting_by(&ca, &[b"imap"], &[version]);
+        let refused = handshake(proxy.https(), DOMAIN, &config)
+            .await
+            .expect_err("no such protocol");
+        let alert = rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol);
+        assert!(
+            refused.to_string().contains(&alert.to_string()),
+            "{refused}"
+        );
+    }
+    let mut old = TcpStream::connect(proxy.https()).await.expect("a listener");
+    old.write_all(&old_hello()).await.expect("sent");
+    let mut answer = Vec::new();
+    within("the refusal", old.read_to_end(&mut answer))
+        .await
+        .expect("read");
+    // One record: a fatal alert (RFC 5246, 7.2), and the end.
+    assert_eq!(
+        (answer.len(), answer[0], answer[5]),
+        (7, 21, 2),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_resumed_also_past_a_renewal_and_cost_no_memory_per_client() {
+    let simulator = simulator().await;
+    let (proxy, folder, _) = proxy_of(&simulator);
+    let ca = proxy.pki().ca();
+    let visit = async |config: &Arc<ClientConfig>| {
+        let stream = handshake(proxy.https(), DOMAIN, config)
+            .await
+            .expect("a handshake");
+        let kind = stream.get_ref().1.handshake_kind();
+        // TLS 1.3 sends its tickets after the handshake.
+        let mut connection = Connection::over(stream);
+        connection.request("GET", "/v2/", &[]).await.expect("sent");
+        assert_eq!(
+            connection.answer("GET").await.expect("an answer").status,
+            200
+        );
+        kind
+    };
+    let clients = [&TLS12, &TLS13].map(|version| trusting_by(&ca, &[b"http/1.1"], &[version]));
+    for config in &clients {
+        assert_eq!(visit(config).await, Some(HandshakeKind::Full));
+        assert_eq!(visit(config).await, Some(HandshakeKind::Resumed));
+    }
+    let renewed = proxy.pki().issue(NAMES, None);
+    folder.arrive(&renewed, Arrival::Renamed, 1);
+    in_use(&proxy, &renewed).await;
+    for config in &clients {
+        assert_eq!(visit(config).await, Some(HandshakeKind::Resumed));
+    }
+
+    // Two thousand clients, each with a session of its own that could be resumed.
+    let before = proxy.memory();
+    for _ in 0..20 {
+        let each =
+            (0..100).map(|_| async { visit(&trusting_by(&ca, &[b"http/1.1"], &[&TLS13])).await });
+        let kinds = futures_util::future::join_all(each).await;
+        assert!(kinds.iter().all(|kind| *kind == Some(HandshakeKind::Full)));
+    }
+    let grown = proxy.memory().saturating_sub(before);
+    assert!(grown < 16 * MIB, "2000 sessions cost {grown} bytes");
+    println!("2000 sessions left {grown} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leaf_of_the_local_ca_is_renewed_as_it_runs() {
+    let simulator = simulator().await;
+    let clock = Clock::right();
+    clock.set(SystemTime::now() - 345 * DAY);
+    let builder = Proxy::builder().simulator(&simulator).local_ca();
+    let proxy = clock.govern(builder).start();
+    let config = trusting(&proxy.state_dir().join("tls/ca.pem"), &[b"http/1.1"]);
+    let leaf = async || {
+        let stream = handshake(proxy.https(), DOMAIN, &config).await;
+        leaf_of(&stream.expect("clients trust it all the while"))
+    };
+    let expiry = async || metric(&proxy, "ecr_proxy_certificate_expiry_seconds", &[]).await;
+    let (first, ends) = (leaf().await, expiry().await);
+    clock.correct();
+    until("the leaf is renewed", async || leaf().await != first).await;
+    until("its end is shown", async || expiry().await > ends).await;
+    let renewed = |event: &Event| event.message() == "the certificate was renewed";
+    proxy.log_until("the renewal", renewed).await;
+    assert!(!readyz(&proxy).await.contains("certificate"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_ends_soon_is_told_and_its_renewal_ends_the_complaint() {
+    let simulator = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .certificate_until(SystemTime::now() + 5 * DAY)
+        .start();
+    let page = readyz(&proxy).await;
+    assert!(
+        page.contains("\"certificate\"") && page.contains("ends in"),
+        "{page}"
+    );
+    let renewed = proxy.pki().issue(NAMES, Some(SystemTime::now() + 90 * DAY));
+    replace(&proxy.pki().key(), &renewed.key);
+    replace(&proxy.pki().certificate(), &renewed.certificate);
+    proxy.signal(Signal::HUP);
+    in_use(&proxy, &renewed).await;
+    assert!(!readyz(&proxy).await.contains("\"certificate\""));
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use ecr_proxy::access::{Access, AccessOptions, Action, Right, Rule, Rules, Shown, Subject, Users};
+use ecr_proxy::access::{Access, AccessOptions, Action, Right, Rule, Rules, Shown, Subject};
 use ecr_proxy::buffers::BufferPool;
 use ecr_proxy::cache::{CacheMetrics, Limit, Store, StoreOptions};
 use ecr_proxy::clock::Clock;
@@ -93,12 +93,12 @@ async fn rig() -> Rig {
     );
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let access = Access::new(AccessOptions {
-        users: Users::default(),
         rules: Rules::new(vec![Rule::everywhere(
             "all",
             vec![Subject::Anonymous],
             vec![Action::Pull],
         )]),
+        ..AccessOptions::default()
     });
     let access = access.expect("a thread for passwords");
     let headers = HeaderMap::new();

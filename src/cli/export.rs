@@ -120,7 +120,12 @@ impl Target {
             }
             _ => {
                 let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-                let file = new_file(folder.unwrap_or(Path::new("."))).map_err(named)?;
+                let folder = folder.unwrap_or(Path::new("."));
+                let file = match fs::metadata(folder) {
+                    Ok(_) => new_file(folder),
+                    Err(error) => Err(error),
+                };
+                let file = file.map_err(named)?;
                 let (file, path) = file.into_parts();
                 Ok(Self::New(file, path))
             }

@@ -74,6 +74,10 @@ fn input(path: &Path, bar: &ProgressBar) -> io::Result<Input> {
     }
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {
+        if !path.join(LAYOUT_FILE).exists() {
+            let why = format!("no image layout: there is no {LAYOUT_FILE} in it");
+            return Err(io::Error::other(why));
+        }
         return folder(path.to_owned());
     }
     let file = File::open(path)?;

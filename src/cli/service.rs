@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
-use super::{Failure, chain, health};
+use super::{Failure, chain, health, users};
 use crate::access::Access;
 use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
@@ -43,6 +43,7 @@ pub(super) struct Service {
     bound: Vec<ListenAddress>,
     admin: Option<TcpListener>,
     admin_socket: Option<AdminSocket>,
+    cache_dir: PathBuf,
     pages: Admin,
     operations: Operations,
     readiness: Readiness,
@@ -73,7 +74,12 @@ impl Service {
         let keeper = Keeper::open(config, certificate_metrics)?;
         let mut reload = Reload::new(reload_metrics);
         keeper.reload_by(&mut reload);
-        let access = Access::new(config.access_options())?;
+        let access_options = config.access_options();
+        access_options.metrics.register(metrics.registry());
+        let access = Access::new(access_options)?;
+        if let Some(file) = &config.access.users_file {
+            users::reload_by(access.clone(), file.clone(), &mut reload);
+        }
         let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
         let (pulls, prefetch) = match config.cache.prefetch {
             Prefetch::Off => (None, None),
@@ -120,6 +126,7 @@ impl Service {
             bound,
             admin,
             admin_socket,
+            cache_dir: config.cache.dir.clone(),
             pages,
             operations,
             readiness,
@@ -198,7 +205,10 @@ impl Service {
         if let Some(socket) = self.admin_socket.take() {
             tracing::info!(listen.path = %socket.path().display(), "admin socket listening");
             let operations = self.operations.clone();
-            background.spawn(socket.run(self.pages.clone(), operations, stopped()));
+            let (pages, cache_dir) = (self.pages.clone(), self.cache_dir.clone());
+            let stopped = stopped();
+            background
+                .spawn(async move { socket.run(pages, operations, &cache_dir, stopped).await });
         }
         for address in &self.bound {
             tracing::info!(listen.addr = %address, "listening");

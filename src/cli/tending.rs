@@ -69,19 +69,19 @@ pub(super) fn tend(
         .map_err(|error| Failure::Usage(error.to_string()))?;
     super::runtime()?.block_on(async {
         let signals = Signals::watch()?;
-        let reached = reach(&config).await?;
-        // Kept until the end: the store closes with it, in good order.
-        let operations = match &reached {
-            Reached::Here(operations) => Some(operations.clone()),
-            Reached::There(_) => None,
+        let work = async {
+            let reached = reach(&config).await?;
+            // Kept until the end: the store closes with it, in good order.
+            let _operations = match &reached {
+                Reached::Here(operations) => Some(operations.clone()),
+                Reached::There(_) => None,
+            };
+            follow(reached.start(request, input), render, out).await
         };
-        let running = reached.start(request, input);
-        let outcome = tokio::select! {
-            outcome = follow(running, render, out) => outcome,
+        tokio::select! {
+            outcome = work => outcome,
             () = signals.first() => Err(Failure::Failed("interrupted".to_owned())),
-        };
-        drop(operations);
-        outcome
+        }
     })
 }
 
@@ -131,12 +131,16 @@ impl Reached {
     }
 }
 
+fn is_forbidden(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
 /// The running proxy if its socket answers, else the store itself.
 async fn reach(config: &Config) -> Result<Reached, Failure> {
     let socket = config.server.admin_socket.as_ref();
     let refused = match socket {
         None => None,
-        Some(socket) => match RemoteOperations::connect(&socket.path).await {
+        Some(socket) => match RemoteOperations::connect(&socket.path, &config.cache.dir).await {
             Ok(remote) => return Ok(Reached::There(remote)),
             Err(error) => Some(error),
         },
@@ -155,6 +159,15 @@ async fn reach(config: &Config) -> Result<Reached, Failure> {
                 _ => "server.admin_socket is off".to_owned(),
             };
             Err(Failure::Failed(format!("{error}, and {why}")))
+        }
+        // The mend may be to run as the user that the proxy runs as.
+        Err(BuildError::Store(error)) if refused.as_ref().is_some_and(is_forbidden) => {
+            let path = socket.map(|socket| socket.path.display().to_string());
+            Err(Failure::Failed(format!(
+                "{}, and the admin socket {} may not be used by this user",
+                chain(&error),
+                path.unwrap_or_default()
+            )))
         }
         Err(error) => Err(error.into()),
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Auth, Config, Freshness, Size};
+use super::{Auth, Config, Freshness, Size, Upstream};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
 use crate::fill::FillOptions;
@@ -42,16 +42,13 @@ impl Config {
         AccessOptions {
             users: self.access.users.clone(),
             rules: self.access.rules.clone(),
+            ..AccessOptions::default()
         }
     }
 
     /// For the names of images on the command line.
     pub fn names(&self) -> Names {
-        Names {
-            domains: self.server.domains.clone(),
-            registry: without_port(self.upstream.registry.name()).to_owned(),
-            upstream: Arc::from(self.upstream.name.as_str()),
-        }
+        self.upstream.names(&self.server.domains)
     }
 
     /// For tags and manifests, blobs and their fills.
@@ -149,6 +146,17 @@ impl Config {
                 ..limits
             },
         })
+    }
+}
+
+impl Upstream {
+    /// What its images are called by clients who know the proxy by these domains.
+    pub(super) fn names(&self, domains: &[String]) -> Names {
+        Names {
+            domains: domains.to_vec(),
+            registry: without_port(self.registry.name()).to_owned(),
+            upstream: Arc::from(self.name.as_str()),
+        }
     }
 }
 

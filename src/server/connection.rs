@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -117,12 +117,19 @@ async fn handshake<H: Handler>(
     let work = async {
         // Waiting for a turn counts against the same deadline. The semaphore is never closed.
         let _turn = shared.handshakes.acquire().await.ok();
-        let mut accept = pin!(TlsAcceptor::from(config).accept(stream));
-        std::future::poll_fn(|cx| {
+        let mut accept = pin!(TlsAcceptor::from(config).accept(stream).into_fallible());
+        let accepted = std::future::poll_fn(|cx| {
             pulse.begin_turn();
             accept.as_mut().poll(cx)
-        })
-        .await
+        });
+        match accepted.await {
+            Ok(stream) => Ok(stream),
+            Err((error, mut stream)) => {
+                // The alert that tells the client why is still parked. It may be gone already.
+                let _ = stream.shutdown().await;
+                Err(error)
+            }
+        }
     };
     let outcome = tokio::select! {
         outcome = tokio::time::timeout_at(deadline, work) => outcome,

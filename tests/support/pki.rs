@@ -11,7 +11,7 @@ use rcgen::{
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 
@@ -108,6 +108,15 @@ impl Pki {
 
 /// What a client needs to trust the CA of the PEM file `ca` and no other.
 pub fn trusting(ca: &Path, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    trusting_by(ca, alpn, rustls::DEFAULT_VERSIONS)
+}
+
+/// As [`trusting`], speaking these versions of TLS only.
+pub fn trusting_by(
+    ca: &Path,
+    alpn: &[&[u8]],
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).expect("a PEM file") {
         roots
@@ -116,8 +125,8 @@ pub fn trusting(ca: &Path, alpn: &[&[u8]]) -> Arc<ClientConfig> {
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("the provider has the default versions")
+        .with_protocol_versions(versions)
+        .expect("the provider has these versions")
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();

@@ -44,7 +44,8 @@ pub(super) fn pin(
         true => Request::Pins,
         false => Request::Pin { images },
     };
-    args.common.run(environment, request, &mut Text, out)
+    args.common
+        .run(environment, request, &mut Text::default(), out)
 }
 
 pub(super) fn unpin(
@@ -55,13 +56,18 @@ pub(super) fn unpin(
     let request = Request::Unpin {
         images: args.images,
     };
-    args.common.run(environment, request, &mut Text, out)
+    args.common
+        .run(environment, request, &mut Text::default(), out)
 }
 
-struct Text;
+#[derive(Default)]
+struct Text {
+    has_told: bool,
+}
 
 impl Render for Text {
     fn event(&mut self, event: Event, out: &mut dyn Write) -> Result<(), Failure> {
+        self.has_told |= !matches!(event, Event::End { .. });
         match event {
             Event::Pin { pin, by } => {
                 let by = match by {
@@ -87,6 +93,8 @@ impl Render for Text {
                 writeln!(out, "{pin} {was}{here}")?;
             }
             Event::Unpinned { pin } => writeln!(out, "{pin} is no longer pinned")?,
+            // Changing pins tells of each, or why not.
+            Event::End { error: None } if !self.has_told => writeln!(out, "no pins")?,
             _ => {}
         }
         Ok(())

@@ -8,12 +8,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::oci::{Digest, ImageName, ImagePattern, Platform, RepositoryName, Tag};
 
-/// An operation and what it needs to know.
+/// An operation and what it needs to know. A field that is not known is refused: it may be a `dry_run` that
+/// somebody spelt otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(
     tag = "operation",
     rename_all = "kebab-case",
-    rename_all_fields = "snake_case"
+    rename_all_fields = "snake_case",
+    deny_unknown_fields
 )]
 pub enum Request {
     /// What is in the cache, in figures. Answered by one [`Event::Stats`].
@@ -87,6 +89,7 @@ pub enum Request {
 
 /// Which images the cache is to be filled with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Warm {
     /// The images.
     pub images: Vec<ImageName>,
@@ -99,6 +102,7 @@ pub struct Warm {
 
 /// Which images are exported, and what of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Export {
     /// The images.
     pub images: Vec<ImageName>,

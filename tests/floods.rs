@@ -34,6 +34,9 @@ const CALM: u32 = 11;
 /// More than a flood may hold on to, in bytes.
 const TOO_MUCH: u64 = 32 * MIB;
 
+/// What is sent in each round.
+type Flood = fn(u32) -> Vec<u8>;
+
 /// How a flood ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
@@ -306,7 +309,7 @@ async fn l11_heads_without_end_and_tables_that_grow_end_the_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn l11_floods_of_small_frames_cost_neither_memory_nor_others() {
     let scene = Scene::new().await;
-    let floods: [(&str, fn(u32) -> Vec<u8>); 4] = [
+    let floods: [(&str, Flood); 4] = [
         ("settings", |_| frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100])),
         ("pings", |_| frame(PING, 0, 0, b"flooding")),
         ("priorities", |round| {

@@ -59,6 +59,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use crate::oci::Routed;
 
 pub use bandwidth::{Interest, Line, Rate};
+#[cfg(any(test, fuzzing))]
+pub use bearer::fuzz_token_reply;
 pub use blob::{BlobBody, Span, Validator};
 pub use breaker::Outage;
 pub use check::{Ping, Skew};

@@ -87,7 +87,10 @@ async fn what_is_no_bundle_is_refused_and_changes_nothing() {
     concatenated.extend_from_slice(&bundle);
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("is empty", Vec::new()),
-        ("cannot be read", b"not an archive".repeat(1000)),
+        ("not a tar archive", b"not an archive".repeat(1000)),
+        ("not a tar archive", b"short".to_vec()),
+        ("not a tar archive", bundle[..511].to_vec()),
+        ("cannot be read", bundle[..1000].to_vec()),
         ("is empty", vec![0; 10_240]),
         ("no index.json", write(&without("index.json"))),
         ("no oci-layout", write(&without("oci-layout"))),

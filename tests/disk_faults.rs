@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{Fault, Gate, Listener, Outage, Pattern, Simulator};
+use rustix::fs::{Advice, fadvise};
 use support::blobs::{
     MIB, assert_whole, blob, blob_file, idle, metric, outcome, pull, pull_together, simulator,
     until,
@@ -305,6 +306,24 @@ async fn d08_a_file_that_cannot_be_read_at_all_is_fetched_again_and_the_client_u
         let quarantined = metric(&proxy, "ecr_proxy_cache_quarantined_total", &[]).await;
         assert_eq!(quarantined, seed as f64);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c08_a_file_that_is_not_read_for_want_of_memory_is_not_damaged() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let wanted = blob(&simulator, 1, 4 * MIB);
+    pull(&proxy, &wanted).await;
+    let file = fs::File::open(blob_file(&proxy, &wanted.0)).expect("the blob");
+    fadvise(&file, 0, None, Advice::DontNeed).expect("leave memory");
+    let injection = Injection::into(&proxy, ["madvise:error=ENOMEM"]);
+    assert_eq!(pull(&proxy, &wanted).await, "hit");
+    drop(injection);
+    assert_eq!(pull(&proxy, &wanted).await, "hit");
+    assert_eq!(
+        metric(&proxy, "ecr_proxy_cache_quarantined_total", &[]).await,
+        0.0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,6 +43,7 @@ impl Resolver {
     ) -> Option<Config> {
         let server = self.server();
         let tls = self.tls(server.as_ref());
+        let client_certificates = self.client_certificates(server.as_ref());
         let cache = self.cache();
         let freshness = cache.as_ref().map(|cache| cache.freshness.clone());
         let upstream = self.upstream(freshness.unwrap_or_default());
@@ -55,6 +56,7 @@ impl Resolver {
             log_filter,
             server: server?,
             tls: tls?,
+            client_certificates: client_certificates?,
             cache: cache?,
             access: access?,
             upstream: upstream?,

@@ -21,6 +21,8 @@ mod passwords;
 mod rules;
 mod users;
 
+#[cfg(any(test, fuzzing))]
+pub use basic::fuzz_authorization;
 pub use decide::{Action, Denied, ParseActionError, Right, Who};
 pub use networks::{Network, ParseNetworkError};
 pub use passwords::AccessMetrics;

@@ -506,3 +506,27 @@ fn read_body(file: &File, offset: u64, len: usize, digest: &Digest) -> io::Resul
         Err(error) => Err(error),
     }
 }
+
+/// Any bytes as a repository's log, and as records in one that is whole.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_log(data: &[u8]) {
+    let read = |file: &[u8]| {
+        let mut log = RepositoryLog::empty("team/app".to_owned());
+        log.take_in(file);
+        assert!(log.len <= file.len() as u64);
+        log
+    };
+    read(data);
+    let salt = Salt::random();
+    let mut file = salt.header().to_vec();
+    for payload in data.split(|byte| *byte == 0xff) {
+        let Some(record) = Record::decode(payload) else {
+            continue;
+        };
+        let encoded = record.encode();
+        let again = Record::decode(&encoded).expect("our own");
+        assert_eq!(again.encode(), encoded);
+        salt.append(&mut file, payload);
+    }
+    read(&file);
+}

@@ -44,6 +44,7 @@ pub(super) struct Service {
     bound: Vec<ListenAddress>,
     admin: Option<TcpListener>,
     admin_socket: Option<AdminSocket>,
+    cache_dir: PathBuf,
     pages: Admin,
     operations: Operations,
     readiness: Readiness,
@@ -126,6 +127,7 @@ impl Service {
             bound,
             admin,
             admin_socket,
+            cache_dir: config.cache.dir.clone(),
             pages,
             operations,
             readiness,
@@ -204,7 +206,10 @@ impl Service {
         if let Some(socket) = self.admin_socket.take() {
             tracing::info!(listen.path = %socket.path().display(), "admin socket listening");
             let operations = self.operations.clone();
-            background.spawn(socket.run(self.pages.clone(), operations, stopped()));
+            let (pages, cache_dir) = (self.pages.clone(), self.cache_dir.clone());
+            let stopped = stopped();
+            background
+                .spawn(async move { socket.run(pages, operations, &cache_dir, stopped).await });
         }
         for address in &self.bound {
             tracing::info!(listen.addr = %address, "listening");

@@ -35,6 +35,8 @@ use self::limits::Places;
 use crate::buffers::BufferPool;
 
 pub use self::head::Refusal;
+#[cfg(any(test, fuzzing))]
+pub use self::head::fuzz_head;
 
 mod coalesce;
 mod connection;

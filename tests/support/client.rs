@@ -420,14 +420,17 @@ impl Client {
         connection
     }
 
-    /// GET over HTTP/2, which needs TLS; an answer that ends by RST_STREAM has no clean end.
-    pub async fn get_h2(&self, target: &str) -> Answer {
+    /// A connection that is to speak HTTP/2, on which nothing was said yet.
+    pub async fn h2_stream(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
         let ca = self.ca.as_ref().expect("h2 is spoken over TLS");
         let config = pki::trusting_as(ca, &[b"h2"], self.own.as_deref());
-        let stream = handshake(self.address, DOMAIN, config)
-            .await
-            .expect("a trusted server");
-        let io = TokioIo::new(stream);
+        let stream = handshake(self.address, DOMAIN, config).await;
+        stream.expect("a trusted server")
+    }
+
+    /// GET over HTTP/2, which needs TLS; an answer that ends by RST_STREAM has no clean end.
+    pub async fn get_h2(&self, target: &str) -> Answer {
+        let io = TokioIo::new(self.h2_stream().await);
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
                 .await

@@ -622,6 +622,12 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// What a command that was started comes to, of which what was piped is known.
+    pub fn of(mut child: Child) -> Self {
+        wait(&mut child, PATIENCE).expect("the command did not end in time");
+        Self::from(child.wait_with_output().expect("it has ended"))
+    }
+
     /// Fails the test unless it ended with 0.
     pub fn fine(self) -> Self {
         assert_eq!(self.code, Some(0), "{self:?}");

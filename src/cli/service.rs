@@ -94,6 +94,7 @@ impl Service {
         let warm_metrics = WarmMetrics::default();
         warm_metrics.register(metrics.registry());
         let proxy = Proxy::new(Parts {
+            trusted_proxies: config.server.trusted_proxies.clone(),
             domains: config.server.domains.clone(),
             access,
             upstream: mechanisms.upstream.clone(),

@@ -93,6 +93,7 @@ impl Service {
         let warm_metrics = WarmMetrics::default();
         warm_metrics.register(metrics.registry());
         let proxy = Proxy::new(Parts {
+            trusted_proxies: config.server.trusted_proxies.clone(),
             domains: config.server.domains.clone(),
             access,
             upstream: mechanisms.upstream.clone(),
@@ -190,7 +191,7 @@ impl Service {
             background.spawn(warmer.keep_warm(schedule, warm_metrics.clone()));
         }
         if let Some((pulls, metrics)) = self.prefetch.take() {
-            background.spawn(jobs::prefetch(fills.clone(), pulls, metrics));
+            background.spawn(jobs::prefetch(fills.clone(), store.clone(), pulls, metrics));
         }
         let stopped = || {
             let mut stopped = stopped.clone();

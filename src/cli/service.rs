@@ -192,7 +192,7 @@ impl Service {
             background.spawn(warmer.keep_warm(schedule, warm_metrics.clone()));
         }
         if let Some((pulls, metrics)) = self.prefetch.take() {
-            background.spawn(jobs::prefetch(fills.clone(), pulls, metrics));
+            background.spawn(jobs::prefetch(fills.clone(), store.clone(), pulls, metrics));
         }
         let stopped = || {
             let mut stopped = stopped.clone();

@@ -47,30 +47,23 @@ struct Rig {
 
 async fn rig() -> Rig {
     let simulator = Simulator::builder().start().await.expect("a simulator");
-    let upstream = UpstreamOptions {
-        name: "test".into(),
-        registry: Registry::parse(&simulator.registry_host()).expect("an ECR host"),
-        auth: Auth::Aws(AwsOptions {
-            keys: Some(StaticKeys {
-                access_key_id: FULL_ACCESS_KEY.to_owned(),
-                secret_access_key: Secret::new("secret-of-the-simulator"),
-            }),
-            api_endpoint: Some(simulator.api_endpoint()),
-            ..AwsOptions::default()
+    let registry = Registry::parse(&simulator.registry_host()).expect("an ECR host");
+    let auth = Auth::Aws(AwsOptions {
+        keys: Some(StaticKeys {
+            access_key_id: FULL_ACCESS_KEY.to_owned(),
+            secret_access_key: Secret::new("secret-of-the-simulator"),
         }),
+        api_endpoint: Some(simulator.api_endpoint()),
+        ..AwsOptions::default()
+    });
+    let upstream = UpstreamOptions {
         endpoint: Some(simulator.endpoint().parse().expect("an address")),
-        endpoint_tls_name: None,
-        extra_roots: Vec::new(),
-        redirect_hosts: Vec::new(),
-        trust_manifests: None,
-        max_bandwidth: None,
-        shared_line: None,
-        offline: false.into(),
         limits: Limits {
             first_byte: PROGRESS,
             progress: PROGRESS,
             ..Limits::default()
         },
+        ..UpstreamOptions::new("test", registry, auth)
     };
     let upstream = Upstream::new(upstream, &UpstreamMetrics::default()).expect("an upstream");
     let dir = TempDir::new().expect("a temporary directory");
@@ -104,6 +97,7 @@ async fn rig() -> Rig {
     let headers = HeaderMap::new();
     let caller = access.identify(Shown {
         authorization: headers.get_all(AUTHORIZATION),
+        certificate: None,
         address: loopback,
         domain: None,
     });

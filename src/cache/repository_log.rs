@@ -5,14 +5,12 @@
 //! its directory; no component begins with `_`.
 //!
 //! The memory holds what the log says, except the manifests' bytes: those stay in the log and are
-//! checked against their digest when read. How they are written is in [`writing`]. Knows nothing of
+//! checked against their digest when read. How it is read is in [`reading`], how it is written in [`writing`]. Knows nothing of
 //! threads, tables or when to write.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,14 +19,15 @@ use bytes::Bytes;
 use crate::oci::{Digest, Manifest, Tag};
 
 use super::frames::{Frames, Salt};
-use super::layout;
 use super::record::{Record, StoredManifest};
 use super::references::{Change, Links};
 
 mod asking;
+mod reading;
 mod referrers;
 mod writing;
 
+pub(super) use reading::damaged;
 pub(super) use writing::Batch;
 
 pub(super) const LOG: &str = "_log";
@@ -155,18 +154,9 @@ impl RepositoryLog {
     /// The disk's; what is merely damaged is skipped.
     pub(super) fn load(name: String, directory: Option<&OwnedFd>) -> io::Result<Self> {
         let mut this = Self::empty(name);
-        let file = directory.map(|directory| layout::open_file(directory, LOG));
-        let mut file = match file {
-            None => return Ok(this),
-            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(this),
-            Some(file) => file?,
+        let Some(bytes) = directory.map(reading::read).transpose()?.flatten() else {
+            return Ok(this);
         };
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-        file.read_to_end(&mut bytes)?;
         this.take_in(&bytes);
         // Nobody was told of anything yet: see `everything`.
         this.changes = Vec::new();
@@ -477,33 +467,6 @@ impl RepositoryLog {
             let tag = tag.as_str();
             self.log(&Record::Tag { digest, at, tag });
         }
-    }
-}
-
-/// How many stretches of the log in `directory` do not check; 0 if there is none.
-///
-/// # Errors
-/// The disk's.
-pub(super) fn damaged(directory: &OwnedFd) -> io::Result<usize> {
-    let mut bytes = Vec::new();
-    match layout::open_file(directory, LOG) {
-        Ok(mut file) => file.read_to_end(&mut bytes)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    let Some(mut frames) = Frames::read(&bytes) else {
-        return Ok(1);
-    };
-    frames.by_ref().for_each(drop);
-    Ok(frames.skipped())
-}
-
-fn read_body(file: &File, offset: u64, len: usize, digest: &Digest) -> io::Result<Option<Bytes>> {
-    let mut bytes = vec![0; len];
-    match file.read_exact_at(&mut bytes, offset) {
-        Ok(()) => Ok((Digest::of(&bytes) == *digest).then(|| bytes.into())),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

@@ -51,11 +51,65 @@ impl Render for JsonLines {
     }
 }
 
-/// Runs an operation on the cache of this configuration to its end.
-///
-/// # Errors
-/// It cannot be reached, or did not do all that it was asked for.
-pub(super) fn tend(
+/// What every command takes that looks at the cache or tends it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Tending {
+    #[command(flatten)]
+    settings: Settings,
+    /// Print what is told as JSON, one object a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Tending {
+    /// Runs an operation on the cache of this configuration to its end, and has `render` show what it tells,
+    /// unless it is to be JSON.
+    ///
+    /// # Errors
+    /// The cache cannot be reached, or the operation did not do all that it was asked for.
+    pub(super) fn run(
+        self,
+        environment: &dyn Strings,
+        request: Request,
+        render: &mut dyn Render,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        self.run_with(environment, request, Input::none(), render, out)
+    }
+
+    /// The same for an operation that takes something in.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(super) fn run_with(
+        self,
+        environment: &dyn Strings,
+        request: Request,
+        input: Input,
+        render: &mut dyn Render,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        let render = if self.json { &mut JsonLines } else { render };
+        tend(self.settings, environment, request, input, render, out)
+    }
+
+    /// The same for a `render` that knows JSON by itself.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(super) fn run_as_it_is(
+        self,
+        environment: &dyn Strings,
+        request: Request,
+        render: &mut dyn Render,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        let input = Input::none();
+        tend(self.settings, environment, request, input, render, out)
+    }
+}
+
+fn tend(
     settings: Settings,
     environment: &dyn Strings,
     request: Request,

@@ -95,6 +95,7 @@ impl Config {
     pub fn server_options(&self) -> ServerOptions {
         ServerOptions {
             drain_timeout: self.server.drain_timeout,
+            shared_addresses: self.server.trusted_proxies.clone(),
             ..ServerOptions::default()
         }
     }
@@ -124,12 +125,10 @@ impl Config {
             Some(path) => roots(path)?,
             None => Vec::new(),
         };
+        let shared_line = self.cache.max_upstream_bandwidth;
         let manifest_max_bytes = usize::try_from(self.cache.max_manifest_size);
         let limits = Limits::default();
         Ok(UpstreamOptions {
-            name: Arc::from(upstream.name.as_str()),
-            registry: upstream.registry.clone(),
-            auth,
             endpoint: upstream.endpoint.clone(),
             endpoint_tls_name: upstream.endpoint_tls_name.clone(),
             extra_roots,
@@ -137,14 +136,12 @@ impl Config {
             trust_manifests: upstream.trust_manifests,
             max_bandwidth: upstream.max_upstream_bandwidth,
             offline: self.routed(|freshness| freshness.offline),
-            shared_line: self
-                .cache
-                .max_upstream_bandwidth
-                .map(|rate| Line::new(Some(rate))),
+            shared_line: shared_line.map(|rate| Line::new(Some(rate))),
             limits: Limits {
                 manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),
                 ..limits
             },
+            ..UpstreamOptions::new(&upstream.name, upstream.registry.clone(), auth)
         })
     }
 }

@@ -121,6 +121,26 @@ pub struct UpstreamOptions {
     pub limits: Limits,
 }
 
+impl UpstreamOptions {
+    /// With nothing out of the ordinary.
+    pub fn new(name: &str, registry: Registry, auth: Auth) -> Self {
+        Self {
+            name: name.into(),
+            registry,
+            auth,
+            endpoint: None,
+            endpoint_tls_name: None,
+            extra_roots: Vec::new(),
+            redirect_hosts: Vec::new(),
+            trust_manifests: None,
+            max_bandwidth: None,
+            shared_line: None,
+            offline: false.into(),
+            limits: Limits::default(),
+        }
+    }
+}
+
 /// Certificates to trust beside the system's.
 pub type ExtraRoots = Vec<CertificateDer<'static>>;
 
@@ -470,20 +490,7 @@ mod tests {
     use super::*;
 
     fn options(registry: &str, auth: Auth) -> UpstreamOptions {
-        UpstreamOptions {
-            name: "test".into(),
-            registry: Registry::parse(registry).unwrap(),
-            auth,
-            endpoint: None,
-            endpoint_tls_name: None,
-            extra_roots: Vec::new(),
-            redirect_hosts: Vec::new(),
-            trust_manifests: None,
-            max_bandwidth: None,
-            shared_line: None,
-            offline: false.into(),
-            limits: Limits::default(),
-        }
+        UpstreamOptions::new("test", Registry::parse(registry).unwrap(), auth)
     }
 
     fn set_up(options: UpstreamOptions) -> Result<Upstream, SetupError> {

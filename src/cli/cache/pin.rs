@@ -2,9 +2,8 @@
 
 use std::io::Write;
 
-use super::Common;
 use crate::cli::Failure;
-use crate::cli::tending::Render;
+use crate::cli::tending::{Render, Tending};
 use crate::config::Strings;
 use crate::jobs::operations::{Event, PinnedBy, Request};
 use crate::oci::ImagePattern;
@@ -19,7 +18,7 @@ pub(super) struct PinArgs {
     #[arg(value_name = "IMAGE")]
     images: Vec<ImagePattern>,
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 #[derive(Debug, clap::Args)]
@@ -31,7 +30,7 @@ pub(super) struct UnpinArgs {
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<ImagePattern>,
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 pub(super) fn pin(
@@ -44,7 +43,7 @@ pub(super) fn pin(
         true => Request::Pins,
         false => Request::Pin { images },
     };
-    args.common
+    args.tending
         .run(environment, request, &mut Text::default(), out)
 }
 
@@ -56,7 +55,7 @@ pub(super) fn unpin(
     let request = Request::Unpin {
         images: args.images,
     };
-    args.common
+    args.tending
         .run(environment, request, &mut Text::default(), out)
 }
 

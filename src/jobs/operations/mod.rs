@@ -9,7 +9,7 @@
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `message` | requests and events |
+//! | `message/` | requests and events |
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |

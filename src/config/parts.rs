@@ -95,6 +95,7 @@ impl Config {
     pub fn server_options(&self) -> ServerOptions {
         ServerOptions {
             drain_timeout: self.server.drain_timeout,
+            shared_addresses: self.server.trusted_proxies.clone(),
             ..ServerOptions::default()
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! Invariant: whatever a client does or leaves undone, its connection ends at a finite limit, and
 //! what it sent reaches the handler only where every reader would frame it alike.
-//! Knows sockets and HTTP framing; nothing of registries, names or rights.
+//! Knows sockets, networks and HTTP framing; nothing of registries, names or rights.
 
 use std::error::Error;
 use std::future::Future;
@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -23,6 +23,7 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::pin;
 use tokio::sync::{Semaphore, watch};
@@ -31,6 +32,7 @@ use tokio::time::Instant;
 
 use self::connection::{Accepted, Shared};
 use self::limits::Places;
+use crate::access::Network;
 use crate::buffers::BufferPool;
 
 pub use self::head::Refusal;
@@ -74,7 +76,21 @@ pub struct TlsInfo {
     pub server_name: Option<String>,
     /// Whether ALPN chose h2.
     pub is_h2: bool,
+    /// Whom the client's certificate names, where it showed one; it was verified.
+    pub client: Option<Client>,
 }
+
+/// Whom a client's certificate names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The name; `None` if the certificate has none of the kind that counts.
+    pub name: Option<Arc<str>>,
+    /// The end of the certificate's validity.
+    pub until: SystemTime,
+}
+
+/// Tells whom a verified client certificate names; asked once a connection.
+pub type NameClient = Arc<dyn Fn(&CertificateDer<'_>) -> Client + Send + Sync>;
 
 /// What answers requests. A clone is made per request.
 pub trait Handler: Clone + Send + Sync + 'static {
@@ -97,12 +113,13 @@ pub trait Handler: Clone + Send + Sync + 'static {
 }
 
 /// A bound socket, and the TLS it speaks.
-#[derive(Debug)]
 pub struct Listener {
     /// Where to accept.
     pub socket: TcpListener,
     /// `None` for plain HTTP/1.1. Certificates are swapped inside, by its resolver.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Who names clients by their certificates, where those are taken.
+    pub name_client: Option<NameClient>,
 }
 
 /// Limits and deadlines of [`run`].
@@ -123,6 +140,8 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// Most connections at once from one IPv4 address or IPv6 /64.
     pub max_connections_per_address: usize,
+    /// Addresses that stand for many clients, for which that does not count.
+    pub shared_addresses: Vec<Network>,
     /// Most TLS handshakes in progress at once; others wait, under their own deadline.
     pub max_handshakes: usize,
     /// Largest HTTP/1.1 request head, in bytes.
@@ -144,6 +163,7 @@ impl Default for ServerOptions {
             drain_timeout: Duration::from_secs(25),
             max_connections: 4096,
             max_connections_per_address: 1024,
+            shared_addresses: Vec::new(),
             max_handshakes: 256,
             max_header_bytes: 32 * 1024,
             max_write_buffers: 32,
@@ -272,7 +292,11 @@ pub async fn run<H: Handler>(
     shutdown: impl Future<Output = ()>,
 ) -> DrainReport {
     let (drain, draining) = watch::channel(false);
-    let places = Places::new(options.max_connections, options.max_connections_per_address);
+    let places = Places::new(
+        options.max_connections,
+        options.max_connections_per_address,
+        options.shared_addresses.clone(),
+    );
     let drain_timeout = options.drain_timeout;
     let shared = Arc::new(Shared {
         handler,
@@ -424,6 +448,7 @@ impl Acceptor {
         Ok(Accepted {
             local: stream.local_addr()?,
             tls: self.listeners[index].tls.clone(),
+            name_client: self.listeners[index].name_client.clone(),
             stream,
             peer,
         })

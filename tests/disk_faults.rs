@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{Fault, Gate, Listener, Outage, Pattern, Simulator};
+use rustix::fs::{Advice, fadvise};
 use support::blobs::{
     MIB, assert_whole, blob, blob_file, idle, metric, outcome, pull, pull_together, simulator,
     until,
@@ -49,7 +50,21 @@ async fn d01_a_full_disk_costs_no_client_a_byte_and_caching_resumes_with_the_roo
         .start();
     let (digest, target) = blob(&simulator, 1, 12 * MIB);
     let ballast = Ballast::leaving(&proxy.cache_dir(), 5 * MIB);
-    for answer in pull_together(&proxy.client(), &target, 4).await {
+    // What is not kept is fetched anew for who comes later, so nothing comes before all are there.
+    let gate = Gate::new();
+    let body = Pattern::digest(&digest);
+    let rule = simulator.faults().on(Listener::Storage, "GET", body);
+    rule.times(1).then(Fault::Hold(gate.clone()));
+    let client = proxy.client();
+    let all_are_there = async {
+        until("all have asked", async || {
+            metric(&proxy, "ecr_proxy_requests_active", &[]).await == 4.0
+        })
+        .await;
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(pull_together(&client, &target, 4), all_are_there);
+    for answer in answers {
         assert_whole(&answer, &digest);
     }
     idle(&proxy).await;
@@ -308,6 +323,24 @@ async fn d08_a_file_that_cannot_be_read_at_all_is_fetched_again_and_the_client_u
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn c08_a_file_that_is_not_read_for_want_of_memory_is_not_damaged() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let wanted = blob(&simulator, 1, 4 * MIB);
+    pull(&proxy, &wanted).await;
+    let file = fs::File::open(blob_file(&proxy, &wanted.0)).expect("the blob");
+    fadvise(&file, 0, None, Advice::DontNeed).expect("leave memory");
+    let injection = Injection::into(&proxy, ["madvise:error=ENOMEM"]);
+    assert_eq!(pull(&proxy, &wanted).await, "hit");
+    drop(injection);
+    assert_eq!(pull(&proxy, &wanted).await, "hit");
+    assert_eq!(
+        metric(&proxy, "ecr_proxy_cache_quarantined_total", &[]).await,
+        0.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn d08_a_file_that_shrinks_under_a_reader_ends_abnormally_and_harms_nobody_else() {
     let simulator = simulator().await;
     let proxy = Proxy::before(&simulator);
@@ -396,14 +429,20 @@ async fn d16_a_folder_that_may_not_be_read_costs_its_own_blobs_their_place_and_n
     // What is open is not asked for by its name.
     proxy.restart();
     mode(0o000);
-    // Nobody can tell what is in it: it is fetched, and passed through.
-    for _ in 0..2 {
+    // Nobody can tell what is in it: it is fetched, and passed through; and told, until the next write
+    // elsewhere succeeds.
+    let pull_shut = async || {
         assert_eq!(pull(&proxy, shut).await, "miss");
         assert_no_temporaries(&proxy);
-    }
-    let ready = Client::plain(proxy.admin()).get("/readyz").await;
-    assert_eq!(ready.status, 200);
-    assert!(ready.text().contains("store"), "{}", ready.text());
+    };
+    pull_shut().await;
+    until("the store is told", async || {
+        pull_shut().await;
+        let ready = Client::plain(proxy.admin()).get("/readyz").await;
+        assert_eq!(ready.status, 200);
+        ready.text().contains("store")
+    })
+    .await;
     assert_eq!(pull(&proxy, open).await, "hit");
     assert_eq!(pull(&proxy, late).await, "miss");
     assert_eq!(pull(&proxy, late).await, "hit");

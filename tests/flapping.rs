@@ -9,7 +9,9 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ecr_proxy::simulator::{BlobSource, End, Entry, Fault, Listener, Outage, Pattern, Simulator};
+use ecr_proxy::simulator::{
+    BlobSource, End, Entry, Fault, Gate, Listener, Outage, Pattern, Simulator,
+};
 use sha2::{Digest as _, Sha256};
 use support::Proxy;
 use support::blobs::{MIB, assert_whole, blob_file, idle, until};
@@ -76,6 +78,9 @@ struct Line {
     happened: BTreeMap<Mishap, u32>,
     /// What storage sends, in bytes a second.
     rate: u64,
+    /// Opened by the last mishap. Until then the last upstream keeps the end of the blob to itself: where
+    /// several connections bring it, or the client is late, it may be whole before that mishap comes.
+    end: Gate,
 }
 
 impl Line {
@@ -96,6 +101,7 @@ impl Line {
             proxy,
             happened: BTreeMap::new(),
             rate: len / undisturbed.as_secs(),
+            end: Gate::new(),
         };
         line.pace();
         line
@@ -104,6 +110,18 @@ impl Line {
     fn pace(&self) {
         let faults = self.upstream.faults();
         faults.total_rate(Listener::Storage, Some(self.rate));
+    }
+
+    fn hold_end(&self) {
+        let last = self.source.len() - 1;
+        let has_end = move |entry: &Entry| {
+            let range = entry.headers.get("range");
+            let range = range.and_then(|range| range.to_str().ok());
+            range.is_none_or(|range| range.ends_with('-') || range.ends_with(&format!("-{last}")))
+        };
+        let faults = self.upstream.faults();
+        let rule = faults.on(Listener::Storage, "GET", Pattern::matching(has_end));
+        rule.then(Fault::HoldBefore(MIB, self.end.clone()));
     }
 
     fn path(&self) -> String {
@@ -196,6 +214,7 @@ impl Line {
                     .outage_of(Listener::Storage, Outage::Silent)
                     .await;
                 until("the proxy has fallen in", async || connections() > before).await;
+                self.end.open();
                 self.upstream
                     .outage_of(Listener::Storage, Outage::None)
                     .await;
@@ -250,6 +269,7 @@ impl Line {
                 self.earlier
                     .push(std::mem::replace(&mut self.upstream, upstream));
                 self.pace();
+                self.hold_end();
             }
             Mishap::ProxyKilled => {
                 assert!(!blob_file(&self.proxy, &self.digest).exists());

@@ -142,7 +142,8 @@ async fn o09_after_weeks_alone_and_with_its_certificate_ended_it_serves_and_says
     let clock = Clock::right();
     let builder = Proxy::builder()
         .simulator(&simulator)
-        .certificate_until(SystemTime::now() + 30 * DAY);
+        // Neither ended nor about to after 20 days.
+        .certificate_until(SystemTime::now() + 36 * DAY);
     let mut proxy = clock.govern(builder).start();
     let (digest, layer) = push(&simulator, 1);
     let by_digest = format!("/v2/{REPOSITORY}/manifests/{digest}");

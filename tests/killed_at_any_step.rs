@@ -205,7 +205,7 @@ async fn c03_a_power_cut_leaves_what_was_kept_and_nothing_half_written() {
     assert_eq!(power_cut(&proxy, &simulator, &[a, b]), [true, true]);
 
     // Between the rename and the sync of the folder, with and without somebody else's sync.
-    let injection = Injection::into(&proxy, ["fsync:delay_enter=3000000:when=3"]);
+    let injection = Injection::into(&proxy, ["fsync:delay_enter=60000000:when=3"]);
     let pulled = proxy.client().get(&c.1).await;
     assert_whole(&pulled, &c.0);
     until("it has its name", async || blob_file(&proxy, &c.0).exists()).await;

@@ -178,7 +178,7 @@ impl Scene {
         let root = CertificateDer::from_pem_slice(ca.ca_pem().as_bytes()).expect("PEM");
         roots.add(root).expect("a root");
         let certificates = Certificates::new(vec![ca.pair().clone()]);
-        let config = server_config(&certificates).expect("a configuration");
+        let config = server_config(&certificates, None).expect("a configuration");
 
         let bind = || TcpListener::bind("127.0.0.1:0");
         let (plain, tls) = (bind().await.expect("a port"), bind().await.expect("a port"));
@@ -187,10 +187,12 @@ impl Scene {
             Listener {
                 socket: plain,
                 tls: None,
+                name_client: None,
             },
             Listener {
                 socket: tls,
                 tls: Some(config),
+                name_client: None,
             },
         ];
         let (stop, stopped) = oneshot::channel();

@@ -97,6 +97,7 @@ async fn rig() -> Rig {
     let headers = HeaderMap::new();
     let caller = access.identify(Shown {
         authorization: headers.get_all(AUTHORIZATION),
+        certificate: None,
         address: loopback,
         domain: None,
     });

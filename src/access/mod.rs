@@ -75,10 +75,36 @@ struct Inner {
 pub struct Shown<'a> {
     /// All its `Authorization` values.
     pub authorization: GetAll<'a, HeaderValue>,
+    /// Whom the client's certificate names, where it showed a valid one.
+    pub certificate: Option<&'a Certified>,
     /// The client's address.
     pub address: IpAddr,
     /// Of our names the one it came to; `None` for another name on a loopback listener.
     pub domain: Option<&'a str>,
+}
+
+/// What a client certificate says of who is asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Certified {
+    /// A user of this name. Names that could be taken for something else are nobody's.
+    User(Arc<str>),
+    /// Nobody: it has no such name, or has ended since it was shown.
+    Nobody,
+}
+
+impl Certified {
+    fn who(&self) -> Option<Who> {
+        match self {
+            Self::User(name) => {
+                let subject = name.parse::<Subject>().ok()?;
+                subject
+                    .name()
+                    .is_some()
+                    .then(|| Who::User(Arc::clone(name)))
+            }
+            Self::Nobody => None,
+        }
+    }
 }
 
 /// Somebody who was let in, and where.
@@ -133,7 +159,8 @@ impl Access {
     ///
     /// On a domain that admits the anonymous well-formed credentials are ignored: docker goes on
     /// sending a login that it once stored for this name, and refusing it would lock out exactly the
-    /// clients that need none. Malformed ones are refused in either case.
+    /// clients that need none. Malformed ones are refused in either case. Elsewhere a client certificate
+    /// decides, whatever credentials are beside it.
     ///
     /// # Errors
     /// [`Denied::BadRequest`] for more than one `Authorization`, [`Denied::Unauthenticated`] for
@@ -161,6 +188,9 @@ impl Access {
         if self.inner.rules.admit_anonymous(shown.domain).is_some() {
             let is_near = self.inner.rules.admit_anonymous_from(anonymous.place());
             return is_near.then_some(anonymous).ok_or(Denied::Unauthenticated);
+        }
+        if let Some(certified) = shown.certificate {
+            return certified.who().map(caller).ok_or(Denied::Unauthenticated);
         }
         let credentials = credentials.ok_or(Denied::Unauthenticated)?;
         let user = credentials.user.clone();
@@ -257,6 +287,7 @@ mod tests {
         let map = headers(values);
         let shown = Shown {
             authorization: map.get_all(AUTHORIZATION),
+            certificate: None,
             address: peer,
             domain: None,
         };
@@ -337,6 +368,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_certificate_decides_who_is_asking() {
+        let login = headers(&[&basic(b"ci:secret")]);
+        let (users, anonymous) = (with_users(), with_anonymous());
+        let ask = async |access: &Access, certified: &Certified| {
+            let shown = Shown {
+                authorization: login.get_all(AUTHORIZATION),
+                certificate: Some(certified),
+                address: NEAR,
+                domain: None,
+            };
+            access.identify(shown).await.map(|caller| caller.who)
+        };
+        let named = |name: &str| Certified::User(name.into());
+        assert_eq!(
+            ask(&users, &named("node")).await,
+            Ok(Who::User("node".into()))
+        );
+        for name in ["", "*", "@anonymous", "AWS", "a\nb"] {
+            let answer = ask(&users, &named(name)).await;
+            assert_eq!(answer, Err(Denied::Unauthenticated), "{name:?}");
+        }
+        let nobody = ask(&users, &Certified::Nobody).await;
+        assert_eq!(nobody, Err(Denied::Unauthenticated));
+        assert_eq!(ask(&anonymous, &named("node")).await, Ok(Who::Anonymous));
+    }
+
+    #[tokio::test]
     async fn a_right_to_pull_is_given_and_no_other() {
         let repository: RepositoryName = "team/app".parse().expect("name");
         let login = headers(&[&basic(b"ci:secret")]);
@@ -346,6 +404,7 @@ mod tests {
         ] {
             let shown = Shown {
                 authorization: login.get_all(AUTHORIZATION),
+                certificate: None,
                 address: NEAR,
                 domain: Some("d.test"),
             };

@@ -367,7 +367,7 @@ impl Index {
     /// that the ledger has not counted yet.
     pub(super) fn load(&mut self, stored: Vec<(Digest, Known)>) -> u64 {
         self.loaded = true;
-        let mut added = 0;
+        let mut added = 0u64;
         for (digest, known) in stored.into_iter().rev() {
             match self.entries.get_mut(&digest) {
                 // Met before the index was loaded: the file is there, only its stamp is news.
@@ -379,7 +379,7 @@ impl Index {
                 Some(_) => {}
                 None => {
                     self.put_oldest(digest, known);
-                    added += known.size;
+                    added = added.saturating_add(known.size);
                 }
             }
         }
@@ -419,6 +419,13 @@ mod tests {
 
     fn order(index: &Index) -> Vec<Digest> {
         index.in_order().map(|(digest, _)| digest).collect()
+    }
+
+    #[test]
+    fn c05_absurd_sizes_in_what_was_stored_are_no_panic() {
+        let mut index = Index::default();
+        let stored = vec![(digest(1), known(u64::MAX)), (digest(2), known(7))];
+        assert_eq!(index.load(stored), u64::MAX);
     }
 
     #[test]

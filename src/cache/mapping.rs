@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
+use rustix::io::Errno;
+
 use super::content::ContentFile;
 
 /// The pages of one open blob, shared by everybody who reads it. Holds the blob open.
@@ -79,9 +81,13 @@ impl Pages {
         let end = range.end.min(pages.len() as u64) as usize;
         let start = (range.start as usize).min(end);
         match pages.advise_range(memmap2::Advice::PopulateRead, start, end - start) {
-            // Kernels before 5.14 do not know how.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-            populated => populated,
+            Err(error) => match Errno::from_io_error(&error) {
+                // Kernels before 5.14 do not know how; and that memory is short says nothing about the
+                // file. The socket finds the pages, or ends there.
+                Some(Errno::INVAL | Errno::NOMEM | Errno::AGAIN | Errno::INTR) => Ok(()),
+                _ => Err(error),
+            },
+            Ok(()) => Ok(()),
         }
     }
 

@@ -215,7 +215,7 @@ impl Space {
             self.ledger.change(|counts| {
                 counts.temporary -= self.len;
                 counts.unallocated -= unallocated;
-                counts.r#final += self.len;
+                counts.r#final = counts.r#final.saturating_add(self.len);
             });
             *standing = Standing::Final;
         }

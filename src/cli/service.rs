@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
 use super::{Failure, chain, health, users};
-use crate::access::Access;
+use crate::access::{Access, Certified};
 use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch};
@@ -26,10 +27,10 @@ use crate::jobs::warm::{Schedule, WarmMetrics};
 use crate::jobs::{self, PrefetchMetrics, Reload, ReloadMetrics, ScrubOptions};
 use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
-    self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
+    self, ConnectionInfo, Handler, Listener, NameClient, Refusal, ServerMetrics, ServerOptions,
 };
 use crate::telemetry::{Metrics, Outcome, RequestMetrics};
-use crate::tls::{self, CertificateMetrics, Certificates};
+use crate::tls::{self, CertificateMetrics, Certificates, ClientCa, ClientUser};
 use crate::upstream::{Outage, Upstream, UpstreamOptions};
 
 /// Everything that runs, bound to its sockets and not yet serving.
@@ -268,10 +269,20 @@ fn tell_supervisor(state: NotifyState<'_>) {
 struct Door(Proxy);
 
 fn via(connection: &ConnectionInfo) -> Via {
+    let client = connection.tls.as_ref().and_then(|tls| tls.client.as_ref());
     Via {
         peer: connection.peer,
         is_loopback: connection.local.ip().to_canonical().is_loopback(),
+        certificate: client.map(certified),
         is_plain: connection.tls.is_none(),
+    }
+}
+
+/// A connection may outlive the certificate that it began with.
+fn certified(client: &server::Client) -> Certified {
+    match &client.name {
+        Some(name) if SystemTime::now() < client.until => Certified::User(Arc::clone(name)),
+        _ => Certified::Nobody,
     }
 }
 
@@ -298,6 +309,15 @@ async fn listeners(
 ) -> Result<(Vec<Listener>, Vec<ListenAddress>), Failure> {
     let mut listeners = Vec::new();
     let mut bound = Vec::new();
+    let client_ca = match &config.client_certificates {
+        None => None,
+        Some(clients) => {
+            let ca = ClientCa::load(&clients.ca);
+            Some(ca.map_err(|error| Failure::Failed(format!("tls.client_ca: {}", chain(&error))))?)
+        }
+    };
+    let name_client = config.client_certificates.as_ref();
+    let name_client = name_client.map(|clients| name_by(clients.user));
     for ListenAddress { tls, address } in &config.server.listen {
         let socket = listen(*address).await?;
         bound.push(ListenAddress {
@@ -307,13 +327,31 @@ async fn listeners(
         let tls = match tls {
             false => None,
             true => {
-                let config = tls::server_config(certificates);
+                let config = tls::server_config(certificates, client_ca.as_ref());
                 Some(config.map_err(|error| Failure::Failed(chain(&error)))?)
             }
         };
-        listeners.push(Listener { socket, tls });
+        listeners.push(Listener {
+            socket,
+            tls,
+            name_client: name_client.clone(),
+        });
     }
     Ok((listeners, bound))
+}
+
+/// Names clients by this part of their certificates.
+fn name_by(user: ClientUser) -> NameClient {
+    Arc::new(move |certificate| match user.of(certificate) {
+        Some((name, until)) => server::Client {
+            name: name.map(Arc::from),
+            until,
+        },
+        None => server::Client {
+            name: None,
+            until: SystemTime::UNIX_EPOCH,
+        },
+    })
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {

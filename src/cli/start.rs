@@ -57,6 +57,12 @@ pub fn start_text(config: &Config, bound: &Bound<'_>) -> String {
 /// One line on who is let in.
 fn let_in(config: &Config) -> String {
     let access = &config.access;
+    if config.client_certificates.is_some() && access.written_rules == 0 {
+        let users = access.users.len();
+        return format!(
+            "Clients with a certificate of tls.client_ca may pull, and {users} users.\n"
+        );
+    }
     match (access.anonymous, access.users.len(), access.written_rules) {
         (Anonymous::Pull, _, 0) => {
             let networks: Vec<String> = access

@@ -87,6 +87,8 @@ pub(super) const KEYS: &[Key] = &[
     key("server.drain_timeout", Shape::Text),
     key("tls.cert", Shape::Text),
     key("tls.key", Shape::Text),
+    key("tls.client_ca", Shape::Text),
+    key("tls.client_user", Shape::Text),
     key("tls.pair.cert", Shape::Text),
     key("tls.pair.key", Shape::Text),
     key("cache.dir", Shape::Text),

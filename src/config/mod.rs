@@ -33,7 +33,7 @@ use crate::access::{Network, Rules, Users};
 use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, Pattern, Platform};
-use crate::tls::PairFiles;
+use crate::tls::{ClientUser, PairFiles};
 use crate::upstream::{HostPattern, Rate, Registry};
 
 /// The file that is read when none is named, if it exists.
@@ -52,6 +52,8 @@ pub struct Config {
     pub server: Server,
     /// `[tls]`.
     pub tls: Tls,
+    /// `[tls]`: client certificates that are taken, if any are.
+    pub client_certificates: Option<ClientCertificates>,
     /// `[cache]`.
     pub cache: Cache,
     /// `[access]`.
@@ -115,6 +117,15 @@ pub enum Tls {
     Files(Vec<PairFiles>),
     /// A CA of our own, kept under [`Server::state_dir`].
     LocalCa,
+}
+
+/// `[tls]`: whose client certificates are taken, and which user each stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// The CAs that sign them, PEM.
+    pub ca: PathBuf,
+    /// The name that is the user.
+    pub user: ClientUser,
 }
 
 /// `[cache]`: what is kept, and how long it is believed.
@@ -335,6 +346,10 @@ impl Config {
             Anonymous::None => "none",
             Anonymous::Pull => "pull",
         };
+        if let Some(clients) = &self.client_certificates {
+            values.push(("tls.client_ca", path(&clients.ca)));
+            values.push(("tls.client_user", clients.user.to_string()));
+        }
         values.extend([
             ("cache.dir", path(&cache.dir)),
             ("cache.max_size", cache.max_size.to_string()),

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 
 pub use body::Body;
 
-use crate::access::{Access, Action, Denied, Network, Shown};
+use crate::access::{Access, Action, Certified, Denied, Network, Shown};
 use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
@@ -59,12 +59,14 @@ const DISCONNECTED: HeaderValue = HeaderValue::from_static("112 - \"Disconnected
 const USUAL_HEADERS: usize = 12;
 
 /// How a request came.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Via {
     /// The client's address.
     pub peer: SocketAddr,
     /// The listener's address is one that only this machine can reach: it answers to any name.
     pub is_loopback: bool,
+    /// Whom the client's certificate names, where it showed a valid one.
+    pub certificate: Option<Certified>,
     /// No TLS is between us and the client, so a body may go to the socket as it is.
     pub is_plain: bool,
 }
@@ -224,6 +226,7 @@ impl Proxy {
 
         let shown = Shown {
             authorization: request.headers().get_all(header::AUTHORIZATION),
+            certificate: via.certificate.as_ref(),
             address: completion.from.address(),
             domain,
         };

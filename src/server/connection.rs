@@ -22,7 +22,7 @@ use super::coalesce::Coalescing;
 use super::framing::HeadGuard;
 use super::progress::{Limits, Overdue, Pulse, Watched};
 use super::service::{NextStream, Requests, StreamExecutor};
-use super::{ConnectionInfo, Handler, ServerMetrics, ServerOptions, TlsInfo};
+use super::{ConnectionInfo, Handler, NameClient, ServerMetrics, ServerOptions, TlsInfo};
 use crate::buffers::BufferPool;
 
 /// How long an idle connection that was told to go away may take to do so. An h2 client answers a
@@ -46,6 +46,7 @@ pub(super) struct Accepted {
     pub(super) peer: SocketAddr,
     pub(super) local: SocketAddr,
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+    pub(super) name_client: Option<NameClient>,
 }
 
 /// Serves one connection to its end.
@@ -70,6 +71,7 @@ async fn serve_until_overdue<H: Handler>(
         peer,
         local,
         tls,
+        name_client,
     } = accepted;
     let socket = Watched::new(stream, Arc::clone(pulse));
     let Some(config) = tls else {
@@ -87,12 +89,15 @@ async fn serve_until_overdue<H: Handler>(
     };
     let session = stream.get_ref().1;
     let is_h2 = session.alpn_protocol() == Some(b"h2");
+    let shown = session.peer_certificates().and_then(<[_]>::first);
+    let client = name_client.zip(shown).map(|(name, shown)| name(shown));
     let info = ConnectionInfo {
         peer,
         local,
         tls: Some(TlsInfo {
             server_name: session.server_name().map(str::to_owned),
             is_h2,
+            client,
         }),
     };
     if is_h2 {

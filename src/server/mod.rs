@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -23,6 +23,7 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::pin;
 use tokio::sync::{Semaphore, watch};
@@ -75,7 +76,21 @@ pub struct TlsInfo {
     pub server_name: Option<String>,
     /// Whether ALPN chose h2.
     pub is_h2: bool,
+    /// Whom the client's certificate names, where it showed one; it was verified.
+    pub client: Option<Client>,
 }
+
+/// Whom a client's certificate names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The name; `None` if the certificate has none of the kind that counts.
+    pub name: Option<Arc<str>>,
+    /// The end of the certificate's validity.
+    pub until: SystemTime,
+}
+
+/// Tells whom a verified client certificate names; asked once a connection.
+pub type NameClient = Arc<dyn Fn(&CertificateDer<'_>) -> Client + Send + Sync>;
 
 /// What answers requests. A clone is made per request.
 pub trait Handler: Clone + Send + Sync + 'static {
@@ -98,12 +113,13 @@ pub trait Handler: Clone + Send + Sync + 'static {
 }
 
 /// A bound socket, and the TLS it speaks.
-#[derive(Debug)]
 pub struct Listener {
     /// Where to accept.
     pub socket: TcpListener,
     /// `None` for plain HTTP/1.1. Certificates are swapped inside, by its resolver.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Who names clients by their certificates, where those are taken.
+    pub name_client: Option<NameClient>,
 }
 
 /// Limits and deadlines of [`run`].
@@ -432,6 +448,7 @@ impl Acceptor {
         Ok(Accepted {
             local: stream.local_addr()?,
             tls: self.listeners[index].tls.clone(),
+            name_client: self.listeners[index].name_client.clone(),
             stream,
             peer,
         })

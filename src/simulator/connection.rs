@@ -253,6 +253,13 @@ async fn exchange(
 
     let bodiless = method == "HEAD" || matches!(reply.status.as_u16(), 204 | 304);
     let promised = if bodiless { 0 } else { reply.len };
+    for fault in &faults {
+        if let Fault::HoldBefore(left, gate) = fault {
+            course
+                .holds
+                .push((promised.saturating_sub(*left), gate.clone()));
+        }
+    }
     ticket.head(reply.status.as_u16(), promised);
     if let Some(ending) = ending {
         let framing = match ending {

@@ -21,6 +21,8 @@ pub enum Fault {
     Hold(Gate),
     /// Sends this many bytes of the body, then waits until the gate opens.
     HoldAfter(u64, Gate),
+    /// Sends all of the body but so many bytes, then waits until the gate opens.
+    HoldBefore(u64, Gate),
     /// Sends the body no faster than so many bytes a second.
     Rate(u64),
     /// Sends this many bytes of the body, then nothing for ever.

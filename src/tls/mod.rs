@@ -12,6 +12,7 @@
 //! | `local_ca.rs` | a certificate authority of our own |
 //! | `standing.rs` | whether a certificate is within its dates |
 //! | `metrics.rs` | when the certificates in use end |
+//! | `clients.rs` | client certificates: whose are taken, and which user each stands for |
 //! | `client.rs` | the other side of a handshake |
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use rustls::{CipherSuite, ServerConfig, SupportedCipherSuite};
 
 mod certificates;
 mod client;
+mod clients;
 mod files;
 mod local_ca;
 mod metrics;
@@ -30,22 +32,30 @@ mod standing;
 
 pub use self::certificates::Certificates;
 pub use self::client::connect;
+pub use self::clients::{ClientCa, ClientUser, ParseClientUserError};
 pub use self::files::{OwnFiles, PairFiles, RenewalError};
 pub use self::local_ca::{LocalCa, LocalCaError};
 pub use self::metrics::CertificateMetrics;
 pub use self::pair::{Pair, PemFault, TlsError};
 pub use self::standing::Standing;
 
-/// How we speak TLS: 1.2 and 1.3, `http/1.1` before `h2`, sessions resumed by stateless tickets.
+/// How we speak TLS: 1.2 and 1.3, `http/1.1` before `h2`, sessions resumed by stateless tickets. Clients
+/// that have a certificate of `client_ca` may show it.
 ///
 /// # Errors
 /// Only where the cryptographic library refuses its own defaults or has no randomness.
-pub fn server_config(certificates: &Certificates) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+pub fn server_config(
+    certificates: &Certificates,
+    client_ca: Option<&ClientCa>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()
-        .map_err(TlsError::Config)?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(certificates.clone()));
+        .map_err(TlsError::Config)?;
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(ca) => builder.with_client_cert_verifier(Arc::clone(&ca.0)),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(certificates.clone()));
     // HTTP/1.1 costs less per byte than h2, and Docker and containerd speak nothing else anyway.
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
     // Sealing is the larger part of a hit, and AES-128-GCM is the cheapest seal with hardware AES.
@@ -96,7 +106,8 @@ mod tests {
 
     #[test]
     fn the_cheapest_suite_comes_first_and_http_1_before_h2() {
-        let config = server_config(&Certificates::new(vec![pair(&["a.test"])])).expect("a config");
+        let config = server_config(&Certificates::new(vec![pair(&["a.test"])]), None);
+        let config = config.expect("a config");
         let first = config.crypto_provider().cipher_suites[0].suite();
         assert_eq!(first, CipherSuite::TLS13_AES_128_GCM_SHA256);
         assert_eq!(config.alpn_protocols[0], b"http/1.1");

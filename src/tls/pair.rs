@@ -205,14 +205,14 @@ impl fmt::Debug for Pair {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|source| TlsError::Read {
         path: path.into(),
         source,
     })
 }
 
-fn pem_fault(path: &Path, what: PemFault) -> TlsError {
+pub(super) fn pem_fault(path: &Path, what: PemFault) -> TlsError {
     TlsError::Pem {
         path: path.into(),
         what,

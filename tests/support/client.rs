@@ -3,16 +3,19 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::pki::Leaf;
 use super::{DOMAIN, pki, store, within};
 
 /// The head of an answer, its fields as they came.
@@ -122,9 +125,8 @@ impl Connection {
 
     /// With TLS for `name`, trusting the CA of the PEM file, offering HTTP/1.1 only.
     pub async fn tls(address: SocketAddr, name: &str, ca: &Path) -> io::Result<Self> {
-        Ok(Self::over(
-            handshake(address, name, ca, &[b"http/1.1"]).await?,
-        ))
+        let config = pki::trusting(ca, &[b"http/1.1"]);
+        Ok(Self::over(handshake(address, name, config).await?))
     }
 
     /// Over a stream that is open already.
@@ -298,11 +300,10 @@ impl Connection {
 async fn handshake(
     address: SocketAddr,
     name: &str,
-    ca: &Path,
-    alpn: &[&[u8]],
+    config: Arc<ClientConfig>,
 ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let name = ServerName::try_from(name.to_owned()).expect("a host name");
-    let connector = TlsConnector::from(pki::trusting(ca, alpn));
+    let connector = TlsConnector::from(config);
     within("TLS handshake", async {
         connector
             .connect(name, TcpStream::connect(address).await?)
@@ -334,6 +335,7 @@ fn parse_head(bytes: &[u8]) -> io::Result<Head> {
 pub struct Client {
     address: SocketAddr,
     ca: Option<PathBuf>,
+    own: Option<Arc<Leaf>>,
     headers: Vec<(String, String)>,
 }
 
@@ -343,6 +345,7 @@ impl Client {
         Self {
             address,
             ca: None,
+            own: None,
             headers: Vec::new(),
         }
     }
@@ -353,6 +356,13 @@ impl Client {
             ca: Some(ca.to_owned()),
             ..Self::plain(address)
         }
+    }
+
+    /// The same client, which shows a certificate of its own in handshakes.
+    #[must_use]
+    pub fn showing(mut self, own: &Leaf) -> Self {
+        self.own = Some(Arc::new(own.clone()));
+        self
     }
 
     /// The same client with one more field in every request.
@@ -366,9 +376,11 @@ impl Client {
     pub async fn connect(&self) -> Connection {
         match &self.ca {
             None => Connection::plain(self.address).await,
-            Some(ca) => Connection::tls(self.address, DOMAIN, ca)
-                .await
-                .expect("a trusted server"),
+            Some(ca) => {
+                let config = pki::trusting_as(ca, &[b"http/1.1"], self.own.as_deref());
+                let stream = handshake(self.address, DOMAIN, config).await;
+                Connection::over(stream.expect("a trusted server"))
+            }
         }
     }
 
@@ -411,7 +423,8 @@ impl Client {
     /// A connection that is to speak HTTP/2, on which nothing was said yet.
     pub async fn h2_stream(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
         let ca = self.ca.as_ref().expect("h2 is spoken over TLS");
-        let stream = handshake(self.address, DOMAIN, ca, &[b"h2"]).await;
+        let config = pki::trusting_as(ca, &[b"h2"], self.own.as_deref());
+        let stream = handshake(self.address, DOMAIN, config).await;
         stream.expect("a trusted server")
     }
 

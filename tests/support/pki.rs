@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -85,6 +85,26 @@ impl Pki {
         }
     }
 
+    /// A client's certificate with this common name and these alternative names, DNS or `scheme://…`.
+    pub fn issue_client(&self, common_name: &str, alternatives: &[&str]) -> Leaf {
+        let mut leaf = CertificateParams::default();
+        leaf.distinguished_name
+            .push(DnType::CommonName, common_name);
+        let alternatives = alternatives.iter().map(|name| match name.contains("://") {
+            true => SanType::URI((*name).try_into().expect("a URI")),
+            false => SanType::DnsName((*name).try_into().expect("a DNS name")),
+        });
+        leaf.subject_alt_names = alternatives.collect();
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().expect("a key");
+        let certificate = leaf.signed_by(&key, &self.issuer).expect("a certificate");
+        Leaf {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+            der: certificate.der().to_vec(),
+        }
+    }
+
     /// Where the files are, for more of them.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -111,11 +131,25 @@ pub fn trusting(ca: &Path, alpn: &[&[u8]]) -> Arc<ClientConfig> {
     trusting_by(ca, alpn, rustls::DEFAULT_VERSIONS)
 }
 
+/// The same, for a client that shows a certificate of its own.
+pub fn trusting_as(ca: &Path, alpn: &[&[u8]], own: Option<&Leaf>) -> Arc<ClientConfig> {
+    client_config(ca, alpn, rustls::DEFAULT_VERSIONS, own)
+}
+
 /// As [`trusting`], speaking these versions of TLS only.
 pub fn trusting_by(
     ca: &Path,
     alpn: &[&[u8]],
     versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
+    client_config(ca, alpn, versions, None)
+}
+
+fn client_config(
+    ca: &Path,
+    alpn: &[&[u8]],
+    versions: &[&'static SupportedProtocolVersion],
+    own: Option<&Leaf>,
 ) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).expect("a PEM file") {
@@ -124,11 +158,18 @@ pub fn trusting_by(
             .expect("a CA certificate");
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .expect("the provider has these versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let chain = vec![CertificateDer::from(own.der.clone())];
+            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("a key");
+            builder.with_client_auth_cert(chain, key).expect("a pair")
+        }
+    };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Arc::new(config)
 }

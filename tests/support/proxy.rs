@@ -401,6 +401,18 @@ impl Builder {
         self
     }
 
+    fn own_certificate(self) -> Self {
+        let path = |path: PathBuf| path.to_str().expect("a UTF-8 path").to_owned();
+        let (certificate, key) = (path(self.pki.certificate()), path(self.pki.key()));
+        self.set("tls.cert", certificate).set("tls.key", key)
+    }
+
+    /// Certificates of clients are taken that this CA has signed.
+    pub fn client_ca(self, ca: &Path) -> Self {
+        let ca = ca.to_str().expect("a UTF-8 path").to_owned();
+        self.own_certificate().set("tls.client_ca", ca)
+    }
+
     /// No certificate is configured: the proxy makes a local CA.
     pub fn local_ca(mut self) -> Self {
         self.config
@@ -435,9 +447,7 @@ impl Builder {
     pub fn start(mut self) -> Proxy {
         let dir = TempDir::new().expect("a temporary directory");
         if !self.config.contains_key("tls") {
-            let path = |path: PathBuf| path.to_str().expect("a UTF-8 path").to_owned();
-            let (certificate, key) = (path(self.pki.certificate()), path(self.pki.key()));
-            self = self.set("tls.cert", certificate).set("tls.key", key);
+            self = self.own_certificate();
         }
         // Relative, so that configurations of the tests show they count from the file.
         self = self

@@ -1,16 +1,13 @@
 //! A simulated ECR, the proxy in front of it, and blobs of known content: what the tests of fills
 //! and of upstream faults begin with.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use ecr_proxy::simulator::{BlobSource, Entry, Fault, Listener, Pattern, RuleHandle, Simulator};
 
 use super::proxy::Builder;
-use super::{Answer, Connection, Proxy, within};
+use super::{Answer, Connection, Proxy, blobs};
 
-/// The repository that holds the blobs.
-pub const REPOSITORY: &str = "team/app";
+pub use super::image::REPOSITORY;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -134,18 +131,7 @@ impl Stage {
 
     /// Waits until the proxy has no fill under way.
     pub async fn until_idle(&self) {
-        within("the end of the fills", async {
-            while self
-                .proxy
-                .metrics()
-                .await
-                .sum("ecr_proxy_fills_active", &[])
-                > 0.0
-            {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await;
+        blobs::idle(&self.proxy).await;
     }
 
     /// Whether the proxy has kept `blob`. Checks invariant I2 on the way: what lies in the cache is
@@ -170,8 +156,7 @@ fn is_body(entry: &Entry, blob: &TestBlob) -> bool {
 
 /// Fails unless `answer` ended cleanly with the content of `blob`.
 pub fn assert_whole(answer: &Answer, blob: &TestBlob) {
-    assert!(answer.clean_end, "cut after {} bytes", answer.body.len());
-    assert_eq!(answer.digest(), blob.digest, "{} bytes", answer.body.len());
+    blobs::assert_content(answer, &blob.digest);
 }
 
 /// Fails if `answer` looks like the whole of `blob` and is not (invariant I1), or if more of it

@@ -13,7 +13,7 @@ use crate::cli::chain;
 use crate::cli::clients::local_ca;
 use crate::clock::{self, Clock};
 use crate::config::{Config, Size, Tls};
-use crate::tls::{Pair, PairFiles, Standing};
+use crate::tls::{ClientCa, Pair, PairFiles, Standing};
 
 /// Less room than this and a single big image displaces the others.
 const SMALL_CACHE_BYTES: u64 = 2 << 30;
@@ -110,6 +110,23 @@ fn dates(pair: &Pair, now: SystemTime, own: bool) -> Finding {
         Standing::EndsSoon { .. } => Finding::warn(SUBJECT, standing.to_string(), renew),
         Standing::Good { .. } => Finding::ok(SUBJECT, format!("{standing}, key matches")),
     }
+}
+
+/// Whose client certificates are taken, if any are.
+pub(super) fn client_ca(config: &Config) -> Option<Finding> {
+    const SUBJECT: &str = "client certificates";
+    let clients = config.client_certificates.as_ref()?;
+    Some(match ClientCa::load(&clients.ca) {
+        Ok(_) => {
+            let (ca, user) = (clients.ca.display(), clients.user);
+            Finding::ok(SUBJECT, format!("of {ca}, their {user} is the user"))
+        }
+        Err(error) => Finding::fail(
+            SUBJECT,
+            chain(&error),
+            "tls.client_ca wants the certificates of CAs, PEM",
+        ),
+    })
 }
 
 pub(super) fn clock(clock: &Clock) -> Finding {

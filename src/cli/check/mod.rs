@@ -68,6 +68,9 @@ pub(super) fn run(
     for finding in local::certificate(&config, &clock) {
         report.add(finding)?;
     }
+    if let Some(finding) = local::client_ca(&config) {
+        report.add(finding)?;
+    }
     // What AWS or the registry says in detail is logged where it is heard.
     let filter = config.log_filter.as_deref().unwrap_or("warn");
     let _log = Log::start(LogFormat::Text, Some(filter), Metrics::new().log_dropped)

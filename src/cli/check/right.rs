@@ -64,7 +64,8 @@ pub(super) fn explain(config: &Config, question: &Question) -> Result<Vec<Findin
     if on_anonymous && !is_anonymous {
         let text = format!("everybody is anonymous{on}: a login counts for nothing there");
         findings.push(Finding::warn(SUBJECT, text, ""));
-    } else if !is_anonymous && !access.users.contains(user) {
+    } else if !is_anonymous && !access.users.contains(user) && config.client_certificates.is_none()
+    {
         let mend = format!("`ecr-proxy hash-password {user}` makes a line for the user file");
         let text = format!("{user} is not in the user file, and is not let in");
         return Ok(vec![Finding::fail(SUBJECT, text, mend)]);

@@ -220,6 +220,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     let domains = server.domains.iter().map(|name| Some(name.as_str()));
     let mut domains = domains.chain([None]);
     if access.users_file.is_none()
+        && config.client_certificates.is_none()
         && domains.all(|domain| access.rules.admit_anonymous(domain).is_none())
     {
         warnings.push(
@@ -229,7 +230,8 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if access.users_file.is_some() && !access.users.is_empty() {
+    // Those who show a certificate are in no file.
+    if config.client_certificates.is_none() && !access.users.is_empty() {
         for rule in access.rules.iter() {
             for name in rule.users.iter().filter_map(Subject::name) {
                 if !access.users.contains(name) {

@@ -43,6 +43,7 @@ impl Resolver {
     ) -> Option<Config> {
         let server = self.server();
         let tls = self.tls(server.as_ref());
+        let client_certificates = self.client_certificates(server.as_ref());
         let freshness = self.freshness(cache::FRESHNESS, Freshness::default());
         let upstream = self.upstream(freshness.clone().unwrap_or_default());
         let names = match (&server, &upstream) {
@@ -59,6 +60,7 @@ impl Resolver {
             log_filter,
             server: server?,
             tls: tls?,
+            client_certificates: client_certificates?,
             cache: cache?,
             access: access?,
             upstream: upstream?,

@@ -1,8 +1,8 @@
 //! `[tls]`.
 
 use super::Resolver;
-use crate::config::{Server, Tls};
-use crate::tls::PairFiles;
+use crate::config::{ClientCertificates, Server, Tls};
+use crate::tls::{ClientUser, PairFiles};
 
 impl Resolver {
     pub(super) fn tls(&mut self, server: Option<&Server>) -> Option<Tls> {
@@ -20,6 +20,29 @@ impl Resolver {
         }
         let wanted = server?.listen.iter().any(|listen| listen.tls);
         Some(if wanted { Tls::LocalCa } else { Tls::Off })
+    }
+
+    pub(super) fn client_certificates(
+        &mut self,
+        server: Option<&Server>,
+    ) -> Option<Option<ClientCertificates>> {
+        let ca = self.file("tls.client_ca");
+        let user = self.one("tls.client_user", |text| {
+            text.parse::<ClientUser>()
+                .map_err(|error| error.to_string())
+        });
+        if matches!((&ca, &user), (Some(None), Some(Some(_)))) {
+            self.fault("tls.client_user", "has no meaning without tls.client_ca");
+        }
+        let is_spoken = server.is_none_or(|server| server.listen.iter().any(|listen| listen.tls));
+        if matches!(ca, Some(Some(_))) && !is_spoken {
+            self.fault(
+                "tls.client_ca",
+                "has no meaning where no listener speaks TLS",
+            );
+        }
+        let user = user?.unwrap_or_default();
+        Some(ca?.map(|ca| ClientCertificates { ca, user }))
     }
 
     /// A certificate and its key: `None` if one is faulty (and noted), `Some(None)` if neither is set.

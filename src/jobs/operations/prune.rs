@@ -55,7 +55,7 @@ pub(super) async fn run(
         match wanted.to_bytes {
             Some(bytes) if used_bytes > bytes && !wanted.dry_run => {
                 Err(OperationError::Failed(format!(
-                    "{used_bytes} bytes are still used: what is left is pinned, in use or was not asked for"
+                    "{used_bytes} bytes are still used: what is left is pinned, in use, records, or was not asked for"
                 )))
             }
             _ => Ok(()),

@@ -1,0 +1,122 @@
+//! docker, podman and skopeo log in by a short password, pull what its user may, and log out; a pull
+//! secret of Kubernetes is made once and goes on working.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use support::image::{REPOSITORY, TAG};
+use support::real::Dockerd;
+use support::users::user_line;
+use support::{DOMAIN, Sandbox, Scene};
+
+const PASSWORD: &str = "open-sesame";
+
+/// A proxy that knows two users, of whom one may pull the image.
+async fn scene() -> Scene {
+    Scene::simulator_with(|proxy| {
+        proxy
+            .users(&(user_line("ci", PASSWORD) + &user_line("eve", PASSWORD)))
+            .rule("users = ['ci']\nrepositories = ['team/**']\nactions = ['pull']")
+            .rule("users = ['eve']\nrepositories = ['eve/**']\nactions = ['pull']")
+    })
+    .await
+}
+
+fn trust(scene: &Scene, folder: &str) {
+    let certs = Path::new(folder).join(scene.host());
+    scene
+        .sandbox
+        .trust(&scene.proxy.pki().ca(), &certs.join("ca.crt"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_logs_in_pulls_and_logs_out() {
+    let scene = scene().await;
+    let (sandbox, reference, host) = (&scene.sandbox, scene.reference(), scene.host());
+    let dockerd = Dockerd::start(sandbox);
+    trust(&scene, "/etc/docker/certs.d");
+    let docker = ["--host", dockerd.host()];
+    let run = |words: &[&str]| dockerd.docker(sandbox, words);
+    let refused = |told: &str, words: &[&str]| {
+        let words = docker.iter().chain(words).copied();
+        sandbox.must_fail(told, "docker", words);
+    };
+    refused("no basic auth credentials", &["pull", &reference]);
+    refused(
+        "401 Unauthorized",
+        &["login", "-u", "ci", "-p", "wrong", &host],
+    );
+
+    let said = run(&["login", "-u", "ci", "-p", PASSWORD, &host]);
+    assert!(said.contains("Login Succeeded"), "{said}");
+    run(&["pull", &reference]);
+    // Who may pull may not push.
+    refused("denied", &["push", &reference]);
+    run(&["rmi", &reference]);
+    run(&["logout", &host]);
+    refused("no basic auth credentials", &["pull", &reference]);
+
+    // Another user is let in, and learns nothing of what he may not have.
+    run(&["login", "-u", "eve", "-p", PASSWORD, &host]);
+    refused("denied", &["pull", &reference]);
+    refused("denied", &["pull", &format!("{host}/{REPOSITORY}:absent")]);
+    refused("denied", &["pull", &format!("{host}/no/such:{TAG}")]);
+    scene.proxy.assert_no_secrets(&[PASSWORD.to_owned()]).await;
+}
+
+/// What `kubectl create secret docker-registry` keeps: a config.json with the login in it.
+fn pull_secret(sandbox: &Sandbox, host: &str, user: &str) -> PathBuf {
+    let file = sandbox.path(&format!("{user}-config.json"));
+    let auth = STANDARD.encode(format!("{user}:{PASSWORD}"));
+    let secret = serde_json::json!({
+        "auths": { host: { "username": user, "password": PASSWORD, "auth": auth } }
+    });
+    sandbox.write(&file, secret.to_string());
+    file
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_secret_made_once_goes_on_working_past_tokens_and_restarts() {
+    let mut scene = scene().await;
+    trust(&scene, "/etc/containers/certs.d");
+    let sandbox = &scene.sandbox;
+    let from = format!("docker://{}", scene.reference());
+    let mine = pull_secret(sandbox, &scene.host(), "ci");
+    let other = pull_secret(sandbox, &scene.host(), "eve");
+    let (mine, other) = (mine.to_string_lossy(), other.to_string_lossy());
+    let to = format!("oci:{}:v1", sandbox.path("image").display());
+    let copy = ["copy", "--all", "--authfile", &mine, &from, &to];
+    sandbox.must("skopeo", copy);
+    sandbox.must_fail("denied", "skopeo", ["inspect", "--authfile", &other, &from]);
+    sandbox.must_fail("authentication required", "skopeo", ["inspect", &from]);
+
+    // What the proxy knows of ECR ends, and the secret of its client does not.
+    scene.stop_upstream().await;
+    let to = format!("oci:{}:v1", scene.sandbox.path("again").display());
+    let copy = ["copy", "--all", "--authfile", &mine, &from, &to];
+    scene.sandbox.must("skopeo", copy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_logs_in_and_out() {
+    let scene = scene().await;
+    trust(&scene, "/etc/containers/certs.d");
+    let sandbox = &scene.sandbox;
+    let host = scene.host();
+    assert!(host.starts_with(DOMAIN));
+    let file = sandbox.path("auth.json");
+    let auth = file.to_string_lossy();
+    let from = format!("docker://{}", scene.reference());
+    let login = ["login", "--authfile", &auth, "-u", "ci", "-p"];
+    let wrong = login.into_iter().chain(["wrong", host.as_str()]);
+    sandbox.must_fail("invalid username/password", "podman", wrong);
+    let right = login.into_iter().chain([PASSWORD, host.as_str()]);
+    assert!(sandbox.must("podman", right).contains("Login Succeeded"));
+    sandbox.must("skopeo", ["inspect", "--authfile", &auth, &from]);
+    sandbox.must("podman", ["logout", "--authfile", &auth, &host]);
+    let inspect = ["inspect", "--authfile", &auth, &from];
+    sandbox.must_fail("authentication required", "skopeo", inspect);
+}

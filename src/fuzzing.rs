@@ -93,10 +93,10 @@ pub fn image(data: &[u8]) {
     prints_to_the_same!(text(data), ImageName);
     prints_to_the_same!(text(data), ImagePattern);
     prints_to_the_same!(text(data), Platform);
-    if let Some((pattern, name)) = text(data).split_once('\n') {
-        if let Some(pattern) = prints_to_the_same!(pattern, Pattern) {
-            pattern.matches(name);
-        }
+    if let Some((pattern, name)) = text(data).split_once('\n')
+        && let Some(pattern) = prints_to_the_same!(pattern, Pattern)
+    {
+        pattern.matches(name);
     }
 }
 

@@ -307,6 +307,8 @@ fn check(simulator: &Simulator, key: &str) -> (Option<i32>, Vec<serde_json::Valu
         "--max-size",
         "3GiB",
     ])
+    // How full this machine is, is not the question.
+    .env("ECR_PROXY_CACHE_MIN_FREE", "1MiB")
     .env("AWS_ENDPOINT_URL_ECR", simulator.api_endpoint())
     .env("AWS_ACCESS_KEY_ID", key)
     .env("AWS_SECRET_ACCESS_KEY", "canary-of-a-secret")

@@ -111,6 +111,8 @@ fn configuration(folder: &Path, listen: String, registry: String) -> Result<Conf
         ),
         ("cache.dir", "--cache-dir", vec![path("cache")]),
         ("cache.max_size", "--max-size", vec!["1GiB".to_owned()]),
+        // It keeps some MiB for a moment, and is to show a hit on a disk that is nearly full, too.
+        ("cache.min_free", "--min-free", vec!["64MiB".to_owned()]),
         (
             "access.anonymous",
             "--anonymous-pull",

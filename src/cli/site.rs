@@ -24,6 +24,7 @@ pub(super) fn make(folder: &Path, simulator: &Simulator) -> Result<(), Failure> 
          [cache]\n\
          dir = \"cache\"\n\
          max_size = \"1GiB\"\n\
+         min_free = \"64MiB\"\n\
          \n\
          [access]\n\
          anonymous = \"pull\"\n\

@@ -166,7 +166,7 @@ async fn offline_nothing_is_asked_and_what_is_kept_is_served() {
     ] {
         let began = Instant::now();
         assert_cannot_tell(&client.get(&path).await);
-        assert!(began.elapsed() < Duration::from_secs(1), "{path}");
+        assert!(began.elapsed() < Duration::from_secs(4), "{path}");
     }
     let labels = [r#"reason="offline""#];
     assert_eq!(
@@ -197,7 +197,7 @@ async fn offline_may_be_one_route() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_slow_line_a_stale_tag_is_served_while_it_is_checked() {
-    let rig = Rig::with(|builder| builder.set("cache.tag_wait", "200ms")).await;
+    let rig = Rig::with(|builder| builder.set("cache.tag_wait", "1s")).await;
     let other = rig.move_tag();
     let gate = Gate::new();
     let faults = rig.simulator.faults();
@@ -211,7 +211,7 @@ async fn on_a_slow_line_a_stale_tag_is_served_while_it_is_checked() {
         assert_stale(&rig.pull().await, &rig.image, "110");
     }
     assert!(
-        began.elapsed() < Duration::from_millis(1900),
+        began.elapsed() < Duration::from_secs(9),
         "{:?}",
         began.elapsed()
     );

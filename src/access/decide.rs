@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::Caller;
-use super::rules::Rules;
+use super::rules::{ANONYMOUS, Rules};
 use crate::oci::RepositoryName;
 
 /// Who is asking.
@@ -20,7 +20,7 @@ pub enum Who {
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Anonymous => f.write_str("@anonymous"),
+            Self::Anonymous => f.write_str(ANONYMOUS),
             Self::User(name) => f.write_str(name),
         }
     }

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `basic` | the user and password in an `Authorization` |
 //! | `users`, `passwords` | the user file, and whether a password is the user's |
-//! | `networks` | where a client is |
+//! | `networks`, `per_client` | where a client is, and how much each has of something |
 //! | `rules` | what the operator allows |
 //! | `decide` | the decision, the only maker of a right |
 //!
@@ -18,6 +18,7 @@ mod basic;
 mod decide;
 mod networks;
 mod passwords;
+mod per_client;
 mod rules;
 mod users;
 
@@ -26,7 +27,8 @@ pub use basic::fuzz_authorization;
 pub use decide::{Action, Denied, ParseActionError, Right, Who};
 pub use networks::{Network, ParseNetworkError};
 pub use passwords::AccessMetrics;
-pub use rules::{Deciding, ParseSubjectError, Rule, Rules, Subject};
+pub use per_client::{Held, PerClient};
+pub use rules::{ANONYMOUS, Deciding, ParseSubjectError, Rule, Rules, Subject};
 pub use users::{ParseUsersError, RESERVED_NAME, ReadUsersError, UserFault, Users};
 
 use std::fmt;

@@ -6,10 +6,9 @@
 //! compared with: a pull of fifty layers costs one bcrypt, a changed user file is felt by the next
 //! request, and a core dump holds no password.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -22,6 +21,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::basic::Credentials;
 use super::decide::Denied;
+use super::per_client::PerClient;
 use super::users::Users;
 
 /// How long a verdict is believed: long enough for a pull.
@@ -65,7 +65,7 @@ pub(super) struct Passwords {
     verdicts: Cache<[u8; 32], Arc<OnceCell<bool>>>,
     running: Arc<Semaphore>,
     waiting: Semaphore,
-    from_one: Addresses,
+    from_one: PerClient,
     metrics: AccessMetrics,
 }
 
@@ -88,7 +88,7 @@ impl Passwords {
             // Half of the cores, so that a flood of logins leaves room for pulls.
             running: Arc::new(Semaphore::new(cores.div_ceil(2))),
             waiting: Semaphore::new(MAX_WAITING),
-            from_one: Addresses::default(),
+            from_one: PerClient::default(),
             metrics,
         })
     }
@@ -126,7 +126,8 @@ impl Passwords {
         drop(users);
         let verdict = cell.get_or_try_init(|| async {
             let _place = self.waiting.try_acquire().map_err(|_| Denied::Busy)?;
-            let _from_one = self.from_one.enter(address).ok_or(Denied::Busy)?;
+            let from_one = self.from_one.take(address, MAX_WAITING_FROM_ONE);
+            let _from_one = from_one.ok_or(Denied::Busy)?;
             let turn = Arc::clone(&self.running).acquire_owned();
             let turn = turn.await.map_err(|_| Denied::Busy)?;
             self.metrics.password_checks.inc();
@@ -166,49 +167,6 @@ impl Passwords {
             .iter()
             .take(8)
             .fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
-    }
-}
-
-/// How many wait from each address.
-#[derive(Default)]
-struct Addresses(Mutex<BTreeMap<IpAddr, usize>>);
-
-impl Addresses {
-    /// A place among those from the same address; `None` if there are too many.
-    fn enter(&self, address: IpAddr) -> Option<FromOne<'_>> {
-        let network = match address.to_canonical() {
-            IpAddr::V4(address) => IpAddr::V4(address),
-            IpAddr::V6(address) => {
-                let prefix = u128::from(address) & !u128::from(u64::MAX);
-                IpAddr::V6(Ipv6Addr::from(prefix))
-            }
-        };
-        let mut counts = self.counts();
-        let count = counts.entry(network).or_default();
-        if *count >= MAX_WAITING_FROM_ONE {
-            return None;
-        }
-        *count += 1;
-        Some(FromOne(self, network))
-    }
-
-    fn counts(&self) -> MutexGuard<'_, BTreeMap<IpAddr, usize>> {
-        // A count is changed in one step.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct FromOne<'a>(&'a Addresses, IpAddr);
-
-impl Drop for FromOne<'_> {
-    fn drop(&mut self) {
-        let mut counts = self.0.counts();
-        if let Some(count) = counts.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.1);
-            }
-        }
     }
 }
 
@@ -317,14 +275,19 @@ mod tests {
         let passwords = passwords();
         let attacker: IpAddr = "2001:db8::1".parse().expect("an address");
         let mut held: Vec<_> = (0..MAX_WAITING_FROM_ONE)
-            .map(|_| passwords.from_one.enter(attacker).expect("free"))
+            .map(|_| {
+                passwords
+                    .from_one
+                    .take(attacker, MAX_WAITING_FROM_ONE)
+                    .expect("free")
+            })
             .collect();
         let neighbour = "2001:db8::ffff:0:0:2".parse().expect("an address");
         let pair = || credentials("ci", "secret");
         assert_eq!(passwords.check(pair(), neighbour).await, Err(Denied::Busy));
         assert_eq!(passwords.check(pair(), HERE).await, Ok(true));
         held.clear();
-        assert!(passwords.from_one.counts().is_empty());
+        assert!(passwords.from_one.is_empty());
     }
 
     #[test]

@@ -14,8 +14,8 @@ use super::networks::Network;
 use super::users::RESERVED_NAME;
 use crate::oci::{Pattern, RepositoryName};
 
-/// How the nobody in particular is written in a rule.
-const ANONYMOUS: &str = "@anonymous";
+/// How nobody in particular is written, in rules and in the log.
+pub const ANONYMOUS: &str = "@anonymous";
 
 /// How anybody who is logged in is written in a rule.
 const ANYONE: &str = "*";
@@ -247,8 +247,8 @@ impl Rules {
         deciding
     }
 
-    /// The first rule that gives the anonymous rights on a domain, if one does. They belong to it, since clients decide by the
-    /// answer to `/v2/` whether to send credentials at all.
+    /// The first rule that gives the anonymous rights on a domain, if one does. They belong to it, since
+    /// clients decide by the answer to `/v2/` whether to send credentials at all.
     pub fn admit_anonymous(&self, domain: Option<&str>) -> Option<&Rule> {
         self.first_for(domain, |subject| *subject == Subject::Anonymous)
     }

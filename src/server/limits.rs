@@ -2,26 +2,21 @@
 //!
 //! Invariant: a [`Place`] is counted from its making to its drop.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::access::Network;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::access::{Held, Network, PerClient};
 
 /// Counts connections against both caps.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
-    max_connections: usize,
+    all: Arc<Semaphore>,
+    by_address: PerClient,
     max_per_address: usize,
     /// Addresses of balancers: each stands for many clients.
     shared: Arc<[Network]>,
-    taken: Arc<Mutex<Taken>>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    total: usize,
-    by_address: HashMap<IpAddr, usize>,
 }
 
 impl Places {
@@ -31,67 +26,32 @@ impl Places {
         shared: Vec<Network>,
     ) -> Self {
         Self {
-            max_connections,
+            all: Arc::new(Semaphore::new(max_connections)),
+            by_address: PerClient::default(),
             max_per_address,
             shared: shared.into(),
-            taken: Arc::default(),
         }
     }
 
     /// A place for a connection from `peer`, or `None` where a cap is reached.
     pub(super) fn take(&self, peer: IpAddr) -> Option<Place> {
-        let address = origin(peer);
-        let mut taken = self.taken();
-        let here = taken.by_address.get(&address).copied().unwrap_or(0);
-        let is_shared = || self.shared.iter().any(|network| network.contains(peer));
-        if taken.total >= self.max_connections || (here >= self.max_per_address && !is_shared()) {
-            return None;
-        }
-        taken.total += 1;
-        taken.by_address.insert(address, here + 1);
-        drop(taken);
+        let is_shared = self.shared.iter().any(|network| network.contains(peer));
+        let most = match is_shared {
+            true => usize::MAX,
+            false => self.max_per_address,
+        };
         Some(Place {
-            places: self.clone(),
-            address,
+            _of_all: Arc::clone(&self.all).try_acquire_owned().ok()?,
+            _of_address: self.by_address.take(peer, most)?,
         })
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        // Only counted under the lock, and nothing in there can panic.
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What counts as one address: an IPv4 address, or an IPv6 /64, which is what one client is given.
-fn origin(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) if address.is_loopback() => IpAddr::V6(address),
-        IpAddr::V6(address) => {
-            let network = u128::from(address) & (u128::MAX << 64);
-            IpAddr::V6(Ipv6Addr::from(network))
-        }
     }
 }
 
 /// One counted connection.
 #[derive(Debug)]
 pub(super) struct Place {
-    places: Places,
-    address: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.taken();
-        taken.total -= 1;
-        if let Some(here) = taken.by_address.get_mut(&self.address) {
-            *here -= 1;
-            if *here == 0 {
-                taken.by_address.remove(&self.address);
-            }
-        }
-    }
+    _of_all: OwnedSemaphorePermit,
+    _of_address: Held,
 }
 
 #[cfg(test)]
@@ -115,19 +75,6 @@ mod tests {
     }
 
     #[test]
-    fn one_ipv6_network_and_one_mapped_address_are_one_origin() {
-        assert_eq!(
-            origin(address("2001:db8::1")),
-            origin(address("2001:db8::2"))
-        );
-        assert_ne!(
-            origin(address("2001:db8::1")),
-            origin(address("2001:db8:0:1::1"))
-        );
-        assert_eq!(origin(address("::ffff:192.0.2.1")), address("192.0.2.1"));
-    }
-
-    #[test]
     fn a_balancer_is_not_one_client() {
         let balancer = "192.0.2.0/30".parse().expect("a network");
         let places = Places::new(3, 1, vec![balancer]);
@@ -139,6 +86,6 @@ mod tests {
     fn nothing_is_remembered_of_addresses_that_left() {
         let places = Places::new(10, 10, Vec::new());
         drop(places.take(address("192.0.2.1")));
-        assert!(places.taken().by_address.is_empty());
+        assert!(places.by_address.is_empty());
     }
 }

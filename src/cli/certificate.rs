@@ -88,10 +88,9 @@ impl Keeper {
         };
         let renew = {
             let own = Arc::clone(own);
-            move || match own.renew(SystemTime::now()) {
-                Ok(true) => Ok(Reread::Changed),
-                Ok(false) => Ok(Reread::Same),
-                Err(error) => Err(error.to_string()),
+            move || {
+                let renewed = own.renew(SystemTime::now());
+                renewed.map(Reread::from).map_err(|error| error.to_string())
             }
         };
         reload.add("certificates", own.paths(), renew);

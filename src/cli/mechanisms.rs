@@ -47,7 +47,6 @@ pub(super) struct Mechanisms {
     /// One for all, so that what it fetches at once is bounded.
     pub(super) warmer: Warmer,
     pub(super) healer: Healer,
-    pub(super) scrub_metrics: ScrubMetrics,
     names: Names,
     max_manifest_bytes: u64,
 }
@@ -83,7 +82,7 @@ impl Mechanisms {
             fill_metrics,
         );
         let warmer = Warmer::new(fills.clone());
-        let healer = Healer::new(fills.clone(), store.clone(), scrub_metrics.clone());
+        let healer = Healer::new(fills.clone(), store.clone(), scrub_metrics);
         Ok(Self {
             store,
             upstream,
@@ -91,7 +90,6 @@ impl Mechanisms {
             names: config.names(),
             warmer,
             healer,
-            scrub_metrics,
             max_manifest_bytes: config.cache.max_manifest_size,
         })
     }

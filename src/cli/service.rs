@@ -172,20 +172,13 @@ impl Service {
             upstream,
             fills,
             healer,
-            scrub_metrics,
             ..
         } = self.mechanisms.clone();
         background.spawn(async move { upstream.keep_token_fresh().await });
         background.spawn(self.reload.run(hangups));
         background.spawn(jobs::resume(fills.clone()));
-        background.spawn(jobs::scrub(
-            fills.clone(),
-            store.clone(),
-            Clock::system(),
-            ScrubOptions::default(),
-            scrub_metrics,
-            healer,
-        ));
+        let options = ScrubOptions::default();
+        background.spawn(jobs::scrub(healer, Clock::system(), options));
         let (schedules, warm_metrics) = std::mem::take(&mut self.warm);
         for schedule in schedules {
             let warmer = self.mechanisms.warmer.clone();

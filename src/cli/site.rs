@@ -8,7 +8,8 @@ use std::path::Path;
 use super::Failure;
 use crate::simulator::{FULL_ACCESS_KEY, Simulator};
 
-/// Writes `config.toml` and `environment` into `folder`, which is made if it is missing; those of an earlier demo are replaced: its ports are gone.
+/// Writes `config.toml` and `environment` into `folder`, which is made if it is missing; those of an earlier
+/// demo are replaced: its ports are gone.
 ///
 /// # Errors
 /// The folder or a file cannot be written.

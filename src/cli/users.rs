@@ -23,10 +23,7 @@ pub(super) fn reload_by(access: Access, file: PathBuf, reload: &mut Reload) {
             users = read(&path)?;
         }
         count = users.len();
-        Ok(match access.replace_users(users) {
-            true => Reread::Changed,
-            false => Reread::Same,
-        })
+        Ok(Reread::from(access.replace_users(users)))
     };
     reload.add("users", vec![file], reread);
 }

@@ -41,6 +41,15 @@ pub enum Reread {
     Changed,
 }
 
+impl From<bool> for Reread {
+    fn from(has_changed: bool) -> Self {
+        match has_changed {
+            true => Self::Changed,
+            false => Self::Same,
+        }
+    }
+}
+
 /// What is read again. Built at start, then run.
 pub struct Reload {
     sources: Vec<Source>,

@@ -295,11 +295,7 @@ impl Proxy {
     fn route(&self, repository: &RepositoryName, query: Option<&str>) -> Result<RepoKey, Refusal> {
         let upstream = &self.parts.upstream;
         if let Some(ns) = query_value(query, "ns")? {
-            let is_ours = self
-                .parts
-                .domains
-                .iter()
-                .any(|domain| domain.eq_ignore_ascii_case(&ns));
+            let is_ours = domain(&self.parts.domains, &ns).is_some();
             if !is_ours && !upstream.registry().name().eq_ignore_ascii_case(&ns) {
                 return Err(Refusal::ForeignNamespace);
             }

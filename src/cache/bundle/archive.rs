@@ -127,13 +127,10 @@ fn checked<'a>(mut input: impl Read + 'a) -> Result<impl Read + 'a, ImportError>
         .map_err(ImportError::Archive)?;
     let is_archive = first.len() as u64 == BLOCK && {
         let header = Header::from_byte_slice(&first);
-        let sum = first.iter().enumerate().map(|(at, byte)| match at {
-            // The checksum itself counts as blanks.
-            148..156 => u32::from(b' '),
-            _ => u32::from(*byte),
-        });
+        let mut right = header.clone();
+        right.set_cksum();
         let is_end = first.iter().all(|byte| *byte == 0);
-        is_end || header.cksum().is_ok_and(|told| told == sum.sum::<u32>())
+        is_end || (header.cksum().is_ok() && header.cksum().ok() == right.cksum().ok())
     };
     match is_archive {
         true => Ok(io::Cursor::new(first).chain(input)),

@@ -228,6 +228,15 @@ fn what_is_asked_for_without_waiting_is_answered_once_it_is_in_memory() {
     assert_eq!(records.tag_now(&app, &tag("v1")), Some(None));
 }
 
+/// Flips a bit where these bytes begin in a repository's log.
+fn damage(scene: &Scene, name: &str, bytes: &[u8]) {
+    let path = log_of(scene, name);
+    let mut log = std::fs::read(&path).unwrap();
+    let position = log.windows(bytes.len()).position(|window| window == bytes);
+    log[position.unwrap()] ^= 1;
+    std::fs::write(&path, log).unwrap();
+}
+
 #[test]
 fn d09_a_manifest_damaged_on_disk_is_not_served() {
     let scene = Scene::new();
@@ -241,14 +250,7 @@ fn d09_a_manifest_damaged_on_disk_is_not_served() {
     // Loaded whole, and damaged before its bytes are read.
     let store = scene.open();
     assert!(store.records().holds(&app, &digest(1)).is_some());
-    let path = log_of(&scene, "app");
-    let mut log = std::fs::read(&path).unwrap();
-    let position = log
-        .windows(bytes.len())
-        .position(|window| window == bytes)
-        .unwrap();
-    log[position] ^= 1;
-    std::fs::write(&path, log).unwrap();
+    damage(&scene, "app", &bytes);
     assert_eq!(store.records().manifest(&app, &named), None);
     assert_eq!(store.records().holds(&app, &digest(1)), None);
 }
@@ -273,14 +275,7 @@ fn d09_what_is_recorded_after_damage_was_met_is_written_like_anything_else() {
     drop(store);
     let store = scene.open();
     assert!(store.records().holds(&app, &digest(1)).is_some());
-    let path = log_of(&scene, "app");
-    let mut log = std::fs::read(&path).unwrap();
-    let position = log
-        .windows(bytes.len())
-        .position(|window| window == bytes)
-        .unwrap();
-    log[position] ^= 1;
-    std::fs::write(&path, log).unwrap();
+    damage(&scene, "app", &bytes);
     // Forgotten by who asks, not by who changes anything.
     assert_eq!(store.records().manifest(&app, &named), None);
     store.records().put_held(&app, digest(5), None, at(1));

@@ -1,7 +1,7 @@
 //! `check --as USER IMAGE ACTION`: what somebody may do, and which rule says so.
 
 use super::Finding;
-use crate::access::{Action, Deciding, Who};
+use crate::access::{ANONYMOUS, Action, Deciding, Who};
 use crate::cli::Failure;
 use crate::config::Config;
 use crate::oci::ImageName;
@@ -45,19 +45,13 @@ pub(super) fn explain(config: &Config, question: &Question) -> Result<Vec<Findin
     let repo = config.names().route(image);
     let repo = repo.map_err(|error| Failure::Usage(format!("--as: {image}: {error}")))?;
     let domains = &config.server.domains;
-    let ours = |named: &str| {
-        domains
-            .iter()
-            .find(|domain| domain.eq_ignore_ascii_case(named))
-    };
+    let named = domains
+        .iter()
+        .find(|ours| image.domain.as_ref() == Some(ours));
     // An image without a domain is asked for by one of our names.
-    let domain = match &image.domain {
-        Some(named) if ours(named).is_some() => ours(named),
-        _ => domains.first(),
-    };
-    let domain = domain.map(String::as_str);
+    let domain = named.or(domains.first()).map(String::as_str);
     let access = &config.access;
-    let is_anonymous = user == "@anonymous";
+    let is_anonymous = user == ANONYMOUS;
     let on_anonymous = access.rules.admit_anonymous(domain).is_some();
     let on = domain.map_or_else(String::new, |domain| format!(" on {domain}"));
     let mut findings = Vec::new();

@@ -184,6 +184,18 @@ impl Healer {
         }
     }
 
+    pub(super) fn fills(&self) -> &Fills {
+        &self.inner.fills
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    pub(super) fn metrics(&self) -> &ScrubMetrics {
+        &self.inner.metrics
+    }
+
     fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         let state = self.inner.state.lock();
         f(&mut state.unwrap_or_else(PoisonError::into_inner))

@@ -1,8 +1,8 @@
 //! Hashing everything stored again, behind whatever else is to do, and fetching again what was damaged.
 //!
-//! A pass begins weeks after the one before, or after the store was new, reads at a bounded rate, goes on after a restart where it
-//! stopped, and gives way while clients wait for the upstream. What it finds is noted durably, taken
-//! away, and fetched again as soon as the upstream answers, whenever that is.
+//! A pass begins weeks after the one before, or after the store was new, reads at a bounded rate, goes on
+//! after a restart where it stopped, and gives way while clients wait for the upstream. What it finds is
+//! noted durably, taken away, and fetched again as soon as the upstream answers, whenever that is.
 //!
 //! | file | is |
 //! | --- | --- |
@@ -20,9 +20,8 @@ use tokio::time::Instant;
 pub use healing::{Healed, Healer};
 pub use metrics::ScrubMetrics;
 
-use crate::cache::{Scrub, Scrubbed, Store};
+use crate::cache::{Scrub, Scrubbed};
 use crate::clock::Clock;
-use crate::fill::Fills;
 use healing::blocking;
 
 /// How the background scrub behaves.
@@ -71,32 +70,19 @@ const UNABLE: Duration = Duration::from_secs(60 * 60);
 ///
 /// # Cancel safety
 /// Safe: a pass goes on where it stopped, and what was found is remembered.
-pub async fn scrub(
-    fills: Fills,
-    store: Store,
-    clock: Clock,
-    options: ScrubOptions,
-    metrics: ScrubMetrics,
-    healer: Healer,
-) {
+pub async fn scrub(healer: Healer, clock: Clock, options: ScrubOptions) {
     let job = Job {
-        fills,
-        store,
+        healer,
         clock,
         options,
-        metrics,
-        healer,
     };
     tokio::join!(job.passes(), job.healer.run());
 }
 
 struct Job {
-    fills: Fills,
-    store: Store,
+    healer: Healer,
     clock: Clock,
     options: ScrubOptions,
-    metrics: ScrubMetrics,
-    healer: Healer,
 }
 
 impl Job {
@@ -112,7 +98,7 @@ impl Job {
                 let since = progress.since_finished(self.clock.now());
                 let wait = self.options.pause.saturating_sub(since);
                 let finished = i64::try_from(progress.finished.unwrap_or(0)).unwrap_or(0);
-                self.metrics.finished.set(finished);
+                self.healer.metrics().finished.set(finished);
                 (progress.begun.is_some(), wait)
             });
             if !begun {
@@ -147,7 +133,7 @@ impl Job {
     async fn pass(&self) -> bool {
         let after = self.healer.progress(|progress| progress.after());
         let mut pace = Pace::new(self.rate());
-        let mut scrub = self.store.scrub(after);
+        let mut scrub = self.healer.store().scrub(after);
         let mut tally = Tally::default();
         // Taken away by the step after the one that told of it.
         let mut leaving = None;
@@ -175,7 +161,7 @@ impl Job {
                     damaged,
                 } if *damaged > 0 => {
                     tracing::warn!(oci.repository = %repository, damaged, "a repository's log is damaged and is written anew");
-                    self.metrics.found("record");
+                    self.healer.metrics().found("record");
                 }
                 Scrubbed::Unreadable { path, error } => {
                     tracing::warn!(path, error, "the scrub cannot read a part of the cache");
@@ -187,9 +173,9 @@ impl Job {
                 Scrubbed::Gone(_) | Scrubbed::Foreign(_) | Scrubbed::Log { .. } => {}
             }
             tally.count(&told);
-            self.metrics.bytes.inc_by(read_in(&told));
+            self.healer.metrics().bytes.inc_by(read_in(&told));
             if matches!(told, Scrubbed::Sound { .. } | Scrubbed::Damaged { .. }) {
-                self.metrics.blobs.inc();
+                self.healer.metrics().blobs.inc();
                 kept.1 += 1;
             }
             if kept.1 >= KEEP_BLOBS || kept.0.elapsed() >= KEEP_EVERY {
@@ -205,20 +191,21 @@ impl Job {
 
     async fn give_way(&self) {
         let deadline = Instant::now() + GIVE_WAY;
-        while self.fills.are_attended() && Instant::now() < deadline {
+        while self.healer.fills().are_attended() && Instant::now() < deadline {
             tokio::time::sleep(LOOK).await;
         }
     }
 
     async fn index_is_ready(&self) -> bool {
-        let ready = blocking(&self.store, |store| {
+        let ready = blocking(self.healer.store(), |store| {
             store.wait_ready(Duration::from_secs(1))
         });
         ready.await.unwrap_or(false)
     }
 
     fn rate(&self) -> u64 {
-        let needed = self.store.usage().final_bytes / self.options.at_most.as_secs().max(1);
+        let needed =
+            self.healer.store().usage().final_bytes / self.options.at_most.as_secs().max(1);
         self.options.rate.max(needed)
     }
 

@@ -4,9 +4,10 @@
 mod support;
 
 use ecr_proxy::simulator::{Listener, Outage, PushedImage, Simulator};
+use support::blobs::{metric, until};
 use support::image::{REPOSITORY, TAG};
 use support::users::{login, user_line};
-use support::{Proxy, image, within};
+use support::{Proxy, image};
 
 const PASSWORD: &str = "correct horse battery staple";
 
@@ -181,15 +182,8 @@ async fn s02_a_cached_blob_is_not_readable_through_another_repository() {
     let proxy = Proxy::before(&simulator);
     let allowed = format!("/v2/private/other/blobs/{secret}");
     assert_eq!(proxy.client().get(&allowed).await.digest(), secret);
-    within("the blob on disk", async {
-        while proxy
-            .metrics()
-            .await
-            .sum("ecr_proxy_cache_commits_total", &[])
-            < 1.0
-        {
-            tokio::task::yield_now().await;
-        }
+    until("the blob on disk", async || {
+        metric(&proxy, "ecr_proxy_cache_commits_total", &[]).await >= 1.0
     })
     .await;
     let again = proxy.client().get(&allowed).await;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{BlobSource, Fault, Gate, Listener, Simulator};
 use rustix::process::Signal;
+use support::blobs::{metric, until};
 use support::image::REPOSITORY;
 use support::{Client, Proxy, within};
 
@@ -166,10 +167,8 @@ async fn l03_clients_that_take_nothing_cost_bounded_memory_and_nobody_elses_time
     assert!(sent <= size + size / 20, "{sent} bytes crossed the link");
 
     drop(slow);
-    within("everybody left", async {
-        while proxy.metrics().await.sum("ecr_proxy_requests_active", &[]) > 0.0 {
-            tokio::task::yield_now().await;
-        }
+    until("everybody left", async || {
+        metric(&proxy, "ecr_proxy_requests_active", &[]).await == 0.0
     })
     .await;
 }
@@ -213,10 +212,8 @@ async fn l04_those_who_open_and_say_nothing_do_not_keep_others_out_and_are_close
         let said = String::from_utf8_lossy(&said.expect("closed in time")).into_owned();
         assert!(!said.contains(" 200 "), "{said}");
     }
-    within("the last connection", async {
-        while proxy.metrics().await.sum("ecr_proxy_connections_open", &[]) > 0.0 {
-            tokio::task::yield_now().await;
-        }
+    until("the last connection", async || {
+        metric(&proxy, "ecr_proxy_connections_open", &[]).await == 0.0
     })
     .await;
     assert_eq!(proxy.client().get("/v2/").await.status, 200);

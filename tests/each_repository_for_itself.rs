@@ -6,6 +6,7 @@ mod support;
 use std::time::Duration;
 
 use ecr_proxy::simulator::{Fault, Gate, Listener, path_contains};
+use support::blobs::{metric, until};
 use support::stage::{REPOSITORY, Stage, TestBlob, assert_whole};
 use support::within;
 
@@ -61,16 +62,8 @@ async fn s03_a_no_to_the_repository_that_began_a_fill_is_none_to_the_one_that_jo
     within("the fill", gate.arrived(1)).await;
     let client = stage.proxy.client();
     let second = tokio::spawn(async move { client.get(&path).await });
-    within("the second request", async {
-        while stage
-            .proxy
-            .metrics()
-            .await
-            .sum("ecr_proxy_requests_active", &[])
-            < 2.0
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    until("the second request", async || {
+        metric(&stage.proxy, "ecr_proxy_requests_active", &[]).await >= 2.0
     })
     .await;
     gate.open();
@@ -160,12 +153,10 @@ async fn u08_a_no_to_another_repository_costs_no_download_what_came_of_it() {
     stage.proxy.kill9();
     gate.open();
     stage.proxy.restart();
-    let refused = async {
-        while stage.proxy.client().get(&path).await.status != 404 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    within("the other repository's no", refused).await;
+    until("the other repository's no", async || {
+        stage.proxy.client().get(&path).await.status == 404
+    })
+    .await;
     failing.remove();
     let pulled = async {
         loop {

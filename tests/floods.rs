@@ -5,8 +5,8 @@ mod support;
 use std::time::Duration;
 
 use ecr_proxy::simulator::{BlobSource, Listener, Simulator};
-use support::blobs::MIB;
-use support::{Proxy, within};
+use support::Proxy;
+use support::blobs::{MIB, metric, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -179,16 +179,8 @@ impl Scene {
             let answer = client.get(&self.blob).await;
             assert!(answer.status == 200 && answer.clean_end);
         }
-        within("nothing is under way", async {
-            while self
-                .proxy
-                .metrics()
-                .await
-                .sum("ecr_proxy_requests_active", &[])
-                > 0.0
-            {
-                tokio::task::yield_now().await;
-            }
+        until("nothing is under way", async || {
+            metric(&self.proxy, "ecr_proxy_requests_active", &[]).await == 0.0
         })
         .await;
     }

@@ -4,10 +4,11 @@
 mod support;
 
 use ecr_proxy::simulator::{FULL_ACCESS_KEY, Listener, Simulator};
+use support::blobs::{metric, until};
 use support::image::TAG;
 use support::proxy::Builder;
 use support::users::{basic, login, user_line};
-use support::{Answer, Client, DOMAIN, Proxy, image, within};
+use support::{Answer, Client, DOMAIN, Proxy, image};
 
 const PASSWORD: &str = "correct horse battery staple";
 const MIRROR: &str = "mirror.mydomain.test";
@@ -134,15 +135,8 @@ async fn s01_s19_forbidden_absent_and_unknown_look_the_same_and_nobody_is_asked(
     ] {
         assert_eq!(status(&ci, "GET", &path).await, 200, "{path}");
     }
-    within("the blob on disk", async {
-        while proxy
-            .metrics()
-            .await
-            .sum("ecr_proxy_cache_commits_total", &[])
-            < 1.0
-        {
-            tokio::task::yield_now().await;
-        }
+    until("the blob on disk", async || {
+        metric(&proxy, "ecr_proxy_cache_commits_total", &[]).await >= 1.0
     })
     .await;
 

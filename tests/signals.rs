@@ -6,6 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use ecr_proxy::simulator::{Listener, Outage, PushedImage, Simulator, TokenReply};
+use support::blobs::{metric, until};
 use support::image::{REPOSITORY, TAG};
 use support::{Answer, Client, DOMAIN, Event, Proxy, image, within};
 
@@ -175,24 +176,15 @@ async fn the_metrics_count_what_happened() {
     let layer = &image.manifests[0].layers[2];
     let blob = format!("/v2/{REPOSITORY}/blobs/{}", layer.digest);
     assert_eq!(client.get(&blob).await.digest(), layer.digest);
-    within("the blob on disk", async {
-        while proxy
-            .metrics()
-            .await
-            .sum("ecr_proxy_cache_commits_total", &[])
-            < 1.0
-        {
-            tokio::task::yield_now().await;
-        }
+    until("the blob on disk", async || {
+        metric(&proxy, "ecr_proxy_cache_commits_total", &[]).await >= 1.0
     })
     .await;
     assert_eq!(client.get(&blob).await.digest(), layer.digest);
     assert_eq!(client.get(&blob).await.digest(), layer.digest);
     assert_eq!(client.get("/v2/Bad/manifests/x").await.status, 400);
-    within("the last completion", async {
-        while proxy.metrics().await.sum("ecr_proxy_requests_total", &[]) < 4.0 {
-            tokio::task::yield_now().await;
-        }
+    until("the last completion", async || {
+        metric(&proxy, "ecr_proxy_requests_total", &[]).await >= 4.0
     })
     .await;
 
@@ -288,15 +280,8 @@ async fn readiness_names_what_is_degraded_while_hits_are_served() {
         assert_eq!(ready.json()["ready"], true);
         assert_eq!(ready.json()["degraded"], serde_json::json!([]));
     }
-    within("blob and records on disk", async {
-        while proxy
-            .metrics()
-            .await
-            .sum("ecr_proxy_cache_commits_total", &[])
-            < 1.0
-        {
-            tokio::task::yield_now().await;
-        }
+    until("blob and records on disk", async || {
+        metric(&proxy, "ecr_proxy_cache_commits_total", &[]).await >= 1.0
     })
     .await;
     // Ended in order, so that the records are on disk.

@@ -8,6 +8,7 @@ use ecr_proxy::simulator::{
     Entry, FULL_ACCESS_KEY, Fault, Flavour, Gate, ImageSpec, Listener, Outage, PushedImage,
     Simulator,
 };
+use support::blobs::{metric, until};
 use support::image::{REPOSITORY, TAG};
 use support::{Proxy, image, within};
 
@@ -107,16 +108,8 @@ async fn concurrent_revalidations_are_one() {
     }
     within("the one HEAD", gate.arrived(1)).await;
     // All sixteen are being answered before the one question is.
-    within("sixteen requests", async {
-        while rig
-            .proxy
-            .metrics()
-            .await
-            .sum("ecr_proxy_requests_active", &[])
-            < 16.0
-        {
-            tokio::task::yield_now().await;
-        }
+    until("sixteen requests", async || {
+        metric(&rig.proxy, "ecr_proxy_requests_active", &[]).await >= 16.0
     })
     .await;
     gate.open();
@@ -141,16 +134,8 @@ async fn concurrent_first_pulls_of_a_tag_are_one_question() {
         asking.spawn(async move { client.get(&path).await });
     }
     within("the one question", gate.arrived(1)).await;
-    within("sixteen requests", async {
-        while rig
-            .proxy
-            .metrics()
-            .await
-            .sum("ecr_proxy_requests_active", &[])
-            < 16.0
-        {
-            tokio::task::yield_now().await;
-        }
+    until("sixteen requests", async || {
+        metric(&rig.proxy, "ecr_proxy_requests_active", &[]).await >= 16.0
     })
     .await;
     gate.open();

@@ -76,13 +76,7 @@ impl Pki {
             leaf.not_before = OffsetDateTime::from(end - Duration::from_secs(365 * 24 * 60 * 60));
             leaf.not_after = OffsetDateTime::from(end);
         }
-        let key = KeyPair::generate().expect("a key");
-        let certificate = leaf.signed_by(&key, &self.issuer).expect("a certificate");
-        Leaf {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-            der: certificate.der().to_vec(),
-        }
+        self.sign(&leaf)
     }
 
     /// A client's certificate with this common name and these alternative names, DNS or `scheme://…`.
@@ -96,6 +90,10 @@ impl Pki {
         });
         leaf.subject_alt_names = alternatives.collect();
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(&leaf)
+    }
+
+    fn sign(&self, leaf: &CertificateParams) -> Leaf {
         let key = KeyPair::generate().expect("a key");
         let certificate = leaf.signed_by(&key, &self.issuer).expect("a certificate");
         Leaf {

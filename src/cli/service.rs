@@ -16,11 +16,11 @@ use tokio::time::Instant;
 
 use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
-use super::{Failure, chain, health};
+use super::{Failure, chain, challenge_door, health};
 use crate::access::Access;
 use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
-use crate::config::{Config, ListenAddress, Prefetch};
+use crate::config::{Config, ListenAddress, Prefetch, Tls};
 use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::warm::{Schedule, WarmMetrics};
 use crate::jobs::{self, PrefetchMetrics, Reload, ReloadMetrics, ScrubOptions};
@@ -41,6 +41,8 @@ pub(super) struct Service {
     warm: (Vec<Schedule>, WarmMetrics),
     listeners: Vec<Listener>,
     bound: Vec<ListenAddress>,
+    /// Where HTTP-01 is answered, if it is.
+    challenges: Option<TcpListener>,
     admin: Option<TcpListener>,
     admin_socket: Option<AdminSocket>,
     pages: Admin,
@@ -94,12 +96,15 @@ impl Service {
             metrics: Arc::clone(&request_metrics),
             pulls,
         });
-        let readiness = health::readiness(
-            mechanisms.clone(),
-            keeper.certificates().clone(),
-            reload.refused(),
-        );
+        let readiness = health::readiness(mechanisms.clone(), keeper.troubles(), reload.refused());
         let (listeners, bound) = listeners(config, keeper.certificates()).await?;
+        let challenges = match &config.tls {
+            Tls::Acme {
+                http_listen: Some(address),
+                ..
+            } => Some(listen(*address).await?),
+            _ => None,
+        };
         let operations = mechanisms.operations(Some(Box::new(move || answers(&request_metrics))));
         let upstream = mechanisms.upstream.clone();
         let name = config.upstream.name.clone();
@@ -118,6 +123,7 @@ impl Service {
             warm: (config.schedules(), warm_metrics),
             listeners,
             bound,
+            challenges,
             admin,
             admin_socket,
             pages,
@@ -199,6 +205,14 @@ impl Service {
             tracing::info!(listen.path = %socket.path().display(), "admin socket listening");
             let operations = self.operations.clone();
             background.spawn(socket.run(self.pages.clone(), operations, stopped()));
+        }
+        if let Some(socket) = self.challenges.take() {
+            tracing::info!(listen.addr = %Address(&socket), "listening for ACME challenges");
+            let challenges = self.keeper.certificates().challenges().clone();
+            background.spawn(challenge_door::run(socket, challenges, stopped()));
+        }
+        if let Some(acme) = self.keeper.take_acme() {
+            background.spawn(acme.keep());
         }
         for address in &self.bound {
             tracing::info!(listen.addr = %address, "listening");

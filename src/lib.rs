@@ -14,6 +14,7 @@
 //! | [`jobs`] | what runs by itself, and what tends the cache |
 //! | [`tls`], [`server`], [`admin`] | certificates, sockets, and the operator's doors |
 //! | [`config`], [`cli`] | what the operator wrote, checked once; one file per command |
+//! | `fuzzing` | in tests only: every parser of somebody else's bytes, as something that takes any |
 //! | [`simulator`] | a faithful simulated ECR for the demo and the tests; imports nothing of the above |
 
 #![deny(unsafe_code, missing_docs)]
@@ -31,6 +32,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod fill;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod jobs;
 pub mod oci;
 pub mod proxy;

@@ -12,7 +12,8 @@
 //! | field | is |
 //! | --- | --- |
 //! | `request.id` | what the answer's `X-Request-Id` says |
-//! | `client.addr` | the peer's address and port |
+//! | `client.addr` | the peer's address and port; the client's address where a trusted balancer tells it |
+//! | `client.via` | the address and port of that balancer |
 //! | `client.user` | who was let in; `@anonymous` for nobody in particular |
 //! | `client.agent` | the client's `User-Agent` |
 //! | `http.method`, `http.status` | of the request and its answer |

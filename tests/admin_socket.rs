@@ -4,13 +4,15 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 
-use rustix::process::Signal;
+use rustix::fs::FlockOperation;
+use rustix::process::{Pid, Signal, kill_process};
 use support::blobs::simulator;
-use support::{Answer, Client, Connection, Proxy, within};
+use support::{Answer, Client, Connection, Ended, Proxy, program, within};
 use tokio::net::UnixStream;
 
 const OPERATIONS: &str = "/api/v1/operations";
@@ -141,6 +143,9 @@ async fn garbage_is_refused_and_the_socket_goes_on() {
         "{\"operation\":\"format\"}\n",
         "\u{0}\n",
         "{\"operation\":[]}\n",
+        // What it does not understand may have been meant to hold it back.
+        "{\"operation\":\"remove\",\"images\":[],\"dry-run\":true}\n",
+        "{\"operation\":\"warm\",\"images\":[],\"referrers\":true,\"tags\":1}\n",
     ] {
         let answer = post(&socket, body).await;
         assert_eq!(answer.status, 400, "{body:?}: {}", answer.text());
@@ -203,4 +208,104 @@ async fn commands_say_why_a_running_proxy_cannot_be_reached() {
     assert!(ended.status.success());
     proxy.kill9();
     proxy.run(["cache", "stats"]).fine();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_for_another_cache_does_not_tend_the_running_one() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let ours = proxy.cache_dir();
+    let other = proxy.dir().join("another");
+    let path = other.to_str().expect("UTF-8");
+    for arguments in [["cache", "stats"], ["cache", "verify"]] {
+        let refused = proxy.run(arguments.into_iter().chain(["--cache-dir", path]));
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        for named in [&other, &ours] {
+            let named = named.display().to_string();
+            assert!(refused.stderr.contains(&named), "{refused:?}");
+        }
+        assert_eq!(refused.stdout, "");
+    }
+    assert!(!other.exists());
+    std::os::unix::fs::symlink(&ours, &other).expect("a link");
+    proxy.run(["cache", "stats", "--cache-dir", path]).fine();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_use_neither_the_socket_nor_the_cache_is_told_so() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    for path in [proxy.admin_socket(), proxy.cache_dir()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).expect("ours");
+    }
+    let command = proxy.command(["cache", "stats"]);
+    let mut powerless = Command::new(program("setpriv"));
+    powerless
+        .arg("--bounding-set=-dac_override,-dac_read_search")
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_clear();
+    for (name, value) in command.get_envs() {
+        powerless.envs(value.map(|value| (name, value)));
+    }
+    let refused = Ended::from(powerless.output().expect("setpriv"));
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    for named in [
+        "as the cache directory",
+        "admin.sock may not be used by this user",
+    ] {
+        assert!(refused.stderr.contains(named), "{refused:?}");
+    }
+}
+
+/// Starts `cache stats` on the socket of somebody who takes connections and says nothing, and waits until it
+/// is connected.
+fn asking(proxy: &Proxy, mute: &UnixListener) -> Child {
+    let mut command = proxy.command(["cache", "stats"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the program was built");
+    // Closing it would be an answer.
+    std::mem::forget(mute.accept().expect("it connects"));
+    child
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_says_nothing_is_given_up() {
+    let simulator = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    proxy.kill9();
+    fs::remove_file(proxy.admin_socket()).expect("left by it");
+    let mute = UnixListener::bind(proxy.admin_socket()).expect("a socket");
+    let waiting = asking(&proxy, &mute);
+    let interrupted = asking(&proxy, &mute);
+    kill_process(Pid::from_child(&interrupted), Signal::INT).expect("ours");
+    let interrupted = Ended::of(interrupted);
+    assert_eq!(interrupted.code, Some(1), "{interrupted:?}");
+    assert!(
+        interrupted.stderr.contains("interrupted"),
+        "{interrupted:?}"
+    );
+    let given_up = Ended::of(waiting);
+    assert_eq!(given_up.code, Some(1), "{given_up:?}");
+    assert!(given_up.stderr.contains("does not answer"), "{given_up:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_holds_the_folder_does_not_hold_up_the_proxy() {
+    let simulator = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    let folder = fs::File::open(proxy.dir()).expect("a folder");
+    rustix::fs::flock(&folder, FlockOperation::LockShared).expect("a lock");
+    let mut serve = proxy.command(["serve"]);
+    serve.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let refused = Ended::of(serve.spawn().expect("the program was built"));
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused.stderr.contains("keeps its folder locked"),
+        "{refused:?}"
+    );
+    drop(folder);
+    proxy.restart();
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use ecr_proxy::simulator::{ImageSpec, Simulator};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::blobs::{blob_file, simulator, until};
 use support::bundle::{Files, cut_off, export, file, filled, import, pull_all, read, write};
@@ -86,7 +87,10 @@ async fn what_is_no_bundle_is_refused_and_changes_nothing() {
     concatenated.extend_from_slice(&bundle);
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("is empty", Vec::new()),
-        ("cannot be read", b"not an archive".repeat(1000)),
+        ("not a tar archive", b"not an archive".repeat(1000)),
+        ("not a tar archive", b"short".to_vec()),
+        ("not a tar archive", bundle[..511].to_vec()),
+        ("cannot be read", bundle[..1000].to_vec()),
         ("is empty", vec![0; 10_240]),
         ("no index.json", write(&without("index.json"))),
         ("no oci-layout", write(&without("oci-layout"))),
@@ -169,8 +173,12 @@ async fn a_bundle_that_is_cut_anywhere_changes_nothing() {
     for length in lengths {
         let ended = import_bytes(&site, &bundle[..length]);
         assert_eq!(ended.code, Some(1), "{length}: {ended:?}");
+        assert!(!ended.stderr.contains("buffer"), "{length}: {ended:?}");
         assert_nothing_recorded(&site);
     }
+    let refused = site.run(["import", "/proc/self/fd"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("no image layout"), "{refused:?}");
     import_bytes(&site, &bundle).fine();
 }
 
@@ -339,6 +347,29 @@ async fn an_import_beside_a_proxy_that_is_killed_goes_on_when_it_is_tried_again(
         let expected = pull_all(&home.client(), tag).await;
         assert_eq!(pull_all(&site.client(), tag).await, expected);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_whose_bytes_stand_still_can_be_interrupted() {
+    let (_simulator, _home, bundle) = two_images().await;
+    let mut site = cut_off().start();
+    for alone in [false, true] {
+        if alone {
+            site.terminate();
+            assert!(site.wait().success());
+        }
+        let (end, digest) = &ends_of_blobs(&bundle)[usize::from(alone)];
+        let mut child = begin(&site, &bundle[..end + 100_000]);
+        let blob = blob_file(&site, digest);
+        until("the blob is in the store", async || blob.exists()).await;
+        // Its input stays open until it has ended.
+        let input = child.stdin.take();
+        kill_process(Pid::from_child(&child), Signal::INT).expect("ours");
+        assert_eq!(Ended::of(child).code, Some(1));
+        drop(input);
+        assert_nothing_recorded(&site);
+    }
+    import_bytes(&site, &bundle).fine();
 }
 
 #[tokio::test(flavor = "multi_thread")]

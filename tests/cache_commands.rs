@@ -331,6 +331,14 @@ async fn pins_keep_images_from_prune_and_remove() {
         assert_eq!(not_there.code, Some(1), "{not_there:?}");
         rig.proxy.run(["cache", "remove", &name]).fine();
         assert!(rig.proxy.assert_blobs_are_sound().is_empty());
+        // One that is not there does not keep the others.
+        let (one, other) = (format!("{REPOSITORY}:x"), format!("{REPOSITORY}:y"));
+        rig.proxy.run(["cache", "pin", &other]).fine();
+        let unpinned = rig.proxy.run(["cache", "unpin", &one, &other]);
+        assert_eq!(unpinned.code, Some(1), "{unpinned:?}");
+        assert!(unpinned.stderr.contains(&one), "{unpinned:?}");
+        let pins = rig.proxy.run(["cache", "pin"]).fine();
+        assert_eq!(pins.stdout, "no pins\n");
         let vague = rig.proxy.run(["cache", "pin", REPOSITORY]);
         assert_eq!(vague.code, Some(2), "{vague:?}");
     }
@@ -437,4 +445,22 @@ async fn refresh_tells_what_a_tag_means_now() {
         rig.proxy.run(["cache", "refresh", &by_digest]).code,
         Some(2)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_heard_enough_hears_nothing_more() {
+    let mut rig = Rig::new().await;
+    let closed = |proxy: &Proxy| {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = proxy.command(["cache", "stats"]);
+        command.stdout(writer).stderr(std::process::Stdio::piped());
+        Ended::of(command.spawn().expect("the program was built"))
+    };
+    let beside = closed(&rig.proxy);
+    rig.proxy.terminate();
+    assert!(rig.proxy.wait().success());
+    for ended in [beside, closed(&rig.proxy)] {
+        assert_eq!((ended.code, &*ended.stderr), (Some(1), ""), "{ended:?}");
+    }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ecr_proxy::simulator::{Fault, Gate, Listener, Pattern, Simulator};
+use ecr_proxy::simulator::{Fault, Gate, Listener, Outage, Pattern, Simulator};
 use support::blobs::{
     MIB, assert_whole, blob, blob_file, idle, metric, outcome, pull, pull_together, simulator,
     until,
@@ -449,6 +449,54 @@ async fn d16_a_damaged_file_that_cannot_be_removed_is_never_served_again() {
     assert_eq!(pull(&proxy, &bad).await, "miss");
     assert_eq!(pull(&proxy, &bad).await, "hit");
     proxy.assert_blobs_are_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d08_a_log_worn_in_places_does_not_keep_what_comes_from_being_written() {
+    const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+    let simulator = simulator().await;
+    let config = simulator.put_blob("team/app", "{}");
+    let manifests: Vec<String> = (0..5)
+        .map(|n| {
+            let text = format!(
+                r#"{{"schemaVersion":2,"mediaType":"{TYPE}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":2}},"layers":[],"annotations":{{"n":"{n}"}}}}"#
+            );
+            simulator.put_manifest("team/app", &format!("v{n}"), TYPE, text.into_bytes())
+        })
+        .map(|digest| format!("/v2/team/app/manifests/{digest}"))
+        .collect();
+    let mut proxy = Proxy::before(&simulator);
+    for path in &manifests[..4] {
+        assert_eq!(proxy.client().get(path).await.status, 200);
+    }
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    proxy.restart();
+    // Loads the records.
+    assert_eq!(proxy.client().head(&manifests[0]).await.status, 200);
+    let logs = files_below(&proxy.cache_dir().join("repositories"));
+    let log = logs.first().expect("a log").clone();
+    let before = fs::metadata(&log).expect("its length").len();
+    // It cannot be appended to, and every other body cannot be read, to be written anew.
+    let faults = ["fdatasync:error=EIO:when=1", "pread64:error=EIO:when=1+2"];
+    let injection = Injection::at(&log, &proxy, faults);
+    assert_eq!(proxy.client().get(&manifests[4]).await.status, 200);
+    until("the log is written anew", async || {
+        let text = fs::read(&log).expect("the log");
+        text.windows(7).any(|part| part == br#""n":"4""#)
+            && fs::metadata(&log).expect("its length").len() < before
+    })
+    .await;
+    drop(injection);
+    proxy.kill9();
+    simulator.outage(Outage::Refused).await;
+    proxy.restart();
+    assert_eq!(proxy.client().get(&manifests[4]).await.status, 200);
+    let mut kept = 0;
+    for path in &manifests[..4] {
+        kept += usize::from(proxy.client().get(path).await.status == 200);
+    }
+    assert_eq!(kept, 2, "what could be read");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ mod source;
 /// From the top down. An import may skip layers; it neither climbs nor stays in its own layer.
 const LAYERS: &[&[&str]] = &[
     &["main"],
-    &["cli"],
+    &["cli", "fuzzing"],
     &["config"],
     &["server", "tls", "admin"],
     &["jobs"],

@@ -158,3 +158,22 @@ async fn an_upstream_that_cannot_answer_is_left_alone_until_clients_ask_again() 
     .await;
     until_kept(&proxy, layers).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_a_restart_came_into_is_helped_as_well() {
+    let simulator = simulator().await;
+    let image = push(&simulator, "v1", 1, 6);
+    let layers = &image.manifests[0].layers;
+    let mut proxy = eager(&simulator);
+    inspect(&proxy, "v1", &image).await;
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    proxy.restart();
+    // The client has the manifest already, and another look at the config begins nothing.
+    get(&proxy, &path(&image.manifests[0].config)).await;
+    get(&proxy, &path(&layers[3])).await;
+    until_kept(&proxy, layers).await;
+    for layer in layers {
+        assert_eq!(sent(simulator.journal(), layer), layer.size);
+    }
+}

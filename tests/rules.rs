@@ -335,3 +335,87 @@ async fn a_rule_is_about_networks_and_upstreams() {
     let claims = far.with("x-forwarded-for", "192.0.2.7");
     assert_eq!(status(&claims, "GET", &path).await, 403);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_as_names_the_rule_that_decides() {
+    let simulator = simulator().await;
+    let proxy = before(&simulator, &["ci", "eve"])
+        .set("server.domains", vec![DOMAIN, MIRROR])
+        .rule(&format!("users = ['@anonymous']\ndomains = ['{MIRROR}']\nactions = ['pull']"))
+        .rule(&format!(
+            "users = ['ci']\ndomains = ['{DOMAIN}']\nrepositories = ['team/**']\nactions = ['pull']"
+        ))
+        .rule(&format!(
+            "users = ['*']\ndomains = ['{DOMAIN}']\nnetworks = ['private']\nrepositories = ['other/*']\nactions = ['pull']"
+        ))
+        .start();
+    for (user, image, action, code, told) in [
+        (
+            "ci",
+            "team/app:v1",
+            "pull",
+            0,
+            r#"ok    access: ci may pull team/app on registry.mydomain.test, by [[access.rule]] 2: users = ["ci"]"#,
+        ),
+        (
+            "ci",
+            "team/app",
+            "push",
+            1,
+            "may not push team/app on registry.mydomain.test, by [[access.rule]] 2",
+        ),
+        (
+            "eve",
+            "team/app",
+            "pull",
+            1,
+            "eve may not pull team/app on registry.mydomain.test: no rule is about it",
+        ),
+        (
+            "eve",
+            "other/app",
+            "pull",
+            1,
+            "ok    access: from private eve may pull other/app",
+        ),
+        (
+            "eve",
+            "other/app",
+            "pull",
+            1,
+            "FAIL  access: from elsewhere eve may not pull other/app",
+        ),
+        (
+            "@anonymous",
+            &format!("{MIRROR}/team/app"),
+            "pull",
+            0,
+            "@anonymous may pull",
+        ),
+        (
+            "ci",
+            &format!("{MIRROR}/team/app"),
+            "pull",
+            0,
+            "a login counts for nothing there",
+        ),
+        ("@anonymous", "team/app", "pull", 1, "no rule is about it"),
+        (
+            "mallory",
+            "team/app",
+            "pull",
+            1,
+            "mallory is not in the user file",
+        ),
+        ("ci", "team/app", "read", 2, "\"read\" is none of"),
+        ("ci", "elsewhere.test/team/app", "pull", 2, "elsewhere.test"),
+    ] {
+        let ended = proxy.run(["check", "--as", user, image, action]);
+        assert_eq!(ended.code, Some(code), "{user} {image} {action}: {ended:?}");
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(said.contains(told), "{told} in {said}");
+    }
+    let json = proxy.run(["check", "--json", "--as", "ci", "team/app", "pull"]);
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
+    assert_eq!(json[0]["verdict"], "ok");
+}

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use ecr_proxy::access::{Access, AccessOptions, Action, Right, Rule, Rules, Shown, Subject, Users};
+use ecr_proxy::access::{Access, AccessOptions, Action, Right, Rule, Rules, Shown, Subject};
 use ecr_proxy::buffers::BufferPool;
 use ecr_proxy::cache::{CacheMetrics, Limit, Store, StoreOptions};
 use ecr_proxy::clock::Clock;
@@ -47,30 +47,23 @@ struct Rig {
 
 async fn rig() -> Rig {
     let simulator = Simulator::builder().start().await.expect("a simulator");
-    let upstream = UpstreamOptions {
-        name: "test".into(),
-        registry: Registry::parse(&simulator.registry_host()).expect("an ECR host"),
-        auth: Auth::Aws(AwsOptions {
-            keys: Some(StaticKeys {
-                access_key_id: FULL_ACCESS_KEY.to_owned(),
-                secret_access_key: Secret::new("secret-of-the-simulator"),
-            }),
-            api_endpoint: Some(simulator.api_endpoint()),
-            ..AwsOptions::default()
+    let registry = Registry::parse(&simulator.registry_host()).expect("an ECR host");
+    let auth = Auth::Aws(AwsOptions {
+        keys: Some(StaticKeys {
+            access_key_id: FULL_ACCESS_KEY.to_owned(),
+            secret_access_key: Secret::new("secret-of-the-simulator"),
         }),
+        api_endpoint: Some(simulator.api_endpoint()),
+        ..AwsOptions::default()
+    });
+    let upstream = UpstreamOptions {
         endpoint: Some(simulator.endpoint().parse().expect("an address")),
-        endpoint_tls_name: None,
-        extra_roots: Vec::new(),
-        redirect_hosts: Vec::new(),
-        trust_manifests: None,
-        max_bandwidth: None,
-        shared_line: None,
-        offline: false.into(),
         limits: Limits {
             first_byte: PROGRESS,
             progress: PROGRESS,
             ..Limits::default()
         },
+        ..UpstreamOptions::new("test", registry, auth)
     };
     let upstream = Upstream::new(upstream, &UpstreamMetrics::default()).expect("an upstream");
     let dir = TempDir::new().expect("a temporary directory");
@@ -93,12 +86,12 @@ async fn rig() -> Rig {
     );
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let access = Access::new(AccessOptions {
-        users: Users::default(),
         rules: Rules::new(vec![Rule::everywhere(
             "all",
             vec![Subject::Anonymous],
             vec![Action::Pull],
         )]),
+        ..AccessOptions::default()
     });
     let access = access.expect("a thread for passwords");
     let headers = HeaderMap::new();

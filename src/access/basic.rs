@@ -62,6 +62,19 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// Any bytes as a value of `Authorization`.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_authorization(data: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(data) else {
+        return;
+    };
+    if let Ok(Credentials { user, password }) = Credentials::parse(&value) {
+        assert!(!user.is_empty() && !user.contains(':') && !password.is_empty());
+        let mut all = user.chars().chain(password.chars());
+        assert!(!all.any(char::is_control));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,10 +21,13 @@ mod passwords;
 mod rules;
 mod users;
 
+#[cfg(any(test, fuzzing))]
+pub use basic::fuzz_authorization;
 pub use decide::{Action, Denied, ParseActionError, Right, Who};
 pub use networks::{Network, ParseNetworkError};
+pub use passwords::AccessMetrics;
 pub use rules::{Deciding, ParseSubjectError, Rule, Rules, Subject};
-pub use users::{ParseUsersError, RESERVED_NAME, UserFault, Users};
+pub use users::{ParseUsersError, RESERVED_NAME, ReadUsersError, UserFault, Users};
 
 use std::fmt;
 use std::net::IpAddr;
@@ -51,6 +54,8 @@ pub struct AccessOptions {
     /// On one domain not both should have rights: clients decide by the answer to `/v2/` whether to
     /// send credentials at all, so the configuration refuses that.
     pub rules: Rules,
+    /// What is counted.
+    pub metrics: AccessMetrics,
 }
 
 /// The decisions about callers. Cloning is cheap.
@@ -109,9 +114,14 @@ impl Access {
             inner: Arc::new(Inner {
                 challenge: HeaderValue::from_static(CHALLENGE),
                 rules: options.rules,
-                passwords: Passwords::new(options.users)?,
+                passwords: Passwords::new(options.users, options.metrics)?,
             }),
         })
+    }
+
+    /// Takes other users, for all requests to come; whether they differ from those before.
+    pub fn replace_users(&self, users: Users) -> bool {
+        self.inner.passwords.replace(users)
     }
 
     /// The `WWW-Authenticate` value of every 401.
@@ -154,7 +164,12 @@ impl Access {
         }
         let credentials = credentials.ok_or(Denied::Unauthenticated)?;
         let user = credentials.user.clone();
-        if self.inner.passwords.check(credentials).await? {
+        if self
+            .inner
+            .passwords
+            .check(credentials, shown.address)
+            .await?
+        {
             Ok(caller(Who::User(user)))
         } else {
             Err(Denied::Unauthenticated)
@@ -209,6 +224,7 @@ mod tests {
         Access::new(AccessOptions {
             users: Users::parse(&line).expect("users"),
             rules: may_pull(Subject::Anyone, &[]),
+            metrics: AccessMetrics::default(),
         })
         .expect("access")
     }
@@ -217,6 +233,7 @@ mod tests {
         Access::new(AccessOptions {
             users: Users::default(),
             rules: may_pull(Subject::Anonymous, &[Network::Loopback]),
+            metrics: AccessMetrics::default(),
         })
         .expect("access")
     }

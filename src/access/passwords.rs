@@ -1,48 +1,76 @@
 //! Checking passwords without being exhausted by it.
 //!
-//! Invariant: at most a bounded number of bcrypt runs at once and a bounded number of callers
-//! waits for one; an unknown user costs as much as a known one. Verdicts are remembered for a
-//! minute under a keyed hash, so a pull of fifty layers costs one bcrypt and a core dump holds no
-//! password.
+//! Invariant: at most a bounded number of bcrypt runs at once, a bounded number of callers waits for
+//! one, and of these only a part comes from one address; an unknown user costs as much as a known
+//! one. Verdicts are remembered for a minute under a keyed hash of the password and of what it was
+//! compared with: a pull of fifty layers costs one bcrypt, a changed user file is felt by the next
+//! request, and a core dump holds no password.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZero;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use moka::sync::Cache;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use rustix::rand::{GetRandomFlags, getrandom};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::basic::Credentials;
 use super::decide::Denied;
 use super::users::Users;
 
-/// How long a verdict is believed: long enough for a pull, short enough that a changed user file
-/// is felt soon.
+/// How long a verdict is believed: long enough for a pull.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Verdicts remembered at once; a few hundred KiB. Beyond it the oldest cost another bcrypt.
 const MAX_VERDICTS: u64 = 4096;
 
-/// Callers that may wait for a check. At 60 ms each on two cores the last waits about 8 s, which
-/// clients bear; beyond it they are told to come back.
+/// Pairs of name and password that may wait for a check. At 60 ms each on two cores the last waits
+/// about 8 s, which clients bear; beyond it they are told to come back.
 const MAX_WAITING: usize = 256;
 
-pub(super) struct Passwords {
-    shared: Arc<Shared>,
-    running: Arc<Semaphore>,
-    waiting: Semaphore,
+/// How many of these may be from one IPv4 address or IPv6 /64, so that who tries passwords there
+/// holds up the others for a second or two and locks nobody out.
+const MAX_WAITING_FROM_ONE: usize = 32;
+
+/// What bcrypt looks at; a longer password would be equal to any that begins like it.
+const MAX_PASSWORD_BYTES: usize = 72;
+
+/// What checking passwords counts. The silent form is `default()`, registered nowhere.
+#[derive(Clone, Debug, Default)]
+pub struct AccessMetrics {
+    /// Passwords that were hashed to be compared.
+    pub password_checks: Counter,
 }
 
-struct Shared {
-    users: Users,
+impl AccessMetrics {
+    /// Makes the handles readable.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "password_checks",
+            "Passwords hashed by bcrypt; a login that is remembered costs none",
+            self.password_checks.clone(),
+        );
+    }
+}
+
+pub(super) struct Passwords {
+    users: ArcSwap<Users>,
     key: [u8; 32],
-    verdicts: Cache<[u8; 32], bool>,
+    verdicts: Cache<[u8; 32], Arc<OnceCell<bool>>>,
+    running: Arc<Semaphore>,
+    waiting: Semaphore,
+    from_one: Addresses,
+    metrics: AccessMetrics,
 }
 
 impl Passwords {
-    pub(super) fn new(users: Users) -> std::io::Result<Self> {
+    pub(super) fn new(users: Users, metrics: AccessMetrics) -> std::io::Result<Self> {
         let mut key = [0; 32];
         // A request of at most 256 bytes is never cut short once the pool is initialised.
         let filled = getrandom(&mut key, GetRandomFlags::empty())?;
@@ -51,73 +79,81 @@ impl Passwords {
         }
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         Ok(Self {
-            shared: Arc::new(Shared {
-                users,
-                key,
-                verdicts: Cache::builder()
-                    .max_capacity(MAX_VERDICTS)
-                    .time_to_live(REMEMBERED)
-                    .build(),
-            }),
+            users: ArcSwap::from_pointee(users),
+            key,
+            verdicts: Cache::builder()
+                .max_capacity(MAX_VERDICTS)
+                .time_to_live(REMEMBERED)
+                .build(),
             // Half of the cores, so that a flood of logins leaves room for pulls.
             running: Arc::new(Semaphore::new(cores.div_ceil(2))),
             waiting: Semaphore::new(MAX_WAITING),
+            from_one: Addresses::default(),
+            metrics,
         })
     }
 
-    pub(super) fn nobody(&self) -> bool {
-        self.shared.users.is_empty()
+    /// Takes other users for all requests to come; whether they differ from those before.
+    pub(super) fn replace(&self, users: Users) -> bool {
+        let users = Arc::new(users);
+        *self.users.swap(Arc::clone(&users)) != *users
     }
 
-    /// Whether the password is the user's. Cancel safe.
-    pub(super) async fn check(&self, credentials: Credentials) -> Result<bool, Denied> {
-        if self.nobody() {
+    /// Whether the password is the user's.
+    ///
+    /// Cancel safe: a bcrypt that has begun ends on the blocking pool, and whoever else waits for the
+    /// same pair has it checked.
+    pub(super) async fn check(
+        &self,
+        credentials: Credentials,
+        address: IpAddr,
+    ) -> Result<bool, Denied> {
+        let users = self.users.load();
+        let known = users.hash(&credentials.user);
+        // Another user's hash costs what a real check costs, whatever costs the file has. Which one
+        // depends on the name and the secret key alone, so it cannot be averaged out.
+        let other = || users.any_hash(self.pick(&credentials.user));
+        let Some(hash) = known.or_else(other) else {
             return Ok(false);
-        }
-        let key = self.shared.key_of(&credentials);
-        if let Some(verdict) = self.shared.verdicts.get(&key) {
-            return Ok(verdict);
-        }
-        let _place = self.waiting.try_acquire().map_err(|_| Denied::Busy)?;
-        let turn = Arc::clone(&self.running).acquire_owned();
-        let turn = turn.await.map_err(|_| Denied::Busy)?;
-        let shared = Arc::clone(&self.shared);
-        // `get_with` joins concurrent checks of the same pair and those that waited for a turn.
-        tokio::task::spawn_blocking(move || {
-            // Kept until the check ends: a caller that leaves does not free its core.
-            let _turn = turn;
-            shared
-                .verdicts
-                .get_with(key, || shared.verify(&credentials))
-        })
-        .await
-        .map_err(|_| Denied::Busy)
-    }
-}
-
-impl Shared {
-    /// SHA-256 over a secret key, then both parts, the first with its length. The result never
-    /// leaves the process, so the plain construction suffices.
-    fn key_of(&self, credentials: &Credentials) -> [u8; 32] {
-        let user = credentials.user.as_bytes();
-        let mut hash = Sha256::new();
-        hash.update(self.key);
-        hash.update(u64::try_from(user.len()).unwrap_or(u64::MAX).to_be_bytes());
-        hash.update(user);
-        hash.update(credentials.password.as_bytes());
-        hash.finalize().into()
-    }
-
-    fn verify(&self, credentials: &Credentials) -> bool {
-        let (hash, known) = match self.users.hash(&credentials.user) {
-            Some(hash) => (Some(hash), true),
-            // Another user's hash costs what a real check costs, whatever costs the file has.
-            // Which one depends on the name and the secret key alone, so it cannot be averaged out.
-            None => (self.users.any_hash(self.pick(&credentials.user)), false),
         };
-        let equal =
-            hash.is_some_and(|hash| bcrypt::verify(&credentials.password, hash).unwrap_or(false));
-        known && equal
+        let key = self.key_of(&credentials, known.is_some(), hash);
+        // Those who ask the same wait together.
+        let cell = self.verdicts.get_with(key, Arc::default);
+        if let Some(verdict) = cell.get() {
+            return Ok(*verdict);
+        }
+        let (is_known, hash) = (known.is_some(), hash.to_owned());
+        drop(users);
+        let verdict = cell.get_or_try_init(|| async {
+            let _place = self.waiting.try_acquire().map_err(|_| Denied::Busy)?;
+            let _from_one = self.from_one.enter(address).ok_or(Denied::Busy)?;
+            let turn = Arc::clone(&self.running).acquire_owned();
+            let turn = turn.await.map_err(|_| Denied::Busy)?;
+            self.metrics.password_checks.inc();
+            let checked = tokio::task::spawn_blocking(move || {
+                // Kept until the check ends: a caller that leaves does not free its core.
+                let _turn = turn;
+                let password = &credentials.password;
+                let is_equal = bcrypt::verify(password, &hash).unwrap_or(false);
+                is_equal && is_known && password.len() <= MAX_PASSWORD_BYTES
+            });
+            checked.await.map_err(|_| Denied::Busy)
+        });
+        verdict.await.copied()
+    }
+
+    /// SHA-256 over a secret key, then the parts, the first two with their length. The result never
+    /// leaves the process, so the plain construction suffices.
+    fn key_of(&self, credentials: &Credentials, is_known: bool, compared: &str) -> [u8; 32] {
+        let mut sum = Sha256::new();
+        sum.update(self.key);
+        sum.update([u8::from(is_known)]);
+        for part in [&credentials.user, compared] {
+            sum.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            sum.update(part.as_bytes());
+        }
+        sum.update(credentials.password.as_bytes());
+        sum.finalize().into()
     }
 
     fn pick(&self, user: &str) -> u64 {
@@ -133,9 +169,54 @@ impl Shared {
     }
 }
 
+/// How many wait from each address.
+#[derive(Default)]
+struct Addresses(Mutex<BTreeMap<IpAddr, usize>>);
+
+impl Addresses {
+    /// A place among those from the same address; `None` if there are too many.
+    fn enter(&self, address: IpAddr) -> Option<FromOne<'_>> {
+        let network = match address.to_canonical() {
+            IpAddr::V4(address) => IpAddr::V4(address),
+            IpAddr::V6(address) => {
+                let prefix = u128::from(address) & !u128::from(u64::MAX);
+                IpAddr::V6(Ipv6Addr::from(prefix))
+            }
+        };
+        let mut counts = self.counts();
+        let count = counts.entry(network).or_default();
+        if *count >= MAX_WAITING_FROM_ONE {
+            return None;
+        }
+        *count += 1;
+        Some(FromOne(self, network))
+    }
+
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<IpAddr, usize>> {
+        // A count is changed in one step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct FromOne<'a>(&'a Addresses, IpAddr);
+
+impl Drop for FromOne<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.0.counts();
+        if let Some(count) = counts.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn credentials(user: &str, password: &str) -> Credentials {
         Credentials {
@@ -144,47 +225,113 @@ mod tests {
         }
     }
 
+    fn users(pairs: &[(&str, &str)]) -> Users {
+        let hash = |password| bcrypt::hash(password, 4).expect("hash");
+        let lines = pairs
+            .iter()
+            .map(|(name, p)| format!("{name}:{}\n", hash(p)));
+        Users::parse(&lines.collect::<String>()).expect("users")
+    }
+
     fn passwords() -> Passwords {
-        let line = format!("ci:{}", bcrypt::hash("secret", 4).expect("hash"));
-        Passwords::new(Users::parse(&line).expect("users")).expect("passwords")
+        Passwords::new(users(&[("ci", "secret")]), AccessMetrics::default()).expect("passwords")
+    }
+
+    async fn ask(passwords: &Passwords, user: &str, password: &str) -> Result<bool, Denied> {
+        passwords.check(credentials(user, password), HERE).await
     }
 
     #[tokio::test]
     async fn a_verdict_is_remembered_and_costs_one_bcrypt() {
         let passwords = passwords();
         for _ in 0..50 {
-            assert_eq!(passwords.check(credentials("ci", "secret")).await, Ok(true));
-            assert_eq!(passwords.check(credentials("ci", "wrong")).await, Ok(false));
+            assert_eq!(ask(&passwords, "ci", "secret").await, Ok(true));
+            assert_eq!(ask(&passwords, "ci", "wrong").await, Ok(false));
         }
-        passwords.shared.verdicts.run_pending_tasks();
-        assert_eq!(passwords.shared.verdicts.entry_count(), 2);
+        assert_eq!(passwords.metrics.password_checks.get(), 2);
     }
 
     #[tokio::test]
-    async fn an_unknown_user_with_anothers_password_is_refused() {
+    async fn those_who_ask_the_same_at_once_cost_one_bcrypt_and_one_place() {
+        let passwords = Arc::new(passwords());
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..2 * MAX_WAITING {
+            let passwords = Arc::clone(&passwords);
+            all.spawn(async move { ask(&passwords, "ci", "secret").await });
+        }
+        assert!(all.join_all().await.into_iter().all(|v| v == Ok(true)));
+        assert_eq!(passwords.metrics.password_checks.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn s19_an_unknown_user_costs_what_a_known_one_does_and_is_refused() {
         let passwords = passwords();
-        assert_eq!(
-            passwords.check(credentials("no", "secret")).await,
-            Ok(false)
-        );
+        for (index, (user, password)) in [("no", "secret"), ("ci", "wrong"), ("other", "x")]
+            .into_iter()
+            .enumerate()
+        {
+            assert_eq!(ask(&passwords, user, password).await, Ok(false));
+            let checks = passwords.metrics.password_checks.get();
+            assert_eq!(checks, index as u64 + 1, "{user}");
+        }
     }
 
     #[tokio::test]
-    async fn a_full_queue_is_told_at_once() {
+    async fn s04_no_verdict_outlives_a_changed_user_file() {
+        let passwords = passwords();
+        assert_eq!(ask(&passwords, "ci", "secret").await, Ok(true));
+        assert_eq!(ask(&passwords, "dev", "other").await, Ok(false));
+        assert!(passwords.replace(users(&[("ci", "changed"), ("dev", "other")])));
+        assert_eq!(ask(&passwords, "ci", "secret").await, Ok(false));
+        assert_eq!(ask(&passwords, "ci", "changed").await, Ok(true));
+        assert_eq!(ask(&passwords, "dev", "other").await, Ok(true));
+        passwords.replace(users(&[("dev", "other")]));
+        assert_eq!(ask(&passwords, "ci", "changed").await, Ok(false));
+        passwords.replace(Users::default());
+        assert_eq!(ask(&passwords, "dev", "other").await, Ok(false));
+        assert!(!passwords.replace(Users::default()));
+    }
+
+    #[tokio::test]
+    async fn s20_a_password_that_bcrypt_would_cut_is_nobodys() {
+        let long = "x".repeat(72);
+        let passwords =
+            Passwords::new(users(&[("ci", &long)]), AccessMetrics::default()).expect("passwords");
+        assert_eq!(ask(&passwords, "ci", &long).await, Ok(true));
+        assert_eq!(ask(&passwords, "ci", &(long + "y")).await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn s20_a_full_queue_is_told_at_once() {
         let passwords = passwords();
         let all = u32::try_from(MAX_WAITING).expect("small");
-        let _held = passwords.waiting.try_acquire_many(all).expect("free");
-        assert_eq!(
-            passwords.check(credentials("ci", "secret")).await,
-            Err(Denied::Busy)
-        );
+        let held = passwords.waiting.try_acquire_many(all).expect("free");
+        assert_eq!(ask(&passwords, "ci", "secret").await, Err(Denied::Busy));
+        // Nothing of it is remembered.
+        drop(held);
+        assert_eq!(ask(&passwords, "ci", "secret").await, Ok(true));
+    }
+
+    #[tokio::test]
+    async fn s20_one_address_has_a_part_of_the_queue() {
+        let passwords = passwords();
+        let attacker: IpAddr = "2001:db8::1".parse().expect("an address");
+        let mut held: Vec<_> = (0..MAX_WAITING_FROM_ONE)
+            .map(|_| passwords.from_one.enter(attacker).expect("free"))
+            .collect();
+        let neighbour = "2001:db8::ffff:0:0:2".parse().expect("an address");
+        let pair = || credentials("ci", "secret");
+        assert_eq!(passwords.check(pair(), neighbour).await, Err(Denied::Busy));
+        assert_eq!(passwords.check(pair(), HERE).await, Ok(true));
+        held.clear();
+        assert!(passwords.from_one.counts().is_empty());
     }
 
     #[test]
-    fn user_and_password_do_not_run_together() {
+    fn user_hash_and_password_do_not_run_together() {
         let passwords = passwords();
-        let one = passwords.shared.key_of(&credentials("ab", "c"));
-        let other = passwords.shared.key_of(&credentials("a", "bc"));
-        assert_ne!(one, other);
+        let key = |user, hash, password| passwords.key_of(&credentials(user, password), true, hash);
+        assert_ne!(key("ab", "h", "c"), key("a", "h", "bc"));
+        assert_ne!(key("a", "bh", "c"), key("ab", "h", "c"));
     }
 }

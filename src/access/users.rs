@@ -5,6 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::str::FromStr as _;
 
 /// Reserved for ECR tokens, which log in under this name.
@@ -14,8 +17,11 @@ pub const RESERVED_NAME: &str = "AWS";
 /// such user could keep a core busy by logging in.
 const MAX_COST: u32 = 16;
 
+/// Some hundred thousand users; a larger file is not one.
+const MAX_FILE_BYTES: u64 = 8 << 20;
+
 /// Named users and their password hashes.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Users {
     hashes: BTreeMap<String, String>,
 }
@@ -33,7 +39,33 @@ pub struct UserFault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseUsersError(pub Vec<UserFault>);
 
+/// Why a user file cannot be used. Never holds a hash.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadUsersError {
+    /// It cannot be read, or is not UTF-8.
+    #[error("cannot be read")]
+    Read(#[from] io::Error),
+    /// It is too large to be a user file.
+    #[error("has {0} bytes, which is no user file")]
+    TooLarge(u64),
+    /// Lines of it are wrong.
+    #[error(transparent)]
+    Parse(#[from] ParseUsersError),
+}
+
 impl Users {
+    /// Reads a user file.
+    ///
+    /// # Errors
+    /// It cannot be read, is too large, or has faulty lines.
+    pub fn read(file: &Path) -> Result<Self, ReadUsersError> {
+        let length = fs::metadata(file)?.len();
+        if length > MAX_FILE_BYTES {
+            return Err(ReadUsersError::TooLarge(length));
+        }
+        Ok(Self::parse(&fs::read_to_string(file)?)?)
+    }
+
     /// Parses htpasswd lines: `name:hash`, empty lines and lines that begin with `#` ignored.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! | `status` | the status page, and the same as JSON below `/api/v1/` |
 //! | `socket` | the admin socket: pages, and operations on the cache |
 //! | `transport` | operations over HTTP, and the side that asks |
+//! | `cache_dir` | that both sides mean the same cache |
 //! | `accepting` | connections, a few at a time |
 //!
 //! `/metrics` is OpenMetrics text, `/healthz` says that the process answers, `/readyz` whether
@@ -14,6 +15,7 @@
 //! this module knows no mechanism by name.
 
 mod accepting;
+mod cache_dir;
 mod readiness;
 mod socket;
 mod status;

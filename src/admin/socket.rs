@@ -9,7 +9,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
@@ -23,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::accepting::{self, Bounds};
+use super::cache_dir::CacheDir;
 use super::transport::{ItemBody, OPERATIONS};
 use super::{Admin, page_of};
 use crate::jobs::operations::{Input, Operations, wire};
@@ -35,6 +37,10 @@ const LIFE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the next bytes of an input may take.
 const INPUT_DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// How much of a request the log shows, in bytes: it may name thousands of images.
+const MAX_LOGGED: usize = 1024;
+/// How long somebody else may hold the folder: to look whether a socket is abandoned takes no time.
+const FOLDER_DEADLINE: Duration = Duration::from_secs(2);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
 
@@ -96,8 +102,7 @@ impl AdminSocket {
             .map_err(refused)?;
         // Of two processes that find the same abandoned socket, one goes first.
         let folder = File::open(folder).map_err(refused)?;
-        rustix::fs::flock(&folder, FlockOperation::LockExclusive)
-            .map_err(|error| refused(error.into()))?;
+        lock(&folder).map_err(refused)?;
         if is_in_use(path)? {
             return Err(SocketError::InUse {
                 path: path.to_owned(),
@@ -116,8 +121,8 @@ impl AdminSocket {
         &self.path
     }
 
-    /// Answers until `shutdown` is done; then operations are ended at their next step. It shows the same
-    /// pages as the admin listener.
+    /// Answers until `shutdown` is done; then operations, which are on the cache in `cache_dir`, are ended
+    /// at their next step. It shows the same pages as the admin listener.
     ///
     /// # Cancel safety
     /// Safe: dropping the future ends all operations and removes the socket.
@@ -125,19 +130,22 @@ impl AdminSocket {
         self,
         admin: Admin,
         operations: Operations,
+        cache_dir: &Path,
         shutdown: impl Future<Output = ()>,
     ) {
+        let cache_dir = Arc::new(CacheDir::at(cache_dir));
         let bounds = Bounds {
             connections: MAX_CONNECTIONS,
             life: LIFE,
         };
         accepting::serve(&self.listener, bounds, shutdown, move |request| {
             let (admin, operations) = (admin.clone(), operations.clone());
+            let cache_dir = Arc::clone(&cache_dir);
             async move {
                 if request.uri().path() != OPERATIONS {
                     return admin.answer(&request).await.map(Either::Left);
                 }
-                match start(operations, request).await {
+                match start(operations, &cache_dir, request).await {
                     Ok(response) => response.map(Either::Right),
                     Err(response) => response.map(Either::Left),
                 }
@@ -152,6 +160,23 @@ impl Drop for AdminSocket {
         if identity(&self.path).is_ok_and(|found| found == self.identity) {
             // A file that stays is replaced by the next process.
             let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Waits a moment for `folder`, and no longer: whoever may read it can hold it.
+fn lock(folder: &File) -> io::Result<()> {
+    let began = Instant::now();
+    loop {
+        match rustix::fs::flock(folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < FOLDER_DEADLINE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(io::Error::other("another process keeps its folder locked"));
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -214,11 +239,18 @@ fn listen(path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
 /// Starts what a request asks for; `Err` says why not.
 async fn start(
     operations: Operations,
+    cache_dir: &CacheDir,
     request: Request<Incoming>,
 ) -> Result<Response<ItemBody>, Response<Full<Bytes>>> {
     if *request.method() != Method::POST {
         let why = "operations are asked for by POST\n";
         return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, why));
+    }
+    if let Some(other) = cache_dir.other(request.headers()) {
+        let (ours, other) = (cache_dir.path().display(), other.display());
+        let why =
+            format!("cache.dir is {other}, and the running proxy that was reached keeps {ours}\n");
+        return Err(refusal(StatusCode::CONFLICT, why));
     }
     let mut body = request.into_body();
     let mut received = BytesMut::new();
@@ -255,7 +287,9 @@ async fn start(
             ));
         }
     };
-    tracing::info!(operation = ?asked, "tending the cache");
+    let line = wire::request_line(&asked);
+    let line = String::from_utf8_lossy(&line[..line.len().min(MAX_LOGGED)]);
+    tracing::info!(operation = line.trim_end(), "tending the cache");
     let mut response = Response::new(ItemBody::new(
         operations.start(asked, input(received, body)),
     ));

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
@@ -14,7 +15,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
+use super::cache_dir::CacheDir;
 use crate::jobs::operations::{
     self, Event, Input, Item, OperationError, Output, Reason, Running, wire,
 };
@@ -24,6 +27,9 @@ pub(super) const OPERATIONS: &str = "/api/v1/operations";
 
 /// The longest explanation of a refusal that is read, in bytes.
 const MAX_REFUSAL: usize = 16 * 1024;
+
+/// How long a running proxy may take until it begins to answer, which costs it nothing.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// An operation's items as the body of an answer.
 pub(super) struct ItemBody {
@@ -86,29 +92,33 @@ impl http_body::Body for AskingBody {
 #[derive(Debug)]
 pub struct RemoteOperations {
     stream: UnixStream,
+    cache_dir: CacheDir,
 }
 
 impl RemoteOperations {
-    /// Connects to the socket at `path`.
+    /// Connects to the socket at `path`; whoever listens there refuses to tend another cache than the one
+    /// in `cache_dir`.
     ///
     /// # Errors
     /// Nobody listens there, or we may not use it.
-    pub async fn connect(path: &Path) -> io::Result<Self> {
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn connect(path: &Path, cache_dir: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path).await?;
-        Ok(Self { stream })
+        let cache_dir = CacheDir::at(cache_dir);
+        Ok(Self { stream, cache_dir })
     }
 
     /// Starts an operation there, as [`operations::Operations::start`] does here.
     pub fn start(self, request: operations::Request, input: Input) -> Running {
-        Running::spawn(
-            move |output| async move { relay(self.stream, request, input, &output).await },
-        )
+        Running::spawn(move |output| async move { relay(self, request, input, &output).await })
     }
 }
 
 /// Asks, and passes on what is told. That it is over is told by how this ends.
 async fn relay(
-    stream: UnixStream,
+    remote: RemoteOperations,
     request: operations::Request,
     input: Input,
     output: &Output,
@@ -118,7 +128,7 @@ async fn relay(
             "the connection to the running proxy broke: {error}"
         ))
     };
-    let (mut asking, connection) = http1::handshake(TokioIo::new(stream))
+    let (mut asking, connection) = http1::handshake(TokioIo::new(remote.stream))
         .await
         .map_err(broken)?;
     let connection = tokio::spawn(connection);
@@ -134,9 +144,21 @@ async fn relay(
     headers.insert(HOST, HeaderValue::from_static("localhost"));
     let lines = HeaderValue::from_static("application/x-ndjson");
     headers.insert(CONTENT_TYPE, lines);
-    let answer = asking.send_request(question).await.map_err(broken)?;
+    remote.cache_dir.write(headers);
+    let answer = timeout(ANSWER_DEADLINE, asking.send_request(question)).await;
+    let answer = answer
+        .map_err(|_| {
+            let seconds = ANSWER_DEADLINE.as_secs();
+            OperationError::Failed(format!(
+                "the running proxy does not answer: nothing came within {seconds} s"
+            ))
+        })?
+        .map_err(broken)?;
     let status = answer.status();
     let mut body = answer.into_body();
+    if status == StatusCode::CONFLICT {
+        return Err(OperationError::Usage(said(body).await));
+    }
     if status != StatusCode::OK {
         return Err(OperationError::Failed(refused(status, body).await));
     }
@@ -167,14 +189,19 @@ async fn relay(
 
 /// What to say about an answer that is no stream of items.
 async fn refused(status: StatusCode, body: Incoming) -> String {
-    let said = Limited::new(body, MAX_REFUSAL).collect().await;
-    let said = said.map_or_else(|_| Bytes::new(), |said| said.to_bytes());
-    let said = String::from_utf8_lossy(&said);
-    let said: String = said.trim().chars().filter(|c| !c.is_control()).collect();
+    let said = said(body).await;
     format!(
         "the running proxy refuses ({status}): {said}; is it of the same version as this command, {}?",
         env!("CARGO_PKG_VERSION")
     )
+}
+
+/// The text of a refusal.
+async fn said(body: Incoming) -> String {
+    let said = Limited::new(body, MAX_REFUSAL).collect().await;
+    let said = said.map_or_else(|_| Bytes::new(), |said| said.to_bytes());
+    let said = String::from_utf8_lossy(&said);
+    said.trim().chars().filter(|c| !c.is_control()).collect()
 }
 
 struct AbortOnDrop(tokio::task::AbortHandle);

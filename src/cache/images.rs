@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use crate::oci::{Descriptor, Digest, Manifest, Platform, RepoKey};
 
+use super::lock;
+use super::record::StoredManifest;
 use super::store::Store;
 
 /// Most manifests of one image that are looked at. Indexes in use name some dozens.
@@ -159,6 +161,15 @@ fn is_complete_under(manifests: &HashMap<Digest, &ImageManifest>, digest: &Diges
 }
 
 impl Store {
+    /// The manifest of `repo` that names `blob`; of several the one that was pulled last, as far as that was
+    /// written down. May read from the disk.
+    pub fn manifest_naming(&self, repo: &RepoKey, blob: &Digest) -> Option<StoredManifest> {
+        // The index knows of its records from here on.
+        self.records().load(repo);
+        let digest = lock(&self.shared().index).naming(repo, blob)?;
+        self.records().manifest(repo, &digest)
+    }
+
     /// The image whose manifest in `repo` is `digest`; `None` if that is not stored. May read each of
     /// its manifests from the disk.
     pub fn image(&self, repo: &RepoKey, digest: &Digest) -> Option<Image> {

@@ -225,6 +225,11 @@ impl Index {
         self.follow_standings();
     }
 
+    /// See [`References::naming`].
+    pub(super) fn naming(&self, repo: &RepoKey, blob: &Digest) -> Option<Digest> {
+        self.references.naming(repo, blob)
+    }
+
     /// Follows the pins where they or what they name have changed.
     pub(super) fn settle_pins(&mut self) {
         self.references.settle_pins();

@@ -376,6 +376,17 @@ fn decode(payload: &[u8]) -> Option<Event> {
     Some(event)
 }
 
+/// Any bytes as an entry of the index.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_entry(data: &[u8]) {
+    if let Some(event) = decode(data) {
+        let encoded = encode(&event);
+        let again = decode(&encoded).expect("our own");
+        assert_eq!(encode(&again), encoded);
+    }
+    let _head = Head::decode(data);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

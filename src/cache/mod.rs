@@ -54,6 +54,8 @@ mod space;
 mod spans;
 mod store;
 
+#[cfg(any(test, fuzzing))]
+pub use bundle::fuzz_bundle;
 pub use content::{Blob, ContentFile};
 pub use health::{Degradation, StoreHealth};
 pub use images::{Image, ImageBlob, ImageContent, ImageManifest};
@@ -80,6 +82,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// disk at the next start.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Any bytes as what the store keeps beside its blobs: the repositories' logs, the index, the pins.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_records(data: &[u8]) {
+    repository_log::fuzz_log(data);
+    index_file::fuzz_entry(data);
+    pins::fuzz_pins(data);
 }
 
 #[cfg(test)]

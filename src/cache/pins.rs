@@ -355,6 +355,17 @@ fn parse(bytes: &[u8]) -> Found {
     }
 }
 
+/// Any bytes as the file of pins.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_pins(data: &[u8]) {
+    let pins = match parse(data) {
+        Found::Whole(pins) | Found::Damaged(pins) => pins,
+        Found::Missing => return,
+    };
+    let written = text_of(&pins);
+    assert!(matches!(parse(written.as_bytes()), Found::Whole(again) if again == pins));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

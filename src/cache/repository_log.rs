@@ -5,14 +5,12 @@
 //! its directory; no component begins with `_`.
 //!
 //! The memory holds what the log says, except the manifests' bytes: those stay in the log and are
-//! checked against their digest when read. How they are written is in [`writing`]. Knows nothing of
+//! checked against their digest when read. How it is read is in [`reading`], how it is written in [`writing`]. Knows nothing of
 //! threads, tables or when to write.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,14 +19,15 @@ use bytes::Bytes;
 use crate::oci::{Digest, Manifest, Tag};
 
 use super::frames::{Frames, Salt};
-use super::layout;
 use super::record::{Record, StoredManifest};
 use super::references::{Change, Links};
 
 mod asking;
+mod reading;
 mod referrers;
 mod writing;
 
+pub(super) use reading::damaged;
 pub(super) use writing::Batch;
 
 pub(super) const LOG: &str = "_log";
@@ -155,18 +154,9 @@ impl RepositoryLog {
     /// The disk's; what is merely damaged is skipped.
     pub(super) fn load(name: String, directory: Option<&OwnedFd>) -> io::Result<Self> {
         let mut this = Self::empty(name);
-        let file = directory.map(|directory| layout::open_file(directory, LOG));
-        let mut file = match file {
-            None => return Ok(this),
-            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(this),
-            Some(file) => file?,
+        let Some(bytes) = directory.map(reading::read).transpose()?.flatten() else {
+            return Ok(this);
         };
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-        file.read_to_end(&mut bytes)?;
         this.take_in(&bytes);
         // Nobody was told of anything yet: see `everything`.
         this.changes = Vec::new();
@@ -480,29 +470,26 @@ impl RepositoryLog {
     }
 }
 
-/// How many stretches of the log in `directory` do not check; 0 if there is none.
-///
-/// # Errors
-/// The disk's.
-pub(super) fn damaged(directory: &OwnedFd) -> io::Result<usize> {
-    let mut bytes = Vec::new();
-    match layout::open_file(directory, LOG) {
-        Ok(mut file) => file.read_to_end(&mut bytes)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error),
+/// Any bytes as a repository's log, and as records in one that is whole.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz_log(data: &[u8]) {
+    let read = |file: &[u8]| {
+        let mut log = RepositoryLog::empty("team/app".to_owned());
+        log.take_in(file);
+        assert!(log.len <= file.len() as u64);
+        log
     };
-    let Some(mut frames) = Frames::read(&bytes) else {
-        return Ok(1);
-    };
-    frames.by_ref().for_each(drop);
-    Ok(frames.skipped())
-}
-
-fn read_body(file: &File, offset: u64, len: usize, digest: &Digest) -> io::Result<Option<Bytes>> {
-    let mut bytes = vec![0; len];
-    match file.read_exact_at(&mut bytes, offset) {
-        Ok(()) => Ok((Digest::of(&bytes) == *digest).then(|| bytes.into())),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(error),
+    read(data);
+    let salt = Salt::random();
+    let mut file = salt.header().to_vec();
+    for payload in data.split(|byte| *byte == 0xff) {
+        let Some(record) = Record::decode(payload) else {
+            continue;
+        };
+        let encoded = record.encode();
+        let again = Record::decode(&encoded).expect("our own");
+        assert_eq!(again.encode(), encoded);
+        salt.append(&mut file, payload);
     }
+    read(&file);
 }

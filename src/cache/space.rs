@@ -4,7 +4,8 @@
 //! is really gone**: a temporary file counts with its whole declared length until it is committed or
 //! closed by its last reader, a file without a name until its last reader closed it. 64-bit
 //! throughout. Not counted, and so the stated slack: directories, inodes and the rounding of a file
-//! to blocks (under 4 KiB each), and records of the last second.
+//! to blocks (under 4 KiB each), records of the last second, and the store's own notes at its top: what
+//! is pinned, how far the scrub is, and what was evicted within the last second (32 bytes a blob).
 
 use std::sync::{Arc, Mutex};
 

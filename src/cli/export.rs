@@ -9,10 +9,9 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 use tempfile::{NamedTempFile, TempPath};
 
 use super::Failure;
-use super::settings::Settings;
-use super::tending::{Render, tend};
+use super::tending::{JsonLines, Render, Tending};
 use crate::config::Strings;
-use crate::jobs::operations::{Event, Export, Input, Request, WarmDone};
+use crate::jobs::operations::{Event, Export, Request, WarmDone, WarmProgress};
 use crate::oci::{ImageName, Platform};
 
 /// Bars of bytes, the same for export and import.
@@ -32,12 +31,10 @@ Example:\n  ecr-proxy export team/app:v1 team/db:14 -o site.tar\n  \
 skopeo copy oci-archive:site.tar:registry.mydomain.com/team/app:v1 docker://elsewhere.example/app:v1"
 )]
 pub(super) struct Args {
-    #[command(flatten)]
-    settings: Settings,
     /// Images, written as clients write them: `[domain/]repository[:tag|@digest]`
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<ImageName>,
-    /// The bundle; - for standard output
+    /// The bundle; - for standard output, but not with --json
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Only these platforms of images that have several, such as linux/amd64,linux/arm64 [default: all]
@@ -49,9 +46,8 @@ pub(super) struct Args {
     /// Ask no upstream: export what is in the cache, as it is there
     #[arg(long)]
     offline: bool,
-    /// Print what is told as JSON, one object a line; not with -o -
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    tending: Tending,
 }
 
 pub(super) fn run(
@@ -60,7 +56,7 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let is_stdout = args.output == Path::new("-");
-    if is_stdout && args.json {
+    if is_stdout && args.tending.json {
         let why = "--json would stand in the midst of the bundle: name a file with -o";
         return Err(Failure::Usage(why.to_owned()));
     }
@@ -79,19 +75,12 @@ pub(super) fn run(
             true => Target::Output,
             false => Target::open(&args.output)?,
         },
-        json: args.json,
+        json: args.tending.json,
         bar: ProgressBar::new_spinner(),
         told: None,
     };
-    let input = Input::none();
-    tend(
-        args.settings,
-        environment,
-        request,
-        input,
-        &mut writing,
-        out,
-    )?;
+    let tending = args.tending;
+    tending.run_as_it_is(environment, request, &mut writing, out)?;
     writing.end(&args.output, out)
 }
 
@@ -120,7 +109,12 @@ impl Target {
             }
             _ => {
                 let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-                let file = new_file(folder.unwrap_or(Path::new("."))).map_err(named)?;
+                let folder = folder.unwrap_or(Path::new("."));
+                let file = match fs::metadata(folder) {
+                    Ok(_) => new_file(folder),
+                    Err(error) => Err(error),
+                };
+                let file = file.map_err(named)?;
                 let (file, path) = file.into_parts();
                 Ok(Self::New(file, path))
             }
@@ -149,9 +143,8 @@ impl Render for Writing {
     fn event(&mut self, event: Event, out: &mut dyn Write) -> Result<(), Failure> {
         match &event {
             Event::WarmProgress(progress) => {
-                let (done, all) = (progress.bytes_done, progress.bytes);
-                let (done, all) = (BinaryBytes(done), BinaryBytes(all));
-                let image = &progress.image;
+                let WarmProgress { image, reached } = progress;
+                let (done, all) = (BinaryBytes(reached.bytes_done), BinaryBytes(reached.bytes));
                 self.bar
                     .set_message(format!("{image}: {done} of {all} in the cache"));
                 self.bar.tick();
@@ -169,7 +162,7 @@ impl Render for Writing {
         }
         // The end is told when the file has its name.
         if self.json && !matches!(event, Event::End { error: None }) {
-            super::tending::JsonLines.event(event, out)?;
+            JsonLines.event(event, out)?;
         }
         Ok(())
     }
@@ -188,7 +181,7 @@ impl Render for Writing {
 
 /// What kept an image from being fetched, or is odd about it. Standard output may be the bundle.
 fn tell(done: &WarmDone) {
-    let mut reasons = done.errors.iter().chain(&done.notes);
+    let mut reasons = done.warmed.errors.iter().chain(&done.warmed.notes);
     if let Some(first) = reasons.next() {
         // Cut off, each part of an image fails for the same one.
         let more = match reasons.count() {
@@ -215,7 +208,7 @@ impl Writing {
             }
         }
         if self.json {
-            return super::tending::JsonLines.event(Event::End { error: None }, out);
+            return JsonLines.event(Event::End { error: None }, out);
         }
         if path != Path::new("-")
             && let Some(Event::Bundle {

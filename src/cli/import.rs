@@ -10,8 +10,7 @@ use tokio::sync::mpsc;
 
 use super::Failure;
 use super::export::{BAR, plural};
-use super::settings::Settings;
-use super::tending::{JsonLines, Render, tend};
+use super::tending::{Render, Tending};
 use crate::config::Strings;
 use crate::jobs::operations::{DATA_BYTES, Event, Input, Request};
 use crate::oci::Platform;
@@ -31,8 +30,6 @@ skopeo copy docker://docker.io/library/alpine:3 oci-archive:alpine.tar:3\n  \
 ecr-proxy import alpine.tar --as library/alpine"
 )]
 pub(super) struct Args {
-    #[command(flatten)]
-    settings: Settings,
     /// The bundle; - for standard input
     #[arg(value_name = "FILE")]
     bundle: PathBuf,
@@ -43,9 +40,8 @@ pub(super) struct Args {
     /// Only these platforms of images that have several [default: all that are in the bundle]
     #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
     platform: Vec<Platform>,
-    /// Print what is told as JSON, one object a line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    tending: Tending,
 }
 
 pub(super) fn run(
@@ -61,8 +57,8 @@ pub(super) fn run(
         platforms: args.platform,
     };
     let mut text = Text { bar: bar.clone() };
-    let render: &mut dyn Render = if args.json { &mut JsonLines } else { &mut text };
-    let outcome = tend(args.settings, environment, request, input, render, out);
+    let tending = args.tending;
+    let outcome = tending.run_with(environment, request, input, &mut text, out);
     bar.finish_and_clear();
     outcome
 }
@@ -74,6 +70,10 @@ fn input(path: &Path, bar: &ProgressBar) -> io::Result<Input> {
     }
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {
+        if !path.join(LAYOUT_FILE).exists() {
+            let why = format!("no image layout: there is no {LAYOUT_FILE} in it");
+            return Err(io::Error::other(why));
+        }
         return folder(path.to_owned());
     }
     let file = File::open(path)?;

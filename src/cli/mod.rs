@@ -26,6 +26,7 @@ mod signals;
 mod site;
 pub mod start;
 mod tending;
+mod users;
 mod warm;
 
 use std::fmt;
@@ -85,7 +86,7 @@ pub enum Failure {
     Usage(String),
     /// It failed: exit code 1.
     Failed(String),
-    /// It failed, and has said so itself on its output: this exit code.
+    /// It failed, and has said so itself on its output, or nobody reads that any more: this exit code.
     Told(u8),
 }
 
@@ -120,7 +121,11 @@ impl From<Faults> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::Failed(error.to_string())
+        match error.kind() {
+            // Who reads the output has heard enough, and does not want to hear of that.
+            io::ErrorKind::BrokenPipe => Self::Told(1),
+            _ => Self::Failed(error.to_string()),
+        }
     }
 }
 

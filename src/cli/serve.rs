@@ -16,7 +16,7 @@ use crate::telemetry::{Log, LogFormat, Metrics};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --tls-cert it makes a local CA and prints how clients trust it.\n\nExample:\n  ecr-proxy serve --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com --anonymous-pull"
+    after_help = "Without --tls-cert it makes a local CA and prints how clients trust it. Certificates are watched: a renewal is in use within seconds, or at once on SIGHUP.\n\nExample:\n  ecr-proxy serve --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com --anonymous-pull"
 )]
 pub(super) struct Args {
     #[command(flatten)]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
-use super::{Failure, chain, challenge_door, health};
+use super::{Failure, chain, challenge_door, health, users};
 use crate::access::Access;
 use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
@@ -45,6 +45,7 @@ pub(super) struct Service {
     challenges: Option<TcpListener>,
     admin: Option<TcpListener>,
     admin_socket: Option<AdminSocket>,
+    cache_dir: PathBuf,
     pages: Admin,
     operations: Operations,
     readiness: Readiness,
@@ -75,7 +76,12 @@ impl Service {
         let keeper = Keeper::open(config, certificate_metrics)?;
         let mut reload = Reload::new(reload_metrics);
         keeper.reload_by(&mut reload);
-        let access = Access::new(config.access_options())?;
+        let access_options = config.access_options();
+        access_options.metrics.register(metrics.registry());
+        let access = Access::new(access_options)?;
+        if let Some(file) = &config.access.users_file {
+            users::reload_by(access.clone(), file.clone(), &mut reload);
+        }
         let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
         let (pulls, prefetch) = match config.cache.prefetch {
             Prefetch::Off => (None, None),
@@ -89,6 +95,7 @@ impl Service {
         let warm_metrics = WarmMetrics::default();
         warm_metrics.register(metrics.registry());
         let proxy = Proxy::new(Parts {
+            trusted_proxies: config.server.trusted_proxies.clone(),
             domains: config.server.domains.clone(),
             access,
             upstream: mechanisms.upstream.clone(),
@@ -126,6 +133,7 @@ impl Service {
             challenges,
             admin,
             admin_socket,
+            cache_dir: config.cache.dir.clone(),
             pages,
             operations,
             readiness,
@@ -189,7 +197,7 @@ impl Service {
             background.spawn(warmer.keep_warm(schedule, warm_metrics.clone()));
         }
         if let Some((pulls, metrics)) = self.prefetch.take() {
-            background.spawn(jobs::prefetch(fills.clone(), pulls, metrics));
+            background.spawn(jobs::prefetch(fills.clone(), store.clone(), pulls, metrics));
         }
         let stopped = || {
             let mut stopped = stopped.clone();
@@ -204,7 +212,10 @@ impl Service {
         if let Some(socket) = self.admin_socket.take() {
             tracing::info!(listen.path = %socket.path().display(), "admin socket listening");
             let operations = self.operations.clone();
-            background.spawn(socket.run(self.pages.clone(), operations, stopped()));
+            let (pages, cache_dir) = (self.pages.clone(), self.cache_dir.clone());
+            let stopped = stopped();
+            background
+                .spawn(async move { socket.run(pages, operations, &cache_dir, stopped).await });
         }
         if let Some(socket) = self.challenges.take() {
             tracing::info!(listen.addr = %Address(&socket), "listening for ACME challenges");

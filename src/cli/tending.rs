@@ -51,11 +51,65 @@ impl Render for JsonLines {
     }
 }
 
-/// Runs an operation on the cache of this configuration to its end.
-///
-/// # Errors
-/// It cannot be reached, or did not do all that it was asked for.
-pub(super) fn tend(
+/// What every command takes that looks at the cache or tends it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Tending {
+    #[command(flatten)]
+    settings: Settings,
+    /// Print what is told as JSON, one object a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Tending {
+    /// Runs an operation on the cache of this configuration to its end, and has `render` show what it tells,
+    /// unless it is to be JSON.
+    ///
+    /// # Errors
+    /// The cache cannot be reached, or the operation did not do all that it was asked for.
+    pub(super) fn run(
+        self,
+        environment: &dyn Strings,
+        request: Request,
+        render: &mut dyn Render,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        self.run_with(environment, request, Input::none(), render, out)
+    }
+
+    /// The same for an operation that takes something in.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(super) fn run_with(
+        self,
+        environment: &dyn Strings,
+        request: Request,
+        input: Input,
+        render: &mut dyn Render,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        let render = if self.json { &mut JsonLines } else { render };
+        tend(self.settings, environment, request, input, render, out)
+    }
+
+    /// The same for a `render` that knows JSON by itself.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(super) fn run_as_it_is(
+        self,
+        environment: &dyn Strings,
+        request: Request,
+        render: &mut dyn Render,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        let input = Input::none();
+        tend(self.settings, environment, request, input, render, out)
+    }
+}
+
+fn tend(
     settings: Settings,
     environment: &dyn Strings,
     request: Request,
@@ -69,19 +123,19 @@ pub(super) fn tend(
         .map_err(|error| Failure::Usage(error.to_string()))?;
     super::runtime()?.block_on(async {
         let signals = Signals::watch()?;
-        let reached = reach(&config).await?;
-        // Kept until the end: the store closes with it, in good order.
-        let operations = match &reached {
-            Reached::Here(operations) => Some(operations.clone()),
-            Reached::There(_) => None,
+        let work = async {
+            let reached = reach(&config).await?;
+            // Kept until the end: the store closes with it, in good order.
+            let _operations = match &reached {
+                Reached::Here(operations) => Some(operations.clone()),
+                Reached::There(_) => None,
+            };
+            follow(reached.start(request, input), render, out).await
         };
-        let running = reached.start(request, input);
-        let outcome = tokio::select! {
-            outcome = follow(running, render, out) => outcome,
+        tokio::select! {
+            outcome = work => outcome,
             () = signals.first() => Err(Failure::Failed("interrupted".to_owned())),
-        };
-        drop(operations);
-        outcome
+        }
     })
 }
 
@@ -131,12 +185,16 @@ impl Reached {
     }
 }
 
+fn is_forbidden(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
 /// The running proxy if its socket answers, else the store itself.
 async fn reach(config: &Config) -> Result<Reached, Failure> {
     let socket = config.server.admin_socket.as_ref();
     let refused = match socket {
         None => None,
-        Some(socket) => match RemoteOperations::connect(&socket.path).await {
+        Some(socket) => match RemoteOperations::connect(&socket.path, &config.cache.dir).await {
             Ok(remote) => return Ok(Reached::There(remote)),
             Err(error) => Some(error),
         },
@@ -155,6 +213,15 @@ async fn reach(config: &Config) -> Result<Reached, Failure> {
                 _ => "server.admin_socket is off".to_owned(),
             };
             Err(Failure::Failed(format!("{error}, and {why}")))
+        }
+        // The mend may be to run as the user that the proxy runs as.
+        Err(BuildError::Store(error)) if refused.as_ref().is_some_and(is_forbidden) => {
+            let path = socket.map(|socket| socket.path.display().to_string());
+            Err(Failure::Failed(format!(
+                "{}, and the admin socket {} may not be used by this user",
+                chain(&error),
+                path.unwrap_or_default()
+            )))
         }
         Err(error) => Err(error.into()),
     }

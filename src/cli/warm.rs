@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use indicatif::{BinaryBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Failure;
-use super::settings::Settings;
-use super::tending::{JsonLines, Render, tend};
+use super::tending::{Render, Tending};
 use crate::config::Strings;
-use crate::jobs::operations::{Event, Input, Request, Warm, WarmDone, WarmProgress, WarmSummary};
+use crate::jobs::operations::{Event, Request, Warm, WarmDone, WarmProgress, WarmSummary};
 use crate::oci::{ImageName, Platform};
 
 #[derive(Debug, clap::Args)]
@@ -25,8 +24,6 @@ Examples:\n  ecr-proxy warm team/app:v1 team/db@sha256:...\n  ecr-proxy warm --a
 kubectl get pods -A -o jsonpath='{..image}' | tr ' ' '\\n' | ecr-proxy warm -"
 )]
 pub(super) struct Args {
-    #[command(flatten)]
-    settings: Settings,
     /// Images as clients write them, `[domain/]repository[:tag|@digest]`; - reads them from standard
     /// input
     #[arg(value_name = "IMAGE", required_unless_present = "file")]
@@ -43,9 +40,8 @@ pub(super) struct Args {
     /// Leave out signatures, SBOMs and whatever else refers to the images
     #[arg(long)]
     no_referrers: bool,
-    /// Print what is told as JSON, one object a line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    tending: Tending,
 }
 
 pub(super) fn run(
@@ -64,12 +60,7 @@ pub(super) fn run(
         referrers: !args.no_referrers,
     });
     let mut text = Text::default();
-    let render: &mut dyn Render = match args.json {
-        true => &mut JsonLines,
-        false => &mut text,
-    };
-    let input = Input::none();
-    tend(args.settings, environment, request, input, render, out)
+    args.tending.run(environment, request, &mut text, out)
 }
 
 /// Everything that was named, each image once, in order.
@@ -151,46 +142,46 @@ impl Render for Text {
 }
 
 impl Text {
-    fn progress(&mut self, progress: &WarmProgress) {
-        let image = progress.image.to_string();
+    fn progress(&mut self, WarmProgress { image, reached }: &WarmProgress) {
+        let image = image.to_string();
         let bar = self.by_image.entry(image.clone()).or_insert_with(|| {
             let template =
                 "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
-            let bar = self.bars.add(ProgressBar::new(progress.bytes));
+            let bar = self.bars.add(ProgressBar::new(reached.bytes));
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
             bar
         });
-        let (done, all) = (progress.blobs_done, progress.blobs);
+        let (done, all) = (reached.blobs_done, reached.blobs);
         bar.set_message(format!("{image} {done}/{all}"));
-        bar.set_length(progress.bytes);
-        bar.set_position(progress.bytes_done);
+        bar.set_length(reached.bytes);
+        bar.set_position(reached.bytes_done);
     }
 }
 
-fn done_lines(done: &WarmDone) -> String {
-    let state = match done.errors.is_empty() {
+fn done_lines(WarmDone { image, warmed }: &WarmDone) -> String {
+    let state = match warmed.errors.is_empty() {
         true => "ok    ",
         false => "FAILED",
     };
-    let mut lines = format!("{state}  {}", done.image);
-    if done.blobs > 0 {
-        let fetched = match done.fetched_bytes {
+    let mut lines = format!("{state}  {image}");
+    if warmed.blobs > 0 {
+        let fetched = match warmed.fetched_bytes {
             0 => "all there before".to_owned(),
             bytes => format!("{} fetched", BinaryBytes(bytes)),
         };
         lines.push_str(&format!(
             "  {} blobs, {}, {fetched}",
-            HumanCount(done.blobs),
-            BinaryBytes(done.bytes)
+            HumanCount(warmed.blobs),
+            BinaryBytes(warmed.bytes)
         ));
     }
-    if done.referrers > 0 {
-        lines.push_str(&format!(", {} referrers", done.referrers));
+    if warmed.referrers > 0 {
+        lines.push_str(&format!(", {} referrers", warmed.referrers));
     }
     lines.push('\n');
-    for text in done.errors.iter().chain(&done.notes) {
+    for text in warmed.errors.iter().chain(&warmed.notes) {
         lines.push_str(&format!("        {text}\n"));
     }
     lines

@@ -84,6 +84,7 @@ pub(super) const KEYS: &[Key] = &[
     key("server.state_dir", Shape::Text),
     key("server.admin", Shape::Text),
     key("server.admin_socket", Shape::Text),
+    key("server.trusted_proxies", Shape::List),
     key("server.drain_timeout", Shape::Text),
     key("tls.cert", Shape::Text),
     key("tls.key", Shape::Text),

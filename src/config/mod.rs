@@ -91,6 +91,8 @@ pub struct Server {
     pub admin: Option<SocketAddr>,
     /// Where the cache is tended while the proxy runs; `None` for off.
     pub admin_socket: Option<AdminSocket>,
+    /// Balancers, whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Network>,
     /// How long bodies in flight may take to finish after SIGTERM.
     pub drain_timeout: Duration,
 }
@@ -324,6 +326,7 @@ impl Config {
             ("server.state_dir", path(&server.state_dir)),
             ("server.admin", admin),
             ("server.admin_socket", socket),
+            ("server.trusted_proxies", join(&server.trusted_proxies)),
             ("server.drain_timeout", duration(server.drain_timeout)),
         ];
         match &self.tls {

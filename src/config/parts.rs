@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Auth, Config, Freshness, Size};
+use super::{Auth, Config, Freshness, Size, Upstream};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
 use crate::fill::FillOptions;
@@ -42,16 +42,13 @@ impl Config {
         AccessOptions {
             users: self.access.users.clone(),
             rules: self.access.rules.clone(),
+            ..AccessOptions::default()
         }
     }
 
     /// For the names of images on the command line.
     pub fn names(&self) -> Names {
-        Names {
-            domains: self.server.domains.clone(),
-            registry: without_port(self.upstream.registry.name()).to_owned(),
-            upstream: Arc::from(self.upstream.name.as_str()),
-        }
+        self.upstream.names(&self.server.domains)
     }
 
     /// For tags and manifests, blobs and their fills.
@@ -98,6 +95,7 @@ impl Config {
     pub fn server_options(&self) -> ServerOptions {
         ServerOptions {
             drain_timeout: self.server.drain_timeout,
+            shared_addresses: self.server.trusted_proxies.clone(),
             ..ServerOptions::default()
         }
     }
@@ -127,12 +125,10 @@ impl Config {
             Some(path) => roots(path)?,
             None => Vec::new(),
         };
+        let shared_line = self.cache.max_upstream_bandwidth;
         let manifest_max_bytes = usize::try_from(self.cache.max_manifest_size);
         let limits = Limits::default();
         Ok(UpstreamOptions {
-            name: Arc::from(upstream.name.as_str()),
-            registry: upstream.registry.clone(),
-            auth,
             endpoint: upstream.endpoint.clone(),
             endpoint_tls_name: upstream.endpoint_tls_name.clone(),
             extra_roots,
@@ -140,15 +136,24 @@ impl Config {
             trust_manifests: upstream.trust_manifests,
             max_bandwidth: upstream.max_upstream_bandwidth,
             offline: self.routed(|freshness| freshness.offline),
-            shared_line: self
-                .cache
-                .max_upstream_bandwidth
-                .map(|rate| Line::new(Some(rate))),
+            shared_line: shared_line.map(|rate| Line::new(Some(rate))),
             limits: Limits {
                 manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),
                 ..limits
             },
+            ..UpstreamOptions::new(&upstream.name, upstream.registry.clone(), auth)
         })
+    }
+}
+
+impl Upstream {
+    /// What its images are called by clients who know the proxy by these domains.
+    pub(super) fn names(&self, domains: &[String]) -> Names {
+        Names {
+            domains: domains.to_vec(),
+            registry: without_port(self.registry.name()).to_owned(),
+            upstream: Arc::from(self.name.as_str()),
+        }
     }
 }
 

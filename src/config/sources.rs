@@ -71,12 +71,32 @@ const ONLY_ONE: &str = "upstream";
 pub(super) struct Setting {
     pub(super) values: Vec<String>,
     pub(super) origin: Origin,
+    /// It is not of the key's shape, which was told: it is neither a value nor missing.
+    pub(super) is_misshapen: bool,
+}
+
+impl Setting {
+    fn new(values: Vec<String>, origin: Origin) -> Self {
+        Self {
+            values,
+            origin,
+            is_misshapen: false,
+        }
+    }
+}
+
+/// One of the tables of a section that is there several times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) settings: Settings,
+    /// Where it begins.
+    pub(super) origin: Origin,
 }
 
 pub(super) type Settings = BTreeMap<&'static str, Setting>;
 
 /// The tables of sections that are there several times, by section, in the order of the file.
-pub(super) type Tables = BTreeMap<&'static str, Vec<Settings>>;
+pub(super) type Tables = BTreeMap<&'static str, Vec<Table>>;
 
 /// Puts the settings of a file into `settings` and `tables`, and what is wrong with its form into `faults`.
 pub(super) fn add_file(
@@ -161,7 +181,12 @@ impl FileReader<'_> {
                     if section == ONLY_ONE {
                         self.settings.extend(found);
                     } else {
-                        self.tables.entry(section).or_default().push(found);
+                        let line = self.line_of(item.span().start);
+                        let table = Table {
+                            settings: found,
+                            origin: Origin::File { line },
+                        };
+                        self.tables.entry(section).or_default().push(table);
                     }
                 }
             }
@@ -186,14 +211,16 @@ impl FileReader<'_> {
                 self.fault(offset, &path, reason);
                 continue;
             };
+            let line = self.line_of(offset);
+            let mut setting = Setting::new(Vec::new(), Origin::File { line });
             match texts(key.shape, value.get_ref()) {
-                Ok(values) => {
-                    let line = self.line_of(offset);
-                    let origin = Origin::File { line };
-                    settings.insert(key.path, Setting { values, origin });
+                Ok(values) => setting.values = values,
+                Err(reason) => {
+                    setting.is_misshapen = true;
+                    self.fault(offset, key.path, reason);
                 }
-                Err(reason) => self.fault(offset, key.path, reason),
             }
+            settings.insert(key.path, setting);
         }
         settings
     }
@@ -269,7 +296,7 @@ pub(super) fn add_environment(
             Shape::Text | Shape::TextOrNumber | Shape::Bool => vec![value],
         };
         let origin = Origin::Environment(variable);
-        settings.insert(key.path, Setting { values, origin });
+        settings.insert(key.path, Setting::new(values, origin));
     }
 }
 
@@ -287,7 +314,7 @@ fn set_by_kubernetes(rest: &str) -> bool {
 pub(super) fn add_flags(flags: Flags, settings: &mut Settings) {
     for (key, flag, values) in flags.set {
         let origin = Origin::Flag(flag);
-        settings.insert(key, Setting { values, origin });
+        settings.insert(key, Setting::new(values, origin));
     }
 }
 

@@ -150,7 +150,7 @@ fn all_faults_are_reported_together_with_key_and_place() {
         "line 4: server.foo: unknown key",
         "line 6: cache.max_size: ",
         "line 7: cache.prefetch: ",
-        "line 8: cache.pins: \"app\": a pin is repository:tag",
+        "line 8: cache.pins: \"app\": which of its images? app:TAG is one",
         "line 10: upstream.registry: ",
         "line 11: upstream.auth: ",
         "ECR_PROXY_CACHE_TAG_TTL: cache.tag_ttl: ",
@@ -159,6 +159,42 @@ fn all_faults_are_reported_together_with_key_and_place() {
     assert_eq!(faults.len(), starts.len(), "{faults:#?}");
     for (fault, start) in faults.iter().zip(starts) {
         assert!(fault.starts_with(start), "{fault} / {start}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_not_known_of_a_file_that_cannot_be_read() {
+    let faults = Scene::file("[server]\nlisten = [\n").faults();
+    assert!(!faults.is_empty());
+    for fault in &faults {
+        assert!(!fault.contains("missing"), "{faults:?}");
+    }
+}
+
+#[test]
+fn pins_are_written_as_clients_write_images() {
+    let pins = |pins: &str| {
+        Scene::file(&format!(
+            "[server]\ndomains = [\"a.test\"]\n[cache]\npins = [{pins}]\n[[upstream]]\nregistry = \"{ECR}\"\n"
+        ))
+    };
+    let ours = format!("\"a.test/team/app:v1\", \"{ECR}/team/db:*\"");
+    let config = pins(&ours).load().expect("config");
+    let kept: Vec<String> = config.cache.pins.iter().map(ToString::to_string).collect();
+    assert_eq!(kept, ["team/app:v1", "team/db:*"]);
+    for (wrong, why) in [
+        (
+            "\"quay.io/a:b\"",
+            "line 4: cache.pins: \"quay.io/a:b\": quay.io is neither",
+        ),
+        (
+            "\"a.test/app\"",
+            "line 4: cache.pins: \"a.test/app\": which of its images?",
+        ),
+    ] {
+        let faults = pins(wrong).faults();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].starts_with(why), "{faults:?}");
     }
 }
 
@@ -651,7 +687,8 @@ fn what_is_kept_warm_is_read_table_by_table() {
     assert_eq!((warm[1].platforms.len(), warm[1].referrers), (0, false));
 
     for (table, starts) in [
-        ("every = \"1h\"", &["warm.images: "][..]),
+        ("every = \"1h\"", &["line 5: warm.images: "][..]),
+        ("images = \"a\"", &["line 6: warm.images: expected a list"]),
         (
             "images = [\"APP\"]\nevery = \"0s\"",
             &["line 6: warm.images: ", "line 7: warm.every: "],
@@ -661,8 +698,12 @@ fn what_is_kept_warm_is_read_table_by_table() {
             &["line 7: warm.platforms: "],
         ),
         (
+            "images = [\"a\"]\nplatforms = []",
+            &["line 7: warm.platforms: is empty"],
+        ),
+        (
             "images = [\"quay.io/a\"]",
-            &["warm.images: quay.io/a:latest: "],
+            &["line 6: warm.images: \"quay.io/a\": quay.io is neither"],
         ),
         (
             "imgs = [\"a\"]\nimages = [\"a\"]",

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::FillError;
-use super::{KnownSize, Origin};
+use super::origin::Origin;
+use super::proof::KnownSize;
 use crate::oci::Digest;
 use crate::telemetry::{FillMetrics, ResumeResult};
 use crate::upstream::{BlobBody, UpstreamError};

@@ -7,12 +7,14 @@
 
 use std::sync::Arc;
 
+use super::Fills;
 use super::error::FillError;
 use super::flow::Flow;
 use super::front::Phase;
 use super::manifests::{FoundManifest, Refreshed};
+use super::opening::LOOKS;
+use super::proof::{KnownSize, Pass};
 use super::verifying::Belief;
-use super::{Fills, KnownSize, LOOKS, Pass};
 use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::Outcome;
 

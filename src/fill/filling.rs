@@ -7,14 +7,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::Shared;
 use super::download::{Again, Download};
 use super::error::FillError;
 use super::flow::Flow;
 use super::front::{Phase, TAIL};
 use super::interrupted;
 use super::lanes::{LaneOptions, Lanes, Remainder, WORTH_SHARING};
+use super::origin::Origin;
+use super::proof::KnownSize;
 use super::writer::{self, Arrival, Written};
-use super::{KnownSize, Origin, Shared};
 use crate::buffers::BufferPool;
 use crate::cache::{Partial, Spans, Store};
 use crate::oci::{Digest, Hasher};

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::Fills;
 use super::error::FillError;
 use super::fetch::Carried;
+use super::origin::Origin;
 use super::proof::KnownSize;
-use super::{Fills, Origin};
 use crate::cache::Interrupted;
 use crate::oci::{RepoKey, RepositoryName};
 use crate::upstream::Validator;

@@ -15,7 +15,7 @@ use crate::cache::{CacheMetrics, Limit, Store, StoreOptions};
 use crate::clock::Clock;
 use crate::oci::{Digest, RepoKey};
 use crate::telemetry::FillMetrics;
-use crate::upstream::{Auth, Limits, Registry, Upstream, UpstreamMetrics, UpstreamOptions};
+use crate::upstream::{Auth, Registry, Upstream, UpstreamMetrics, UpstreamOptions};
 
 /// A waiter learns of a lost task at least this soon.
 const SOON: Duration = Duration::from_secs(1);
@@ -26,20 +26,8 @@ fn fills(dir: &TempDir) -> Fills {
         min_free: Limit::Bytes(0),
         ..StoreOptions::new(dir.path())
     };
-    let upstream = UpstreamOptions {
-        name: "test".into(),
-        registry: Registry::parse("registry.upstream.test").unwrap(),
-        auth: Auth::Anonymous,
-        endpoint: None,
-        endpoint_tls_name: None,
-        extra_roots: Vec::new(),
-        redirect_hosts: Vec::new(),
-        trust_manifests: None,
-        max_bandwidth: None,
-        shared_line: None,
-        offline: false.into(),
-        limits: Limits::default(),
-    };
+    let registry = Registry::parse("registry.upstream.test").unwrap();
+    let upstream = UpstreamOptions::new("test", registry, Auth::Anonymous);
     Fills::new(
         Store::open(options, CacheMetrics::default()).unwrap(),
         Upstream::new(upstream, &UpstreamMetrics::default()).unwrap(),

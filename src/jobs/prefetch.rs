@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::cache::StoredManifest;
+use crate::cache::{Store, StoredManifest};
 use crate::fill::{FillError, Fills};
 use crate::oci::{Digest, Manifest, RepoKey};
 use crate::proxy::Pulled;
@@ -100,7 +100,12 @@ struct Prefetcher {
 ///
 /// # Cancel safety
 /// Safe: a fill that was begun is its own.
-pub async fn prefetch(fills: Fills, mut pulls: mpsc::Receiver<Pulled>, metrics: PrefetchMetrics) {
+pub async fn prefetch(
+    fills: Fills,
+    store: Store,
+    mut pulls: mpsc::Receiver<Pulled>,
+    metrics: PrefetchMetrics,
+) {
     let mut prefetcher = Prefetcher::new(metrics);
     let mut fetching = JoinSet::new();
     loop {
@@ -112,7 +117,14 @@ pub async fn prefetch(fills: Fills, mut pulls: mpsc::Receiver<Pulled>, metrics: 
         tokio::select! {
             pulled = pulls.recv() => match pulled {
                 Some(Pulled::Manifest(repo, manifest)) => prefetcher.read(repo, &manifest),
-                Some(Pulled::Blob(repo, digest)) => prefetcher.begin(&repo, digest),
+                Some(Pulled::Blob(repo, digest)) => {
+                    if !prefetcher.begin(&repo, digest)
+                        && let Some(manifest) = stored(&store, &repo, digest).await
+                    {
+                        prefetcher.read(repo.clone(), &manifest);
+                        prefetcher.begin(&repo, digest);
+                    }
+                }
                 None => break,
             },
             Some(done) = fetching.join_next() => match done {
@@ -121,6 +133,13 @@ pub async fn prefetch(fills: Fills, mut pulls: mpsc::Receiver<Pulled>, metrics: 
             },
         }
     }
+}
+
+/// A manifest that names a blob and was read long ago: before the start, perhaps.
+async fn stored(store: &Store, repo: &RepoKey, blob: Digest) -> Option<StoredManifest> {
+    let (store, repo) = (store.clone(), repo.clone());
+    let read = tokio::task::spawn_blocking(move || store.manifest_naming(&repo, &blob));
+    read.await.ok().flatten()
 }
 
 /// What came of one layer; `None` if a client is fetching it already.
@@ -174,15 +193,16 @@ impl Prefetcher {
         self.read.insert(repo, read);
     }
 
-    /// A client asked for a blob: if it is a layer of an image, the others get in line.
-    fn begin(&mut self, repo: &RepoKey, digest: Digest) {
+    /// A client asked for a blob: if it is a layer of an image that was read, the others get in line. False
+    /// if it is of none.
+    fn begin(&mut self, repo: &RepoKey, digest: Digest) -> bool {
         let read = self.read.get(repo).unwrap_or_default();
         let Some(image) = read.iter().find(|read| read.layers.contains(&digest)) else {
-            return;
+            return false;
         };
         let key = (repo.clone(), image.manifest);
         if self.seen_to.contains_key(&key) {
-            return;
+            return true;
         }
         self.seen_to.insert(key, ());
         for layer in image.layers.iter().filter(|layer| **layer != digest) {
@@ -193,6 +213,7 @@ impl Prefetcher {
                 self.waiting.push_back(layer);
             }
         }
+        true
     }
 
     fn done(&mut self, layer: &Layer, result: &Fetched) {

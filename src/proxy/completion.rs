@@ -1,6 +1,7 @@
 //! The one event that tells of a finished request: the audit of who pulled what.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +14,37 @@ use crate::telemetry::{Completed, Outcome, RequestKind, RequestMetrics};
 /// what a stranger would like to store.
 const LONGEST_TEXT: usize = 256;
 
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    /// Who is at the other end of the connection.
+    pub(super) peer: SocketAddr,
+    /// Whom they speak for, if they are a balancer.
+    pub(super) client: Option<IpAddr>,
+}
+
+impl Source {
+    /// The client's address.
+    pub(super) fn address(&self) -> IpAddr {
+        self.client.unwrap_or(self.peer.ip())
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.client {
+            Some(client) => write!(f, "{client}"),
+            None => write!(f, "{}", self.peer),
+        }
+    }
+}
+
 /// What is told of a request when it ends, collected on the way.
 pub(super) struct Completion {
     metrics: Arc<RequestMetrics>,
     began: Instant,
     pub(super) id: String,
-    pub(super) peer: SocketAddr,
+    pub(super) from: Source,
     pub(super) who: Option<Who>,
     pub(super) agent: Option<String>,
     pub(super) method: http::Method,
@@ -45,7 +71,7 @@ impl Completion {
             metrics,
             began: Instant::now(),
             id: format!("{:016x}", fastrand::u64(..)),
-            peer,
+            from: Source { peer, client: None },
             who: None,
             agent: None,
             method,
@@ -99,7 +125,8 @@ impl Drop for Completion {
         let is_whole = self.sent >= self.length || self.method == http::Method::HEAD;
         tracing::info!(
             request.id = self.id,
-            client.addr = %self.peer,
+            client.addr = %self.from,
+            client.via = self.from.client.map(|_| tracing::field::display(self.from.peer)),
             client.user = self.who.as_ref().map(tracing::field::display),
             client.agent = self.agent,
             http.method = self.method.as_str(),

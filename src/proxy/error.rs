@@ -28,6 +28,9 @@ pub(super) enum Refusal {
     /// No host, several, or one with user information.
     #[error("malformed or contradictory Host")]
     Host,
+    /// A balancer tells whose request it is, and it cannot be understood.
+    #[error("a malformed X-Forwarded-For of a trusted proxy")]
+    Forwarded,
     /// A host we do not answer to.
     #[error("a host we do not answer to")]
     Misdirected,
@@ -80,6 +83,11 @@ impl Refusal {
                 StatusCode::BAD_REQUEST,
                 ErrorCode::Unsupported,
                 "the Host header is missing, repeated or malformed",
+            ),
+            Self::Forwarded => answer(
+                StatusCode::BAD_REQUEST,
+                ErrorCode::Unsupported,
+                "the X-Forwarded-For header of a trusted proxy is not a list of addresses",
             ),
             Self::Misdirected => answer(
                 StatusCode::MISDIRECTED_REQUEST,

@@ -10,6 +10,7 @@
 mod body;
 mod completion;
 mod error;
+mod forwarded;
 mod lists;
 mod pull;
 
@@ -24,7 +25,7 @@ use tokio::sync::mpsc;
 
 pub use body::Body;
 
-use crate::access::{Access, Action, Denied, Shown};
+use crate::access::{Access, Action, Denied, Network, Shown};
 use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
@@ -78,6 +79,8 @@ pub struct Proxy {
 pub struct Parts {
     /// The names we answer to, in lower case; loopback listeners answer to any.
     pub domains: Vec<String>,
+    /// Balancers, whose `X-Forwarded-For` tells whose request it is.
+    pub trusted_proxies: Vec<Network>,
     /// Who may do what.
     pub access: Access,
     /// Where lists of tags are asked for.
@@ -211,6 +214,8 @@ impl Proxy {
         via: &Via,
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
+        let client = forwarded::client(request.headers(), via.peer, &self.parts.trusted_proxies);
+        completion.from.client = client.map_err(|_| Refusal::Forwarded)?;
         let host = host(request)?;
         let domain = domain(&self.parts.domains, host);
         if domain.is_none() && !via.is_loopback {
@@ -219,7 +224,7 @@ impl Proxy {
 
         let shown = Shown {
             authorization: request.headers().get_all(header::AUTHORIZATION),
-            address: via.peer.ip(),
+            address: completion.from.address(),
             domain,
         };
         let access = &self.parts.access;

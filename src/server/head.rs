@@ -223,6 +223,55 @@ impl HeadScan {
     }
 }
 
+/// Any bytes as the head of a request: its end is found wherever it is cut, and hyper's own parser finds no
+/// other end and no other framing in what is approved.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_head(data: &[u8]) {
+    const MOST: usize = 16 * 1024;
+    let Some((cut, bytes)) = data.split_first() else {
+        return;
+    };
+    let end = HeadScan::default().end_of(bytes, MOST);
+    let mut scan = HeadScan::default();
+    let cut = usize::from(*cut).min(bytes.len());
+    let in_two = match scan.end_of(&bytes[..cut], MOST) {
+        Ok(None) => scan.end_of(bytes, MOST),
+        early => early,
+    };
+    assert_eq!(end.is_ok(), in_two.is_ok());
+    let Ok(Some(end)) = end else {
+        return;
+    };
+    assert_eq!(in_two, Ok(Some(end)));
+    let Ok(follows) = inspect(&bytes[..end]) else {
+        return;
+    };
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADER_LINES];
+    let mut request = httparse::Request::new(&mut headers);
+    let Ok(read) = request.parse(bytes) else {
+        return;
+    };
+    assert_eq!(read, httparse::Status::Complete(end));
+    let named = |name: &str| {
+        let mut all = request.headers.iter();
+        all.find(|header| header.name.eq_ignore_ascii_case(name))
+            .map(|header| {
+                String::from_utf8_lossy(header.value)
+                    .trim()
+                    .to_ascii_lowercase()
+            })
+    };
+    let length = named("content-length");
+    let is_chunked = named("transfer-encoding").is_some();
+    match follows {
+        Follows::Nothing => assert!(!is_chunked && length.is_none_or(|n| n.parse() == Ok(0u64))),
+        Follows::Body(length_read) => {
+            assert!(!is_chunked && length.is_some_and(|n| n.parse() == Ok(length_read)));
+        }
+        Follows::Chunked => assert!(is_chunked && length.is_none()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

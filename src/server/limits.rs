@@ -6,11 +6,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::access::Network;
+
 /// Counts connections against both caps.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
     max_connections: usize,
     max_per_address: usize,
+    /// Addresses of balancers: each stands for many clients.
+    shared: Arc<[Network]>,
     taken: Arc<Mutex<Taken>>,
 }
 
@@ -21,10 +25,15 @@ struct Taken {
 }
 
 impl Places {
-    pub(super) fn new(max_connections: usize, max_per_address: usize) -> Self {
+    pub(super) fn new(
+        max_connections: usize,
+        max_per_address: usize,
+        shared: Vec<Network>,
+    ) -> Self {
         Self {
             max_connections,
             max_per_address,
+            shared: shared.into(),
             taken: Arc::default(),
         }
     }
@@ -34,7 +43,8 @@ impl Places {
         let address = origin(peer);
         let mut taken = self.taken();
         let here = taken.by_address.get(&address).copied().unwrap_or(0);
-        if taken.total >= self.max_connections || here >= self.max_per_address {
+        let is_shared = || self.shared.iter().any(|network| network.contains(peer));
+        if taken.total >= self.max_connections || (here >= self.max_per_address && !is_shared()) {
             return None;
         }
         taken.total += 1;
@@ -94,7 +104,7 @@ mod tests {
 
     #[test]
     fn both_caps_hold_and_a_dropped_place_is_free_again() {
-        let places = Places::new(3, 2);
+        let places = Places::new(3, 2, Vec::new());
         let first = places.take(address("192.0.2.1")).expect("below both caps");
         let _second = places.take(address("192.0.2.1")).expect("below both caps");
         assert!(places.take(address("192.0.2.1")).is_none(), "address cap");
@@ -118,8 +128,16 @@ mod tests {
     }
 
     #[test]
+    fn a_balancer_is_not_one_client() {
+        let balancer = "192.0.2.0/30".parse().expect("a network");
+        let places = Places::new(3, 1, vec![balancer]);
+        let _taken = [(); 3].map(|()| places.take(address("192.0.2.1")).expect("below the cap"));
+        assert!(places.take(address("192.0.2.1")).is_none(), "total cap");
+    }
+
+    #[test]
     fn nothing_is_remembered_of_addresses_that_left() {
-        let places = Places::new(10, 10);
+        let places = Places::new(10, 10, Vec::new());
         drop(places.take(address("192.0.2.1")));
         assert!(places.taken().by_address.is_empty());
     }

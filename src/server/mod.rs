@@ -6,7 +6,7 @@
 //!
 //! Invariant: whatever a client does or leaves undone, its connection ends at a finite limit, and
 //! what it sent reaches the handler only where every reader would frame it alike.
-//! Knows sockets and HTTP framing; nothing of registries, names or rights.
+//! Knows sockets, networks and HTTP framing; nothing of registries, names or rights.
 
 use std::error::Error;
 use std::future::Future;
@@ -31,9 +31,12 @@ use tokio::time::Instant;
 
 use self::connection::{Accepted, Shared};
 use self::limits::Places;
+use crate::access::Network;
 use crate::buffers::BufferPool;
 
 pub use self::head::Refusal;
+#[cfg(any(test, fuzzing))]
+pub use self::head::fuzz_head;
 
 mod coalesce;
 mod connection;
@@ -121,6 +124,8 @@ pub struct ServerOptions {
     pub max_connections: usize,
     /// Most connections at once from one IPv4 address or IPv6 /64.
     pub max_connections_per_address: usize,
+    /// Addresses that stand for many clients, for which that does not count.
+    pub shared_addresses: Vec<Network>,
     /// Most TLS handshakes in progress at once; others wait, under their own deadline.
     pub max_handshakes: usize,
     /// Largest HTTP/1.1 request head, in bytes.
@@ -142,6 +147,7 @@ impl Default for ServerOptions {
             drain_timeout: Duration::from_secs(25),
             max_connections: 4096,
             max_connections_per_address: 1024,
+            shared_addresses: Vec::new(),
             max_handshakes: 256,
             max_header_bytes: 32 * 1024,
             max_write_buffers: 32,
@@ -270,7 +276,11 @@ pub async fn run<H: Handler>(
     shutdown: impl Future<Output = ()>,
 ) -> DrainReport {
     let (drain, draining) = watch::channel(false);
-    let places = Places::new(options.max_connections, options.max_connections_per_address);
+    let places = Places::new(
+        options.max_connections,
+        options.max_connections_per_address,
+        options.shared_addresses.clone(),
+    );
     let drain_timeout = options.drain_timeout;
     let shared = Arc::new(Shared {
         handler,

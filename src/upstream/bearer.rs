@@ -218,6 +218,15 @@ fn explain(error: &UpstreamError) -> TokenError {
     }
 }
 
+/// Any bytes as the answer of a token service.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_token_reply(data: &[u8]) {
+    if let Ok(token) = read(data) {
+        let value = token.authorization.as_bytes();
+        assert!(value.starts_with(b"Bearer ") && value.len() > "Bearer ".len());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

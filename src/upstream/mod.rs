@@ -59,6 +59,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use crate::oci::Routed;
 
 pub use bandwidth::{Interest, Line, Rate};
+#[cfg(any(test, fuzzing))]
+pub use bearer::fuzz_token_reply;
 pub use blob::{BlobBody, Span, Validator};
 pub use breaker::Outage;
 pub use check::{Ping, Skew};
@@ -117,6 +119,26 @@ pub struct UpstreamOptions {
     pub offline: Routed<bool>,
     /// Deadlines and sizes.
     pub limits: Limits,
+}
+
+impl UpstreamOptions {
+    /// With nothing out of the ordinary.
+    pub fn new(name: &str, registry: Registry, auth: Auth) -> Self {
+        Self {
+            name: name.into(),
+            registry,
+            auth,
+            endpoint: None,
+            endpoint_tls_name: None,
+            extra_roots: Vec::new(),
+            redirect_hosts: Vec::new(),
+            trust_manifests: None,
+            max_bandwidth: None,
+            shared_line: None,
+            offline: false.into(),
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// Certificates to trust beside the system's.
@@ -468,20 +490,7 @@ mod tests {
     use super::*;
 
     fn options(registry: &str, auth: Auth) -> UpstreamOptions {
-        UpstreamOptions {
-            name: "test".into(),
-            registry: Registry::parse(registry).unwrap(),
-            auth,
-            endpoint: None,
-            endpoint_tls_name: None,
-            extra_roots: Vec::new(),
-            redirect_hosts: Vec::new(),
-            trust_manifests: None,
-            max_bandwidth: None,
-            shared_line: None,
-            offline: false.into(),
-            limits: Limits::default(),
-        }
+        UpstreamOptions::new("test", Registry::parse(registry).unwrap(), auth)
     }
 
     fn set_up(options: UpstreamOptions) -> Result<Upstream, SetupError> {

@@ -408,13 +408,16 @@ impl Client {
         connection
     }
 
+    /// A connection that is to speak HTTP/2, on which nothing was said yet.
+    pub async fn h2_stream(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let ca = self.ca.as_ref().expect("h2 is spoken over TLS");
+        let stream = handshake(self.address, DOMAIN, ca, &[b"h2"]).await;
+        stream.expect("a trusted server")
+    }
+
     /// GET over HTTP/2, which needs TLS; an answer that ends by RST_STREAM has no clean end.
     pub async fn get_h2(&self, target: &str) -> Answer {
-        let ca = self.ca.as_ref().expect("h2 is spoken over TLS");
-        let stream = handshake(self.address, DOMAIN, ca, &[b"h2"])
-            .await
-            .expect("a trusted server");
-        let io = TokioIo::new(stream);
+        let io = TokioIo::new(self.h2_stream().await);
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
                 .await

@@ -22,6 +22,9 @@ use super::{Client, DOMAIN, PATIENCE, Pki, program, store, within};
 /// What the certificate of a proxy is for.
 const NAMES: [&str; 4] = [DOMAIN, "localhost", "127.0.0.1", "::1"];
 
+/// The name of the user file.
+const USERS: &str = "users.htpasswd";
+
 /// Makes a read-only mount of the current folder over itself.
 const READ_ONLY: &str = r#"mount --bind . . && mount -o remount,ro,bind "$PWD""#;
 
@@ -125,6 +128,11 @@ impl Proxy {
         }
         let root = PathBuf::from(format!("/proc/{}/root", self.pid()));
         root.join(cache.strip_prefix("/").expect("an absolute path"))
+    }
+
+    /// The user file of [`Builder::users`].
+    pub fn users_file(&self) -> PathBuf {
+        self.pki.ca().with_file_name(USERS)
     }
 
     /// The folder of the local CA.
@@ -374,7 +382,7 @@ impl Builder {
 
     /// Only these users are let in: bcrypt lines of a user file.
     pub fn users(self, lines: &str) -> Self {
-        let file = self.pki.ca().with_file_name("users.htpasswd");
+        let file = self.pki.ca().with_file_name(USERS);
         fs::write(&file, lines).expect("the directory is writable");
         self.unset("access.anonymous")
             .set("access.users", file.to_str().expect("a UTF-8 path"))
@@ -604,6 +612,12 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// What a command that was started comes to, of which what was piped is known.
+    pub fn of(mut child: Child) -> Self {
+        wait(&mut child, PATIENCE).expect("the command did not end in time");
+        Self::from(child.wait_with_output().expect("it has ended"))
+    }
+
     /// Fails the test unless it ended with 0.
     pub fn fine(self) -> Self {
         assert_eq!(self.code, Some(0), "{self:?}");

@@ -4,6 +4,7 @@
 use ecr_proxy::simulator::{Listener, Outage, PushedImage, Simulator};
 
 use super::image::{REPOSITORY, TAG, credentials, push};
+use super::proxy::Builder;
 use super::real::DockerRegistry;
 use super::sandbox::Sandbox;
 use super::{DOMAIN, Proxy};
@@ -27,9 +28,14 @@ pub struct Scene {
 impl Scene {
     /// The image comes from the simulated ECR.
     pub async fn simulator() -> Self {
+        Self::simulator_with(|proxy| proxy).await
+    }
+
+    /// The same, with what else is set for the proxy.
+    pub async fn simulator_with(set: impl FnOnce(Builder) -> Builder) -> Self {
         let simulator = Simulator::builder().start().await.expect("a simulator");
         let image = push(&simulator);
-        let proxy = Proxy::builder().simulator(&simulator);
+        let proxy = set(Proxy::builder().simulator(&simulator));
         let proxy = proxy.listen(["https://[::1]:0"]).start();
         let sandbox = Sandbox::new();
         Self {

@@ -51,19 +51,11 @@ pub(crate) fn options(sim: &Simulator, access_key_id: &str) -> UpstreamOptions {
 
 /// An upstream without credentials.
 pub(crate) fn plain(registry: &str, endpoint: &str) -> UpstreamOptions {
+    let registry = Registry::parse(registry).unwrap();
     UpstreamOptions {
-        name: "test".into(),
-        registry: Registry::parse(registry).unwrap(),
-        auth: Auth::Anonymous,
         endpoint: Some(endpoint.parse().unwrap()),
-        endpoint_tls_name: None,
-        extra_roots: Vec::new(),
-        redirect_hosts: Vec::new(),
-        trust_manifests: None,
-        max_bandwidth: None,
-        shared_line: None,
-        offline: false.into(),
         limits: limits(),
+        ..UpstreamOptions::new("test", registry, Auth::Anonymous)
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) fn each_file(
 ) -> Result<(), ImportError> {
     let left = Rc::new(Cell::new(MAX_BETWEEN));
     let mut archive = Archive::new(Bounded {
-        inner: plain(input)?,
+        inner: checked(plain(input)?)?,
         left: Rc::clone(&left),
     });
     let mut count = 0;
@@ -115,6 +115,29 @@ fn plain<'a>(input: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ImportError> {
             "it is compressed with zstd: decompress it first (zstd -dc FILE | ecr-proxy import -)",
         )),
         _ => Ok(Box::new(whole)),
+    }
+}
+
+/// The same, if it begins as an archive does: with a header whose checksum agrees, or zeros.
+fn checked<'a>(mut input: impl Read + 'a) -> Result<impl Read + 'a, ImportError> {
+    let mut first = Vec::new();
+    (&mut input)
+        .take(BLOCK)
+        .read_to_end(&mut first)
+        .map_err(ImportError::Archive)?;
+    let is_archive = first.len() as u64 == BLOCK && {
+        let header = Header::from_byte_slice(&first);
+        let sum = first.iter().enumerate().map(|(at, byte)| match at {
+            // The checksum itself counts as blanks.
+            148..156 => u32::from(b' '),
+            _ => u32::from(*byte),
+        });
+        let is_end = first.iter().all(|byte| *byte == 0);
+        is_end || header.cksum().is_ok_and(|told| told == sum.sum::<u32>())
+    };
+    match is_archive {
+        true => Ok(io::Cursor::new(first).chain(input)),
+        false => Err(ImportError::NotALayout("it is not a tar archive")),
     }
 }
 

@@ -333,6 +333,47 @@ impl Assembly<'_> {
     }
 }
 
+/// Any bytes as an archive that is brought.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_bundle(data: &[u8]) {
+    use std::io::Read as _;
+
+    use super::archive::each_file;
+    use crate::oci::layout::LayoutPath;
+
+    let mut contents = Contents::new(Vec::new(), 1024 * 1024);
+    let mut seen = HashSet::new();
+    let read = each_file(data, |path, size, content| {
+        let mut bytes = Vec::new();
+        let read = content.take(data.len() as u64).read_to_end(&mut bytes);
+        assert!(bytes.len() as u64 <= size);
+        match path {
+            LayoutPath::Index if contents.index().is_none() => {
+                if let Ok(index) = LayoutIndex::parse(&bytes) {
+                    contents.put_index(index);
+                }
+            }
+            // Whoever brings them can give them the right names, and a fuzzer cannot.
+            LayoutPath::Blob(named) if read.is_ok() && seen.insert(named) => {
+                let bytes = Bytes::from(bytes);
+                if contents.role(&named, size) != Role::None
+                    && !contents.keep(named, &bytes).unwrap_or(true)
+                {
+                    contents.put_blob(named, Known::Stored(size));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    });
+    drop(read);
+    for image in contents.index().map_or(&[][..], |index| &index.manifests) {
+        if let Ok(whole) = contents.whole(image, &|_| None) {
+            assert!(!whole.manifests.is_empty());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

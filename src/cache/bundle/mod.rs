@@ -25,5 +25,7 @@ mod export;
 mod import;
 mod search;
 
+#[cfg(any(test, fuzzing))]
+pub use contents::fuzz_bundle;
 pub use export::{ExportError, ExportImage, ExportOptions, Incomplete, Plan};
 pub use import::{ImportError, ImportOptions, Imported, Place, Placing, Tally, import};

@@ -72,6 +72,17 @@ impl References {
         (blobs.collect(), is_noted)
     }
 
+    /// The stored manifest of this repository that names the blob; of several the one that was pulled last,
+    /// as far as that was written down.
+    pub(in crate::cache) fn naming(&self, key: &RepoKey, blob: &Digest) -> Option<Digest> {
+        let repo = *self.ids.get(key)?;
+        let named = self.blobs.get(blob)?;
+        let nodes = named.by.iter().map(|id| &self.nodes[*id as usize]);
+        let here = nodes.filter(|node| node.repo == repo && node.is_stored);
+        here.max_by_key(|node| node.noted_use)
+            .map(|node| node.digest)
+    }
+
     /// What has to go with a blob so that no image is left that lacks it: the manifests that name it, the
     /// indexes that are left without an image, and what is about one of these. Nothing that is pinned.
     pub(in crate::cache) fn casualties(&self, blob: &Digest) -> Vec<Casualties> {

@@ -9,7 +9,8 @@ use crate::cache::record::{Held, HeldBy, StoredManifest, TagRecord};
 use crate::cache::records::ManifestRecord;
 use crate::oci::{Digest, Tag};
 
-use super::{Body, LOG, RepositoryLog, read_body};
+use super::reading::read_body;
+use super::{Body, LOG, RepositoryLog};
 
 impl RepositoryLog {
     pub(in crate::cache) fn has_manifest(&self, digest: &Digest) -> bool {

@@ -11,7 +11,8 @@ use std::time::SystemTime;
 
 use crate::oci::Digest;
 
-use super::{Body, LOG, RepositoryLog, read_body};
+use super::reading::{is_of_the_medium, read_body};
+use super::{Body, LOG, RepositoryLog};
 use crate::cache::frames::{HEADER_LEN, Salt, framed};
 use crate::cache::layout;
 use crate::cache::record::Record;
@@ -161,7 +162,14 @@ impl RepositoryLog {
         for (digest, media_type, at, body) in manifests {
             let bytes = match (body.0, &old) {
                 (Body::Memory(bytes), _) => Some(bytes),
-                (Body::Disk { offset, len }, Some(old)) => read_body(old, offset, len, &digest)?,
+                (Body::Disk { offset, len }, Some(old)) => {
+                    match read_body(old, offset, len, &digest) {
+                        // A worn place: what is in it must not keep the rest from being written. A disk
+                        // that fails altogether does not take the new file, and nothing is lost by it.
+                        Err(error) if is_of_the_medium(&error) => None,
+                        read => read?,
+                    }
+                }
                 (Body::Disk { .. }, None) => None,
             };
             let Some(bytes) = bytes else {

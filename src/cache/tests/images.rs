@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::*;
-use crate::cache::Image;
+use crate::cache::{Image, lock};
 use crate::oci::{RepoKey, Tag, media_type};
 
 pub(super) const IMAGE: &str = media_type::OCI_MANIFEST;
@@ -147,6 +147,30 @@ fn a_blob_of_another_length_than_the_manifest_says_does_not_complete_it() {
     let lying = text.replacen("\"size\":100", "\"size\":101", 1);
     let root = record(&store, &app, IMAGE, &lying.into());
     assert!(!store.image(&app, &root).unwrap().is_complete());
+}
+
+#[test]
+fn a_blob_is_of_the_image_that_was_pulled_last() {
+    let scene = Scene::new();
+    let (store, app, other) = (scene.open(), repo("app"), repo("other"));
+    let (one, two) = (image_of(&[b"c1", b"base"]), image_of(&[b"c2", b"base"]));
+    let (one, two) = (
+        record(&store, &app, IMAGE, &one),
+        record(&store, &app, IMAGE, &two),
+    );
+    let named_by = |repo: &RepoKey, blob: &[u8]| {
+        let manifest = store.manifest_naming(repo, &Digest::of(blob));
+        manifest.map(|manifest| manifest.digest)
+    };
+    assert_eq!(named_by(&app, b"c1"), Some(one));
+    assert_eq!(named_by(&app, b"c2"), Some(two));
+    assert_eq!(named_by(&app, b"c3"), None);
+    assert_eq!(named_by(&other, b"c1"), None);
+    let later = i64::MAX / 4;
+    for (last, now) in [(one, later), (two, later * 2)] {
+        lock(&store.shared().index).touch_image(&app, &last, now);
+        assert_eq!(named_by(&app, b"base"), Some(last));
+    }
 }
 
 #[test]

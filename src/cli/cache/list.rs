@@ -5,9 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use indicatif::BinaryBytes;
 
-use super::Common;
 use crate::cli::Failure;
-use crate::cli::tending::Render;
+use crate::cli::tending::{Render, Tending};
 use crate::config::Strings;
 use crate::jobs::operations::{Event, ImageState, ListedImage, Request, Time};
 use crate::oci::ImagePattern;
@@ -22,7 +21,7 @@ pub(super) struct Args {
     #[arg(value_name = "PATTERN")]
     images: Option<ImagePattern>,
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 pub(super) fn run(
@@ -33,7 +32,7 @@ pub(super) fn run(
     let request = Request::List {
         images: args.images,
     };
-    args.common
+    args.tending
         .run(environment, request, &mut Table::default(), out)
 }
 

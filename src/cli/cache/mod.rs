@@ -14,10 +14,7 @@ mod verify;
 use std::io::Write;
 
 use super::Failure;
-use super::settings::Settings;
-use super::tending::{JsonLines, Render, tend};
 use crate::config::Strings;
-use crate::jobs::operations::{Input, Request};
 
 const ABOUT_EXIT: &str = "Works beside a running proxy, through its admin socket, and alone on a stopped one.\n\
      Ends with 0 if all is well, 1 if it failed, 2 if it was used wrongly.";
@@ -47,37 +44,6 @@ enum Command {
     Remove(remove::Args),
     /// Ask the upstream now what a tag means
     Refresh(refresh::Args),
-}
-
-/// What every one of these commands takes.
-#[derive(Debug, clap::Args)]
-struct Common {
-    #[command(flatten)]
-    settings: Settings,
-    /// Print what is told as JSON, one object a line
-    #[arg(long)]
-    json: bool,
-}
-
-impl Common {
-    /// Asks for an operation and shows what is told.
-    fn run(
-        self,
-        environment: &dyn Strings,
-        request: Request,
-        render: &mut dyn Render,
-        out: &mut dyn Write,
-    ) -> Result<(), Failure> {
-        let render = if self.json { &mut JsonLines } else { render };
-        tend(
-            self.settings,
-            environment,
-            request,
-            Input::none(),
-            render,
-            out,
-        )
-    }
 }
 
 pub(super) fn run(

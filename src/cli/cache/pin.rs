@@ -2,9 +2,8 @@
 
 use std::io::Write;
 
-use super::Common;
 use crate::cli::Failure;
-use crate::cli::tending::Render;
+use crate::cli::tending::{Render, Tending};
 use crate::config::Strings;
 use crate::jobs::operations::{Event, PinnedBy, Request};
 use crate::oci::ImagePattern;
@@ -19,7 +18,7 @@ pub(super) struct PinArgs {
     #[arg(value_name = "IMAGE")]
     images: Vec<ImagePattern>,
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 #[derive(Debug, clap::Args)]
@@ -31,7 +30,7 @@ pub(super) struct UnpinArgs {
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<ImagePattern>,
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 pub(super) fn pin(
@@ -44,7 +43,8 @@ pub(super) fn pin(
         true => Request::Pins,
         false => Request::Pin { images },
     };
-    args.common.run(environment, request, &mut Text, out)
+    args.tending
+        .run(environment, request, &mut Text::default(), out)
 }
 
 pub(super) fn unpin(
@@ -55,13 +55,18 @@ pub(super) fn unpin(
     let request = Request::Unpin {
         images: args.images,
     };
-    args.common.run(environment, request, &mut Text, out)
+    args.tending
+        .run(environment, request, &mut Text::default(), out)
 }
 
-struct Text;
+#[derive(Default)]
+struct Text {
+    has_told: bool,
+}
 
 impl Render for Text {
     fn event(&mut self, event: Event, out: &mut dyn Write) -> Result<(), Failure> {
+        self.has_told |= !matches!(event, Event::End { .. });
         match event {
             Event::Pin { pin, by } => {
                 let by = match by {
@@ -87,6 +92,8 @@ impl Render for Text {
                 writeln!(out, "{pin} {was}{here}")?;
             }
             Event::Unpinned { pin } => writeln!(out, "{pin} is no longer pinned")?,
+            // Changing pins tells of each, or why not.
+            Event::End { error: None } if !self.has_told => writeln!(out, "no pins")?,
             _ => {}
         }
         Ok(())

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use indicatif::BinaryBytes;
 
-use super::Common;
 use crate::cli::Failure;
-use crate::cli::tending::Render;
+use crate::cli::tending::{Render, Tending};
 use crate::config::{self, Strings};
 use crate::jobs::operations::{Event, Pruned, Request};
 
@@ -30,7 +29,7 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 pub(super) fn run(
@@ -44,7 +43,7 @@ pub(super) fn run(
         unreferenced: args.unreferenced,
         dry_run: args.dry_run,
     };
-    args.common.run(environment, request, &mut Text, out)
+    args.tending.run(environment, request, &mut Text, out)
 }
 
 struct Text;

@@ -2,9 +2,8 @@
 
 use std::io::Write;
 
-use super::Common;
 use crate::cli::Failure;
-use crate::cli::tending::Render;
+use crate::cli::tending::{Render, Tending};
 use crate::config::Strings;
 use crate::jobs::operations::{Event, Request};
 use crate::oci::ImageName;
@@ -18,7 +17,7 @@ pub(super) struct Args {
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<ImageName>,
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 pub(super) fn run(
@@ -29,7 +28,7 @@ pub(super) fn run(
     let request = Request::Refresh {
         images: args.images,
     };
-    args.common.run(environment, request, &mut Text, out)
+    args.tending.run(environment, request, &mut Text, out)
 }
 
 struct Text;

@@ -4,9 +4,8 @@ use std::io::Write;
 
 use indicatif::BinaryBytes;
 
-use super::Common;
 use crate::cli::Failure;
-use crate::cli::tending::Render;
+use crate::cli::tending::{Render, Tending};
 use crate::config::Strings;
 use crate::jobs::operations::{Event, Removed, Request};
 use crate::oci::ImageName;
@@ -23,7 +22,7 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 pub(super) fn run(
@@ -35,7 +34,7 @@ pub(super) fn run(
         images: args.images,
         dry_run: args.dry_run,
     };
-    args.common.run(environment, request, &mut Text, out)
+    args.tending.run(environment, request, &mut Text, out)
 }
 
 struct Text;

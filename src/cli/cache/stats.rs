@@ -4,9 +4,8 @@ use std::io::Write;
 
 use indicatif::{BinaryBytes, HumanCount};
 
-use super::Common;
 use crate::cli::Failure;
-use crate::cli::tending::Render;
+use crate::cli::tending::{Render, Tending};
 use crate::config::Strings;
 use crate::jobs::operations::{Event, Request, Stats};
 
@@ -14,7 +13,7 @@ use crate::jobs::operations::{Event, Request, Stats};
 #[command(after_help = "Example:\n  ecr-proxy cache stats\n  ecr-proxy cache stats --json")]
 pub(super) struct Args {
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 pub(super) fn run(
@@ -23,7 +22,7 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let request = Request::Stats;
-    args.common.run(environment, request, &mut Text, out)
+    args.tending.run(environment, request, &mut Text, out)
 }
 
 struct Text;

@@ -4,9 +4,8 @@ use std::io::Write;
 
 use indicatif::{BinaryBytes, HumanCount, ProgressBar, ProgressStyle};
 
-use super::Common;
 use crate::cli::Failure;
-use crate::cli::tending::Render;
+use crate::cli::tending::{Render, Tending};
 use crate::config::Strings;
 use crate::jobs::operations::{Event, Request, Verified};
 
@@ -16,7 +15,7 @@ use crate::jobs::operations::{Event, Request, Verified};
 )]
 pub(super) struct Args {
     #[command(flatten)]
-    common: Common,
+    tending: Tending,
 }
 
 pub(super) fn run(
@@ -25,7 +24,7 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let bar = ProgressBar::hidden();
-    args.common
+    args.tending
         .run(environment, Request::Verify, &mut Text { bar }, out)
 }
 

@@ -3,10 +3,13 @@
 mod finding;
 mod local;
 mod remote;
+mod right;
 
 pub(super) use finding::{Finding, Verdict};
 
 use std::io::Write;
+
+use right::Question;
 
 use super::Failure;
 use super::settings::Settings;
@@ -18,7 +21,7 @@ use crate::upstream::{Upstream, UpstreamMetrics};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Ends with 0 if nothing fails, 1 if something does, 2 if the configuration is wrong.\n\nExample:\n  ecr-proxy check --config /etc/ecr-proxy/config.toml"
+    after_help = "Ends with 0 if nothing fails, 1 if something does, 2 if the configuration is wrong.\n\nExample:\n  ecr-proxy check --config /etc/ecr-proxy/config.toml\n  ecr-proxy check --as ci registry.mydomain.com/team/app:v1 push"
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -29,6 +32,9 @@ pub(super) struct Args {
     /// Try the IAM actions in this repository, where the policy names repositories
     #[arg(long, value_name = "NAME")]
     repository: Option<RepositoryName>,
+    /// Explain instead whether USER (or @anonymous) may pull, push or delete IMAGE
+    #[arg(long = "as", num_args = 3, value_names = ["USER", "IMAGE", "ACTION"])]
+    as_user: Option<Vec<String>>,
 }
 
 pub(super) fn run(
@@ -36,6 +42,7 @@ pub(super) fn run(
     environment: &dyn Strings,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
+    let question = args.as_user.as_deref().map(Question::parse).transpose()?;
     let clock = Clock::system();
     let mut report = Report::new(args.json, out);
     let config = match args.settings.load(environment, Files::Required) {
@@ -48,6 +55,15 @@ pub(super) fn run(
             return Err(Failure::Told(2));
         }
     };
+    if let Some(question) = question {
+        for finding in right::explain(&config, &question)? {
+            report.add(finding)?;
+        }
+        return match report.end()? {
+            true => Err(Failure::Told(1)),
+            false => Ok(()),
+        };
+    }
     report.add(local::configuration(&config))?;
     for finding in local::certificate(&config, &clock) {
         report.add(finding)?;

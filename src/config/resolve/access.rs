@@ -1,15 +1,11 @@
 //! `[access]`: who is let in, and the rules of what they may do.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use super::Resolver;
-use crate::access::{Action, Network, Rule, Rules, Subject, Users};
+use crate::access::{Action, Network, ReadUsersError, Rule, Rules, Subject, Users};
 use crate::config::{Access, Anonymous, Config, Files, ListenAddress, Server, Upstream, values};
-
-/// Passwords are short; a file larger than this is not one.
-const MAX_USER_FILE_BYTES: u64 = 8 << 20;
 
 impl Resolver {
     pub(super) fn access(
@@ -190,32 +186,23 @@ impl Resolver {
     }
 
     fn users(&mut self, file: &Path) -> Option<Users> {
-        let too_large = |length: u64| {
-            let shown = file.display();
-            format!("{shown} has {length} bytes, which is no user file")
-        };
-        let text = fs::metadata(file)
-            .map_err(|error| format!("cannot read {}: {error}", file.display()))
-            .and_then(|data| match data.len() {
-                length if length > MAX_USER_FILE_BYTES => Err(too_large(length)),
-                _ => fs::read_to_string(file)
-                    .map_err(|error| format!("cannot read {}: {error}", file.display())),
-            });
-        match text.map(|text| Users::parse(&text)) {
-            Ok(Ok(users)) => Some(users),
-            Ok(Err(error)) => {
+        let shown = file.display();
+        match Users::read(file) {
+            Ok(users) => return Some(users),
+            Err(ReadUsersError::Parse(error)) => {
                 for fault in error.0 {
-                    let shown = file.display();
                     let reason = format!("{shown} line {}: {}", fault.line, fault.reason);
                     self.fault("access.users", &reason);
                 }
-                None
             }
-            Err(reason) => {
-                self.fault("access.users", &reason);
-                None
+            Err(ReadUsersError::Read(error)) => {
+                self.fault("access.users", &format!("cannot read {shown}: {error}"));
+            }
+            Err(error @ ReadUsersError::TooLarge(_)) => {
+                self.fault("access.users", &format!("{shown} {error}"));
             }
         }
+        None
     }
 }
 

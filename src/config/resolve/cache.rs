@@ -3,11 +3,19 @@
 use std::time::Duration;
 
 use super::Resolver;
-use crate::cache::Pin;
 use crate::config::values::{self, Size};
 use crate::config::{Cache, Freshness, Prefetch};
 use crate::fill::TagPolicy;
+use crate::jobs::operations::{Names, pin_of};
+use crate::oci::ImagePattern;
 
+/// The keys of [`Freshness`] here.
+pub(super) const FRESHNESS: [&str; 4] = [
+    "cache.tag_ttl",
+    "cache.stale_if_error",
+    "cache.immutable_tags",
+    "cache.offline",
+];
 /// Of the file system, leaving room for what else lives there.
 const DEFAULT_MAX_SIZE: Size = Size::Percent(70.0);
 /// A file system that is nearly full becomes slow and fails others first.
@@ -22,19 +30,14 @@ const DEFAULT_MAX_MANIFEST_BYTES: u64 = 4 << 20;
 const MANIFEST_BYTES_LIMIT: u64 = 64 << 20;
 
 impl Resolver {
-    pub(super) fn cache(&mut self) -> Option<Cache> {
+    pub(super) fn cache(
+        &mut self,
+        freshness: Option<Freshness>,
+        names: Option<&Names>,
+    ) -> Option<Cache> {
         let dir = self.directory("cache.dir", "/var/cache/ecr-proxy");
         let max_size = self.one("cache.max_size", values::size);
         let min_free = self.one("cache.min_free", values::size);
-        let freshness = self.freshness(
-            [
-                "cache.tag_ttl",
-                "cache.stale_if_error",
-                "cache.immutable_tags",
-                "cache.offline",
-            ],
-            Freshness::default(),
-        );
         let tag_wait = self.one("cache.tag_wait", values::duration);
         let absent_ttl = self.one("cache.absent_ttl", values::duration);
         let record_ttl = self.one("cache.record_ttl", values::duration);
@@ -48,8 +51,13 @@ impl Resolver {
         });
         let max_upstream_bandwidth = self.one("cache.max_upstream_bandwidth", values::bandwidth);
         let pins = self.many("cache.pins", |text| {
-            text.parse::<Pin>()
-                .map_err(|error| format!("{text:?}: {error}"))
+            let images = text.parse::<ImagePattern>();
+            let images = images.map_err(|error| format!("{text:?}: {error}"))?;
+            let check = |names: &Names| names.check(images.domain.as_deref());
+            names
+                .map_or(Ok(()), check)
+                .map_err(|error| format!("{text:?}: {error}"))?;
+            pin_of(&images).map_err(|error| format!("{text:?}: {error}"))
         });
         let prefetch = self.one("cache.prefetch", |text| {
             let known = [Prefetch::Off, Prefetch::Layers];

@@ -17,7 +17,7 @@ mod warm;
 
 use std::path::PathBuf;
 
-use super::{Config, Faults, Sources};
+use super::{Config, Faults, Freshness, Sources};
 use reading::Resolver;
 
 pub(super) fn load(sources: Sources<'_>) -> Result<Config, Faults> {
@@ -43,12 +43,16 @@ impl Resolver {
     ) -> Option<Config> {
         let server = self.server();
         let tls = self.tls(server.as_ref());
-        let cache = self.cache();
-        let freshness = cache.as_ref().map(|cache| cache.freshness.clone());
-        let upstream = self.upstream(freshness.unwrap_or_default());
+        let freshness = self.freshness(cache::FRESHNESS, Freshness::default());
+        let upstream = self.upstream(freshness.clone().unwrap_or_default());
+        let names = match (&server, &upstream) {
+            (Some(server), Some(upstream)) => Some(upstream.names(&server.domains)),
+            _ => None,
+        };
+        let cache = self.cache(freshness, names.as_ref());
         let access = self.access(server.as_ref(), upstream.as_ref());
         let routes = self.routes(upstream.as_ref());
-        let warm = self.warm();
+        let warm = self.warm(names.as_ref());
         let mut config = Config {
             file,
             warnings,
@@ -61,18 +65,7 @@ impl Resolver {
             routes: routes?,
             warm: warm?,
         };
-        self.only_our_images(&config);
         config.warnings.extend(access::warnings(&config));
         Some(config)
-    }
-
-    /// Only what is behind this proxy can be fetched through it.
-    fn only_our_images(&mut self, config: &Config) {
-        let names = config.names();
-        for image in config.warm.iter().flat_map(|warm| &warm.images) {
-            if let Err(error) = names.route(image) {
-                self.fault("warm.images", &format!("{image}: {error}"));
-            }
-        }
     }
 }

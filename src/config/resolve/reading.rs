@@ -12,6 +12,8 @@ pub(super) struct Resolver {
     pub(super) settings: Settings,
     tables: Tables,
     faults: Vec<Fault>,
+    /// Where a key would have been that is missing.
+    place: Origin,
     /// The folder of the file, to which its relative paths are relative.
     base: PathBuf,
     pub(super) files: Files,
@@ -47,6 +49,7 @@ impl Resolver {
             settings,
             tables,
             faults,
+            place: Origin::Default,
             base: file
                 .as_deref()
                 .and_then(Path::parent)
@@ -59,10 +62,19 @@ impl Resolver {
     }
 
     /// The value, if nothing was wrong.
-    pub(super) fn finish<T>(self, file: Option<PathBuf>, value: Option<T>) -> Result<T, Faults> {
+    pub(super) fn finish<T>(
+        mut self,
+        file: Option<PathBuf>,
+        value: Option<T>,
+    ) -> Result<T, Faults> {
         match value {
             Some(value) if self.faults.is_empty() => Ok(value),
             _ => {
+                // Of a file that could not be read to its end, it is not known what is missing.
+                if self.faults.iter().any(|fault| fault.key.is_empty()) {
+                    self.faults
+                        .retain(|fault| fault.key.is_empty() || fault.origin != Origin::Default);
+                }
                 let file = file.map(|file| file.display().to_string());
                 Err(Faults::new(file, self.faults))
             }
@@ -78,9 +90,11 @@ impl Resolver {
     ) -> Option<Vec<T>> {
         let tables = self.tables.remove(section).unwrap_or_default();
         let resolved = tables.into_iter().map(|table| {
-            let others = std::mem::replace(&mut self.settings, table);
+            let others = std::mem::replace(&mut self.settings, table.settings);
+            self.place = table.origin;
             let one = resolve(self);
             self.settings = others;
+            self.place = Origin::Default;
             one
         });
         // Each is looked at, so that all faults are told.
@@ -107,6 +121,9 @@ impl Resolver {
         let Some(setting) = self.settings.get(key) else {
             return Some(None);
         };
+        if setting.is_misshapen {
+            return None;
+        }
         let mut items = Vec::with_capacity(setting.values.len());
         for value in &setting.values {
             match parse(value) {
@@ -165,7 +182,8 @@ impl Resolver {
         let origin = self
             .settings
             .get(key)
-            .map_or(Origin::Default, |setting| setting.origin.clone());
+            .map_or(&self.place, |setting| &setting.origin)
+            .clone();
         self.faults.push(Fault {
             origin,
             key: key.to_owned(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Resolver;
+use crate::access::Network;
 use crate::config::values::{self, ListenAddress};
 use crate::config::{AdminSocket, Server};
 
@@ -25,6 +26,9 @@ impl Resolver {
         let state_dir = self.state_dir();
         let admin = self.one("server.admin", values::admin);
         let admin_socket = self.admin_socket();
+        let trusted_proxies = self.many("server.trusted_proxies", |text| {
+            text.parse::<Network>().map_err(|error| error.to_string())
+        });
         let drain_timeout = self.one("server.drain_timeout", values::duration);
         let listen = listen?.unwrap_or_else(|| {
             vec![ListenAddress {
@@ -58,6 +62,7 @@ impl Resolver {
             state_dir: state_dir?,
             admin: admin?.unwrap_or(Some(default_admin)),
             admin_socket: admin_socket?,
+            trusted_proxies: trusted_proxies?.unwrap_or_default(),
             drain_timeout: drain_timeout?.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
         })
     }

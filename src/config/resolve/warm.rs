@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Resolver;
 use crate::config::Warm;
 use crate::config::values;
+use crate::jobs::operations::Names;
 use crate::oci::{ImageName, Platform};
 
 /// Often enough for the images of a site, which are released by people.
@@ -13,14 +14,20 @@ const DEFAULT_EVERY: Duration = Duration::from_secs(60 * 60);
 const LEAST_EVERY: Duration = Duration::from_secs(1);
 
 impl Resolver {
-    pub(super) fn warm(&mut self) -> Option<Vec<Warm>> {
-        self.each("warm", Self::one_warm)
+    /// Only what is behind this proxy can be fetched through it: `names` says what is, where that is known.
+    pub(super) fn warm(&mut self, names: Option<&Names>) -> Option<Vec<Warm>> {
+        self.each("warm", |this| this.one_warm(names))
     }
 
-    fn one_warm(&mut self) -> Option<Warm> {
+    fn one_warm(&mut self, names: Option<&Names>) -> Option<Warm> {
         let images = self.many("warm.images", |text| {
             let image = text.parse::<ImageName>();
-            image.map_err(|error| format!("{text:?}: {error}"))
+            let image = image.map_err(|error| format!("{text:?}: {error}"))?;
+            let check = |names: &Names| names.check(image.domain.as_deref());
+            names
+                .map_or(Ok(()), check)
+                .map_err(|error| format!("{text:?}: {error}"))?;
+            Ok(image)
         });
         let every = self.one("warm.every", values::duration);
         let platforms = self.many("warm.platforms", |text| match text {
@@ -41,6 +48,12 @@ impl Resolver {
             self.fault(
                 "warm.images",
                 "is missing or empty: name what is to be fetched",
+            );
+        }
+        if matches!(&platforms, Some(Some(platforms)) if platforms.is_empty()) {
+            self.fault(
+                "warm.platforms",
+                "is empty: write [\"all\"] for every platform, or leave it out for this machine's",
             );
         }
         if matches!(every, Some(Some(every)) if every < LEAST_EVERY) {

@@ -1,5 +1,7 @@
 //! `import`: takes in a bundle, which comes as the operation's input.
 
+use std::io;
+
 use super::message::{Event, ImportTally};
 use super::{Input, Names, OperationError, Output, Parts};
 use crate::cache::bundle::{self, ImportError, ImportOptions, Imported, Place};
@@ -31,9 +33,14 @@ pub(super) async fn run(
         let place =
             |index: &LayoutIndex, image: &LayoutImage| place(&names, rename.as_ref(), index, image);
         let going = |_: &_| !output.is_gone();
-        let imported = bundle::import(&store, input, &place, &options, going);
+        let imported = bundle::import(&store, input.until_gone(output), &place, &options, going);
         let (images, tally) = imported.map_err(|error| match error {
             ImportError::Stopped => OperationError::Gone(super::Gone),
+            ImportError::Archive(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                OperationError::Failed(
+                    "the bundle ends too soon: it was cut short, or is no archive".to_owned(),
+                )
+            }
             error => OperationError::failed(&error),
         })?;
         let failed = images.iter().filter(|image| image.failed.is_some()).count();

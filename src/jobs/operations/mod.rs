@@ -9,7 +9,7 @@
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `message` | requests and events |
+//! | `message/` | requests and events |
 //! | `wire` | how they are written in a byte stream |
 //! | `running` | an operation under way: its input, its output, its end |
 //! | `names` | which repository an image's name means |
@@ -37,7 +37,7 @@ pub use message::{
     ListedPlatform, Missing, PinnedBy, Pruned, Reason, Removed, Request, Stats, Time, Verified,
     Warm, WarmDone, WarmProgress, WarmSummary,
 };
-pub use names::{Elsewhere, Names};
+pub use names::{Elsewhere, Names, NoPin, pin_of};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;

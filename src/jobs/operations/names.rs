@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::oci::{ImageName, RepoKey};
+use crate::cache::{ParsePinError, Pin};
+use crate::oci::{ImageName, ImagePattern, RepoKey, Which};
 
 /// How names are routed.
 #[derive(Clone, Debug)]
@@ -22,6 +23,32 @@ pub struct Names {
 pub struct Elsewhere {
     domain: String,
     ours: String,
+}
+
+/// The pin that keeps `images`, wherever they are: see [`Names::check`].
+///
+/// # Errors
+/// It is not said which of a repository.
+pub fn pin_of(images: &ImagePattern) -> Result<Pin, NoPin> {
+    if images.which == Which::Any {
+        return Err(NoPin::All(images.repository.to_string()));
+    }
+    let ours = ImagePattern {
+        domain: None,
+        ..images.clone()
+    };
+    Ok(ours.to_string().parse()?)
+}
+
+/// Why images cannot be pinned by what they were called.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoPin {
+    /// A repository as a whole.
+    #[error("which of its images? {0}:TAG is one, {0}:* all that have a tag")]
+    All(String),
+    /// Not a pin.
+    #[error(transparent)]
+    NotAPin(#[from] ParsePinError),
 }
 
 impl Names {

@@ -1,8 +1,9 @@
 //! `pins`, `pin`, `unpin`: what is kept whatever happens.
 
 use super::message::{Event, PinnedBy};
+use super::names::pin_of;
 use super::{OperationError, Output, Parts};
-use crate::cache::{Pin, PinSource, Store};
+use crate::cache::{PinSource, Store};
 use crate::oci::{ImagePattern, Which};
 
 /// What is to become of pins.
@@ -34,10 +35,12 @@ pub(super) async fn change(
     let mut pins = Vec::with_capacity(images.len());
     for image in &images {
         parts.names.check(image.domain.as_deref())?;
-        pins.push(pin_of(image)?);
+        let pin = pin_of(image);
+        pins.push(pin.map_err(|error| OperationError::Usage(format!("{image}: {error}")))?);
     }
     let store = parts.store.clone();
     let work = output.blocking(move |output| {
+        let mut unknown = Vec::new();
         for (pin, image) in pins.into_iter().zip(images) {
             let is_changed = match change {
                 Change::Pin => store.pins().pin(pin.clone()),
@@ -54,30 +57,18 @@ pub(super) async fn change(
                     pin: pin.to_string(),
                 },
                 Change::Unpin => {
-                    return Err(OperationError::Failed(format!("{pin} is not pinned")));
+                    unknown.push(format!("{pin} is not pinned"));
+                    continue;
                 }
             };
             output.tell_blocking(event)?;
         }
-        Ok(())
+        match unknown.is_empty() {
+            true => Ok(()),
+            false => Err(OperationError::Failed(unknown.join("; "))),
+        }
     });
     work.await
-}
-
-/// The pin that a pattern of images means.
-fn pin_of(image: &ImagePattern) -> Result<Pin, OperationError> {
-    let repository = &image.repository;
-    let text = match &image.which {
-        Which::Any => {
-            return Err(OperationError::Usage(format!(
-                "{repository}: which of its images? {repository}:TAG is one, {repository}:* all that have a tag"
-            )));
-        }
-        Which::Tags(tags) => format!("{repository}:{tags}"),
-        Which::Digest(digest) => format!("{repository}@{digest}"),
-    };
-    text.parse()
-        .map_err(|error| OperationError::Usage(format!("{text}: {error}")))
 }
 
 /// How many tags or manifests in the cache the pattern describes.

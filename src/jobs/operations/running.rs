@@ -160,6 +160,8 @@ impl io::Write for DataWriter {
 pub struct Input {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     piece: Bytes,
+    /// Reading ends with an error when nobody reads this any more.
+    output: Option<Output>,
 }
 
 impl Input {
@@ -172,8 +174,12 @@ impl Input {
     /// error.
     pub fn channel() -> (mpsc::Sender<io::Result<Bytes>>, Self) {
         let (sender, pieces) = mpsc::channel(WAITING);
-        let piece = Bytes::new();
-        (sender, Self { pieces, piece })
+        let input = Self {
+            pieces,
+            piece: Bytes::new(),
+            output: None,
+        };
+        (sender, input)
     }
 
     /// All that `reader` gives, read on a thread of its own; the thread ends with the reader, or at its
@@ -202,6 +208,13 @@ impl Input {
         Ok(input)
     }
 
+    /// The same for an operation that tells `output`: reading it does not outlast whoever asked, even where
+    /// the next bytes never come.
+    pub(super) fn until_gone(mut self, output: &Output) -> Self {
+        self.output = Some(output.clone());
+        self
+    }
+
     /// The next piece as it comes, or `None` at the end.
     ///
     /// # Cancel safety
@@ -225,7 +238,19 @@ impl Input {
 impl io::Read for Input {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
-            match self.pieces.blocking_recv() {
+            let piece = match &self.output {
+                None => self.pieces.blocking_recv(),
+                Some(output) => {
+                    let (pieces, items) = (&mut self.pieces, &output.items);
+                    tokio::runtime::Handle::current().block_on(async {
+                        tokio::select! {
+                            piece = pieces.recv() => piece,
+                            () = items.closed() => Some(Err(io::Error::other(Gone))),
+                        }
+                    })
+                }
+            };
+            match piece {
                 Some(piece) => self.piece = piece?,
                 None => return Ok(0),
             }

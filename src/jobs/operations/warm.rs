@@ -96,35 +96,20 @@ fn moved(running: &mut [Running]) -> Vec<(usize, Reached)> {
 }
 
 async fn tell_progress(output: &Output, image: &ImageName, reached: Reached) -> Result<(), Gone> {
-    let progress = WarmProgress {
-        image: image.clone(),
-        blobs: reached.blobs,
-        blobs_done: reached.blobs_done,
-        bytes: reached.bytes,
-        bytes_done: reached.bytes_done,
-    };
+    let image = image.clone();
+    let progress = WarmProgress { image, reached };
     output.tell(Event::WarmProgress(progress)).await
 }
 
 fn describe(image: &ImageName, warmed: Warmed, summary: &mut WarmSummary) -> WarmDone {
     summary.images += 1;
-    summary.bytes += warmed.bytes;
+    summary.bytes = summary.bytes.saturating_add(warmed.bytes);
     summary.fetched_bytes += warmed.fetched_bytes;
     if warmed.is_complete() {
         summary.complete += 1;
     } else {
         summary.failed.push(image.clone());
     }
-    WarmDone {
-        image: image.clone(),
-        digest: warmed.digest,
-        manifests: warmed.manifests,
-        referrers: warmed.referrers,
-        blobs: warmed.blobs,
-        bytes: warmed.bytes,
-        fetched_blobs: warmed.fetched_blobs,
-        fetched_bytes: warmed.fetched_bytes,
-        errors: warmed.errors,
-        notes: warmed.notes,
-    }
+    let image = image.clone();
+    WarmDone { image, warmed }
 }

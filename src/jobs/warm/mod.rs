@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use futures_util::stream;
 use futures_util::{Stream, StreamExt as _};
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::fill::{FillError, Fills};
@@ -52,8 +53,8 @@ pub struct Choice {
     pub referrers: bool,
 }
 
-/// What became of an image.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What became of an image. Its fields are words of messages, as [`Reached`]'s are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warmed {
     /// What the image's name means now.
     pub digest: Option<Digest>,
@@ -96,7 +97,7 @@ pub struct Progress {
 }
 
 /// What a [`Progress`] was at some moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reached {
     /// Blobs that the image has, as far as is known.
     pub blobs: u64,
@@ -188,7 +189,9 @@ impl Warmer {
         walk.run(found.manifest, &mut warmed).await;
         let blobs = walk.into_blobs();
         warmed.blobs = blobs.len() as u64;
-        warmed.bytes = blobs.iter().map(|(_, size)| size).sum();
+        // Sizes are what manifests say.
+        let sizes = blobs.iter().map(|(_, size)| *size);
+        warmed.bytes = sizes.fold(0, u64::saturating_add);
         progress.blobs.store(warmed.blobs, Ordering::Relaxed);
         progress.bytes.store(warmed.bytes, Ordering::Relaxed);
         let mut fetched = stream::iter(blobs)

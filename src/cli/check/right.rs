@@ -1,0 +1,114 @@
+//! `check --as USER IMAGE ACTION`: what somebody may do, and which rule says so.
+
+use super::Finding;
+use crate::access::{Action, Deciding, Who};
+use crate::cli::Failure;
+use crate::config::Config;
+use crate::oci::ImageName;
+
+const SUBJECT: &str = "access";
+
+/// The words behind `--as`.
+pub(super) struct Question {
+    user: String,
+    image: ImageName,
+    action: Action,
+}
+
+impl Question {
+    /// # Errors
+    /// Which word is not what it should be.
+    pub(super) fn parse(words: &[String]) -> Result<Self, Failure> {
+        let [user, image, action] = words else {
+            let wanted = "--as wants USER IMAGE ACTION";
+            return Err(Failure::Usage(wanted.to_owned()));
+        };
+        let wrong = |error: &dyn std::fmt::Display| Failure::Usage(format!("--as: {error}"));
+        Ok(Self {
+            user: user.clone(),
+            image: image.parse().map_err(|error| wrong(&error))?,
+            action: action.parse().map_err(|error| wrong(&error))?,
+        })
+    }
+}
+
+/// One line for each place the client may be in that makes a difference.
+///
+/// # Errors
+/// The image is not one that a client could ask this proxy for.
+pub(super) fn explain(config: &Config, question: &Question) -> Result<Vec<Finding>, Failure> {
+    let Question {
+        user,
+        image,
+        action,
+    } = question;
+    let repo = config.names().route(image);
+    let repo = repo.map_err(|error| Failure::Usage(format!("--as: {image}: {error}")))?;
+    let domains = &config.server.domains;
+    let ours = |named: &str| {
+        domains
+            .iter()
+            .find(|domain| domain.eq_ignore_ascii_case(named))
+    };
+    // An image without a domain is asked for by one of our names.
+    let domain = match &image.domain {
+        Some(named) if ours(named).is_some() => ours(named),
+        _ => domains.first(),
+    };
+    let domain = domain.map(String::as_str);
+    let access = &config.access;
+    let is_anonymous = user == "@anonymous";
+    let on_anonymous = access.rules.admit_anonymous(domain).is_some();
+    let on = domain.map_or_else(String::new, |domain| format!(" on {domain}"));
+    let mut findings = Vec::new();
+    if on_anonymous && !is_anonymous {
+        let text = format!("everybody is anonymous{on}: a login counts for nothing there");
+        findings.push(Finding::warn(SUBJECT, text, ""));
+    } else if !is_anonymous && !access.users.contains(user) {
+        let mend = format!("`ecr-proxy hash-password {user}` makes a line for the user file");
+        let text = format!("{user} is not in the user file, and is not let in");
+        return Ok(vec![Finding::fail(SUBJECT, text, mend)]);
+    }
+    let who = match is_anonymous || on_anonymous {
+        true => Who::Anonymous,
+        false => Who::User(user.as_str().into()),
+    };
+    let rules = &access.rules;
+    let deciding = rules.explain(&who, domain, &repo.upstream, &repo.repository, *action);
+    let does = format!("{action} {}{on}", repo.repository);
+    let is_settled = deciding
+        .last()
+        .is_some_and(|last| last.rule.networks.is_empty());
+    let is_alone = deciding.len() + usize::from(!is_settled) == 1;
+    findings.extend(
+        deciding
+            .iter()
+            .map(|deciding| one(&who, &does, *action, deciding)),
+    );
+    if !is_settled {
+        let place = if is_alone { "" } else { "from elsewhere " };
+        findings.push(Finding::fail(
+            SUBJECT,
+            format!("{place}{who} may not {does}: no rule is about it"),
+            "write an [[access.rule]] for it: what none allows is refused",
+        ));
+    }
+    Ok(findings)
+}
+
+fn one(who: &Who, does: &str, action: Action, deciding: &Deciding<'_>) -> Finding {
+    let rule = deciding.rule;
+    let networks: Vec<String> = rule.networks.iter().map(ToString::to_string).collect();
+    let place = match &networks[..] {
+        [] => String::new(),
+        networks => format!("from {} ", networks.join(", ")),
+    };
+    if deciding.allows {
+        return Finding::ok(SUBJECT, format!("{place}{who} may {does}, by {rule}"));
+    }
+    Finding::fail(
+        SUBJECT,
+        format!("{place}{who} may not {does}, by {rule}"),
+        format!("put \"{action}\" into its actions, or a rule that allows it before it"),
+    )
+}

@@ -1,0 +1,54 @@
+//! A place that a blob comes from.
+
+use std::sync::{Arc, OnceLock};
+
+use super::error::FillError;
+use crate::oci::{Digest, RepositoryName};
+use crate::upstream::{BlobBody, Interest, Span, Upstream, Validator};
+
+/// Where a fill's bytes come from, and how to tell that they still do.
+#[derive(Clone)]
+pub(super) struct Origin {
+    pub(super) upstream: Upstream,
+    pub(super) repository: RepositoryName,
+    pub(super) validator: Arc<OnceLock<Validator>>,
+    /// Whether anybody waits for what comes from here.
+    interest: Interest,
+}
+
+impl Origin {
+    pub(super) fn new(upstream: Upstream, repository: RepositoryName) -> Self {
+        Self {
+            upstream,
+            repository,
+            validator: Arc::default(),
+            interest: Interest::default(),
+        }
+    }
+
+    /// The same place, for bytes that are waited for as long as there is this interest.
+    pub(super) fn wanted_by(self, interest: Interest) -> Self {
+        Self { interest, ..self }
+    }
+
+    /// The same place, with no memory of what was there.
+    pub(super) fn afresh(&self) -> Self {
+        Self::new(self.upstream.clone(), self.repository.clone()).wanted_by(self.interest.clone())
+    }
+
+    /// A body from `from` to `to` (or the end), of the content that was opened first.
+    pub(super) async fn open(
+        &self,
+        digest: Digest,
+        from: u64,
+        to: Option<u64>,
+    ) -> Result<BlobBody, FillError> {
+        let (span, same_as) = (Span { from, to }, self.validator.get());
+        let body = self
+            .upstream
+            .blob(&self.repository, &digest, span, same_as)
+            .await?;
+        let _ = self.validator.set(body.validator().clone());
+        Ok(body.wanted_by(self.interest.clone()))
+    }
+}

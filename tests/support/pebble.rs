@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use super::{Client, DOMAIN, Pki, program};
+use tokio::net::TcpStream;
+
+use super::{Client, DOMAIN, Pki, program, within};
 
 /// The kernel gives these to nobody that asks for any port, so what is free stays free until it is used.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
@@ -98,6 +100,13 @@ impl Plan {
     /// The root of what it issues, as a file; another one each time it starts.
     pub async fn root(&self) -> PathBuf {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.management));
+        // It listens a moment after the directory does.
+        within("pebble's other listener", async {
+            while TcpStream::connect(address).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
         let answer = Client::tls(address, &self.pki.ca()).get("/roots/0").await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         let file = self.pki.dir().join("issued-by.pem");

@@ -1,4 +1,4 @@
-//! The certificates in use, looked after: renewed where they are our own, and told of where they end.
+//! The certificates in use, looked after: renewed where that is ours to do, and told of where they end.
 
 use std::mem::discriminant;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::{Failure, chain};
 use crate::config::{Config, Tls};
 use crate::jobs::{Reload, Reread};
-use crate::tls::{CertificateMetrics, Certificates, LocalCa, OwnFiles, Standing};
+use crate::tls::{Acme, CertificateMetrics, Certificates, LocalCa, OwnFiles, Standing, Trouble};
 
 /// How often the dates are looked at. A leaf of the local CA is renewed a month ahead, but a clock that
 /// is corrected after start may leave it expired all at once, and no client waits long for another.
@@ -17,6 +17,7 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Keeper {
     certificates: Certificates,
     source: Source,
+    troubles: Troubles,
     metrics: CertificateMetrics,
     /// The names whose ends are shown.
     shown: Vec<String>,
@@ -30,7 +31,9 @@ enum Source {
     None,
     /// The operator renews them.
     Own(Arc<OwnFiles>),
-    /// We renew them ourselves.
+    /// We obtain them from a directory; taken when that runs.
+    Acme(Option<Acme>),
+    /// We issue them ourselves.
     LocalCa(LocalCa),
 }
 
@@ -41,6 +44,7 @@ impl Keeper {
     /// Why there are none, all that is wrong with them together. One outside its dates is no error.
     pub(super) fn open(config: &Config, metrics: CertificateMetrics) -> Result<Self, Failure> {
         let (state_dir, domains) = (&config.server.state_dir, &config.server.domains);
+        let mut troubles = Troubles::default();
         let (certificates, source) = match &config.tls {
             Tls::Off => (Certificates::new(Vec::new()), Source::None),
             Tls::Files(files) => {
@@ -50,6 +54,12 @@ impl Keeper {
                 })?;
                 (own.certificates().clone(), Source::Own(Arc::new(own)))
             }
+            Tls::Acme { options, .. } => {
+                let acme = Acme::open(options.clone());
+                let acme = acme.map_err(|error| Failure::Failed(chain(&error)))?;
+                troubles.acme = Some(acme.trouble());
+                (acme.certificates().clone(), Source::Acme(Some(acme)))
+            }
             Tls::LocalCa => {
                 let ca = LocalCa::open(state_dir, domains, SystemTime::now())
                     .map_err(|error| Failure::Failed(chain(&error)))?;
@@ -57,9 +67,11 @@ impl Keeper {
                 (certificates, Source::LocalCa(ca))
             }
         };
+        troubles.certificates = Some(certificates.clone());
         let mut keeper = Self {
             certificates,
             source,
+            troubles,
             metrics,
             shown: Vec::new(),
             said: None,
@@ -77,7 +89,20 @@ impl Keeper {
     pub(super) fn local_ca(&self) -> Option<&LocalCa> {
         match &self.source {
             Source::LocalCa(ca) => Some(ca),
-            Source::None | Source::Own(_) => None,
+            Source::None | Source::Own(_) | Source::Acme(_) => None,
+        }
+    }
+
+    /// What is wrong with them, at any time.
+    pub(super) fn troubles(&self) -> Troubles {
+        self.troubles.clone()
+    }
+
+    /// What obtains and renews them by ACME, to be run by whoever takes it.
+    pub(super) fn take_acme(&mut self) -> Option<Acme> {
+        match &mut self.source {
+            Source::Acme(acme) => acme.take(),
+            Source::None | Source::Own(_) | Source::LocalCa(_) => None,
         }
     }
 
@@ -127,16 +152,34 @@ impl Keeper {
     }
 }
 
-/// What operators should know of the certificate that most wants to be looked at: that it ends soon, or that
-/// clients refuse it as far as this host's clock tells.
-pub(super) fn trouble(certificates: &Certificates) -> Option<String> {
-    let (name, standing) = worst(certificates, SystemTime::now())?;
-    let hint = match standing {
-        Standing::Good { .. } => return None,
-        Standing::NotYet { .. } => "; look at this host's clock",
-        Standing::EndsSoon { .. } | Standing::Ended { .. } => "; renew it",
-    };
-    Some(format!("{name}: {standing}{hint}"))
+/// What operators should know of the certificates. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Troubles {
+    certificates: Option<Certificates>,
+    acme: Option<Trouble>,
+}
+
+impl Troubles {
+    /// That the one which most wants to be looked at ends soon, or that clients refuse it as far as this host's
+    /// clock tells; and why there is no new one.
+    pub(super) fn list(&self) -> Vec<String> {
+        let certificates = self.certificates.as_ref();
+        let worst = certificates.and_then(|all| worst(all, SystemTime::now()));
+        let of_dates = worst.and_then(|(name, standing)| {
+            let hint = match standing {
+                Standing::Good { .. } => return None,
+                Standing::NotYet { .. } => "; look at this host's clock",
+                Standing::EndsSoon { .. } | Standing::Ended { .. } => "; renew it",
+            };
+            Some(format!("{name}: {standing}{hint}"))
+        });
+        let of_acme = self.acme.as_ref().and_then(Trouble::now);
+        let of_acme = of_acme.map(|(since, why)| {
+            let since = humantime::format_rfc3339_seconds(since);
+            format!("no new certificate since {since}: {why}")
+        });
+        of_dates.into_iter().chain(of_acme).collect()
+    }
 }
 
 /// The certificate that most wants to be looked at, by the first of its names.

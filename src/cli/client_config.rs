@@ -82,6 +82,14 @@ fn trust(client: Client, config: &Config, host: &ClientHost, ca_pem: Option<&str
                 certs.join(", ")
             ));
         }
+        (Tls::Acme { options, .. }, _) => {
+            lines.push_str(&format!(
+                "# The certificate comes from {}. If its CA is not one that this\n\
+                 # host trusts already, put the CA's certificate here:\n\
+                 #   sudo mkdir -p '{folder}' && sudo cp ca.crt '{folder}/ca.crt'\n",
+                options.directory
+            ));
+        }
         (Tls::Off, _) => {}
     }
     if client == Client::Containerd {

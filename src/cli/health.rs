@@ -2,19 +2,18 @@
 
 use std::time::SystemTime;
 
-use super::certificate;
+use super::certificate::Troubles;
 use super::mechanisms::Mechanisms;
 use crate::admin::{Degraded, Health, Readiness};
 use crate::cache::Degradation;
 use crate::jobs::Refused;
-use crate::tls::Certificates;
 use crate::upstream::{Outage, Upstream, UpstreamError};
 
 /// What is degraded, asked at each probe. Hits can be served whatever the upstream does, and the upstream
 /// whatever the store does.
 pub(super) fn readiness(
     mechanisms: Mechanisms,
-    certificates: Certificates,
+    certificates: Troubles,
     refused: Refused,
 ) -> Readiness {
     Readiness::new(move || {
@@ -31,7 +30,7 @@ pub(super) fn readiness(
                 why: format!("{what}, since {}", time(*since)),
             })
             .collect();
-        degraded.extend(certificate::trouble(&certificates).map(|why| Degraded {
+        degraded.extend(certificates.list().into_iter().map(|why| Degraded {
             what: "certificate",
             why,
         }));

@@ -6,6 +6,7 @@
 mod ca;
 mod cache;
 mod certificate;
+mod challenge_door;
 mod check;
 mod client_config;
 mod clients;

@@ -17,11 +17,11 @@ use tokio::time::Instant;
 
 use super::certificate::{self, Keeper};
 use super::mechanisms::Mechanisms;
-use super::{Failure, chain, health, users};
+use super::{Failure, chain, challenge_door, health, users};
 use crate::access::{Access, Certified};
 use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
-use crate::config::{Config, ListenAddress, Prefetch};
+use crate::config::{Config, ListenAddress, Prefetch, Tls};
 use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::warm::{Schedule, WarmMetrics};
 use crate::jobs::{self, PrefetchMetrics, Reload, ReloadMetrics, ScrubOptions};
@@ -42,6 +42,8 @@ pub(super) struct Service {
     warm: (Vec<Schedule>, WarmMetrics),
     listeners: Vec<Listener>,
     bound: Vec<ListenAddress>,
+    /// Where HTTP-01 is answered, if it is.
+    challenges: Option<TcpListener>,
     admin: Option<TcpListener>,
     admin_socket: Option<AdminSocket>,
     cache_dir: PathBuf,
@@ -102,12 +104,15 @@ impl Service {
             metrics: Arc::clone(&request_metrics),
             pulls,
         });
-        let readiness = health::readiness(
-            mechanisms.clone(),
-            keeper.certificates().clone(),
-            reload.refused(),
-        );
+        let readiness = health::readiness(mechanisms.clone(), keeper.troubles(), reload.refused());
         let (listeners, bound) = listeners(config, keeper.certificates()).await?;
+        let challenges = match &config.tls {
+            Tls::Acme {
+                http_listen: Some(address),
+                ..
+            } => Some(listen(*address).await?),
+            _ => None,
+        };
         let operations = mechanisms.operations(Some(Box::new(move || answers(&request_metrics))));
         let upstream = mechanisms.upstream.clone();
         let name = config.upstream.name.clone();
@@ -126,6 +131,7 @@ impl Service {
             warm: (config.schedules(), warm_metrics),
             listeners,
             bound,
+            challenges,
             admin,
             admin_socket,
             cache_dir: config.cache.dir.clone(),
@@ -204,6 +210,14 @@ impl Service {
             let stopped = stopped();
             background
                 .spawn(async move { socket.run(pages, operations, &cache_dir, stopped).await });
+        }
+        if let Some(socket) = self.challenges.take() {
+            tracing::info!(listen.addr = %Address(&socket), "listening for ACME challenges");
+            let challenges = self.keeper.certificates().challenges().clone();
+            background.spawn(challenge_door::run(socket, challenges, stopped()));
+        }
+        if let Some(acme) = self.keeper.take_acme() {
+            background.spawn(acme.keep());
         }
         for address in &self.bound {
             tracing::info!(listen.addr = %address, "listening");

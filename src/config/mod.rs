@@ -33,7 +33,7 @@ use crate::access::{Network, Rules, Users};
 use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, Pattern, Platform};
-use crate::tls::{ClientUser, PairFiles};
+use crate::tls::{AcmeOptions, ClientUser, PairFiles};
 use crate::upstream::{HostPattern, Rate, Registry};
 
 /// The file that is read when none is named, if it exists.
@@ -87,7 +87,7 @@ pub struct Server {
     /// Names (or addresses) that clients use, lower case; empty only where every listener is on
     /// loopback, which answers any name.
     pub domains: Vec<String>,
-    /// What must survive besides the cache: the local CA.
+    /// What must survive besides the cache: the local CA, the ACME account and certificate.
     pub state_dir: PathBuf,
     /// Metrics and health; `None` for off.
     pub admin: Option<SocketAddr>,
@@ -115,6 +115,13 @@ pub enum Tls {
     Off,
     /// The operator's pairs, at least one; the first is shown to clients that name no host.
     Files(Vec<PairFiles>),
+    /// A certificate that we obtain from an ACME directory.
+    Acme {
+        /// What to obtain, and where.
+        options: AcmeOptions,
+        /// Where its proofs over HTTP are served; `None` where they are not over HTTP.
+        http_listen: Option<SocketAddr>,
+    },
     /// A CA of our own, kept under [`Server::state_dir`].
     LocalCa,
 }
@@ -336,6 +343,21 @@ impl Config {
         match &self.tls {
             Tls::Off => values.push(("tls", "off".to_owned())),
             Tls::LocalCa => values.push(("tls", "local CA".to_owned())),
+            Tls::Acme {
+                options,
+                http_listen,
+            } => {
+                values.extend([
+                    ("tls.acme.directory", options.directory.clone()),
+                    ("tls.acme.challenge", options.proof.to_string()),
+                ]);
+                let email = options.email.iter();
+                values.extend(email.map(|email| ("tls.acme.email", email.clone())));
+                let listen = http_listen.iter();
+                values.extend(listen.map(|at| ("tls.acme.http_listen", format!("http://{at}"))));
+                let ca = options.ca.iter();
+                values.extend(ca.map(|ca| ("tls.acme.ca", path(ca))));
+            }
             Tls::Files(pairs) => {
                 for PairFiles { cert, key } in pairs {
                     values.extend([("tls.cert", path(cert)), ("tls.key", path(key))]);

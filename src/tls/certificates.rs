@@ -8,11 +8,13 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::Pair;
+use super::challenges::{ACME_TLS, Challenges};
 
 /// The pairs in use. A clone shares them, so replacing them reaches every listener.
 #[derive(Clone, Debug)]
 pub struct Certificates {
     pairs: Arc<ArcSwap<Vec<Pair>>>,
+    challenges: Challenges,
 }
 
 impl Certificates {
@@ -21,6 +23,7 @@ impl Certificates {
     pub fn new(pairs: Vec<Pair>) -> Self {
         Self {
             pairs: Arc::new(ArcSwap::from_pointee(pairs)),
+            challenges: Challenges::default(),
         }
     }
 
@@ -32,6 +35,11 @@ impl Certificates {
     /// The pairs in use.
     pub fn pairs(&self) -> Arc<Vec<Pair>> {
         self.pairs.load_full()
+    }
+
+    /// What ACME directories are shown instead, while they look.
+    pub fn challenges(&self) -> &Challenges {
+        &self.challenges
     }
 
     /// The pair that fits the name best; without one that fits, the first. Of pairs that fit alike, such as
@@ -58,6 +66,10 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut protocols = hello.alpn().into_iter().flatten();
+        if protocols.any(|protocol| protocol == ACME_TLS) {
+            return self.challenges.certificate(hello.server_name()?);
+        }
         self.choose(hello.server_name(), hello.signature_schemes())
     }
 }

@@ -3,13 +3,9 @@
 //! It lives under `state_dir/tls/` and survives restarts, so clients trust it once. Files:
 //! `ca.pem`, `ca.key`, `server.pem`, `server.key`, readable by their owner only.
 //!
-//! Invariant: a file under its final name is whole, and a key is never on disk with wider rights
-//! than 0600. Knows nothing of how clients come to trust it.
+//! Knows nothing of how clients come to trust it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +20,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 use super::pair::Facts;
+use super::private_files::{self, PrivateFileError};
 use super::{Pair, TlsError};
 use crate::clock;
 
@@ -49,15 +46,8 @@ const LOOPBACK_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 #[non_exhaustive]
 pub enum LocalCaError {
     /// A file or directory cannot be read or written.
-    #[error("cannot {act} {}", path.display())]
-    File {
-        /// What was tried: `read`, `write` or `create`.
-        act: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
     /// A domain cannot stand in a certificate.
     #[error("{domain:?} cannot stand in a certificate")]
     Domain {
@@ -104,7 +94,7 @@ impl LocalCa {
         now: SystemTime,
     ) -> Result<Self, LocalCaError> {
         let directory = state_dir.join("tls");
-        create_directory(&directory)?;
+        private_files::create_directory(&directory)?;
         let (ca_pem, ca_key) = match read_ca(&directory)? {
             Some(stored) => stored,
             None => make_ca(&directory, now)?,
@@ -176,43 +166,16 @@ fn damaged(directory: &Path, file: &str) -> LocalCaError {
     }
 }
 
-fn create_directory(directory: &Path) -> Result<(), LocalCaError> {
-    let failed = |source| LocalCaError::File {
-        act: "create",
-        path: directory.into(),
-        source,
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(failed)?;
-    // One that was there may have been made with wider rights.
-    fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed)
-}
-
 /// The stored CA, or `None` where there is none. An expired one is used all the same: the clock may
 /// be what is wrong, and clients trust this CA and no other.
 fn read_ca(directory: &Path) -> Result<Option<(String, KeyPair)>, LocalCaError> {
-    let Some(ca_pem) = read_if_any(&directory.join("ca.pem"))? else {
+    let Some(ca_pem) = private_files::read_if_any(&directory.join("ca.pem"))? else {
         return Ok(None);
     };
-    let key = read_if_any(&directory.join("ca.key"))?
+    let key = private_files::read_if_any(&directory.join("ca.key"))?
         .and_then(|pem| KeyPair::from_pem(&pem).ok())
         .ok_or_else(|| damaged(directory, "ca.key"))?;
     Ok(Some((ca_pem, key)))
-}
-
-fn read_if_any(path: &Path) -> Result<Option<String>, LocalCaError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(LocalCaError::File {
-            act: "read",
-            path: path.into(),
-            source,
-        }),
-    }
 }
 
 fn make_ca(directory: &Path, now: SystemTime) -> Result<(String, KeyPair), LocalCaError> {
@@ -230,8 +193,8 @@ fn make_ca(directory: &Path, now: SystemTime) -> Result<(String, KeyPair), Local
     params.not_after = OffsetDateTime::from(now.max(earliest) + CA_VALIDITY);
     let ca_pem = params.self_signed(&key).map_err(LocalCaError::Make)?.pem();
     // The key first: a CA certificate on disk is the mark that there is a CA.
-    write_private(&directory.join("ca.key"), &key.serialize_pem())?;
-    write_private(&directory.join("ca.pem"), &ca_pem)?;
+    private_files::write(&directory.join("ca.key"), &key.serialize_pem())?;
+    private_files::write(&directory.join("ca.pem"), &ca_pem)?;
     Ok((ca_pem, key))
 }
 
@@ -303,38 +266,9 @@ fn issue(
     let chain = format!("{}{ca_pem}", leaf.pem());
     let (cert_path, key_path) = (directory.join("server.pem"), directory.join("server.key"));
     // A crash between the two leaves a pair that does not match, which is issued again at start.
-    write_private(&key_path, &key.serialize_pem())?;
-    write_private(&cert_path, &chain)?;
+    private_files::write(&key_path, &key.serialize_pem())?;
+    private_files::write(&cert_path, &chain)?;
     Ok(Pair::load(&cert_path, &key_path)?)
-}
-
-/// Writes a file that only its owner may read: temporary, sync, rename, sync of the directory.
-fn write_private(path: &Path, text: &str) -> Result<(), LocalCaError> {
-    let temporary = path.with_extension("tmp");
-    let write = || -> io::Result<()> {
-        // A left-over keeps its rights when it is opened again, so it goes first.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        match path.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
-    };
-    write().map_err(|source| LocalCaError::File {
-        act: "write",
-        path: path.into(),
-        source,
-    })
 }
 
 fn fingerprint_of(der: &[u8]) -> String {
@@ -345,6 +279,9 @@ fn fingerprint_of(der: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn domains(names: &[&str]) -> Vec<String> {

@@ -9,7 +9,10 @@
 //! | `pair.rs` | a certificate with its key, read from PEM |
 //! | `certificates.rs` | the pairs in use, and which of them a client is shown |
 //! | `files.rs` | the operator's pairs, and which of their renewals are taken over |
+//! | `acme/` | certificates from a directory of RFC 8555 |
+//! | `challenges.rs` | what such a directory is shown as proof that a name is ours |
 //! | `local_ca.rs` | a certificate authority of our own |
+//! | `private_files.rs` | files that only their owner may read |
 //! | `standing.rs` | whether a certificate is within its dates |
 //! | `metrics.rs` | when the certificates in use end |
 //! | `clients.rs` | client certificates: whose are taken, and which user each stands for |
@@ -21,22 +24,30 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
 use rustls::{CipherSuite, ServerConfig, SupportedCipherSuite};
 
+mod acme;
 mod certificates;
+mod challenges;
 mod client;
 mod clients;
 mod files;
 mod local_ca;
 mod metrics;
 mod pair;
+mod private_files;
 mod standing;
 
+use self::challenges::ACME_TLS;
+
+pub use self::acme::{Acme, AcmeError, AcmeOptions, Proof, Trouble};
 pub use self::certificates::Certificates;
+pub use self::challenges::Challenges;
 pub use self::client::connect;
 pub use self::clients::{ClientCa, ClientUser, ParseClientUserError};
 pub use self::files::{OwnFiles, PairFiles, RenewalError};
 pub use self::local_ca::{LocalCa, LocalCaError};
 pub use self::metrics::CertificateMetrics;
 pub use self::pair::{Pair, PemFault, TlsError};
+pub use self::private_files::PrivateFileError;
 pub use self::standing::Standing;
 
 /// How we speak TLS: 1.2 and 1.3, `http/1.1` before `h2`, sessions resumed by stateless tickets. Clients
@@ -57,7 +68,10 @@ pub fn server_config(
     };
     let mut config = builder.with_cert_resolver(Arc::new(certificates.clone()));
     // HTTP/1.1 costs less per byte than h2, and Docker and containerd speak nothing else anyway.
-    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
+    // The last one gets a handshake only where an ACME directory has one coming.
+    config.alpn_protocols = [&b"http/1.1"[..], b"h2", ACME_TLS]
+        .map(<[u8]>::to_vec)
+        .to_vec();
     // Sealing is the larger part of a hit, and AES-128-GCM is the cheapest seal with hardware AES.
     config.ignore_client_order = has_hardware_aes();
     // Tickets keep no state per client, which a session cache does.

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod disk;
 pub mod image;
 pub mod large;
+pub mod pebble;
 pub mod pki;
 pub mod proxy;
 pub mod real;

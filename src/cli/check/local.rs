@@ -40,6 +40,18 @@ pub(super) fn certificate(config: &Config, clock: &Clock) -> Vec<Finding> {
     let files = match &config.tls {
         Tls::Off => return vec![Finding::ok(SUBJECT, "none needed, no listener speaks TLS")],
         Tls::Files(files) => files.clone(),
+        Tls::Acme { options, .. } => {
+            let cert = options.certificate();
+            if !cert.exists() {
+                let text = format!(
+                    "will be obtained from {} at the first start",
+                    options.directory
+                );
+                return vec![Finding::ok(SUBJECT, text)];
+            }
+            let key = cert.clone();
+            vec![PairFiles { cert, key }]
+        }
         Tls::LocalCa => {
             let folder = config.server.state_dir.join("tls");
             let made = local_ca(config).is_some_and(|ca| ca.exists());
@@ -53,8 +65,8 @@ pub(super) fn certificate(config: &Config, clock: &Clock) -> Vec<Finding> {
             }]
         }
     };
-    // The local CA issues anew at start whatever is missing or about to end.
-    let own = matches!(config.tls, Tls::LocalCa);
+    // What is missing or about to end is issued anew at start.
+    let own = matches!(config.tls, Tls::LocalCa | Tls::Acme { .. });
     let mut findings = Vec::new();
     let mut pairs = Vec::new();
     for files in &files {

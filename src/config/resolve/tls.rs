@@ -1,8 +1,10 @@
 //! `[tls]`.
 
+use std::net::IpAddr;
+
 use super::Resolver;
-use crate::config::{ClientCertificates, Server, Tls};
-use crate::tls::{ClientUser, PairFiles};
+use crate::config::{ClientCertificates, Server, Tls, values};
+use crate::tls::{AcmeOptions, ClientUser, PairFiles, Proof};
 
 impl Resolver {
     pub(super) fn tls(&mut self, server: Option<&Server>) -> Option<Tls> {
@@ -14,9 +16,19 @@ impl Resolver {
             }
             pair
         });
+        let acme = self.acme(server);
         let pairs: Vec<PairFiles> = first?.into_iter().chain(others?).collect();
-        if !pairs.is_empty() {
-            return Some(Tls::Files(pairs));
+        match (acme?, pairs.is_empty()) {
+            (None, true) => {}
+            (None, false) => return Some(Tls::Files(pairs)),
+            (Some(acme), true) => return Some(acme),
+            (Some(_), false) => {
+                self.fault(
+                    "tls.acme.directory",
+                    "is set beside tls.cert: a certificate is either yours or obtained by ACME",
+                );
+                return None;
+            }
         }
         let wanted = server?.listen.iter().any(|listen| listen.tls);
         Some(if wanted { Tls::LocalCa } else { Tls::Off })
@@ -63,5 +75,85 @@ impl Resolver {
             }
             _ => None,
         }
+    }
+
+    /// `None` if it is faulty, `Some(None)` without it.
+    fn acme(&mut self, server: Option<&Server>) -> Option<Option<Tls>> {
+        const SECTION: &str = "tls.acme.";
+        if !self.settings.keys().any(|key| key.starts_with(SECTION)) {
+            return Some(None);
+        }
+        let directory = self.one("tls.acme.directory", |text| {
+            match text.parse::<http::Uri>() {
+                Ok(url) if url.scheme_str() == Some("https") && url.host().is_some() => {
+                    Ok(text.to_owned())
+                }
+                _ => Err(format!("{text:?} is not an https:// URL")),
+            }
+        });
+        let email = self.one("tls.acme.email", |text| {
+            let is_address = text.split_once('@').is_some_and(|(user, host)| {
+                !user.is_empty() && !host.is_empty() && !text.contains(char::is_whitespace)
+            });
+            let address = is_address.then(|| text.to_owned());
+            address.ok_or_else(|| format!("{text:?} is not an address such as ops@mydomain.com"))
+        });
+        let proof = self.one("tls.acme.challenge", |text| {
+            let known = [Proof::TlsAlpn, Proof::Http];
+            let named = known.into_iter().find(|known| known.to_string() == text);
+            named.ok_or_else(|| format!("{text:?} is neither \"tls-alpn-01\" nor \"http-01\""))
+        });
+        let http_listen = self.one("tls.acme.http_listen", |text| {
+            let listen = values::listen(text)?;
+            let plain = (!listen.tls).then_some(listen.address);
+            plain.ok_or_else(|| format!("{text:?} is not http://"))
+        });
+        let ca = self.file("tls.acme.ca");
+        if matches!(directory, Some(None)) {
+            self.fault(
+                "tls.acme.directory",
+                "is missing: name one, such as \"https://acme-v02.api.letsencrypt.org/directory\"",
+            );
+        }
+        let server = server?;
+        if server.domains.is_empty() {
+            self.fault(
+                "server.domains",
+                "is missing: tls.acme obtains a certificate for them",
+            );
+        }
+        for domain in &server.domains {
+            if domain.parse::<IpAddr>().is_ok() {
+                let reason = format!("{domain} is an address: tls.acme is for names");
+                self.fault("server.domains", &reason);
+            }
+        }
+        if !server.listen.iter().any(|listen| listen.tls) {
+            self.fault("tls.acme.directory", "has no use: no listener speaks TLS");
+        }
+        let (proof, http_listen) = (proof?.unwrap_or(Proof::TlsAlpn), http_listen?);
+        let http_listen = match proof {
+            Proof::Http => Some(http_listen.unwrap_or((IpAddr::from([0_u16; 8]), 80).into())),
+            Proof::TlsAlpn => {
+                if http_listen.is_some() {
+                    self.fault(
+                        "tls.acme.http_listen",
+                        "belongs to challenge = \"http-01\" only",
+                    );
+                }
+                None
+            }
+        };
+        Some(Some(Tls::Acme {
+            options: AcmeOptions {
+                directory: directory??,
+                email: email?,
+                proof,
+                domains: server.domains.clone(),
+                state_dir: server.state_dir.clone(),
+                ca: ca?,
+            },
+            http_listen,
+        }))
     }
 }

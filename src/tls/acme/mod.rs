@@ -1,0 +1,340 @@
+//! Certificates that we obtain and renew by ourselves, from any directory of RFC 8555.
+//!
+//! Account and certificate lie under `state_dir/acme/`, in a folder of their directory's own, so that
+//! another directory begins anew. The certificate is one file with its key, replaced whole.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `order.rs` | one certificate: account, order, proofs |
+//! | `https.rs` | HTTPS to the directory |
+
+mod https;
+mod order;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+use self::https::Https;
+use super::private_files::{self, PrivateFileError};
+use super::{Certificates, Pair, Standing, TlsError};
+use crate::telemetry::chain;
+
+/// Between two looks at the dates; a clock that is corrected counts soon.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// For a whole order; the waits for the directory inside it are bounded as well.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+/// The pause after a first failure, and the factor by which each further one is longer. Public directories
+/// allow few failed orders an hour.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const PAUSE_FACTOR: u32 = 6;
+const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// What to obtain, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcmeOptions {
+    /// The URL of the directory.
+    pub directory: String,
+    /// Where the directory may write to its user.
+    pub email: Option<String>,
+    /// How names are proven to be ours.
+    pub proof: Proof,
+    /// The names of the certificate, at least one.
+    pub domains: Vec<String>,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// Further roots to trust for the directory's own certificate, PEM.
+    pub ca: Option<PathBuf>,
+}
+
+/// How names are proven to be ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// By a handshake on port 443 (RFC 8737).
+    TlsAlpn,
+    /// By an answer on port 80 (RFC 8555, 8.3).
+    Http,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TlsAlpn => "tls-alpn-01",
+            Self::Http => "http-01",
+        })
+    }
+}
+
+/// Why there is no new certificate.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AcmeError {
+    /// The directory, or the way to it, fails.
+    #[error("the ACME directory")]
+    Directory(#[from] instant_acme::Error),
+    /// The directory does not offer the configured challenge.
+    #[error("the ACME directory does not offer {proof} for {domain}")]
+    NotOffered {
+        /// The challenge.
+        proof: Proof,
+        /// The name that it is not offered for.
+        domain: String,
+    },
+    /// The directory looked and was not convinced.
+    #[error("the ACME directory did not find the names to be ours: {0}")]
+    Refused(String),
+    /// The order took too long.
+    #[error("the ACME order took longer than 10m")]
+    Slow,
+    /// The stored account cannot be read.
+    #[error("{} is damaged; remove it to make a new account", file.display())]
+    Account {
+        /// The file.
+        file: PathBuf,
+    },
+    /// What came is not a certificate for our names, or has ended.
+    #[error("the ACME directory issued a certificate that {0}")]
+    Unfit(String),
+    /// The roots cannot be read.
+    #[error("{} holds no usable PEM certificate", file.display())]
+    Roots {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
+    /// What came cannot be loaded.
+    #[error(transparent)]
+    Pair(#[from] TlsError),
+    /// The cryptographic library refused to make a certificate.
+    #[error("cannot make a certificate")]
+    Make(#[source] rcgen::Error),
+    /// The cryptographic library refused its own settings, or a key it made.
+    #[error("TLS cannot be configured")]
+    Tls(#[source] rustls::Error),
+}
+
+impl AcmeOptions {
+    /// Where the directory's account and certificate lie.
+    fn folder(&self) -> PathBuf {
+        let digest = Sha256::digest(self.directory.as_bytes());
+        let hex: String = digest
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        self.state_dir.join("acme").join(hex)
+    }
+
+    /// Where the certificate and its key lie, once there is one.
+    pub fn certificate(&self) -> PathBuf {
+        self.folder().join("certificate.pem")
+    }
+}
+
+/// The certificate of an ACME directory, and what it takes to renew it.
+pub struct Acme {
+    options: AcmeOptions,
+    client: Https,
+    certificates: Certificates,
+    trouble: Trouble,
+}
+
+impl Acme {
+    /// With the certificate that was stored, if there is one for these names.
+    ///
+    /// # Errors
+    /// The folder cannot be made, or the roots cannot be read.
+    pub fn open(options: AcmeOptions) -> Result<Self, AcmeError> {
+        private_files::create_directory(&options.state_dir.join("acme"))?;
+        private_files::create_directory(&options.folder())?;
+        let extra = match &options.ca {
+            None => Vec::new(),
+            Some(file) => {
+                let unusable = || AcmeError::Roots { file: file.clone() };
+                let read = CertificateDer::pem_file_iter(file).map_err(|_| unusable())?;
+                let roots: Vec<_> = read.collect::<Result<_, _>>().map_err(|_| unusable())?;
+                if roots.is_empty() {
+                    return Err(unusable());
+                }
+                roots
+            }
+        };
+        let file = options.certificate();
+        let stored = Pair::load(&file, &file).ok();
+        let fit = stored.filter(|pair| options.domains.iter().all(|name| pair.covers(name)));
+        let trouble = Trouble::default();
+        if fit.is_none() {
+            trouble.set("there is no certificate yet".to_owned());
+        }
+        Ok(Self {
+            client: Https::new(&extra).map_err(AcmeError::Tls)?,
+            certificates: Certificates::new(fit.into_iter().collect()),
+            options,
+            trouble,
+        })
+    }
+
+    /// The certificate in use, if any; it stays the same set when it is renewed.
+    pub fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
+    /// Why there is no new certificate, while there should be one.
+    pub fn trouble(&self) -> Trouble {
+        self.trouble.clone()
+    }
+
+    /// Obtains a certificate where there is none, and renews it when two thirds of its life are over, for as
+    /// long as this is not dropped.
+    ///
+    /// # Cancel safety
+    /// An order that is cut off is begun anew the next time.
+    pub async fn keep(self) {
+        let mut failures = 0;
+        loop {
+            let present = self.certificates.pairs().first().cloned();
+            let left = present.and_then(|pair| until_due(&pair, SystemTime::now()));
+            if let Some(left) = left {
+                tokio::time::sleep(left.min(LOOK_EVERY)).await;
+                continue;
+            }
+            let obtained = tokio::time::timeout(ORDER_TIMEOUT, self.obtain()).await;
+            let pause = match obtained.unwrap_or(Err(AcmeError::Slow)) {
+                Ok(pair) => {
+                    failures = 0;
+                    self.trouble.clear();
+                    let until = humantime::format_rfc3339_seconds(pair.not_after());
+                    tracing::info!(certificate.until = %until, "the ACME directory issued a certificate");
+                    // Not at once again, whatever the clock says of it.
+                    let pause = (lifetime(&pair) / 3).min(LONGEST_PAUSE);
+                    self.certificates.replace(vec![pair]);
+                    pause
+                }
+                Err(error) => {
+                    let pause = pause_after(failures);
+                    failures += 1;
+                    let error = chain(&error);
+                    let next = humantime::format_duration(pause);
+                    tracing::error!(error, retry.after = %next, "no new certificate");
+                    self.trouble.set(error);
+                    pause
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn obtain(&self) -> Result<Pair, AcmeError> {
+        let (options, folder) = (&self.options, self.options.folder());
+        let account = order::account(options, &folder, &self.client).await?;
+        let challenges = self.certificates.challenges();
+        let (chain, key) = order::certificate(options, &account, challenges).await?;
+        let file = options.certificate();
+        let both = format!("{key}{chain}");
+        let pair = Pair::from_pem(both.as_bytes(), &file, both.as_bytes(), &file)?;
+        if let Some(domain) = options.domains.iter().find(|name| !pair.covers(name)) {
+            return Err(AcmeError::Unfit(format!("is not for {domain}")));
+        }
+        let standing = pair.standing(SystemTime::now());
+        if matches!(standing, Standing::Ended { .. }) {
+            return Err(AcmeError::Unfit(standing.to_string()));
+        }
+        private_files::write(&file, &both)?;
+        Ok(pair)
+    }
+}
+
+fn lifetime(pair: &Pair) -> Duration {
+    let lifetime = pair.not_after().duration_since(pair.not_before());
+    lifetime.unwrap_or_default()
+}
+
+/// How long until it is to be renewed, which is when a third of its life is left: a month for one of three
+/// months. `None` if that is now.
+fn until_due(pair: &Pair, now: SystemTime) -> Option<Duration> {
+    let due = pair.not_after() - lifetime(pair) / 3;
+    let left = due.duration_since(now).ok()?;
+    (!left.is_zero()).then_some(left)
+}
+
+fn pause_after(failures: u32) -> Duration {
+    let factor = PAUSE_FACTOR.saturating_pow(failures);
+    FIRST_PAUSE.saturating_mul(factor).min(LONGEST_PAUSE)
+}
+
+/// Why there is no new certificate, and since when. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble(Arc<Mutex<Option<(SystemTime, String)>>>);
+
+impl Trouble {
+    /// Since when and why, if anything is wrong.
+    pub fn now(&self) -> Option<(SystemTime, String)> {
+        let trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone()
+    }
+
+    fn set(&self, why: String) {
+        let mut trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = trouble
+            .as_ref()
+            .map_or_else(SystemTime::now, |(since, _)| *since);
+        *trouble = Some((since, why));
+    }
+
+    fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pair::tests::{at_day, pair};
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_due_when_a_third_of_its_life_is_left() {
+        let pair = pair(&["a.test"]);
+        let third = lifetime(&pair) / 3;
+        let due = pair.not_after() - third;
+        let second = Duration::from_secs(1);
+        assert_eq!(until_due(&pair, due - second), Some(second));
+        assert_eq!(until_due(&pair, due), None);
+        assert_eq!(until_due(&pair, pair.not_after()), None);
+        let early = until_due(&pair, at_day(0));
+        assert!(early.is_some(), "the clock is wrong, not the certificate");
+    }
+
+    #[test]
+    fn failures_are_few_an_hour() {
+        let pauses: Vec<u64> = (0..6)
+            .map(|failures| pause_after(failures).as_secs())
+            .collect();
+        assert_eq!(pauses, [5, 30, 180, 1080, 3600, 3600]);
+        assert_eq!(pause_after(u32::MAX), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn each_directory_has_a_folder_of_its_own() {
+        let options = |directory: &str| AcmeOptions {
+            directory: directory.to_owned(),
+            email: None,
+            proof: Proof::TlsAlpn,
+            domains: Vec::new(),
+            state_dir: "state".into(),
+            ca: None,
+        };
+        let one = options("https://one.test/dir").certificate();
+        assert_ne!(one, options("https://two.test/dir").certificate());
+        assert!(one.starts_with("state/acme"));
+    }
+}

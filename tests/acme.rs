@@ -1,0 +1,200 @@
+//! The proxy obtains its certificate from an ACME directory and renews it by itself: by a handshake or over
+//! HTTP, past failures of the directory, and with account and key readable by nobody else.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use support::blobs::{metric, simulator, until};
+use support::image::{REPOSITORY, TAG};
+use support::pebble::{Plan, free_port};
+use support::proxy::Builder;
+use support::{Client, Connection, DOMAIN, Proxy, image};
+use toml::{Table, Value as Toml};
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+fn acme(builder: Builder, plan: &Plan, further: &[(&str, &str)]) -> Builder {
+    let (directory, ca) = (plan.directory(), plan.ca());
+    let ca = ca.to_str().expect("a UTF-8 path");
+    let keys = [
+        ("directory", directory.as_str()),
+        ("email", "ops@mydomain.test"),
+        ("ca", ca),
+    ];
+    let keys = keys.iter().chain(further);
+    let table: Table = keys
+        .map(|(key, value)| ((*key).to_owned(), Toml::from(*value)))
+        .collect();
+    builder.set("tls.acme", table)
+}
+
+async fn is_served(proxy: &Proxy, root: &Path) -> bool {
+    Connection::tls(proxy.https(), DOMAIN, root).await.is_ok()
+}
+
+async fn readyz(proxy: &Proxy) -> String {
+    let answer = Client::plain(proxy.admin()).get("/readyz").await;
+    assert_eq!(answer.status, 200, "hits are served: {}", answer.text());
+    answer.text()
+}
+
+/// The one folder of a directory below the state directory.
+fn stored(proxy: &Proxy) -> std::path::PathBuf {
+    let acme = fs::read_dir(proxy.state_dir().join("acme")).expect("a folder");
+    let mut folders = acme.map(|entry| entry.expect("an entry").path());
+    let folder = folders.next().expect("the folder of the directory");
+    assert_eq!(folders.next(), None);
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_a_handshake_it_gets_a_certificate_as_soon_as_the_directory_answers_and_keeps_it() {
+    let simulator = simulator().await;
+    image::push(&simulator);
+    let plan = Plan::new();
+    let mut proxy = acme(Proxy::builder().simulator(&simulator), &plan, &[]).start();
+    until("the directory that is away is told", async || {
+        readyz(&proxy).await.contains("no new certificate since")
+    })
+    .await;
+    assert!(!is_served(&proxy, &plan.ca()).await);
+    let manifest = format!("/v2/{REPOSITORY}/manifests/{TAG}");
+    assert_eq!(
+        proxy.client().get(&manifest).await.status,
+        200,
+        "all else works"
+    );
+
+    let pebble = plan.start(proxy.https().port(), 1, YEAR);
+    let root = plan.root().await;
+    until("there is a certificate", async || {
+        is_served(&proxy, &root).await
+    })
+    .await;
+    let client = Client::tls(proxy.https(), &root);
+    assert_eq!(client.get(&manifest).await.status, 200);
+    assert!(!readyz(&proxy).await.contains("certificate"));
+    let label = format!("name=\"{DOMAIN}\"");
+    until("its end is shown", async || {
+        metric(&proxy, "ecr_proxy_certificate_expiry_seconds", &[&label]).await > 0.0
+    })
+    .await;
+
+    // The proof is gone with its order: nobody else gets such a handshake.
+    let config = support::pki::trusting(&root, &[b"acme-tls/1"]);
+    let stream = tokio::net::TcpStream::connect(proxy.https()).await;
+    let name = DOMAIN.try_into().expect("a name");
+    let connecting = tokio_rustls::TlsConnector::from(config).connect(name, stream.expect("open"));
+    assert!(connecting.await.is_err());
+
+    let folder = stored(&proxy);
+    for (path, expected) in [
+        (proxy.state_dir().join("acme"), 0o700),
+        (folder.clone(), 0o700),
+        (folder.join("account.json"), 0o600),
+        (folder.join("certificate.pem"), 0o600),
+    ] {
+        let mode = fs::metadata(&path)
+            .expect("it is there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, expected, "{}", path.display());
+    }
+    let key = fs::read_to_string(folder.join("certificate.pem")).expect("readable");
+    let account = fs::read_to_string(folder.join("account.json")).expect("readable");
+    let account: serde_json::Value = serde_json::from_str(&account).expect("JSON");
+    let secrets = [
+        key.lines().nth(1).expect("a line of the key").to_owned(),
+        account["key_pkcs8"].as_str().expect("the key").to_owned(),
+    ];
+    let logs: String = proxy
+        .logs()
+        .iter()
+        .map(|event| event.line.clone())
+        .collect();
+    support::store::assert_absent("the log", logs.as_bytes(), &secrets);
+
+    // Started anew it has what it had, and asks nobody.
+    drop(pebble);
+    proxy.restart();
+    assert!(is_served(&proxy, &root).await);
+    assert!(!readyz(&proxy).await.contains("certificate"));
+    assert_eq!(
+        fs::read_to_string(folder.join("certificate.pem")).expect("readable"),
+        key
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http_it_renews_ahead_of_the_end_by_one_account_and_cuts_nobody() {
+    let simulator = simulator().await;
+    let plan = Plan::new();
+    let port = free_port();
+    // A third of which is left when it is renewed.
+    let _pebble = plan.start(1, port, Duration::from_secs(15));
+    let listen = format!("http://127.0.0.1:{port}");
+    let http = [("challenge", "http-01"), ("http_listen", listen.as_str())];
+    let proxy = acme(Proxy::builder().simulator(&simulator), &plan, &http).start();
+    let root = plan.root().await;
+    until("there is a certificate", async || {
+        is_served(&proxy, &root).await
+    })
+    .await;
+    let mut open = Client::tls(proxy.https(), &root).connect().await;
+    // A connection that asks for nothing is soon closed.
+    open.request("GET", "/v2/", &[]).await.expect("open");
+    assert_eq!(open.answer("GET").await.expect("an answer").status, 200);
+    let account = fs::read(stored(&proxy).join("account.json")).expect("readable");
+
+    let file = stored(&proxy).join("certificate.pem");
+    let mut last = fs::read(&file).expect("readable");
+    for _ in 0..2 {
+        until("it is renewed, and never refused meanwhile", async || {
+            assert!(is_served(&proxy, &root).await);
+            fs::read(&file).expect("readable") != last
+        })
+        .await;
+        last = fs::read(&file).expect("readable");
+    }
+    open.request("GET", "/v2/", &[]).await.expect("still open");
+    assert_eq!(open.answer("GET").await.expect("an answer").status, 200);
+    assert_eq!(
+        fs::read(stored(&proxy).join("account.json")).expect("readable"),
+        account
+    );
+
+    // The listener of the proofs is for nothing else.
+    let other = Client::plain(([127, 0, 0, 1], port).into());
+    for path in ["/v2/", "/", "/metrics", "/.well-known/acme-challenge/none"] {
+        assert_eq!(other.get(path).await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_not_convinced_is_quoted() {
+    let simulator = simulator().await;
+    let plan = Plan::new();
+    let nobody = free_port();
+    let _pebble = plan.start(nobody, nobody, YEAR);
+    let proxy = acme(Proxy::builder().simulator(&simulator), &plan, &[]).start();
+    until("the refusal is told", async || {
+        readyz(&proxy)
+            .await
+            .contains("did not find the names to be ours")
+    })
+    .await;
+    let page = readyz(&proxy).await;
+    assert!(
+        page.contains(DOMAIN) && page.contains("Failed to connect"),
+        "{page}"
+    );
+    let told = |event: &support::Event| {
+        event.message() == "no new certificate" && event.line.contains(DOMAIN)
+    };
+    proxy.log_until("the refusal", told).await;
+    proxy.assert_blobs_are_sound();
+}

@@ -1,0 +1,143 @@
+//! Debian's pebble: an ACME directory for tests, with a name server that answers 127.0.0.1 for any name.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use super::{Client, DOMAIN, Pki, program, within};
+
+/// The kernel gives these to nobody that asks for any port, so what is free stays free until it is used.
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
+
+/// A port of 127.0.0.1 that nobody uses.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Tests run as several processes.
+    let start = u16::try_from(std::process::id() % 9973).expect("a small number");
+    loop {
+        let number = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(7));
+        let port = PORTS.start + number % (PORTS.end - PORTS.start);
+        let address = (Ipv4Addr::LOCALHOST, port);
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Where a directory will be, and what it will find.
+pub struct Plan {
+    pki: Pki,
+    directory: u16,
+    management: u16,
+    names: [u16; 2],
+}
+
+/// A running directory; killed when dropped.
+pub struct Pebble {
+    children: Vec<Child>,
+}
+
+impl Plan {
+    /// A directory that does not run yet.
+    pub fn new() -> Self {
+        Self {
+            pki: Pki::new([DOMAIN, "127.0.0.1"]),
+            directory: free_port(),
+            management: free_port(),
+            names: [free_port(), free_port()],
+        }
+    }
+
+    /// Its URL.
+    pub fn directory(&self) -> String {
+        format!("https://127.0.0.1:{}/dir", self.directory)
+    }
+
+    /// The CA of its own certificate, which has nothing to do with what it issues.
+    pub fn ca(&self) -> PathBuf {
+        self.pki.ca()
+    }
+
+    /// Starts it and waits until it listens. It looks for proofs at these ports of 127.0.0.1, and what it
+    /// issues is good for as long.
+    pub fn start(&self, tls_port: u16, http_port: u16, validity: Duration) -> Pebble {
+        let [names, manager] = self.names.map(|port| format!("127.0.0.1:{port}"));
+        let mut server = Command::new(program("pebble-challtestsrv"));
+        server.args(["-dns01", &names, "-management", &manager]);
+        server.args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""]);
+        server.args(["-http01", "", "-https01", "", "-tlsalpn01", ""]);
+        let config = serde_json::json!({ "pebble": {
+            "listenAddress": format!("127.0.0.1:{}", self.directory),
+            "managementListenAddress": format!("127.0.0.1:{}", self.management),
+            "certificate": self.pki.certificate(),
+            "privateKey": self.pki.key(),
+            "httpPort": http_port,
+            "tlsPort": tls_port,
+            "ocspResponderURL": "",
+            "externalAccountBindingRequired": false,
+            "certificateValidityPeriod": validity.as_secs(),
+        }});
+        let file = self.pki.dir().join("pebble.json");
+        fs::write(&file, config.to_string()).expect("the directory is writable");
+        let mut directory = Command::new(program("pebble"));
+        directory.arg("-config").arg(&file);
+        directory.args(["-dnsserver", &names]);
+        directory.env("PEBBLE_VA_NOSLEEP", "1");
+        Pebble {
+            children: vec![
+                started(server, "Starting management server"),
+                started(directory, "ACME directory available"),
+            ],
+        }
+    }
+
+    /// The root of what it issues, as a file; another one each time it starts.
+    pub async fn root(&self) -> PathBuf {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.management));
+        // It listens a moment after the directory does.
+        within("pebble's other listener", async {
+            while TcpStream::connect(address).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        let answer = Client::tls(address, &self.pki.ca()).get("/roots/0").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let file = self.pki.dir().join("issued-by.pem");
+        fs::write(&file, answer.body).expect("the directory is writable");
+        file
+    }
+}
+
+/// Starts a program and waits until it has said so.
+fn started(mut command: Command, ready: &str) -> Child {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it was found");
+    let mut said = BufReader::new(child.stdout.take().expect("asked for a pipe")).lines();
+    let told = said
+        .by_ref()
+        .map_while(Result::ok)
+        .any(|line| line.contains(ready));
+    assert!(told, "{command:?} ended at start");
+    std::thread::spawn(move || said.map_while(Result::ok).for_each(drop));
+    child
+}
+
+impl Drop for Pebble {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _already_ended = child.kill();
+            let _already_waited = child.wait();
+        }
+    }
+}

@@ -114,6 +114,7 @@ pub(super) const KEYS: &[Key] = &[
     key("access.users", Shape::Text),
     key("access.anonymous", Shape::Text),
     key("access.anonymous_networks", Shape::List),
+    key("access.aws_tokens", Shape::Bool),
     key("access.rule.users", Shape::List),
     key("access.rule.domains", Shape::List),
     key("access.rule.upstreams", Shape::List),

@@ -192,6 +192,8 @@ pub struct Access {
     pub anonymous: Anonymous,
     /// Where the anonymous may come from.
     pub anonymous_networks: Vec<Network>,
+    /// Whether `AWS` with an ECR token is a login, which may do what ECR says of the token.
+    pub aws_tokens: bool,
     /// Who may do what: each `[[access.rule]]`, then [`Access::anonymous`] as a rule; that all users may
     /// pull where there is neither.
     pub rules: Rules,
@@ -392,6 +394,7 @@ impl Config {
             ("cache.prefetch", cache.prefetch.as_str().to_owned()),
             ("cache.pins", join(&cache.pins)),
             ("access.anonymous", anonymous.to_owned()),
+            ("access.aws_tokens", access.aws_tokens.to_string()),
         ]);
         if access.anonymous == Anonymous::Pull {
             let networks = join(&access.anonymous_networks);

@@ -66,7 +66,7 @@ pub use bearer::fuzz_token_reply;
 pub use blob::{BlobBody, Span, Validator};
 pub use breaker::Outage;
 pub use check::{Ping, Skew};
-pub use ecr::{AwsOptions, StaticKeys};
+pub use ecr::{AwsOptions, Role, StaticKeys};
 pub use error::{
     Absent, Deadline, OddToken, RefusedRealm, RefusedRedirect, TokenError, Unreachable,
     UpstreamError, Wrong,

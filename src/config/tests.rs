@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::tls::Proof;
 
 const ECR: &str = "000042290000.dkr.ecr.us-west-2.amazonaws.com";
 
@@ -313,6 +314,111 @@ fn every_fault_of_every_pair_is_told() {
         panic!("one fault")
     };
     assert_eq!(fault, "line 1: tls.pair: is written as [[tls.pair]]");
+}
+
+fn with_acme(acme: &str) -> Scene {
+    Scene::file(&format!(
+        "[server]\ndomains = [\"a.test\", \"b.test\"]\nstate_dir = \"state\"\n\
+         [[upstream]]\nregistry = \"docker.io\"\n[tls.acme]\n{acme}"
+    ))
+}
+
+#[test]
+fn a_certificate_may_be_obtained_for_all_domains() {
+    let scene = with_acme("directory = \"https://acme.test/dir\"\nemail = \"ops@a.test\"\n");
+    let Tls::Acme {
+        options,
+        http_listen,
+    } = scene.load().expect("config").tls
+    else {
+        panic!("not ACME")
+    };
+    assert_eq!(options.directory, "https://acme.test/dir");
+    assert_eq!(options.domains, ["a.test", "b.test"]);
+    assert_eq!(options.proof, Proof::TlsAlpn);
+    assert_eq!(options.email.as_deref(), Some("ops@a.test"));
+    assert!(options.state_dir.ends_with("state"));
+    assert_eq!(http_listen, None);
+    for (further, at) in [
+        ("", "[::]:80"),
+        (
+            "http_listen = \"http://127.0.0.1:8080\"\n",
+            "127.0.0.1:8080",
+        ),
+    ] {
+        let acme =
+            format!("directory = \"https://acme.test/dir\"\nchallenge = \"http-01\"\n{further}");
+        let Tls::Acme { http_listen, .. } = with_acme(&acme).load().expect("config").tls else {
+            panic!("not ACME")
+        };
+        assert_eq!(http_listen.map(|at| at.to_string()).as_deref(), Some(at));
+    }
+}
+
+#[test]
+fn faults_of_acme_name_their_keys() {
+    let whole = "directory = \"https://acme.test/dir\"\n";
+    for (acme, expected) in [
+        ("email = \"ops@a.test\"", "tls.acme.directory: is missing"),
+        (
+            "directory = \"http://acme.test/dir\"",
+            "line 7: tls.acme.directory: \"http://acme.test/dir\" is not an https:// URL",
+        ),
+        (
+            "directory = \"letsencrypt\"",
+            "line 7: tls.acme.directory: \"letsencrypt\" is not an https:// URL",
+        ),
+        (
+            &format!("{whole}challenge = \"dns-01\""),
+            "line 8: tls.acme.challenge: \"dns-01\" is neither \"tls-alpn-01\" nor \"http-01\"",
+        ),
+        (
+            &format!("{whole}http_listen = \"http://[::]:80\""),
+            "tls.acme.http_listen: belongs to challenge = \"http-01\" only",
+        ),
+        (
+            &format!("{whole}challenge = \"http-01\"\nhttp_listen = \"https://[::]:80\""),
+            "line 9: tls.acme.http_listen: \"https://[::]:80\" is not http://",
+        ),
+        (
+            &format!("{whole}email = \"nobody\""),
+            "line 8: tls.acme.email: \"nobody\" is not an address",
+        ),
+        (
+            &format!("{whole}ca = \"none.pem\""),
+            "line 8: tls.acme.ca: cannot read",
+        ),
+        (
+            &format!("{whole}mail = \"x\""),
+            "line 8: tls.acme.mail: unknown key; the nearest known one is tls.acme.email",
+        ),
+        (
+            &format!("{whole}[tls]\ncert = \"a.pem\"\nkey = \"a.pem\""),
+            "tls.acme.directory: is set beside tls.cert",
+        ),
+    ] {
+        let told = with_acme(acme).beside("a.pem", "").faults().join("\n");
+        assert!(told.contains(expected), "{expected} in\n{told}");
+    }
+    let acme = "[tls.acme]\ndirectory = \"https://acme.test/dir\"\n[[upstream]]\nregistry = \"docker.io\"\n";
+    for (server, expected) in [
+        (
+            "listen = [\"https://127.0.0.1:443\"]",
+            "server.domains: is missing: tls.acme obtains a certificate for them",
+        ),
+        (
+            "domains = [\"a.test\", \"192.0.2.1\"]",
+            "server.domains: 192.0.2.1 is an address: tls.acme is for names",
+        ),
+        (
+            "domains = [\"a.test\"]\nlisten = [\"http://[::]:80\"]",
+            "tls.acme.directory: has no use: no listener speaks TLS",
+        ),
+    ] {
+        let scene = Scene::file(&format!("[server]\n{server}\n{acme}"));
+        let told = scene.faults().join("\n");
+        assert!(told.contains(expected), "{expected} in\n{told}");
+    }
 }
 
 #[test]

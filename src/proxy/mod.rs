@@ -14,7 +14,7 @@ mod forwarded;
 mod lists;
 mod pull;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,6 +111,8 @@ struct Asked<'a> {
     /// The bytes go to the socket as they are: no TLS is in between.
     is_plain: bool,
     pulls: Option<&'a mpsc::Sender<Pulled>>,
+    /// Where the client is.
+    client: IpAddr,
 }
 
 impl Asked<'_> {
@@ -263,6 +265,7 @@ impl Proxy {
             is_head: request.method() == Method::HEAD,
             is_plain: via.is_plain,
             pulls: self.parts.pulls.as_ref(),
+            client: completion.from.address(),
         };
         match &wanted {
             oci::Request::Manifest { reference, .. } => {

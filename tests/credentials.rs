@@ -107,7 +107,7 @@ async fn a_program_that_fails_is_told_without_what_it_said() {
         .start();
     let (_, target) = blob(&simulator, 1, 1000);
     assert_eq!(proxy.client().get(&target).await.status, 503);
-    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(ready.status, 200);
     assert!(ready.text().contains("no credentials"), "{}", ready.text());
     assert!(!ready.text().contains(SECRET), "{}", ready.text());
@@ -163,7 +163,7 @@ async fn assert_serves_what_it_has(simulator: &Simulator, mut proxy: Proxy, hang
     assert_eq!(miss.status, 503, "{}", miss.text());
     assert!(miss.header("retry-after").is_some());
     until("/readyz tells", async || {
-        let ready = Client::plain(proxy.admin()).get("/readyz").await;
+        let ready = Client::operator(proxy.admin()).get("/readyz").await;
         assert_eq!(ready.status, 200, "{}", ready.text());
         let told = "serving from cache: no credentials since";
         ready.text().contains(told)

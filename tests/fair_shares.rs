@@ -198,3 +198,48 @@ async fn l03_thousands_of_streams_with_windows_of_one_byte_cost_bounded_memory()
     assert!(grown < 128 * MIB, "{grown} bytes");
     is_served(&proxy.client(), &warm.1, &warm.0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l12_beyond_its_requests_a_client_is_refused_at_once_and_others_are_served() {
+    const CONNECTIONS: usize = 40;
+    const STREAMS: usize = 125;
+    /// Half of those that there may be.
+    const MOST: usize = 4096;
+    let simulator = simulator().await;
+    let warm = blob(&simulator, 1, MIB);
+    let proxy = Proxy::before(&simulator);
+    pull(&proxy, &warm).await;
+    let greedy = proxy.tls_client().at(GREEDY);
+    let mut held = Vec::new();
+    let (mut answered, mut refused) = (0, 0);
+    for _ in 0..CONNECTIONS {
+        // Nothing of a body is taken, so no request ends that has one.
+        let mut raw = Raw::connect(&greedy, &[(4, 0)]).await;
+        for stream in 0..STREAMS as u32 {
+            raw.send(get(2 * stream + 1, &warm.1)).await.expect("sent");
+        }
+        for _ in 0..STREAMS {
+            let status = loop {
+                if let Some(status) = raw.frame().await.expect("a frame").status() {
+                    break status;
+                }
+            };
+            match status {
+                200 => answered += 1,
+                429 => refused += 1,
+                other => panic!("{other}"),
+            }
+        }
+        held.push(raw);
+    }
+    assert_eq!((answered, refused), (MOST, CONNECTIONS * STREAMS - MOST));
+    let told = greedy.get("/v2/").await;
+    assert_eq!((told.status, &*told.error_code()), (429, "TOOMANYREQUESTS"));
+    assert!(told.header("retry-after").is_some());
+    is_served(&proxy.tls_client(), &warm.1, &warm.0).await;
+    drop(held);
+    until("all are forgotten", async || {
+        greedy.get("/v2/").await.status == 200
+    })
+    .await;
+}

@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::per_client::client;
 
@@ -22,7 +24,9 @@ struct Shared {
     most: usize,
     clients: Mutex<Clients>,
     /// How many turns are had or waited for.
-    wanted: watch::Sender<usize>,
+    wanted: AtomicUsize,
+    /// Told when there are none.
+    unwanted: Notify,
 }
 
 #[derive(Default)]
@@ -49,7 +53,8 @@ impl Turns {
             all: Arc::new(Semaphore::new(count)),
             most: count.div_ceil(2),
             clients: Mutex::default(),
-            wanted: watch::Sender::new(0),
+            wanted: AtomicUsize::new(0),
+            unwanted: Notify::new(),
         }))
     }
 
@@ -73,14 +78,30 @@ impl Turns {
         }
     }
 
+    /// A turn at once, or none: where all are had, or the client has as many as it may.
+    pub fn take_now(&self, client: IpAddr) -> Option<Turn> {
+        let wanted = Wanted::new(Arc::clone(&self.0));
+        Some(Turn {
+            _of_client: Some(self.of(client).try_acquire_owned().ok()?),
+            _of_all: Some(Arc::clone(&self.0.all).try_acquire_owned().ok()?),
+            _wanted: wanted,
+        })
+    }
+
     /// Waits until nobody has a turn or waits for one.
     ///
     /// # Cancel safety
     /// Leaving changes nothing.
     pub async fn until_unwanted(&self) {
-        let mut wanted = self.0.wanted.subscribe();
-        // The sender is `self`'s.
-        let _ = wanted.wait_for(|wanted| *wanted == 0).await;
+        loop {
+            let mut unwanted = pin!(self.0.unwanted.notified());
+            // From here on none is missed.
+            unwanted.as_mut().enable();
+            if self.0.wanted.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            unwanted.await;
+        }
     }
 
     fn of(&self, address: IpAddr) -> Arc<Semaphore> {
@@ -104,7 +125,7 @@ impl Turns {
 impl fmt::Debug for Turns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Turns")
-            .field("wanted", &*self.0.wanted.borrow())
+            .field("wanted", &self.0.wanted)
             .finish_non_exhaustive()
     }
 }
@@ -114,14 +135,16 @@ struct Wanted(Arc<Shared>);
 
 impl Wanted {
     fn new(shared: Arc<Shared>) -> Self {
-        shared.wanted.send_modify(|wanted| *wanted += 1);
+        shared.wanted.fetch_add(1, Ordering::AcqRel);
         Self(shared)
     }
 }
 
 impl Drop for Wanted {
     fn drop(&mut self) {
-        self.0.wanted.send_modify(|wanted| *wanted -= 1);
+        if self.0.wanted.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.unwanted.notify_waiters();
+        }
     }
 }
 
@@ -150,6 +173,7 @@ mod tests {
         let _second = turns.take(at(2)).await;
         let _of_many = turns.take(None).await;
         assert!(turns.take(at(3)).now_or_never().is_none(), "more than all");
+        assert!(turns.take_now(IpAddr::from([192, 0, 2, 3])).is_none());
         first.pop();
         drop(third.now_or_never().expect("a turn that is free"));
     }

@@ -100,6 +100,11 @@ impl Frame {
         self.kind == PING && self.flags & ACK != 0 && self.payload == LAST
     }
 
+    /// The status, where it begins an answer.
+    pub fn status(&self) -> Option<u16> {
+        (self.kind == HEADERS).then(|| status(&self.payload))
+    }
+
     /// The four bytes of the payload from `at`.
     fn word(&self, at: usize) -> u32 {
         let bytes = self.payload[at..at + 4].try_into();
@@ -145,7 +150,9 @@ impl Raw {
     /// Greets with these settings, and nothing more.
     pub async fn connect(client: &Client, with: &[(u16, u32)]) -> Self {
         let mut raw = Self::silent(client).await;
-        let greeting = [PREFACE, &settings(with)].concat();
+        // No table of header fields, so every answer spells its status out.
+        let with = [&[(1, 0)], with].concat();
+        let greeting = [PREFACE, &settings(&with)].concat();
         raw.send(greeting).await.expect("a greeting");
         raw
     }

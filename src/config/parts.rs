@@ -107,8 +107,9 @@ impl Config {
     pub fn upstream_options(&self) -> Result<UpstreamOptions, FileError> {
         let upstream = &self.upstream;
         let auth = match &upstream.auth {
-            Auth::Aws { profile } => upstream::Auth::Aws(AwsOptions {
+            Auth::Aws { profile, role } => upstream::Auth::Aws(AwsOptions {
                 profile: profile.clone(),
+                role: role.clone(),
                 endpoint_in_environment: upstream.aws_endpoint_in_environment,
                 ..AwsOptions::default()
             }),

@@ -102,7 +102,13 @@ fn flags_alone_are_enough_and_the_rest_has_defaults() {
         [Network::Loopback, Network::Private]
     );
     assert_eq!(config.upstream.name, ECR);
-    assert_eq!(config.upstream.auth, Auth::Aws { profile: None });
+    assert_eq!(
+        config.upstream.auth,
+        Auth::Aws {
+            profile: None,
+            role: None
+        }
+    );
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
 
@@ -646,7 +652,22 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
     assert_eq!(
         auth(&format!("registry = \"{ECR}\"\nprofile = \"p\"\n")),
         Auth::Aws {
-            profile: Some("p".into())
+            profile: Some("p".into()),
+            role: None
+        }
+    );
+    let role = "arn:aws:iam::000042290000:role/path/puller";
+    assert_eq!(
+        auth(&format!(
+            "registry = \"{ECR}\"\nrole_arn = \"{role}\"\nexternal_id = \"x:1\"\n"
+        )),
+        Auth::Aws {
+            profile: None,
+            role: Some(Role {
+                arn: role.into(),
+                external_id: Some("x:1".into()),
+                session_name: "ecr-proxy".into()
+            })
         }
     );
     assert_eq!(auth("registry = \"public.ecr.aws\"\n"), Auth::Anonymous);
@@ -664,6 +685,30 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
         (
             "registry = \"r.test\"\nprofile = \"p\"\n",
             "upstream.profile: belongs to",
+        ),
+        (
+            "registry = \"r.test\"\nrole_arn = \"arn:aws:iam::000042290000:role/r\"\n",
+            "upstream.role_arn: belongs to",
+        ),
+        (
+            "registry = \"public.ecr.aws\"\nrole_session_name = \"edge\"\n",
+            "upstream.role_session_name: has no meaning without",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"arn:aws:iam::42:role/r\"\n"),
+            "upstream.role_arn: \"arn:aws:iam::42:role/r\" is no role's ARN",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"arn:aws:iam::000042290000:user/u\"\n"),
+            "is no role's ARN",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"{role}\"\nexternal_id = \"a b\"\n"),
+            "upstream.external_id: \"a b\" is no external id",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"{role}\"\nrole_session_name = \"a/b\"\n"),
+            "upstream.role_session_name: \"a/b\" is no session's name",
         ),
         (
             "registry = \"r.test\"\nendpoint_tls_name = \"e.test\"\n",

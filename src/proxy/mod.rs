@@ -13,6 +13,7 @@ mod error;
 mod forwarded;
 mod lists;
 mod pull;
+mod verdicts;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -24,8 +25,9 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 pub use body::Body;
+pub use verdicts::AskedUpstream;
 
-use crate::access::{Access, Action, Certified, Denied, Network, Shown, Turns};
+use crate::access::{Access, Action, Certified, Content, Denied, Network, Shown, Turns, Wanted};
 use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
@@ -262,7 +264,14 @@ impl Proxy {
         let upstream = repo
             .as_ref()
             .map_or(self.parts.upstream.name(), |repo| &repo.upstream);
-        let right = access.decide(&caller, upstream, repository, action)?;
+        let wish = Wanted {
+            repository,
+            upstream,
+            repo: repo.as_ref().ok(),
+            action,
+            content: content(&wanted),
+        };
+        let right = access.decide(&caller, &wish).await?;
         let repo = repo?;
         if action != Action::Pull {
             return Err(Refusal::Unsupported("this proxy serves pulls only"));
@@ -283,7 +292,7 @@ impl Proxy {
                 pull::blob(&self.parts.fills, &right, &repo, *digest, &asked).await
             }
             oci::Request::Tags { limit, last, .. } => {
-                lists::tags(&self.parts.upstream, &repo, *limit, last.as_deref()).await
+                lists::tags(&self.parts.upstream, &right, &repo, *limit, last.as_deref()).await
             }
             oci::Request::Referrers {
                 digest,
@@ -324,6 +333,7 @@ impl Proxy {
             }
             Refusal::Denied(Denied::Forbidden) => Denial::Forbidden,
             Refusal::Denied(Denied::Busy) => Denial::Busy,
+            Refusal::Denied(Denied::Undecided) => Denial::Undecided,
             Refusal::Misdirected | Refusal::Host => Denial::Domain,
             _ => return,
         };
@@ -410,6 +420,19 @@ fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
         (&Method::GET | &Method::HEAD, _) => Ok(Action::Pull),
         (&Method::DELETE, _) => Ok(Action::Delete),
         _ => Err(Refusal::Unsupported("the registry API has no such method")),
+    }
+}
+
+/// What a pull of this reads.
+fn content(wanted: &oci::Request) -> Content<'_> {
+    match wanted {
+        oci::Request::Manifest { reference, .. } => Content::Manifest(reference),
+        oci::Request::Referrers { digest, .. } => Content::Referrers(*digest),
+        oci::Request::Blob { digest, .. } => Content::Blob(*digest),
+        oci::Request::Ping
+        | oci::Request::Catalog
+        | oci::Request::Tags { .. }
+        | oci::Request::Upload { .. } => Content::Uncached,
     }
 }
 

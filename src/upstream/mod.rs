@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | `registry`, `origin` | what a registry's name says; where a request goes |
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
+//! | `behalf` | a question asked once, with the credential of whoever wants to know |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
 //! | `programs` | that no program run for credentials is left behind |
@@ -22,6 +23,7 @@
 
 mod bandwidth;
 mod bearer;
+mod behalf;
 mod blob;
 mod breaker;
 mod check;
@@ -64,7 +66,7 @@ pub use bearer::fuzz_token_reply;
 pub use blob::{BlobBody, Span, Validator};
 pub use breaker::Outage;
 pub use check::{Ping, Skew};
-pub use ecr::{AwsOptions, StaticKeys};
+pub use ecr::{AwsOptions, Role, StaticKeys};
 pub use error::{
     Absent, Deadline, OddToken, RefusedRealm, RefusedRedirect, TokenError, Unreachable,
     UpstreamError, Wrong,
@@ -89,7 +91,7 @@ use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
 use redirect::RedirectPolicy;
 use storage::Storage;
-use token::Refresher;
+use token::{Refresher, Token};
 
 /// One upstream, as configured.
 #[derive(Clone, Debug)]
@@ -224,6 +226,8 @@ pub enum SetupError {
 #[derive(Clone)]
 pub struct Upstream {
     shared: Arc<Shared>,
+    /// Asked with instead of our own credentials.
+    caller: Option<Arc<Token>>,
 }
 
 struct Shared {
@@ -366,6 +370,7 @@ impl Upstream {
                 limits,
                 meter,
             }),
+            caller: None,
         })
     }
 

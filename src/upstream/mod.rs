@@ -20,6 +20,7 @@
 //! | `portal` | whether another answers in the registry's place |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
+//! | `upload`, `sending`, `told` | pushing: what is asked, what it carries, and the registry's own words |
 
 mod bandwidth;
 mod bearer;
@@ -44,8 +45,11 @@ mod programs;
 mod redirect;
 mod registry;
 mod secret;
+mod sending;
 mod storage;
 mod token;
+mod told;
+mod upload;
 
 use std::fmt;
 use std::sync::Arc;
@@ -78,7 +82,10 @@ pub use mutability::TagMutability;
 pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
+pub use sending::Feed;
 pub use token::TokenStatus;
+pub use told::Told;
+pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
 
 use bearer::Realms;
 use breaker::{Breaker, Probe};

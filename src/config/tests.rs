@@ -527,6 +527,39 @@ fn a_domain_for_both_the_anonymous_and_users_is_a_fault_that_explains() {
 }
 
 #[test]
+fn ecr_tokens_are_logins_of_ecr_upstreams_on_domains_where_clients_log_in() {
+    const ECR_UPSTREAM: &str = "[server]\ndomains = [\"a.test\", \"b.test\"]\n[[upstream]]\n\
+                                registry = \"000042290000.dkr.ecr.us-west-2.amazonaws.com\"\n";
+    let scene = |access: &str| Scene::file(&format!("{ECR_UPSTREAM}[access]\n{access}"));
+    let config = scene("aws_tokens = true").load().expect("config");
+    assert!(config.access.aws_tokens);
+    assert_eq!(config.warnings, [""; 0], "somebody is let in");
+    let config = scene("").variable("ECR_PROXY_ACCESS_AWS_TOKENS", "true");
+    assert!(config.load().expect("config").access.aws_tokens);
+    assert!(!scene("").load().expect("config").access.aws_tokens);
+
+    let everywhere = scene("aws_tokens = true\nanonymous = \"pull\"").faults();
+    assert_eq!(everywhere.len(), 1, "{everywhere:?}");
+    assert!(everywhere[0].contains("access.aws_tokens") && everywhere[0].contains("/v2/"));
+    let on_one = "aws_tokens = true\n[[access.rule]]\nusers = [\"@anonymous\"]\n\
+                  domains = [\"b.test\"]\nactions = [\"pull\"]\n";
+    scene(on_one).load().expect("they log in on a.test");
+
+    let elsewhere = format!("{RULED}[access]\naws_tokens = true\n");
+    let faults = Scene::file(&elsewhere).faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("access.aws_tokens: cannot be true"));
+
+    let denied = "aws_tokens = true\n[[access.rule]]\nusers = [\"*\"]\nactions = []\n";
+    let warnings = scene(denied).load().expect("config").warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|w| w.starts_with("[[access.rule]] 1: does not hold"))
+    );
+}
+
+#[test]
 fn faults_of_rules_name_their_keys() {
     let faults = with_rules(
         "[[access.rule]]\nusers = [\"AWS\", \"te*m\"]\nactions = [\"read\"]\n\

@@ -101,7 +101,7 @@ impl Refusal {
             ),
             Self::TooMany => Answer {
                 status: StatusCode::TOO_MANY_REQUESTS,
-                code: ErrorCode::TooManyRequests,
+                code: ErrorCode::TooManyRequests.as_str().into(),
                 message: "too many requests at once".to_owned(),
                 retry_after: Some(SOON),
             },

@@ -9,7 +9,7 @@ use ecr_proxy::simulator::{
     Action, DENIED_ACCESS_KEY, Entry, FULL_ACCESS_KEY, Fault, ImageSpec, IssuedToken, Listener,
     Outage, Pattern, Principal, PushedImage, Simulator,
 };
-use support::blobs::{metric, outcome};
+use support::blobs::{idle, metric, outcome};
 use support::image::{REPOSITORY, TAG};
 use support::proxy::Builder;
 use support::users::{basic, login, user_line};
@@ -115,6 +115,7 @@ async fn who_may_pull_in_ecr_pulls_here_and_nobody_else_hits_and_misses_alike() 
             .get(&format!("/v2/{REPOSITORY}/manifests/absent"))
             .await;
         assert_refused(&absent, 404, "MANIFEST_UNKNOWN");
+        idle(&proxy).await;
     }
     // What the cache was filled from was asked for with our own identity.
     let bodies = simulator.journal().count(|entry| {

@@ -145,7 +145,7 @@ impl Fills {
         loop {
             let slots = Arc::clone(&self.shared.background_slots);
             let slot = slots.acquire_owned().await.map_err(|_| FillError::Lost)?;
-            let Some((outcome, attendance, is_own)) = self.start(repo, digest, size, Some(slot))
+            let Some((outcome, attendance, asked)) = self.start(repo, digest, size, Some(slot))?
             else {
                 return Ok(Carried::Present);
             };
@@ -154,7 +154,7 @@ impl Fills {
             drop(attendance);
             match until_verdict(&flow, progress).await {
                 // A no to another repository is none to this one. That fill is off the map by now.
-                Err(error) if !is_own && error.is_of_its_repository() => {}
+                Err(error) if error.is_of_another(&asked, repo) => {}
                 Err(error) => return Err(error),
                 Ok(size) => {
                     return Ok(match flow.until_ended().await {

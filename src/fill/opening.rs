@@ -85,11 +85,8 @@ impl Fills {
             return Ok(size);
         }
         let repository = &pass.repo.repository;
-        let size = self
-            .shared
-            .upstream
-            .blob_size(repository, &pass.digest)
-            .await?;
+        let upstream = self.shared.upstreams.of(&pass.repo)?;
+        let size = upstream.blob_size(repository, &pass.digest).await?;
         let now = self.shared.clock.now();
         self.shared
             .recorded
@@ -172,7 +169,7 @@ impl Fills {
 
     /// One range of a blob that is not whole on disk, past the cache.
     async fn bypass(&self, pass: &Pass, size: u64, range: ByteRange) -> Result<Content, FillError> {
-        let origin = self.shared.origin(&pass.repo);
+        let origin = self.shared.origin(&pass.repo)?;
         let body = origin
             .open(pass.digest, range.start, Some(range.end))
             .await?;

@@ -13,6 +13,7 @@ use super::proof::{KnownSize, Pass};
 use super::{Fills, Running};
 use crate::oci::{Digest, RepoKey};
 use crate::telemetry::Outcome;
+use crate::upstream::UpstreamError;
 
 /// A fill that can be answered from.
 pub(super) struct Begun {
@@ -27,14 +28,14 @@ impl Fills {
     pub(super) async fn fill(&self, pass: &Pass) -> Result<Option<Begun>, FillError> {
         let deadline = Instant::now() + self.shared.options.head_deadline;
         loop {
-            let Some((outcome, attendance, is_own)) =
-                self.start(&pass.repo, pass.digest, pass.size, None)
+            let Some((outcome, attendance, asked)) =
+                self.start(&pass.repo, pass.digest, pass.size, None)?
             else {
                 return Ok(None);
             };
             match begun(attendance, deadline).await {
                 // A no to another repository is none to this one. That fill is off the map by now.
-                Err(error) if !is_own && error.is_of_its_repository() => {}
+                Err(error) if error.is_of_another(&asked, &pass.repo) => {}
                 Err(error) => return Err(error),
                 Ok((size, attendance)) => {
                     return Ok(Some(Begun {
@@ -47,25 +48,29 @@ impl Fills {
         }
     }
 
-    /// Begins a fill, or joins the one that somebody began, and tells whether that is one of this very
-    /// repository. `None` if the blob is on disk by now: a fill leaves the map after the blob was
+    /// Begins a fill, or joins the one that somebody began, and tells which repository it
+    /// asks. `None` if the blob is on disk by now: a fill leaves the map after the blob was
     /// kept, so who looked into the store a moment too early does not fetch it once more. Without a
     /// `slot` the fill waits for one of those for clients.
+    ///
+    /// # Errors
+    /// Its upstream is not configured.
     pub(super) fn start(
         &self,
         repo: &RepoKey,
         digest: Digest,
         size: KnownSize,
         slot: Option<OwnedSemaphorePermit>,
-    ) -> Option<(Outcome, Attendance, bool)> {
+    ) -> Result<Option<(Outcome, Attendance, RepoKey)>, UpstreamError> {
+        let origin = self.shared.origin(repo)?;
         let mut running = self.shared.running();
         if let Some(fill) = running.get(&digest)
             && let Some(attendance) = fill.flow.join()
         {
-            return Some((Outcome::Joined, attendance, fill.repo == *repo));
+            return Ok(Some((Outcome::Joined, attendance, fill.repo.clone())));
         }
         if self.shared.store.blob_now(&digest).is_some() {
-            return None;
+            return Ok(None);
         }
         let flow = Flow::new(digest, Front::connecting(), None);
         running.insert(
@@ -78,7 +83,7 @@ impl Fills {
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
-            origin: self.shared.origin(repo).wanted_by(flow.interest()),
+            origin: origin.wanted_by(flow.interest()),
             flow,
             size,
             store: self.shared.store.clone(),
@@ -88,7 +93,7 @@ impl Fills {
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared), slot);
-        Some((Outcome::Miss, attendance, true))
+        Ok(Some((Outcome::Miss, attendance, repo.clone())))
     }
 }
 

@@ -214,7 +214,8 @@ fn explain(error: &UpstreamError) -> TokenError {
         | UpstreamError::ContentChanged
         | UpstreamError::IgnoredRange
         | UpstreamError::Away(_)
-        | UpstreamError::Offline => TokenError::Failing,
+        | UpstreamError::Offline
+        | UpstreamError::Unconfigured => TokenError::Failing,
     }
 }
 

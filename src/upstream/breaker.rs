@@ -141,6 +141,7 @@ pub(super) fn weight(error: &UpstreamError) -> u32 {
         | UpstreamError::ContentChanged
         | UpstreamError::IgnoredRange
         | UpstreamError::Offline
+        | UpstreamError::Unconfigured
         | UpstreamError::Away(_) => 0,
     }
 }

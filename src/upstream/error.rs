@@ -45,6 +45,9 @@ pub enum UpstreamError {
     /// The operator wants nothing asked.
     #[error("upstream is not asked: offline by configuration")]
     Offline,
+    /// No upstream of that name is configured any more.
+    #[error("its upstream is not configured any more")]
+    Unconfigured,
     /// A deadline passed.
     #[error("upstream is too slow: {0}")]
     TooSlow(Deadline),
@@ -227,6 +230,7 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Away(_)
             | Self::Offline
+            | Self::Unconfigured
             | Self::TooSlow(_)
             | Self::Wrong(Wrong::BadTls | Wrong::Intercepted | Wrong::Redirect(_))
             | Self::Truncated => true,
@@ -252,6 +256,7 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Away(_)
             | Self::Offline
+            | Self::Unconfigured
             | Self::TooSlow(_)
             | Self::Wrong(_)
             | Self::Truncated
@@ -275,6 +280,7 @@ impl UpstreamError {
             | Self::Refused
             | Self::Unsupported
             | Self::Offline
+            | Self::Unconfigured
             | Self::BadCredentials
             | Self::Wrong(_)
             | Self::TooMuch

@@ -8,6 +8,7 @@
 //!
 //! | file | is |
 //! | --- | --- |
+//! | `upstreams` | all of them, by name |
 //! | `registry`, `origin` | what a registry's name says; where a request goes |
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
@@ -44,6 +45,7 @@ mod registry;
 mod secret;
 mod storage;
 mod token;
+mod upstreams;
 
 use std::fmt;
 use std::sync::Arc;
@@ -77,6 +79,7 @@ pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
 pub use token::TokenStatus;
+pub use upstreams::Upstreams;
 
 use bearer::Realms;
 use breaker::{Breaker, Probe};

@@ -106,10 +106,20 @@ fn remote(config: &Config, repository: Option<&RepositoryName>) -> Result<Vec<Fi
         Err(error) => return Ok(wrong(&error)),
     };
     let findings = super::runtime()?.block_on(async {
-        match Upstream::new(options, &UpstreamMetrics::default()) {
-            Ok(upstream) => remote::upstream(&upstream, config, repository).await,
-            Err(error) => wrong(&error),
+        let mut findings = Vec::new();
+        for (options, configured) in options.into_iter().zip(&config.upstreams) {
+            let found = match Upstream::new(options, &UpstreamMetrics::default()) {
+                Ok(upstream) => remote::upstream(&upstream, configured, repository).await,
+                Err(error) => wrong(&error),
+            };
+            // Whose they are, where there are several.
+            let is_alone = config.upstreams.len() == 1;
+            findings.extend(found.into_iter().map(|finding| match is_alone {
+                true => finding,
+                false => finding.of(&configured.name),
+            }));
         }
+        findings
     });
     Ok(findings)
 }

@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use support::blobs::{metric, simulator, until};
@@ -15,6 +16,7 @@ use support::proxy::Builder;
 use support::{Client, Connection, DOMAIN, Proxy, image};
 use toml::{Table, Value as Toml};
 
+const ORDERS: &str = "ecr_proxy_acme_orders_total";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 fn acme(builder: Builder, plan: &Plan, further: &[(&str, &str)]) -> Builder {
@@ -37,7 +39,7 @@ async fn is_served(proxy: &Proxy, root: &Path) -> bool {
 }
 
 async fn readyz(proxy: &Proxy) -> String {
-    let answer = Client::plain(proxy.admin()).get("/readyz").await;
+    let answer = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(answer.status, 200, "hits are served: {}", answer.text());
     answer.text()
 }
@@ -83,6 +85,9 @@ async fn by_a_handshake_it_gets_a_certificate_as_soon_as_the_directory_answers_a
         metric(&proxy, "ecr_proxy_certificate_expiry_seconds", &[&label]).await > 0.0
     })
     .await;
+    let orders = async |result: &str| metric(&proxy, ORDERS, &[result]).await;
+    assert!(orders("result=\"failed\"").await >= 1.0);
+    assert_eq!(orders("result=\"ok\"").await, 1.0);
 
     // The proof is gone with its order: nobody else gets such a handshake.
     let config = support::pki::trusting(&root, &[b"acme-tls/1"]);
@@ -197,4 +202,26 @@ async fn a_directory_that_is_not_convinced_is_quoted() {
     };
     proxy.log_until("the refusal", told).await;
     proxy.assert_blobs_are_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_limits_rates_is_left_alone_for_as_long_as_it_asks() {
+    let simulator = simulator().await;
+    let plan = Plan::new();
+    let asked = plan.limit_rates("7200").await;
+    let proxy = acme(Proxy::builder().simulator(&simulator), &plan, &[]).start();
+    let told = proxy.log_until("the failure", |event| {
+        event.message() == "no new certificate"
+    });
+    let told = told.await;
+    assert_eq!(
+        told.field("retry.after").as_deref(),
+        Some("2h"),
+        "{}",
+        told.line
+    );
+    let page = readyz(&proxy).await;
+    assert!(page.contains("too many new orders"), "{page}");
+    assert_eq!(metric(&proxy, ORDERS, &["result=\"failed\""]).await, 1.0);
+    assert_eq!(asked.load(Ordering::SeqCst), 1, "one question and no more");
 }

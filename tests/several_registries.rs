@@ -185,7 +185,12 @@ async fn what_no_route_is_about_is_refused_and_nobody_is_asked() {
         .start();
     let client = proxy.client();
     let path = "/v2/app/manifests/v1";
-    for ns in ["", "?ns=docker.io", "?ns=169.254.169.254", "?ns=127.0.0.1:1"] {
+    for ns in [
+        "",
+        "?ns=docker.io",
+        "?ns=169.254.169.254",
+        "?ns=127.0.0.1:1",
+    ] {
         let answer = client.get(&format!("{path}{ns}")).await;
         assert_eq!(answer.status, 404, "{ns}: {}", answer.text());
         assert_eq!(answer.error_code(), "NAME_UNKNOWN", "{ns}");
@@ -198,7 +203,11 @@ async fn what_no_route_is_about_is_refused_and_nobody_is_asked() {
     // The registry that an image is named after is a route of its own.
     for simulator in [&two.prod, &two.base] {
         let ns = simulator.registry_host();
-        assert_eq!(status(&client, &format!("{path}?ns={ns}")).await, 200, "{ns}");
+        assert_eq!(
+            status(&client, &format!("{path}?ns={ns}")).await,
+            200,
+            "{ns}"
+        );
         let tags = format!("/v2/app/tags/list?n=1&ns={ns}");
         assert_eq!(status(&client, &tags).await, 200, "{ns}");
     }

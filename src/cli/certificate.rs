@@ -55,7 +55,7 @@ impl Keeper {
                 (own.certificates().clone(), Source::Own(Arc::new(own)))
             }
             Tls::Acme { options, .. } => {
-                let acme = Acme::open(options.clone());
+                let acme = Acme::open(options.clone(), metrics.clone());
                 let acme = acme.map_err(|error| Failure::Failed(chain(&error)))?;
                 troubles.acme = Some(acme.trouble());
                 (acme.certificates().clone(), Source::Acme(Some(acme)))

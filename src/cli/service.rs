@@ -25,7 +25,7 @@ use crate::config::{Config, ListenAddress, Prefetch, Tls};
 use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::warm::{Schedule, WarmMetrics};
 use crate::jobs::{self, PrefetchMetrics, Reload, ReloadMetrics, ScrubOptions};
-use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
+use crate::proxy::{AskedUpstream, Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, NameClient, Refusal, ServerMetrics, ServerOptions,
 };
@@ -77,13 +77,17 @@ impl Service {
         let keeper = Keeper::open(config, certificate_metrics)?;
         let mut reload = Reload::new(reload_metrics);
         keeper.reload_by(&mut reload);
-        let access_options = config.access_options();
+        let mechanisms = Mechanisms::build(config, upstreams, &mut metrics)?;
+        let mut access_options = config.access_options();
         access_options.metrics.register(metrics.registry());
+        if config.access.aws_tokens {
+            let asked = AskedUpstream::new(mechanisms.upstreams.clone());
+            access_options.verdicts = Some(Arc::new(asked));
+        }
         let access = Access::new(access_options)?;
         if let Some(file) = &config.access.users_file {
             users::reload_by(access.clone(), file.clone(), &mut reload);
         }
-        let mechanisms = Mechanisms::build(config, upstreams, &mut metrics)?;
         let (pulls, prefetch) = match config.cache.prefetch {
             Prefetch::Off => (None, None),
             Prefetch::Layers => {

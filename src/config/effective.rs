@@ -92,6 +92,7 @@ impl Config {
             ("cache.prefetch", cache.prefetch.as_str().to_owned()),
             ("cache.pins", join(&cache.pins)),
             ("access.anonymous", anonymous.to_owned()),
+            ("access.aws_tokens", access.aws_tokens.to_string()),
         ]);
         if access.anonymous == Anonymous::Pull {
             let networks = join(&access.anonymous_networks);
@@ -125,9 +126,14 @@ impl Config {
 impl Upstream {
     fn effective(&self) -> Vec<(&'static str, String)> {
         let (auth, login) = match &self.auth {
-            Auth::Aws { profile } => ("aws", profile.clone().map(|p| ("profile", p))),
-            Auth::Basic { username, .. } => ("basic", Some(("username", username.clone()))),
-            Auth::Anonymous => ("anonymous", None),
+            Auth::Aws { profile, role } => {
+                let profile = profile.clone().map(|name| ("profile", name));
+                let role = role.as_ref();
+                let role = role.map(|role| ("role_arn", role.arn.clone()));
+                ("aws", profile.into_iter().chain(role).collect())
+            }
+            Auth::Basic { username, .. } => ("basic", vec![("username", username.clone())]),
+            Auth::Anonymous => ("anonymous", Vec::new()),
         };
         let tags = &self.freshness.tags;
         let stale = tags.stale_if_error.map_or("forever".to_owned(), duration);

@@ -35,7 +35,7 @@ use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, NameRoute, Namespace, Pattern, Platform, RepositoryName};
 use crate::tls::{AcmeOptions, ClientUser, PairFiles};
-use crate::upstream::{HostPattern, Rate, Registry};
+use crate::upstream::{HostPattern, Rate, Registry, Role};
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/ecr-proxy/config.toml";
@@ -193,6 +193,8 @@ pub struct Access {
     pub anonymous: Anonymous,
     /// Where the anonymous may come from.
     pub anonymous_networks: Vec<Network>,
+    /// Whether `AWS` with an ECR token is a login, which may do what ECR says of the token.
+    pub aws_tokens: bool,
     /// Who may do what: each `[[access.rule]]`, then [`Access::anonymous`] as a rule; that all users may
     /// pull where there is neither.
     pub rules: Rules,
@@ -301,6 +303,8 @@ pub enum Auth {
     Aws {
         /// The profile to use instead of the default one.
         profile: Option<String>,
+        /// The role to assume with what that leads to.
+        role: Option<Role>,
     },
     /// A user and a password.
     Basic {

@@ -142,8 +142,9 @@ impl Config {
         shared_line: Option<Line>,
     ) -> Result<UpstreamOptions, FileError> {
         let auth = match &upstream.auth {
-            Auth::Aws { profile } => upstream::Auth::Aws(AwsOptions {
+            Auth::Aws { profile, role } => upstream::Auth::Aws(AwsOptions {
                 profile: profile.clone(),
+                role: role.clone(),
                 endpoint_in_environment: upstream.aws_endpoint_in_environment,
                 ..AwsOptions::default()
             }),

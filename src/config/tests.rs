@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::oci::RepoKey;
+use crate::tls::Proof;
 
 const ECR: &str = "000042290000.dkr.ecr.us-west-2.amazonaws.com";
 
@@ -102,7 +103,13 @@ fn flags_alone_are_enough_and_the_rest_has_defaults() {
         [Network::Loopback, Network::Private]
     );
     assert_eq!(config.upstreams[0].name, ECR);
-    assert_eq!(config.upstreams[0].auth, Auth::Aws { profile: None });
+    assert_eq!(
+        config.upstreams[0].auth,
+        Auth::Aws {
+            profile: None,
+            role: None
+        }
+    );
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
 
@@ -314,6 +321,111 @@ fn every_fault_of_every_pair_is_told() {
         panic!("one fault")
     };
     assert_eq!(fault, "line 1: tls.pair: is written as [[tls.pair]]");
+}
+
+fn with_acme(acme: &str) -> Scene {
+    Scene::file(&format!(
+        "[server]\ndomains = [\"a.test\", \"b.test\"]\nstate_dir = \"state\"\n\
+         [[upstream]]\nregistry = \"docker.io\"\n[tls.acme]\n{acme}"
+    ))
+}
+
+#[test]
+fn a_certificate_may_be_obtained_for_all_domains() {
+    let scene = with_acme("directory = \"https://acme.test/dir\"\nemail = \"ops@a.test\"\n");
+    let Tls::Acme {
+        options,
+        http_listen,
+    } = scene.load().expect("config").tls
+    else {
+        panic!("not ACME")
+    };
+    assert_eq!(options.directory, "https://acme.test/dir");
+    assert_eq!(options.domains, ["a.test", "b.test"]);
+    assert_eq!(options.proof, Proof::TlsAlpn);
+    assert_eq!(options.email.as_deref(), Some("ops@a.test"));
+    assert!(options.state_dir.ends_with("state"));
+    assert_eq!(http_listen, None);
+    for (further, at) in [
+        ("", "[::]:80"),
+        (
+            "http_listen = \"http://127.0.0.1:8080\"\n",
+            "127.0.0.1:8080",
+        ),
+    ] {
+        let acme =
+            format!("directory = \"https://acme.test/dir\"\nchallenge = \"http-01\"\n{further}");
+        let Tls::Acme { http_listen, .. } = with_acme(&acme).load().expect("config").tls else {
+            panic!("not ACME")
+        };
+        assert_eq!(http_listen.map(|at| at.to_string()).as_deref(), Some(at));
+    }
+}
+
+#[test]
+fn faults_of_acme_name_their_keys() {
+    let whole = "directory = \"https://acme.test/dir\"\n";
+    for (acme, expected) in [
+        ("email = \"ops@a.test\"", "tls.acme.directory: is missing"),
+        (
+            "directory = \"http://acme.test/dir\"",
+            "line 7: tls.acme.directory: \"http://acme.test/dir\" is not an https:// URL",
+        ),
+        (
+            "directory = \"letsencrypt\"",
+            "line 7: tls.acme.directory: \"letsencrypt\" is not an https:// URL",
+        ),
+        (
+            &format!("{whole}challenge = \"dns-01\""),
+            "line 8: tls.acme.challenge: \"dns-01\" is neither \"tls-alpn-01\" nor \"http-01\"",
+        ),
+        (
+            &format!("{whole}http_listen = \"http://[::]:80\""),
+            "tls.acme.http_listen: belongs to challenge = \"http-01\" only",
+        ),
+        (
+            &format!("{whole}challenge = \"http-01\"\nhttp_listen = \"https://[::]:80\""),
+            "line 9: tls.acme.http_listen: \"https://[::]:80\" is not http://",
+        ),
+        (
+            &format!("{whole}email = \"nobody\""),
+            "line 8: tls.acme.email: \"nobody\" is not an address",
+        ),
+        (
+            &format!("{whole}ca = \"none.pem\""),
+            "line 8: tls.acme.ca: cannot read",
+        ),
+        (
+            &format!("{whole}mail = \"x\""),
+            "line 8: tls.acme.mail: unknown key; the nearest known one is tls.acme.email",
+        ),
+        (
+            &format!("{whole}[tls]\ncert = \"a.pem\"\nkey = \"a.pem\""),
+            "tls.acme.directory: is set beside tls.cert",
+        ),
+    ] {
+        let told = with_acme(acme).beside("a.pem", "").faults().join("\n");
+        assert!(told.contains(expected), "{expected} in\n{told}");
+    }
+    let acme = "[tls.acme]\ndirectory = \"https://acme.test/dir\"\n[[upstream]]\nregistry = \"docker.io\"\n";
+    for (server, expected) in [
+        (
+            "listen = [\"https://127.0.0.1:443\"]",
+            "server.domains: is missing: tls.acme obtains a certificate for them",
+        ),
+        (
+            "domains = [\"a.test\", \"192.0.2.1\"]",
+            "server.domains: 192.0.2.1 is an address: tls.acme is for names",
+        ),
+        (
+            "domains = [\"a.test\"]\nlisten = [\"http://[::]:80\"]",
+            "tls.acme.directory: has no use: no listener speaks TLS",
+        ),
+    ] {
+        let scene = Scene::file(&format!("[server]\n{server}\n{acme}"));
+        let told = scene.faults().join("\n");
+        assert!(told.contains(expected), "{expected} in\n{told}");
+    }
 }
 
 #[test]
@@ -545,7 +657,22 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
     assert_eq!(
         auth(&format!("registry = \"{ECR}\"\nprofile = \"p\"\n")),
         Auth::Aws {
-            profile: Some("p".into())
+            profile: Some("p".into()),
+            role: None
+        }
+    );
+    let role = "arn:aws:iam::000042290000:role/path/puller";
+    assert_eq!(
+        auth(&format!(
+            "registry = \"{ECR}\"\nrole_arn = \"{role}\"\nexternal_id = \"x:1\"\n"
+        )),
+        Auth::Aws {
+            profile: None,
+            role: Some(Role {
+                arn: role.into(),
+                external_id: Some("x:1".into()),
+                session_name: "ecr-proxy".into()
+            })
         }
     );
     assert_eq!(auth("registry = \"public.ecr.aws\"\n"), Auth::Anonymous);
@@ -563,6 +690,30 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
         (
             "registry = \"r.test\"\nprofile = \"p\"\n",
             "upstream.profile: belongs to",
+        ),
+        (
+            "registry = \"r.test\"\nrole_arn = \"arn:aws:iam::000042290000:role/r\"\n",
+            "upstream.role_arn: belongs to",
+        ),
+        (
+            "registry = \"public.ecr.aws\"\nrole_session_name = \"edge\"\n",
+            "upstream.role_session_name: has no meaning without",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"arn:aws:iam::42:role/r\"\n"),
+            "upstream.role_arn: \"arn:aws:iam::42:role/r\" is no role's ARN",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"arn:aws:iam::000042290000:user/u\"\n"),
+            "is no role's ARN",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"{role}\"\nexternal_id = \"a b\"\n"),
+            "upstream.external_id: \"a b\" is no external id",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"{role}\"\nrole_session_name = \"a/b\"\n"),
+            "upstream.role_session_name: \"a/b\" is no session's name",
         ),
         (
             "registry = \"r.test\"\nendpoint_tls_name = \"e.test\"\n",

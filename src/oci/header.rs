@@ -1,6 +1,9 @@
 //! Header names and values of the distribution API that `http` does not define.
 
-use http::HeaderName;
+use std::time::{Duration, SystemTime};
+
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderName};
 
 /// The digest of the content in the answer.
 pub const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -15,6 +18,17 @@ pub const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters
 pub const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 /// The id that log, error message and answer share.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How long `Retry-After` (RFC 9110, 10.2.3) asks for from `now` on; `None` without a usable one. Nothing says
+/// that it is a sensible time.
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
+}
 
 /// The target of the `rel="next"` link of a `Link` header (RFC 8288), as it stands between `<` and `>`.
 pub fn next_link(header: &str) -> Option<&str> {

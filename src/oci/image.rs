@@ -103,7 +103,7 @@ impl FromStr for ImagePattern {
         };
         Ok(Self {
             domain,
-            repository: repository.parse()?,
+            repository: Pattern::of_repositories(repository)?,
             which,
         })
     }

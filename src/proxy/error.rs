@@ -180,6 +180,12 @@ fn of_denied(denied: Denied) -> Answer {
             "too many logins at once",
             Some(SOON),
         ),
+        Denied::Undecided => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "upstream cannot be asked what your token allows",
+            Some(SOON),
+        ),
     };
     Answer {
         status,

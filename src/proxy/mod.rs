@@ -13,6 +13,7 @@ mod error;
 mod forwarded;
 mod lists;
 mod pull;
+mod verdicts;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,8 +25,9 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 pub use body::Body;
+pub use verdicts::AskedUpstream;
 
-use crate::access::{Access, Action, Certified, Denied, Network, Shown};
+use crate::access::{Access, Action, Certified, Content, Denied, Network, Shown, Wanted};
 use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
@@ -251,9 +253,15 @@ impl Proxy {
         let ns = query_value(uri.query(), "ns");
         let repo = ns.clone().map_err(Refusal::from);
         let repo = repo.and_then(|ns| self.route(domain, ns.as_deref(), repository));
-        // What leads nowhere is of no upstream that a rule could name.
-        let upstream = repo.as_ref().map_or("", |repo| &*repo.upstream);
-        let right = access.decide(&caller, upstream, repository, action)?;
+        let wish = Wanted {
+            repository,
+            // What leads nowhere is of no upstream that a rule could name.
+            upstream: repo.as_ref().map_or("", |repo| &*repo.upstream),
+            repo: repo.as_ref().ok(),
+            action,
+            content: content(&wanted),
+        };
+        let right = access.decide(&caller, &wish).await?;
         let repo = repo?;
         if action != Action::Pull {
             return Err(Refusal::Unsupported("this proxy serves pulls only"));
@@ -279,8 +287,8 @@ impl Proxy {
             }
             oci::Request::Tags { limit, last, .. } => {
                 let upstream = self.parts.upstreams.of(&repo)?;
-                let list = lists::tags(&upstream, &repo, &as_asked, *limit, last.as_deref());
-                list.await
+                let last = last.as_deref();
+                lists::tags(&upstream, &right, &repo, &as_asked, *limit, last).await
             }
             oci::Request::Referrers {
                 digest,
@@ -329,6 +337,7 @@ impl Proxy {
             }
             Refusal::Denied(Denied::Forbidden) => Denial::Forbidden,
             Refusal::Denied(Denied::Busy) => Denial::Busy,
+            Refusal::Denied(Denied::Undecided) => Denial::Undecided,
             Refusal::Misdirected | Refusal::Host => Denial::Domain,
             _ => return,
         };
@@ -409,6 +418,19 @@ fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
         (&Method::GET | &Method::HEAD, _) => Ok(Action::Pull),
         (&Method::DELETE, _) => Ok(Action::Delete),
         _ => Err(Refusal::Unsupported("the registry API has no such method")),
+    }
+}
+
+/// What a pull of this reads.
+fn content(wanted: &oci::Request) -> Content<'_> {
+    match wanted {
+        oci::Request::Manifest { reference, .. } => Content::Manifest(reference),
+        oci::Request::Referrers { digest, .. } => Content::Referrers(*digest),
+        oci::Request::Blob { digest, .. } => Content::Blob(*digest),
+        oci::Request::Ping
+        | oci::Request::Catalog
+        | oci::Request::Tags { .. }
+        | oci::Request::Upload { .. } => Content::Uncached,
     }
 }
 

@@ -4,16 +4,23 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::Certificates;
 
-/// When the certificates in use end. Clones share their values.
+/// When the certificates in use end, and how obtaining them goes. Clones share their values.
 #[derive(Clone, Debug, Default)]
 pub struct CertificateMetrics {
     expiry: Family<NameLabel, Gauge>,
+    orders: Family<ResultLabel, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -29,6 +36,16 @@ impl CertificateMetrics {
             "When the certificate in use ends, seconds since 1970, by the first of its names",
             self.expiry.clone(),
         );
+        registry.register(
+            "acme_orders",
+            "Certificates that were asked for at the ACME directory, by result (ok, failed)",
+            self.orders.clone(),
+        );
+    }
+
+    /// An ACME order came to this: `ok` or `failed`.
+    pub(super) fn ordered(&self, result: &'static str) {
+        self.orders.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// Shows these and no longer `shown`, what was shown before; answers what is shown now.

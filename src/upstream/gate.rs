@@ -4,9 +4,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, header};
+use http::HeaderMap;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use crate::oci;
 
 /// What a `Retry-After` is believed within; beyond, a broken or hostile clock would silence us for days.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
@@ -128,6 +130,12 @@ impl Pass<'_> {
         });
         pause
     }
+
+    /// The request was throttled, and was not ours: whose it was is told how long to wait, and what we ask
+    /// ourselves is not held back.
+    pub(super) fn throttled_for_another(self, headers: &HeaderMap) -> Duration {
+        retry_after(headers, SystemTime::now()).unwrap_or(MIN_PAUSE)
+    }
 }
 
 impl Drop for Pass<'_> {
@@ -141,15 +149,9 @@ impl Drop for Pass<'_> {
     }
 }
 
-/// How long `Retry-After` (RFC 9110, 10.2.3) asks for, within our bounds; `None` without a usable one.
+/// How long `Retry-After` asks for, within our bounds; `None` without a usable one.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let asked = if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
-    } else {
-        let date = httpdate::parse_http_date(value).ok()?;
-        date.duration_since(now).unwrap_or(Duration::ZERO)
-    };
+    let asked = oci::header::retry_after(headers, now)?;
     Some(asked.clamp(MIN_PAUSE, MAX_PAUSE))
 }
 
@@ -198,6 +200,7 @@ pub(super) fn backoff(attempt: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header;
 
     fn headers(retry_after: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -11,6 +11,7 @@
 //! | `upstreams` | all of them, by name |
 //! | `registry`, `origin` | what a registry's name says; where a request goes |
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
+//! | `behalf` | a question asked once, with the credential of whoever wants to know |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
 //! | `programs` | that no program run for credentials is left behind |
@@ -23,6 +24,7 @@
 
 mod bandwidth;
 mod bearer;
+mod behalf;
 mod blob;
 mod breaker;
 mod check;
@@ -66,7 +68,7 @@ pub use bearer::fuzz_token_reply;
 pub use blob::{BlobBody, Span, Validator};
 pub use breaker::Outage;
 pub use check::{Ping, Skew};
-pub use ecr::{AwsOptions, StaticKeys};
+pub use ecr::{AwsOptions, Role, StaticKeys};
 pub use error::{
     Absent, Deadline, OddToken, RefusedRealm, RefusedRedirect, TokenError, Unreachable,
     UpstreamError, Wrong,
@@ -92,7 +94,7 @@ use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
 use redirect::RedirectPolicy;
 use storage::Storage;
-use token::Refresher;
+use token::{Refresher, Token};
 
 /// One upstream, as configured.
 #[derive(Clone, Debug)]
@@ -227,6 +229,8 @@ pub enum SetupError {
 #[derive(Clone)]
 pub struct Upstream {
     shared: Arc<Shared>,
+    /// Asked with instead of our own credentials.
+    caller: Option<Arc<Token>>,
 }
 
 struct Shared {
@@ -369,6 +373,7 @@ impl Upstream {
                 limits,
                 meter,
             }),
+            caller: None,
         })
     }
 

@@ -350,6 +350,11 @@ impl Client {
         }
     }
 
+    /// Without TLS, for the admin listener, which answers this host's own names only.
+    pub fn operator(address: SocketAddr) -> Self {
+        Self::plain(address).with("Host", "localhost")
+    }
+
     /// With TLS for [`DOMAIN`], trusting the CA of the PEM file.
     pub fn tls(address: SocketAddr, ca: &Path) -> Self {
         Self {

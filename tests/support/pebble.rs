@@ -5,10 +5,13 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener as TokioListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use super::{Client, DOMAIN, Pki, program, within};
 
@@ -95,6 +98,37 @@ impl Plan {
                 started(directory, "ACME directory available"),
             ],
         }
+    }
+
+    /// Instead of a directory, one that answers every request with `rateLimited` and this `Retry-After`; how
+    /// often it was asked.
+    pub async fn limit_rates(&self, retry_after: &str) -> Arc<AtomicUsize> {
+        let listener = TokioListener::bind((Ipv4Addr::LOCALHOST, self.directory)).await;
+        let listener = listener.expect("a free port");
+        let acceptor = TlsAcceptor::from(self.pki.server_config());
+        let body =
+            r#"{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too many new orders"}"#;
+        let answer = format!(
+            "HTTP/1.1 429 Too Many Requests\r\nretry-after: {retry_after}\r\n\
+             content-type: application/problem+json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                count.fetch_add(1, Ordering::SeqCst);
+                let mut head = [0; 4096];
+                if stream.read(&mut head).await.is_ok() {
+                    let _gone = stream.write_all(answer.as_bytes()).await;
+                    let _gone = stream.shutdown().await;
+                }
+            }
+        });
+        asked
     }
 
     /// The root of what it issues, as a file; another one each time it starts.

@@ -11,7 +11,7 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 
@@ -116,6 +116,19 @@ impl Pki {
     /// The server's certificate.
     pub fn certificate(&self) -> PathBuf {
         self.dir.path().join("tls.crt")
+    }
+
+    /// What a server needs to show the certificate.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        let chain = CertificateDer::pem_file_iter(self.certificate()).expect("a PEM file");
+        let chain = chain.map(|der| der.expect("a certificate")).collect();
+        let key = PrivateKeyDer::from_pem_file(self.key()).expect("a key");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider has these versions")
+            .with_no_client_auth();
+        Arc::new(builder.with_single_cert(chain, key).expect("a pair"))
     }
 
     /// The server's key.

@@ -276,9 +276,15 @@ fn gib(bytes: u64) -> String {
 
 pub(super) fn ports(config: &Config) -> Vec<Finding> {
     let admin = config.server.admin.map(|address| ("server.admin", address));
+    let challenges = match &config.tls {
+        Tls::Acme { http_listen, .. } => *http_listen,
+        Tls::Off | Tls::Files(_) | Tls::LocalCa => None,
+    };
+    let challenges = challenges.map(|address| ("tls.acme.http_listen", address));
     let listen = config.server.listen.iter();
     listen
         .map(|listen| ("server.listen", listen.address))
+        .chain(challenges)
         .chain(admin)
         .map(|(subject, address)| match TcpListener::bind(address) {
             Ok(_) => Finding::ok(subject, format!("{address} is free")),

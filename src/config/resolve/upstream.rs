@@ -1,11 +1,13 @@
 //! `[[upstream]]`.
 
+use std::ops::RangeInclusive;
+
 use super::Resolver;
 use crate::config::faults::Origin;
 use crate::config::sources::{Settings, Table};
 use crate::config::values;
 use crate::config::{Auth, Freshness, Upstream};
-use crate::upstream::{HostPattern, Registry, RegistryKind};
+use crate::upstream::{HostPattern, Registry, RegistryKind, Role};
 
 impl Resolver {
     /// Flags set keys of the one upstream, in the file or not: of several it is not said which.
@@ -97,6 +99,42 @@ impl Resolver {
         })
     }
 
+    /// `None` if it is faulty, `Some(None)` without one.
+    fn role(&mut self) -> Option<Option<Role>> {
+        let arn = self.one("upstream.role_arn", |text| {
+            let is_arn = is_role_arn(text).then(|| text.to_owned());
+            is_arn.ok_or_else(|| {
+                format!("{text:?} is no role's ARN, such as arn:aws:iam::000042290000:role/puller")
+            })
+        });
+        let external_id = self.one("upstream.external_id", |text| {
+            let is_id = is_aws_text(text, "+=,.@:/-", 2..=1224).then(|| text.to_owned());
+            is_id.ok_or_else(|| format!("{text:?} is no external id: letters, digits, _+=,.@:/-"))
+        });
+        let session_name = self.one("upstream.role_session_name", |text| {
+            let is_name = is_aws_text(text, "+=,.@-", 2..=64).then(|| text.to_owned());
+            is_name.ok_or_else(|| {
+                format!("{text:?} is no session's name: 2 to 64 letters, digits, _+=,.@-")
+            })
+        });
+        if matches!(arn, Some(None)) {
+            for (key, value) in [
+                ("upstream.external_id", &external_id),
+                ("upstream.role_session_name", &session_name),
+            ] {
+                if matches!(value, Some(Some(_))) {
+                    self.fault(key, "has no meaning without upstream.role_arn");
+                }
+            }
+        }
+        let (external_id, session_name) = (external_id?, session_name?);
+        Some(arn?.map(|arn| Role {
+            arn,
+            external_id,
+            session_name: session_name.unwrap_or_else(|| "ecr-proxy".to_owned()),
+        }))
+    }
+
     fn auth(&mut self, registry: Option<&Registry>) -> Option<Auth> {
         #[derive(Clone, Copy, PartialEq, Eq)]
         enum Kind {
@@ -120,7 +158,9 @@ impl Resolver {
         });
         let password_file = self.file("upstream.password_file");
         let profile = self.one("upstream.profile", |text| Ok::<_, String>(text.to_owned()));
+        let role = self.role();
         let (username, password_file, profile) = (username?, password_file?, profile?);
+        let role = role?;
         let kind = kind?.unwrap_or(match private_ecr {
             Some(true) => Kind::Aws,
             _ if username.is_some() || password_file.is_some() => Kind::Basic,
@@ -141,6 +181,7 @@ impl Resolver {
                 Kind::Basic,
             ),
             ("upstream.profile", profile.is_some(), Kind::Aws),
+            ("upstream.role_arn", role.is_some(), Kind::Aws),
         ] {
             if is_set && kind != belongs {
                 let auth = if belongs == Kind::Aws { "aws" } else { "basic" };
@@ -148,7 +189,7 @@ impl Resolver {
             }
         }
         match kind {
-            Kind::Aws => Some(Auth::Aws { profile }),
+            Kind::Aws => Some(Auth::Aws { profile, role }),
             Kind::Anonymous => Some(Auth::Anonymous),
             Kind::Basic => {
                 if username.is_none() {
@@ -167,6 +208,27 @@ impl Resolver {
             }
         }
     }
+}
+
+/// Letters, digits, and what the IAM and STS APIs allow beside them in names and ids.
+fn is_aws_text(text: &str, beside: &str, length: RangeInclusive<usize>) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || beside.contains(c);
+    length.contains(&text.len()) && text.chars().all(is_allowed)
+}
+
+/// `arn:PARTITION:iam::ACCOUNT:role/PATH/NAME`.
+fn is_role_arn(text: &str) -> bool {
+    let parts: Vec<&str> = text.splitn(6, ':').collect();
+    let &[arn, partition, iam, "", account, name] = parts.as_slice() else {
+        return false;
+    };
+    let is_account = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+    let name = name.strip_prefix("role/");
+    arn == "arn"
+        && iam == "iam"
+        && is_account
+        && (partition == "aws" || partition.starts_with("aws-"))
+        && name.is_some_and(|name| is_aws_text(name, "+=,.@-/", 1..=576))
 }
 
 /// The registry's host, made fit for a folder.

@@ -3,19 +3,21 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderValue};
-use http::{Request, Response, Uri};
+use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
-use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
+use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient, Problem};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+use crate::oci::header::retry_after;
 
 /// For one request, from the look-up of the name to the last byte of its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,10 +25,15 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Chains of certificates are the largest answers there are.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
+/// The form in which the protocol tells what is wrong (RFC 8555, 6.7).
+const PROBLEM: &[u8] = b"application/problem+json";
+
 /// Speaks to servers whose certificate comes from a CA that the system trusts, or from one named besides.
+/// Clones share what the directory asked for.
 #[derive(Clone)]
 pub(super) struct Https {
     tls: TlsConnector,
+    asked: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Https {
@@ -43,7 +50,17 @@ impl Https {
             .with_no_client_auth();
         Ok(Self {
             tls: TlsConnector::from(Arc::new(config)),
+            asked: Arc::default(),
         })
+    }
+
+    /// How long the directory asked to be left alone in its last answer, if that was a refusal which said so.
+    pub(super) fn asked_pause(&self) -> Option<Duration> {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, pause: Option<Duration>) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = pause;
     }
 
     async fn exchange(
@@ -98,6 +115,17 @@ impl Https {
     }
 }
 
+/// What is told of a refusal where no answer in the protocol's own form is expected, or comes.
+fn refused(status: StatusCode, body: &[u8]) -> String {
+    match serde_json::from_slice::<Problem>(body) {
+        Ok(Problem {
+            detail: Some(detail),
+            ..
+        }) => format!("it answered {status}: {detail}"),
+        _ => format!("it answered {status}"),
+    }
+}
+
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what)
 }
@@ -107,10 +135,26 @@ impl HttpClient for Https {
         &self,
         request: Request<BodyWrapper<Bytes>>,
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
+        let this = self.clone();
+        let is_signed = request.method() == Method::POST;
         let exchange = self.clone().exchange(request);
         Box::pin(async move {
+            this.note(None);
             match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
-                Ok(Ok(answer)) => Ok(BytesResponse::from(answer)),
+                Ok(Ok(answer)) => {
+                    // Where nothing is refused it tells how soon to look again, which is looked after elsewhere.
+                    let status = answer.status();
+                    if !status.is_client_error() && !status.is_server_error() {
+                        return Ok(BytesResponse::from(answer));
+                    }
+                    this.note(retry_after(answer.headers(), SystemTime::now()));
+                    let kind = answer.headers().get(CONTENT_TYPE);
+                    if is_signed && kind.is_some_and(|kind| kind.as_bytes().starts_with(PROBLEM)) {
+                        return Ok(BytesResponse::from(answer));
+                    }
+                    let Ok(body) = answer.into_body().collect().await;
+                    Err(Error::Other(refused(status, &body.to_bytes()).into()))
+                }
                 Ok(Err(error)) => Err(Error::Other(Box::new(error))),
                 Err(_) => Err(Error::Other("no answer within 30s".into())),
             }

@@ -23,7 +23,7 @@ use thiserror::Error;
 
 use self::https::Https;
 use super::private_files::{self, PrivateFileError};
-use super::{Certificates, Pair, Standing, TlsError};
+use super::{CertificateMetrics, Certificates, Pair, Standing, TlsError};
 use crate::telemetry::chain;
 
 /// Between two looks at the dates; a clock that is corrected counts soon.
@@ -37,6 +37,10 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const PAUSE_FACTOR: u32 = 6;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// What a directory's `Retry-After` is believed within. Its rate limits count by hours and days; a broken clock
+/// should not silence us for longer.
+const LONGEST_ASKED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What to obtain, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +151,7 @@ pub struct Acme {
     client: Https,
     certificates: Certificates,
     trouble: Trouble,
+    metrics: CertificateMetrics,
 }
 
 impl Acme {
@@ -154,7 +159,7 @@ impl Acme {
     ///
     /// # Errors
     /// The folder cannot be made, or the roots cannot be read.
-    pub fn open(options: AcmeOptions) -> Result<Self, AcmeError> {
+    pub fn open(options: AcmeOptions, metrics: CertificateMetrics) -> Result<Self, AcmeError> {
         private_files::create_directory(&options.state_dir.join("acme"))?;
         private_files::create_directory(&options.folder())?;
         let extra = match &options.ca {
@@ -181,6 +186,7 @@ impl Acme {
             certificates: Certificates::new(fit.into_iter().collect()),
             options,
             trouble,
+            metrics,
         })
     }
 
@@ -213,6 +219,7 @@ impl Acme {
                 Ok(pair) => {
                     failures = 0;
                     self.trouble.clear();
+                    self.metrics.ordered("ok");
                     let until = humantime::format_rfc3339_seconds(pair.not_after());
                     tracing::info!(certificate.until = %until, "the ACME directory issued a certificate");
                     // Not at once again, whatever the clock says of it.
@@ -221,8 +228,9 @@ impl Acme {
                     pause
                 }
                 Err(error) => {
-                    let pause = pause_after(failures);
+                    let pause = pause_after(failures, self.client.asked_pause());
                     failures += 1;
+                    self.metrics.ordered("failed");
                     let error = chain(&error);
                     let next = humantime::format_duration(pause);
                     tracing::error!(error, retry.after = %next, "no new certificate");
@@ -267,9 +275,11 @@ fn until_due(pair: &Pair, now: SystemTime) -> Option<Duration> {
     (!left.is_zero()).then_some(left)
 }
 
-fn pause_after(failures: u32) -> Duration {
+/// The pause after one more than `failures`, at least as long as the directory `asked` for.
+fn pause_after(failures: u32, asked: Option<Duration>) -> Duration {
     let factor = PAUSE_FACTOR.saturating_pow(failures);
-    FIRST_PAUSE.saturating_mul(factor).min(LONGEST_PAUSE)
+    let own = FIRST_PAUSE.saturating_mul(factor).min(LONGEST_PAUSE);
+    own.max(asked.unwrap_or_default().min(LONGEST_ASKED))
 }
 
 /// Why there is no new certificate, and since when. Clones share it.
@@ -317,10 +327,25 @@ mod tests {
     #[test]
     fn failures_are_few_an_hour() {
         let pauses: Vec<u64> = (0..6)
-            .map(|failures| pause_after(failures).as_secs())
+            .map(|failures| pause_after(failures, None).as_secs())
             .collect();
         assert_eq!(pauses, [5, 30, 180, 1080, 3600, 3600]);
-        assert_eq!(pause_after(u32::MAX), LONGEST_PAUSE);
+        assert_eq!(pause_after(u32::MAX, None), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn a_directory_that_asks_for_more_patience_is_given_it_within_reason() {
+        for (failures, asked, seconds) in [
+            (0, 0, 5),
+            (0, 3, 5),
+            (0, 7200, 7200),
+            (4, 7200, 7200),
+            (4, 60, 3600),
+            (0, u64::MAX, 24 * 3600),
+        ] {
+            let pause = pause_after(failures, Some(Duration::from_secs(asked)));
+            assert_eq!(pause.as_secs(), seconds, "{failures} {asked}");
+        }
     }
 
     #[test]

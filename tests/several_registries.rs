@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 
-use ecr_proxy::simulator::{BlobSource, Listener, PULL_ONLY_ACCESS_KEY, Simulator};
+use ecr_proxy::simulator::{BlobSource, FULL_ACCESS_KEY, Listener, Simulator};
 use serde_json::Value;
 use support::blobs::{MIB, assert_whole, idle, outcome, until};
 use support::proxy::Builder;
@@ -35,7 +35,7 @@ impl Two {
         let folder = TempDir::new().expect("a folder");
         let profile = |name: &str, simulator: &Simulator| {
             format!(
-                "[profile {name}]\naws_access_key_id = {PULL_ONLY_ACCESS_KEY}\n\
+                "[profile {name}]\naws_access_key_id = {FULL_ACCESS_KEY}\n\
                  aws_secret_access_key = secret-of-{name}\nendpoint_url = {}\n",
                 simulator.api_endpoint()
             )
@@ -249,14 +249,14 @@ async fn the_status_page_and_metrics_tell_of_each_upstream_and_readiness_of_the_
     two.base.outage(ecr_proxy::simulator::Outage::Refused).await;
     until("the outage is noticed", async || {
         client.get("/v2/base/app/manifests/v1").await;
-        let ready = Client::plain(proxy.admin()).get("/readyz").await;
+        let ready = Client::operator(proxy.admin()).get("/readyz").await;
         assert_eq!(ready.status, 200);
         ready.text().contains("base: ")
     })
     .await;
     // The other does not suffer.
     assert_eq!(status(&client, "/v2/app/manifests/v1").await, 200);
-    let page: Value = Client::plain(proxy.admin())
+    let page: Value = Client::operator(proxy.admin())
         .get("/api/v1/status")
         .await
         .json();
@@ -273,4 +273,62 @@ async fn the_status_page_and_metrics_tell_of_each_upstream_and_readiness_of_the_
         let asked = metrics.sum("ecr_proxy_upstream_requests_total", &[&label]);
         assert!(asked > 0.0, "{upstream}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_and_the_list_of_images_speak_of_names_as_clients_write_them() {
+    let two = Two::start().await;
+    put(&two.base, "jdk", "21", BlobSource::generated(2, 1000));
+    let proxy = two
+        .builder()
+        .route([
+            ("repository", "base/**"),
+            ("upstream", "base"),
+            ("strip_prefix", "base/"),
+        ])
+        .start();
+    let base = two.base.registry_host();
+    for (arguments, status, said) in [
+        (
+            vec!["check", "--route", "base/jdk"],
+            0,
+            format!(
+                "base/jdk:latest is {base}/jdk (upstream \"base\"), by [[route]] 1: repository"
+            ),
+        ),
+        (
+            vec!["check", "--route", "jdk", "--ns", &base],
+            0,
+            "by the registry that it is named after".to_owned(),
+        ),
+        (
+            vec!["check", "--route", "jdk"],
+            1,
+            "leads nowhere".to_owned(),
+        ),
+        (
+            vec!["check", "--route", "jdk", "--ns", "quay.io"],
+            1,
+            "nothing leads from quay.io".to_owned(),
+        ),
+    ] {
+        let ended = proxy.run(arguments.clone());
+        assert_eq!(ended.code, Some(status), "{arguments:?}: {ended:?}");
+        assert!(ended.stdout.contains(&said), "{arguments:?}: {ended:?}");
+    }
+    let warmed = proxy.run(["warm", "base/jdk:21"]);
+    assert_eq!(warmed.code, Some(0), "{warmed:?}");
+    for pattern in ["base/jdk", "base/*", &format!("{base}/jdk")] {
+        let listed = proxy.run(["cache", "list", pattern]);
+        assert!(
+            listed.stdout.contains("base/jdk:21"),
+            "{pattern}: {listed:?}"
+        );
+    }
+    let pinned = proxy.run(["cache", "pin", "base/jdk:21"]);
+    assert_eq!(pinned.code, Some(0), "{pinned:?}");
+    let listed = proxy.run(["cache", "list", "--json"]);
+    assert!(listed.stdout.contains("\"is_pinned\":true"), "{listed:?}");
+    let unrouted = proxy.run(["cache", "pin", "jdk:21"]);
+    assert_eq!(unrouted.code, Some(2), "{unrouted:?}");
 }

@@ -345,3 +345,24 @@ async fn a_callers_token_is_told_nowhere() {
     });
     event.await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_tell_of_tokens() {
+    let (simulator, _) = simulator().await;
+    let proxy = with_tokens(&simulator).start();
+    let checked = proxy
+        .run(["check", "--as", "AWS", REPOSITORY, "pull"])
+        .fine();
+    assert!(
+        checked.stdout.contains("what ECR says of the token"),
+        "{checked:?}"
+    );
+    let without = Proxy::builder().simulator(&simulator);
+    let without = without.users(&user_line("ci", "secret")).start();
+    let checked = without.run(["check", "--as", "AWS", REPOSITORY, "pull"]);
+    assert_eq!(checked.code, Some(1));
+    assert!(
+        checked.stdout.contains("which are not taken"),
+        "{checked:?}"
+    );
+}

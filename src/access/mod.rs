@@ -8,6 +8,7 @@
 //! | `basic` | the user and password in an `Authorization` |
 //! | `users`, `passwords` | the user file, and whether a password is the user's |
 //! | `networks`, `per_client` | where a client is, and how much each has of something |
+//! | `turns` | turns at something, of which no client has more than half |
 //! | `rules` | what the operator allows |
 //! | `tokens` | logins by ECR tokens, and ECR's word on what they may do |
 //! | `decide` | the decision, the only maker of a right |
@@ -22,6 +23,7 @@ mod passwords;
 mod per_client;
 mod rules;
 mod tokens;
+mod turns;
 mod users;
 
 #[cfg(any(test, fuzzing))]
@@ -32,6 +34,7 @@ pub use passwords::AccessMetrics;
 pub use per_client::{Held, PerClient};
 pub use rules::{ANONYMOUS, Deciding, ParseSubjectError, Rule, Rules, Subject};
 pub use tokens::{ClientToken, Question, Verdict, Verdicts};
+pub use turns::{Turn, Turns};
 pub use users::{ParseUsersError, RESERVED_NAME, ReadUsersError, UserFault, Users};
 
 use std::fmt;

@@ -328,3 +328,6 @@ impl Tokens {
         sum.finalize().into()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -528,6 +528,39 @@ fn a_domain_for_both_the_anonymous_and_users_is_a_fault_that_explains() {
 }
 
 #[test]
+fn ecr_tokens_are_logins_of_ecr_upstreams_on_domains_where_clients_log_in() {
+    const ECR_UPSTREAM: &str = "[server]\ndomains = [\"a.test\", \"b.test\"]\n[[upstream]]\n\
+                                registry = \"000042290000.dkr.ecr.us-west-2.amazonaws.com\"\n";
+    let scene = |access: &str| Scene::file(&format!("{ECR_UPSTREAM}[access]\n{access}"));
+    let config = scene("aws_tokens = true").load().expect("config");
+    assert!(config.access.aws_tokens);
+    assert_eq!(config.warnings, [""; 0], "somebody is let in");
+    let config = scene("").variable("ECR_PROXY_ACCESS_AWS_TOKENS", "true");
+    assert!(config.load().expect("config").access.aws_tokens);
+    assert!(!scene("").load().expect("config").access.aws_tokens);
+
+    let everywhere = scene("aws_tokens = true\nanonymous = \"pull\"").faults();
+    assert_eq!(everywhere.len(), 1, "{everywhere:?}");
+    assert!(everywhere[0].contains("access.aws_tokens") && everywhere[0].contains("/v2/"));
+    let on_one = "aws_tokens = true\n[[access.rule]]\nusers = [\"@anonymous\"]\n\
+                  domains = [\"b.test\"]\nactions = [\"pull\"]\n";
+    scene(on_one).load().expect("they log in on a.test");
+
+    let elsewhere = format!("{RULED}[access]\naws_tokens = true\n");
+    let faults = Scene::file(&elsewhere).faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("access.aws_tokens: cannot be true"));
+
+    let denied = "aws_tokens = true\n[[access.rule]]\nusers = [\"*\"]\nactions = []\n";
+    let warnings = scene(denied).load().expect("config").warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|w| w.starts_with("[[access.rule]] 1: does not hold"))
+    );
+}
+
+#[test]
 fn faults_of_rules_name_their_keys() {
     let faults = with_rules(
         "[[access.rule]]\nusers = [\"AWS\", \"te*m\"]\nactions = [\"read\"]\n\
@@ -723,6 +756,40 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
         let faults = upstream(text).faults();
         assert_eq!(faults.len(), 1, "{text} {faults:?}");
         assert!(faults[0].contains(fault), "{}", faults[0]);
+    }
+}
+
+#[test]
+fn quotas_are_those_of_aws_where_nothing_else_is_written() {
+    let quotas = |registry: &str, written: &str| {
+        let file = format!(
+            "[server]\ndomains = [\"a.test\"]\n[[upstream]]\nregistry = \"{registry}\"\n{written}\n"
+        );
+        Scene::file(&file)
+            .load()
+            .map(|config| config.upstreams[0].quotas.clone())
+    };
+    let of_aws = Quotas::of_aws();
+    assert_eq!(quotas(ECR, "").ok(), Some(of_aws.clone()));
+    let more = of_aws.with("PutImage=20".parse().expect("a quota"));
+    let written = "requests_per_second = [\"PutImage=20\"]";
+    assert_eq!(quotas(ECR, written).ok(), Some(more));
+    assert_eq!(quotas("docker.io", "").ok(), Some(Quotas::unlimited()));
+    for (registry, written, fault) in [
+        ("docker.io", written, "is about the quotas of private ECR"),
+        (
+            ECR,
+            "requests_per_second = [\"PutImages=1\"]",
+            "a quota is ACTION=N",
+        ),
+        (ECR, "requests_per_second = [\"PutImage=0\"]", "at least 1"),
+    ] {
+        let faults = quotas(registry, written).expect_err("refused").to_string();
+        assert!(
+            faults.contains("upstream.requests_per_second: "),
+            "{faults}"
+        );
+        assert!(faults.contains(fault), "{faults}");
     }
 }
 

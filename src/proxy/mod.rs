@@ -15,7 +15,7 @@ mod lists;
 mod pull;
 mod verdicts;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 pub use body::Body;
 pub use verdicts::AskedUpstream;
 
-use crate::access::{Access, Action, Certified, Content, Denied, Network, Shown, Wanted};
+use crate::access::{Access, Action, Certified, Content, Denied, Network, Shown, Turns, Wanted};
 use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
@@ -60,6 +60,10 @@ const DISCONNECTED: HeaderValue = HeaderValue::from_static("112 - \"Disconnected
 /// How many headers an answer with content has: with room for them the map does not grow.
 const USUAL_HEADERS: usize = 12;
 
+/// Most requests at once, of which one client has no more than half. One that a client does not take costs
+/// some 25 KiB, and an h2 connection has many.
+const MAX_REQUESTS: usize = 8192;
+
 /// How a request came.
 #[derive(Clone, Debug)]
 pub struct Via {
@@ -77,6 +81,7 @@ pub struct Via {
 #[derive(Clone)]
 pub struct Proxy {
     parts: Arc<Parts>,
+    requests: Turns,
 }
 
 /// What a [`Proxy`] is made of.
@@ -113,6 +118,8 @@ struct Asked<'a> {
     /// The bytes go to the socket as they are: no TLS is in between.
     is_plain: bool,
     pulls: Option<&'a mpsc::Sender<Pulled>>,
+    /// Where the client is.
+    client: IpAddr,
 }
 
 impl Asked<'_> {
@@ -180,6 +187,7 @@ impl Proxy {
     pub fn new(parts: Parts) -> Self {
         Self {
             parts: Arc::new(parts),
+            requests: Turns::new(MAX_REQUESTS),
         }
     }
 
@@ -220,6 +228,8 @@ impl Proxy {
     ) -> Result<Reply, Refusal> {
         let client = forwarded::client(request.headers(), via.peer, &self.parts.trusted_proxies);
         completion.from.client = client.map_err(|_| Refusal::Forwarded)?;
+        let place = self.requests.take_now(completion.from.address());
+        completion.place = Some(place.ok_or(Refusal::TooMany)?);
         let host = host(request)?;
         let domain = self.parts.routes.domain(host);
         if domain.is_none() && !via.is_loopback {
@@ -272,6 +282,7 @@ impl Proxy {
             is_head: request.method() == Method::HEAD,
             is_plain: via.is_plain,
             pulls: self.parts.pulls.as_ref(),
+            client: completion.from.address(),
         };
         let ns = ns?;
         let as_asked = lists::AsAsked {

@@ -11,7 +11,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -26,13 +26,13 @@ use prometheus_client::registry::Registry;
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::pin;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use self::connection::{Accepted, Shared};
 use self::limits::Places;
-use crate::access::Network;
+use crate::access::{Network, Turns};
 use crate::buffers::BufferPool;
 
 pub use self::head::Refusal;
@@ -142,7 +142,8 @@ pub struct ServerOptions {
     pub max_connections_per_address: usize,
     /// Addresses that stand for many clients, for which that does not count.
     pub shared_addresses: Vec<Network>,
-    /// Most TLS handshakes in progress at once; others wait, under their own deadline.
+    /// Most TLS handshakes in progress at once, of which one address has no more than half; others wait,
+    /// under their own deadline.
     pub max_handshakes: usize,
     /// Largest HTTP/1.1 request head, in bytes.
     pub max_header_bytes: usize,
@@ -169,6 +170,14 @@ impl Default for ServerOptions {
             max_write_buffers: 32,
             h2: Http2Options::default(),
         }
+    }
+}
+
+impl ServerOptions {
+    /// Whether this address stands for many clients.
+    fn is_shared(&self, address: IpAddr) -> bool {
+        let mut shared = self.shared_addresses.iter();
+        shared.any(|network| network.contains(address))
     }
 }
 
@@ -302,7 +311,7 @@ pub async fn run<H: Handler>(
         handler,
         metrics: metrics.clone(),
         write_buffers: BufferPool::new(WRITE_BUFFER_BYTES, options.max_write_buffers),
-        handshakes: Semaphore::new(options.max_handshakes),
+        handshakes: Turns::new(options.max_handshakes),
         draining,
         options,
     });

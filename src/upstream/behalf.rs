@@ -60,6 +60,7 @@ impl Shared {
     ) -> Result<Answer, UpstreamError> {
         self.breaker.admit()?;
         let connected_by = Instant::now() + self.limits.connect;
+        self.turn(question, connected_by).await?;
         let pass = self.gate.pass(connected_by).await;
         let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
         let outgoing = Outgoing {

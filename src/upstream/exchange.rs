@@ -123,11 +123,9 @@ impl Shared {
         loop {
             self.breaker.admit()?;
             let at_gate = Instant::now();
-            let pass = self
-                .gate
-                .pass(absorbed_by)
-                .await
-                .map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
+            self.turn(question, absorbed_by).await?;
+            let pass = self.gate.pass(absorbed_by).await;
+            let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
             // Time spent waiting at the gate is not time spent connecting.
             connected_by += at_gate.elapsed();
             let token = match &renewed {
@@ -221,6 +219,24 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Waits until the registry's quota has room for a question, by `deadline` at the latest.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Throttled`] if it has none until then.
+    pub(super) async fn turn(
+        &self,
+        question: &Question<'_>,
+        deadline: Instant,
+    ) -> Result<(), UpstreamError> {
+        let turn = self.pace.turn(question.kind, &question.method, deadline);
+        let turn = turn.await;
+        if turn != Ok(false) {
+            self.meter.paced();
+        }
+        turn.map(drop)
+            .map_err(|retry_after| UpstreamError::Throttled { retry_after })
     }
 
     /// Where one token is for everything, nothing can be asked without it.

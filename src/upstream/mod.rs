@@ -16,7 +16,7 @@
 //! | `ecr`, `bearer` | where tokens come from |
 //! | `programs` | that no program run for credentials is left behind |
 //! | `mutability` | which tags of a repository may move |
-//! | `gate`, `breaker` | obeying a registry that throttles; not waiting for one that does not answer |
+//! | `quota`, `gate`, `breaker` | keeping to what a registry takes; obeying one that throttles; not waiting for one that does not answer |
 //! | `redirect`, `storage` | where blobs may be, and whether that answers |
 //! | `portal` | whether another answers in the registry's place |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
@@ -42,6 +42,7 @@ mod mutability;
 mod origin;
 mod portal;
 mod programs;
+mod quota;
 mod redirect;
 mod registry;
 mod secret;
@@ -77,6 +78,7 @@ pub use lists::{ReferrersPage, TagPage};
 pub use manifest::{FetchedManifest, ManifestHead};
 pub use metrics::UpstreamMetrics;
 pub use mutability::TagMutability;
+pub use quota::{ParseQuotaError, Quota, QuotaAction, Quotas};
 pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
@@ -92,6 +94,7 @@ use ecr::EcrApi;
 use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
+use quota::Pace;
 use redirect::RedirectPolicy;
 use storage::Storage;
 use token::{Refresher, Token};
@@ -122,6 +125,8 @@ pub struct UpstreamOptions {
     pub shared_line: Option<Line>,
     /// Repositories of which nothing is ever asked. Where that is all of them, nor is a token.
     pub offline: Routed<bool>,
+    /// How many requests a second it takes.
+    pub quotas: Quotas,
     /// Deadlines and sizes.
     pub limits: Limits,
 }
@@ -141,6 +146,7 @@ impl UpstreamOptions {
             max_bandwidth: None,
             shared_line: None,
             offline: false.into(),
+            quotas: Quotas::unlimited(),
             limits: Limits::default(),
         }
     }
@@ -247,6 +253,7 @@ struct Shared {
     breaker: Breaker,
     storage: Storage,
     redirects: RedirectPolicy,
+    pace: Pace,
     gate: Gate,
     budget: RetryBudget,
     /// What every blob passes: its own line, and the one shared with other upstreams.
@@ -274,6 +281,7 @@ impl Upstream {
             max_bandwidth,
             shared_line,
             offline,
+            quotas,
             limits,
         } = options;
         let own_address: Uri = format!("https://{}/", registry.authority())
@@ -363,6 +371,7 @@ impl Upstream {
                 ecr,
                 breaker: Breaker::closed(prober, meter.clone()),
                 storage: Storage::new(meter.clone()),
+                pace: Pace::new(&quotas),
                 gate: Gate::open(),
                 budget: RetryBudget::full(),
                 lines: [Some(Line::new(max_bandwidth)), shared_line]

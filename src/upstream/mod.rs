@@ -21,6 +21,7 @@
 //! | `portal` | whether another answers in the registry's place |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
+//! | `upload`, `sending`, `told` | pushing: what is asked, what it carries, and the registry's own words |
 
 mod bandwidth;
 mod bearer;
@@ -46,8 +47,11 @@ mod quota;
 mod redirect;
 mod registry;
 mod secret;
+mod sending;
 mod storage;
 mod token;
+mod told;
+mod upload;
 mod upstreams;
 
 use std::fmt;
@@ -82,7 +86,10 @@ pub use quota::{ParseQuotaError, Quota, QuotaAction, Quotas};
 pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
+pub use sending::Feed;
 pub use token::TokenStatus;
+pub use told::Told;
+pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
 pub use upstreams::Upstreams;
 
 use bearer::Realms;

@@ -184,7 +184,8 @@ fn reachable(configured: &config::Upstream, ping: &Result<Ping, UpstreamError>) 
         | UpstreamError::Truncated
         | UpstreamError::TooMuch
         | UpstreamError::ContentChanged
-        | UpstreamError::IgnoredRange => "try again later, or look whether it is a registry",
+        | UpstreamError::IgnoredRange
+        | UpstreamError::Told(_) => "try again later, or look whether it is a registry",
     };
     Finding::fail(SUBJECT, format!("{registry}: {error}"), mend)
 }

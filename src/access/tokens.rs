@@ -102,6 +102,9 @@ pub enum Question<'a> {
     /// Whether its bearer may read blobs of the repository, this one to begin with. ECR has a right of
     /// its own for them.
     Blob(&'a RepoKey, Digest),
+    /// Whether its bearer may ask if blobs are in the repository, this one to begin with. In ECR who pushes
+    /// has a right to that and none to read them.
+    BlobHead(&'a RepoKey, Digest),
 }
 
 /// What ECR says of a token.
@@ -240,6 +243,14 @@ impl Tokens {
                 Question::Manifest(repo, &subject)
             }
             (Action::Pull, Content::Blob(digest)) => Question::Blob(repo, digest),
+            (Action::Pull, Content::BlobHead(digest)) => {
+                // Who may read it may ask for it, whatever ECR says to a HEAD.
+                let may_read = Question::Blob(repo, digest);
+                match self.verdict(token, may_read, address).await? {
+                    Verdict::Forbidden => Question::BlobHead(repo, digest),
+                    _ => may_read,
+                }
+            }
             (Action::Pull, Content::Uncached) | (Action::Push | Action::Delete, _) => return Ok(()),
         };
         match self.verdict(token, question, address).await? {
@@ -321,6 +332,7 @@ impl Tokens {
             Question::Login => token.hash,
             Question::Manifest(repo, _) => of(b"manifests", repo),
             Question::Blob(repo, _) => of(b"blobs", repo),
+            Question::BlobHead(repo, _) => of(b"blob heads", repo),
         }
     }
 

@@ -39,7 +39,7 @@ impl Verdicts for Ecr {
             _ if *self.is_away.lock().expect("no panic") => Verdict::Unknown,
             _ if !token.password.starts_with(GOOD) => Verdict::Invalid,
             Question::Login => Verdict::Allowed,
-            Question::Manifest(repo, _) | Question::Blob(repo, _) => {
+            Question::Manifest(repo, _) | Question::Blob(repo, _) | Question::BlobHead(repo, _) => {
                 let allows = *self.allows.lock().expect("no panic");
                 match repo.repository.as_str() {
                     "team/app" => allows.unwrap_or(Verdict::Allowed),

@@ -130,6 +130,7 @@ pub(super) const KEYS: &[Key] = &[
     key("upstream.role_arn", Shape::Text),
     key("upstream.external_id", Shape::Text),
     key("upstream.role_session_name", Shape::Text),
+    key("upstream.requests_per_second", Shape::List),
     key("upstream.endpoint", Shape::Text),
     key("upstream.endpoint_tls_name", Shape::Text),
     key("upstream.ca", Shape::Text),

@@ -34,7 +34,7 @@ use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, Pattern, Platform};
 use crate::tls::{AcmeOptions, ClientUser, PairFiles};
-use crate::upstream::{HostPattern, Rate, Registry, Role};
+use crate::upstream::{HostPattern, Quotas, Rate, Registry, Role};
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/ecr-proxy/config.toml";
@@ -233,6 +233,8 @@ pub struct Upstream {
     pub trust_manifests: Option<bool>,
     /// How fast its blobs may come, bytes a second; `None` for unlimited.
     pub max_upstream_bandwidth: Option<Rate>,
+    /// How many requests a second it takes.
+    pub quotas: Quotas,
     /// Whether an `AWS_ENDPOINT_URL…` variable leads the AWS API elsewhere: [`Upstream::ca`] is
     /// then trusted for it, too.
     pub aws_endpoint_in_environment: bool,

@@ -136,6 +136,7 @@ impl Config {
             redirect_hosts: upstream.redirect_hosts.clone(),
             trust_manifests: upstream.trust_manifests,
             max_bandwidth: upstream.max_upstream_bandwidth,
+            quotas: upstream.quotas.clone(),
             offline: self.routed(|freshness| freshness.offline),
             shared_line: shared_line.map(|rate| Line::new(Some(rate))),
             limits: Limits {

@@ -755,6 +755,40 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
 }
 
 #[test]
+fn quotas_are_those_of_aws_where_nothing_else_is_written() {
+    let quotas = |registry: &str, written: &str| {
+        let file = format!(
+            "[server]\ndomains = [\"a.test\"]\n[[upstream]]\nregistry = \"{registry}\"\n{written}\n"
+        );
+        Scene::file(&file)
+            .load()
+            .map(|config| config.upstream.quotas)
+    };
+    let of_aws = Quotas::of_aws();
+    assert_eq!(quotas(ECR, "").ok(), Some(of_aws.clone()));
+    let more = of_aws.with("PutImage=20".parse().expect("a quota"));
+    let written = "requests_per_second = [\"PutImage=20\"]";
+    assert_eq!(quotas(ECR, written).ok(), Some(more));
+    assert_eq!(quotas("docker.io", "").ok(), Some(Quotas::unlimited()));
+    for (registry, written, fault) in [
+        ("docker.io", written, "is about the quotas of private ECR"),
+        (
+            ECR,
+            "requests_per_second = [\"PutImages=1\"]",
+            "a quota is ACTION=N",
+        ),
+        (ECR, "requests_per_second = [\"PutImage=0\"]", "at least 1"),
+    ] {
+        let faults = quotas(registry, written).expect_err("refused").to_string();
+        assert!(
+            faults.contains("upstream.requests_per_second: "),
+            "{faults}"
+        );
+        assert!(faults.contains(fault), "{faults}");
+    }
+}
+
+#[test]
 fn freshness_is_of_the_cache_unless_the_upstream_or_a_route_says_otherwise() {
     let file = "[server]\ndomains = [\"a.test\"]\n\
         [cache]\nstale_if_error = \"1h\"\nimmutable_tags = [\"v*\"]\n\

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
 use super::FillOptions;
@@ -92,11 +93,15 @@ pub(super) struct Manifests {
     immutable_ttl: Duration,
     metrics: FillMetrics,
     gone: Gone,
+    changed: Changed,
 }
 
 /// Pinned manifests that upstream said it has no more; asked about again after as long as a record is
 /// believed.
 type Gone = moka::sync::Cache<(RepoKey, Digest), ()>;
+
+/// When a tag was last changed through this proxy: an answer to a question asked before then is older.
+type Changed = moka::sync::Cache<(RepoKey, Tag), Instant>;
 
 /// What a question needs once it runs in a task of its own.
 #[derive(Clone)]
@@ -105,7 +110,9 @@ struct Asker {
     upstream: Upstream,
     clock: Clock,
     gone: Gone,
+    changed: Changed,
     repo: RepoKey,
+    asked_at: Instant,
 }
 
 impl Manifests {
@@ -148,6 +155,10 @@ impl Manifests {
                 .max_capacity(10_000)
                 .time_to_live(options.record_ttl)
                 .build(),
+            changed: moka::sync::Cache::builder()
+                .max_capacity(10_000)
+                .time_to_live(CHECK_PAUSE)
+                .build(),
         }
     }
 
@@ -184,7 +195,46 @@ impl Manifests {
             upstream: self.upstream.clone(),
             clock: self.clock.clone(),
             gone: self.gone.clone(),
+            changed: self.changed.clone(),
             repo: repo.clone(),
+            asked_at: Instant::now(),
+        }
+    }
+
+    /// A manifest that upstream took under `reference` just now.
+    pub(super) async fn pushed(
+        &self,
+        repo: &RepoKey,
+        reference: &Reference,
+        media_type: String,
+        bytes: Bytes,
+    ) {
+        let digest = Digest::of(&bytes);
+        self.gone.invalidate(&(repo.clone(), digest));
+        let now = self.clock.now();
+        self.recorded
+            .note_manifest(repo, media_type, bytes, now)
+            .await;
+        if let Reference::Tag(tag) = reference {
+            self.changed
+                .insert((repo.clone(), tag.clone()), Instant::now());
+            self.recorded.note_tag(repo, tag, digest, now).await;
+        }
+        for name in [Reference::Digest(digest), reference.clone()] {
+            self.absent.invalidate(&(repo.clone(), name.clone()));
+            self.slow.invalidate(&(repo.clone(), name));
+        }
+    }
+
+    /// What `reference` named in `repo` is gone upstream, at somebody's wish.
+    pub(super) async fn deleted(&self, repo: &RepoKey, reference: &Reference) {
+        match reference {
+            Reference::Tag(tag) => {
+                self.changed
+                    .insert((repo.clone(), tag.clone()), Instant::now());
+                self.recorded.forget_tag(repo, tag).await;
+            }
+            Reference::Digest(digest) => self.recorded.forget_manifest(repo, *digest).await,
         }
     }
 
@@ -424,7 +474,9 @@ impl Asker {
         match (found, record) {
             (Err(error), Some(record)) if is_pinned => self.stale(&record).await.ok_or(error),
             (Err(UpstreamError::Absent(absent)), _) if !is_pinned => {
-                self.recorded.forget_tag(&self.repo, &tag).await;
+                if !self.was_overtaken(&tag) {
+                    self.recorded.forget_tag(&self.repo, &tag).await;
+                }
                 Err(UpstreamError::Absent(absent))
             }
             (found, _) => found,
@@ -497,8 +549,17 @@ impl Asker {
     }
 
     async fn note_tag(&self, tag: &Tag, digest: Digest) {
+        if self.was_overtaken(tag) {
+            return;
+        }
         self.recorded
             .note_tag(&self.repo, tag, digest, self.clock.now())
             .await;
+    }
+
+    /// True if the tag was changed since this was asked: what upstream says may be what was before.
+    fn was_overtaken(&self, tag: &Tag) -> bool {
+        let changed = self.changed.get(&(self.repo.clone(), tag.clone()));
+        changed.is_some_and(|changed| changed >= self.asked_at)
     }
 }

@@ -26,6 +26,7 @@
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
 //! | `manifests.rs`, `policy.rs`, `learned.rs` | tags and manifests; how long tags are believed; which never move |
 //! | `recorded.rs`, `flight.rs` | what records say; one question at a time |
+//! | `received.rs`, `pushed.rs` | a push on its way through; what upstream took of it |
 //! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
 //! It knows nothing of HTTP requests and answers.
@@ -48,7 +49,9 @@ mod origin;
 mod pieces;
 mod policy;
 mod proof;
+mod pushed;
 mod reader;
+mod received;
 mod recorded;
 mod referrers;
 mod room;
@@ -78,6 +81,7 @@ pub use options::FillOptions;
 pub use policy::TagPolicy;
 pub use proof::Pass;
 pub use reader::{Reader, Step};
+pub use received::Received;
 pub use referrers::{FoundReferrers, referrers_tag};
 
 use crate::access::{Right, Turns};
@@ -199,7 +203,7 @@ impl Fills {
         repo: &RepoKey,
         reference: &Reference,
     ) -> Result<FoundManifest, FillError> {
-        debug_assert_eq!(right.action(), crate::access::Action::Pull);
+        debug_assert_ne!(right.action(), crate::access::Action::Delete);
         let found = self.shared.manifests.find(repo, reference).await?;
         let digest = &found.manifest.digest;
         self.shared.store.manifest_used(repo, digest);

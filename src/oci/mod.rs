@@ -24,7 +24,9 @@ pub use image::{ImageName, ImagePattern, ParseImageError, Which};
 pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, media_type};
 pub use pattern::{ParsePatternError, Pattern};
 pub use platform::{ParsePlatformError, Platform};
-pub use range::{ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsatisfiable};
+pub use range::{
+    ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsatisfiable, parse_upload_range,
+};
 pub use reference::{
     ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,
 };

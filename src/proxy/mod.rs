@@ -1,7 +1,7 @@
 //! What a request means: the story of a request, top to bottom.
 //!
 //! [`Proxy::answer`] is that story: the host it came to, who is asking, what is asked, whether they may,
-//! and then one of [`pull`] and [`lists`]. What goes wrong becomes a [`Refusal`], and only
+//! and then one of [`pull`], [`lists`] and [`push`]. What goes wrong becomes a [`Refusal`], and only
 //! [`Refusal::answer`] says with what status. Content comes from the fill gate alone; nothing of a
 //! client's request is copied to an upstream, and no header of an upstream's answer is copied back.
 //!
@@ -13,6 +13,9 @@ mod error;
 mod forwarded;
 mod lists;
 mod pull;
+mod pump;
+mod push;
+mod uploads;
 mod verdicts;
 
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderValue};
+use http::request;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
@@ -27,9 +31,11 @@ use tokio::sync::mpsc;
 pub use body::Body;
 pub use verdicts::AskedUpstream;
 
-use crate::access::{Access, Action, Certified, Content, Denied, Network, Shown, Turns, Wanted};
+use crate::access::{
+    Access, Action, Certified, Content, Denied, Network, Shown, Turns, Wanted, Who,
+};
 use crate::cache::StoredManifest;
-use crate::fill::Fills;
+use crate::fill::{FillError, Fills};
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
 use crate::oci::{self, Digest, RepoKey, RepositoryName, error_body, query_value};
 use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics, StaleReason};
@@ -37,6 +43,9 @@ use crate::upstream::Upstream;
 use body::Said;
 use completion::Completion;
 use error::Refusal;
+use push::Push;
+use uploads::Uploads;
+use verdicts::{asked_with, told};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
@@ -82,6 +91,7 @@ pub struct Via {
 pub struct Proxy {
     parts: Arc<Parts>,
     requests: Turns,
+    uploads: Uploads,
 }
 
 /// What a [`Proxy`] is made of.
@@ -188,6 +198,7 @@ impl Proxy {
         Self {
             parts: Arc::new(parts),
             requests: Turns::new(MAX_REQUESTS),
+            uploads: Uploads::default(),
         }
     }
 
@@ -199,11 +210,12 @@ impl Proxy {
         let metrics = Arc::clone(&self.parts.metrics);
         let mut completion = Completion::begin(metrics, request.method().clone(), via.peer);
         completion.agent = agent(request.headers());
-        let reply = match self.answer(&request, &via, &mut completion).await {
+        let (head, body) = request.into_parts();
+        let reply = match self.answer(&head, body, &via, &mut completion).await {
             Ok(reply) => reply,
             Err(refusal) => self.refusal(&refusal, &mut completion),
         };
-        let reply = match *request.method() {
+        let reply = match head.method {
             Method::HEAD => reply.without_content(),
             _ => reply,
         };
@@ -222,11 +234,12 @@ impl Proxy {
     /// The story of a request.
     async fn answer(
         &self,
-        request: &Request<Incoming>,
+        request: &request::Parts,
+        body: Incoming,
         via: &Via,
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
-        let client = forwarded::client(request.headers(), via.peer, &self.parts.trusted_proxies);
+        let client = forwarded::client(&request.headers, via.peer, &self.parts.trusted_proxies);
         completion.from.client = client.map_err(|_| Refusal::Forwarded)?;
         let place = self.requests.take_now(completion.from.address());
         completion.place = Some(place.ok_or(Refusal::TooMany)?);
@@ -237,7 +250,7 @@ impl Proxy {
         }
 
         let shown = Shown {
-            authorization: request.headers().get_all(header::AUTHORIZATION),
+            authorization: request.headers.get_all(header::AUTHORIZATION),
             certificate: via.certificate.as_ref(),
             address: completion.from.address(),
             domain,
@@ -246,10 +259,10 @@ impl Proxy {
         let caller = access.identify(shown).await?;
         completion.who = Some(caller.who().clone());
 
-        let uri = request.uri();
+        let (method, uri) = (&request.method, &request.uri);
         let wanted = oci::Request::parse(uri.path(), uri.query())?;
         note(completion, &wanted);
-        let action = action(request.method(), &wanted)?;
+        let action = action(method, &wanted)?;
 
         let Some(repository) = wanted.repository() else {
             return match wanted {
@@ -264,22 +277,45 @@ impl Proxy {
         let upstream = repo
             .as_ref()
             .map_or(self.parts.upstream.name(), |repo| &repo.upstream);
-        let wish = Wanted {
+        let wish = |action| Wanted {
             repository,
             upstream,
             repo: repo.as_ref().ok(),
             action,
             content: content(&wanted),
         };
-        let right = access.decide(&caller, &wish).await?;
+        // Push includes the HEADs that a push makes, and those are answered as a push needs it. What the
+        // bearer of a token may see is ECR's to say, of HEADs as well.
+        let is_of_push = looks(method, &wanted) && *caller.who() != Who::TokenBearer;
+        let right = match is_of_push {
+            true => match access.decide(&caller, &wish(Action::Push)).await {
+                Ok(right) => Ok(right),
+                Err(_) => access.decide(&caller, &wish(action)).await,
+            },
+            false => access.decide(&caller, &wish(action)).await,
+        }?;
         let repo = repo?;
         if action != Action::Pull {
-            return Err(Refusal::Unsupported("this proxy serves pulls only"));
+            let ns = query_value(uri.query(), "ns")?;
+            let push = Push {
+                parts: &self.parts,
+                uploads: &self.uploads,
+                right: &right,
+                upstream: asked_with(&self.parts.upstream, &right)?,
+                repo: &repo,
+                repository,
+                ns: ns.as_deref(),
+            };
+            let answer = push.answer(method, &request.headers, &wanted, body).await;
+            return answer.map_err(|refusal| match refusal {
+                Refusal::Content(FillError::Upstream(error)) => told(&right, error),
+                refusal => refusal,
+            });
         }
 
         let asked = Asked {
-            headers: request.headers(),
-            is_head: request.method() == Method::HEAD,
+            headers: &request.headers,
+            is_head: method == Method::HEAD,
             is_plain: via.is_plain,
             pulls: self.parts.pulls.as_ref(),
             client: completion.from.address(),
@@ -304,9 +340,12 @@ impl Proxy {
                 let fills = &self.parts.fills;
                 lists::referrers(fills, &right, &repo, *digest, artifact_type, page).await
             }
-            oci::Request::Ping | oci::Request::Catalog | oci::Request::Upload { .. } => {
-                Err(Refusal::Unsupported("this proxy serves pulls only"))
-            }
+            oci::Request::Ping
+            | oci::Request::Catalog
+            | oci::Request::Uploads { .. }
+            | oci::Request::Upload { .. } => Err(Refusal::Unsupported(
+                "the registry API has no such method here",
+            )),
         }
     }
 
@@ -345,7 +384,7 @@ impl Proxy {
         completion.failed(refusal);
         let answer = refusal.answer();
         let message = format!("{} (request {})", answer.message, completion.id);
-        let mut reply = Reply::json(error_body(answer.code, &message));
+        let mut reply = Reply::json(error_body(&answer.code, &message));
         reply.status = answer.status;
         if answer.status == StatusCode::UNAUTHORIZED {
             let challenge = self.parts.access.challenge().clone();
@@ -356,14 +395,7 @@ impl Proxy {
                 .headers
                 .insert(header::RETRY_AFTER, pause.as_secs().max(1).into());
         }
-        if let Some(range) = refusal.content_range() {
-            reply.headers.insert(header::CONTENT_RANGE, range);
-        }
-        if answer.status == StatusCode::METHOD_NOT_ALLOWED {
-            reply
-                .headers
-                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        }
+        reply.headers.extend(refusal.headers());
         reply
     }
 
@@ -414,13 +446,22 @@ fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
             | &Method::PUT
             | &Method::PATCH
             | &Method::DELETE,
-            oci::Request::Upload { .. },
+            oci::Request::Uploads { .. } | oci::Request::Upload { .. },
         )
         | (&Method::POST | &Method::PUT | &Method::PATCH, _) => Ok(Action::Push),
         (&Method::GET | &Method::HEAD, _) => Ok(Action::Pull),
         (&Method::DELETE, _) => Ok(Action::Delete),
         _ => Err(Refusal::Unsupported("the registry API has no such method")),
     }
+}
+
+/// Whether this only asks if content is there: pushes do that before they send it.
+fn looks(method: &Method, wanted: &oci::Request) -> bool {
+    let is_content = matches!(
+        wanted,
+        oci::Request::Manifest { .. } | oci::Request::Blob { .. }
+    );
+    method == Method::HEAD && is_content
 }
 
 /// What a pull of this reads.
@@ -432,19 +473,20 @@ fn content(wanted: &oci::Request) -> Content<'_> {
         oci::Request::Ping
         | oci::Request::Catalog
         | oci::Request::Tags { .. }
+        | oci::Request::Uploads { .. }
         | oci::Request::Upload { .. } => Content::Uncached,
     }
 }
 
 /// The one host of a request, without its port: what routing, policy and log go by. An absolute target
 /// and h2's `:authority` must agree with a `Host` beside them.
-fn host(request: &Request<Incoming>) -> Result<&str, Refusal> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
+fn host(request: &request::Parts) -> Result<&str, Refusal> {
+    let mut hosts = request.headers.get_all(header::HOST).iter();
     let from_header = match hosts.next() {
         Some(host) => Some(host.to_str().map_err(|_| Refusal::Host)?),
         None => None,
     };
-    let from_target = request.uri().authority().map(http::uri::Authority::as_str);
+    let from_target = request.uri.authority().map(http::uri::Authority::as_str);
     let authority = match (from_target, from_header) {
         (Some(target), Some(header)) if !target.eq_ignore_ascii_case(header) => None,
         (Some(target), _) => Some(target),
@@ -492,7 +534,10 @@ fn note(completion: &mut Completion, wanted: &oci::Request) {
         oci::Request::Referrers { digest, .. } => {
             (RequestKind::Referrers, Some(digest.to_string()))
         }
-        oci::Request::Upload { .. } | oci::Request::Catalog => (RequestKind::Other, None),
+        oci::Request::Uploads { digest, .. } | oci::Request::Upload { digest, .. } => {
+            (RequestKind::Upload, digest.map(|digest| digest.to_string()))
+        }
+        oci::Request::Catalog => (RequestKind::Other, None),
     };
 }
 

@@ -213,6 +213,7 @@ fn explain(error: &UpstreamError) -> TokenError {
         | UpstreamError::TooMuch
         | UpstreamError::ContentChanged
         | UpstreamError::IgnoredRange
+        | UpstreamError::Told(_)
         | UpstreamError::Away(_)
         | UpstreamError::Offline => TokenError::Failing,
     }

@@ -140,6 +140,7 @@ pub(super) fn weight(error: &UpstreamError) -> u32 {
         | UpstreamError::TooMuch
         | UpstreamError::ContentChanged
         | UpstreamError::IgnoredRange
+        | UpstreamError::Told(_)
         | UpstreamError::Offline
         | UpstreamError::Away(_) => 0,
     }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::told::Told;
+
 /// Why an upstream request has no useful answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
@@ -63,6 +65,9 @@ pub enum UpstreamError {
     /// The whole instead of the part that was asked.
     #[error("upstream ignored the range")]
     IgnoredRange,
+    /// A push is refused, in the registry's own words as far as others may read them.
+    #[error("upstream refuses: {}: {}", .0.code, .0.message)]
+    Told(Told),
 }
 
 /// What a registry does not hold.
@@ -127,6 +132,8 @@ pub enum Wrong {
     Status(u16),
     /// A name in an allowed list that leads into a network it may not.
     ForbiddenAddress,
+    /// An upload that is to go on at another host.
+    UploadElsewhere,
 }
 
 /// Why a redirect is not followed.
@@ -236,7 +243,8 @@ impl UpstreamError {
             | Self::Wrong(_)
             | Self::TooMuch
             | Self::ContentChanged
-            | Self::IgnoredRange => false,
+            | Self::IgnoredRange
+            | Self::Told(_) => false,
         }
     }
 
@@ -257,7 +265,8 @@ impl UpstreamError {
             | Self::Truncated
             | Self::TooMuch
             | Self::ContentChanged
-            | Self::IgnoredRange => false,
+            | Self::IgnoredRange
+            | Self::Told(_) => false,
         }
     }
 
@@ -279,7 +288,8 @@ impl UpstreamError {
             | Self::Wrong(_)
             | Self::TooMuch
             | Self::ContentChanged
-            | Self::IgnoredRange => false,
+            | Self::IgnoredRange
+            | Self::Told(_) => false,
         }
     }
 }
@@ -347,6 +357,7 @@ impl std::fmt::Display for Wrong {
             Self::NotAManifest => f.write_str("the answer is not a manifest"),
             Self::Status(status) => write!(f, "unexpected status {status}"),
             Self::ForbiddenAddress => f.write_str("a host resolves into a forbidden network"),
+            Self::UploadElsewhere => f.write_str("an upload that is to go on at another host"),
         }
     }
 }

@@ -15,11 +15,12 @@
 //! | `ecr`, `bearer` | where tokens come from |
 //! | `programs` | that no program run for credentials is left behind |
 //! | `mutability` | which tags of a repository may move |
-//! | `gate`, `breaker` | obeying a registry that throttles; not waiting for one that does not answer |
+//! | `quota`, `gate`, `breaker` | keeping to what a registry takes; obeying one that throttles; not waiting for one that does not answer |
 //! | `redirect`, `storage` | where blobs may be, and whether that answers |
 //! | `portal` | whether another answers in the registry's place |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
+//! | `upload`, `sending`, `told` | pushing: what is asked, what it carries, and the registry's own words |
 
 mod bandwidth;
 mod bearer;
@@ -41,11 +42,15 @@ mod mutability;
 mod origin;
 mod portal;
 mod programs;
+mod quota;
 mod redirect;
 mod registry;
 mod secret;
+mod sending;
 mod storage;
 mod token;
+mod told;
+mod upload;
 
 use std::fmt;
 use std::sync::Arc;
@@ -75,10 +80,14 @@ pub use lists::{ReferrersPage, TagPage};
 pub use manifest::{FetchedManifest, ManifestHead};
 pub use metrics::UpstreamMetrics;
 pub use mutability::TagMutability;
+pub use quota::{ParseQuotaError, Quota, QuotaAction, Quotas};
 pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
+pub use sending::Feed;
 pub use token::TokenStatus;
+pub use told::Told;
+pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
 
 use bearer::Realms;
 use breaker::{Breaker, Probe};
@@ -89,6 +98,7 @@ use ecr::EcrApi;
 use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
+use quota::Pace;
 use redirect::RedirectPolicy;
 use storage::Storage;
 use token::{Refresher, Token};
@@ -119,6 +129,8 @@ pub struct UpstreamOptions {
     pub shared_line: Option<Line>,
     /// Repositories of which nothing is ever asked. Where that is all of them, nor is a token.
     pub offline: Routed<bool>,
+    /// How many requests a second it takes.
+    pub quotas: Quotas,
     /// Deadlines and sizes.
     pub limits: Limits,
 }
@@ -138,6 +150,7 @@ impl UpstreamOptions {
             max_bandwidth: None,
             shared_line: None,
             offline: false.into(),
+            quotas: Quotas::unlimited(),
             limits: Limits::default(),
         }
     }
@@ -244,6 +257,7 @@ struct Shared {
     breaker: Breaker,
     storage: Storage,
     redirects: RedirectPolicy,
+    pace: Pace,
     gate: Gate,
     budget: RetryBudget,
     /// What every blob passes: its own line, and the one shared with other upstreams.
@@ -271,6 +285,7 @@ impl Upstream {
             max_bandwidth,
             shared_line,
             offline,
+            quotas,
             limits,
         } = options;
         let own_address: Uri = format!("https://{}/", registry.authority())
@@ -360,6 +375,7 @@ impl Upstream {
                 ecr,
                 breaker: Breaker::closed(prober, meter.clone()),
                 storage: Storage::new(meter.clone()),
+                pace: Pace::new(&quotas),
                 gate: Gate::open(),
                 budget: RetryBudget::full(),
                 lines: [Some(Line::new(max_bandwidth)), shared_line]

@@ -183,7 +183,8 @@ fn reachable(config: &Config, ping: &Result<Ping, UpstreamError>) -> Finding {
         | UpstreamError::Truncated
         | UpstreamError::TooMuch
         | UpstreamError::ContentChanged
-        | UpstreamError::IgnoredRange => "try again later, or look whether it is a registry",
+        | UpstreamError::IgnoredRange
+        | UpstreamError::Told(_) => "try again later, or look whether it is a registry",
     };
     Finding::fail(SUBJECT, format!("{registry}: {error}"), mend)
 }

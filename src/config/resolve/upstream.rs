@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use super::Resolver;
 use crate::config::values;
 use crate::config::{Auth, Freshness, Upstream};
-use crate::upstream::{HostPattern, Registry, RegistryKind, Role};
+use crate::upstream::{HostPattern, Quota, Quotas, Registry, RegistryKind, Role};
 
 impl Resolver {
     pub(super) fn upstream(&mut self, freshness: Freshness) -> Option<Upstream> {
@@ -40,6 +40,7 @@ impl Resolver {
         }
         let registry = registry.flatten();
         let auth = self.auth(registry.as_ref());
+        let quotas = self.quotas(registry.as_ref());
         if matches!(endpoint_tls_name, Some(Some(_))) && matches!(endpoint, Some(None)) {
             self.fault(
                 "upstream.endpoint_tls_name",
@@ -58,8 +59,28 @@ impl Resolver {
             freshness: freshness?,
             trust_manifests: trust_manifests?,
             max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
+            quotas: quotas?,
             aws_endpoint_in_environment: self.aws_endpoint,
         })
+    }
+
+    /// Those of AWS with what is written instead; other registries have none that are known.
+    fn quotas(&mut self, registry: Option<&Registry>) -> Option<Quotas> {
+        let written = self.many("upstream.requests_per_second", |text| {
+            text.parse::<Quota>()
+                .map_err(|error| format!("{text:?}: {error}"))
+        })?;
+        if !matches!(registry?.kind(), RegistryKind::Ecr(_)) {
+            if written.is_some() {
+                self.fault(
+                    "upstream.requests_per_second",
+                    "is about the quotas of private ECR registries",
+                );
+            }
+            return Some(Quotas::unlimited());
+        }
+        let written = written.unwrap_or_default().into_iter();
+        Some(written.fold(Quotas::of_aws(), Quotas::with))
     }
 
     /// `None` if it is faulty, `Some(None)` without one.

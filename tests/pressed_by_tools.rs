@@ -12,7 +12,7 @@ use support::blobs::{MIB, assert_whole, blob, metric, pull, simulator, until};
 use support::{Proxy, program};
 
 /// Within what others are served.
-const SERVED: Duration = Duration::from_secs(3);
+const SERVED: Duration = Duration::from_secs(5);
 
 struct Rig {
     simulator: Simulator,

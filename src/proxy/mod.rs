@@ -285,7 +285,7 @@ impl Proxy {
             upstream: repo.as_ref().map_or("", |repo| &*repo.upstream),
             repo: repo.as_ref().ok(),
             action,
-            content: content(&wanted),
+            content: content(method, &wanted),
         };
         // Push includes the HEADs that a push makes, and those are answered as a push needs it. What the
         // bearer of a token may see is ECR's to say, of HEADs as well.
@@ -484,10 +484,11 @@ fn looks(method: &Method, wanted: &oci::Request) -> bool {
 }
 
 /// What a pull of this reads.
-fn content(wanted: &oci::Request) -> Content<'_> {
+fn content<'a>(method: &Method, wanted: &'a oci::Request) -> Content<'a> {
     match wanted {
         oci::Request::Manifest { reference, .. } => Content::Manifest(reference),
         oci::Request::Referrers { digest, .. } => Content::Referrers(*digest),
+        oci::Request::Blob { digest, .. } if method == Method::HEAD => Content::BlobHead(*digest),
         oci::Request::Blob { digest, .. } => Content::Blob(*digest),
         oci::Request::Ping
         | oci::Request::Catalog

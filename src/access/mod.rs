@@ -147,9 +147,28 @@ impl Access {
         })
     }
 
-    /// Takes other users, for all requests to come; whether they differ from those before.
-    pub fn replace_users(&self, users: Users) -> bool {
-        self.inner.passwords.replace(users)
+    /// The same decisions about other users and by other rules. What is remembered of passwords stays, and
+    /// so do the bounds of checking them, which are those of all together.
+    #[must_use]
+    pub fn with(&self, users: Users, rules: Rules) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                challenge: self.inner.challenge.clone(),
+                rules,
+                passwords: self.inner.passwords.with_users(users),
+            }),
+        }
+    }
+
+    /// The same decisions about other users; `None` if they are the same.
+    pub fn with_users(&self, users: Users) -> Option<Self> {
+        let is_same = users == *self.users();
+        (!is_same).then(|| self.with(users, self.inner.rules.clone()))
+    }
+
+    /// The named users.
+    pub fn users(&self) -> &Users {
+        self.inner.passwords.users()
     }
 
     /// The `WWW-Authenticate` value of every 401.

@@ -194,7 +194,7 @@ async fn serve(
         api_endpoint: Some(simulator.api_endpoint()),
         ..AwsOptions::default()
     });
-    Service::bind(config, upstream, metrics).await
+    Service::bind(config, None, upstream, metrics).await
 }
 
 fn puller(service: &Service) -> Result<Puller, Failure> {

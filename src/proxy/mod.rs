@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -77,14 +78,33 @@ pub struct Proxy {
     parts: Arc<Parts>,
 }
 
-/// What a [`Proxy`] is made of.
-pub struct Parts {
+/// What requests are judged by. It may be another while the proxy runs; a request is judged by one.
+#[derive(Debug)]
+pub struct Policy {
     /// The names we answer to, in lower case; loopback listeners answer to any.
     pub domains: Vec<String>,
     /// Balancers, whose `X-Forwarded-For` tells whose request it is.
     pub trusted_proxies: Vec<Network>,
     /// Who may do what.
     pub access: Access,
+}
+
+impl Policy {
+    /// The same with other decisions about who may do what.
+    #[must_use]
+    pub fn with_access(&self, access: Access) -> Self {
+        Self {
+            domains: self.domains.clone(),
+            trusted_proxies: self.trusted_proxies.clone(),
+            access,
+        }
+    }
+}
+
+/// What a [`Proxy`] is made of.
+pub struct Parts {
+    /// What requests are judged by from now on.
+    pub policy: Arc<ArcSwap<Policy>>,
     /// Where lists of tags are asked for.
     pub upstream: Upstream,
     /// The gate to content.
@@ -216,10 +236,11 @@ impl Proxy {
         via: &Via,
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
-        let client = forwarded::client(request.headers(), via.peer, &self.parts.trusted_proxies);
+        let policy = self.parts.policy.load_full();
+        let client = forwarded::client(request.headers(), via.peer, &policy.trusted_proxies);
         completion.from.client = client.map_err(|_| Refusal::Forwarded)?;
         let host = host(request)?;
-        let domain = domain(&self.parts.domains, host);
+        let domain = domain(&policy.domains, host);
         if domain.is_none() && !via.is_loopback {
             return Err(Refusal::Misdirected);
         }
@@ -230,7 +251,7 @@ impl Proxy {
             address: completion.from.address(),
             domain,
         };
-        let access = &self.parts.access;
+        let access = &policy.access;
         let caller = access.identify(shown).await?;
         completion.who = Some(caller.who().clone());
 
@@ -248,7 +269,7 @@ impl Proxy {
             };
         };
         // Where a name does not lead anywhere is told only to those who may do this behind it.
-        let repo = self.route(repository, uri.query());
+        let repo = self.route(&policy, repository, uri.query());
         let upstream = repo
             .as_ref()
             .map_or(self.parts.upstream.name(), |repo| &repo.upstream);
@@ -292,10 +313,15 @@ impl Proxy {
 
     /// Which upstream repository a name means. containerd's `ns` tells which registry the image was
     /// named after: it is looked up, never dialled, and anything but our one upstream is refused.
-    fn route(&self, repository: &RepositoryName, query: Option<&str>) -> Result<RepoKey, Refusal> {
+    fn route(
+        &self,
+        policy: &Policy,
+        repository: &RepositoryName,
+        query: Option<&str>,
+    ) -> Result<RepoKey, Refusal> {
         let upstream = &self.parts.upstream;
         if let Some(ns) = query_value(query, "ns")? {
-            let is_ours = domain(&self.parts.domains, &ns).is_some();
+            let is_ours = domain(&policy.domains, &ns).is_some();
             if !is_ours && !upstream.registry().name().eq_ignore_ascii_case(&ns) {
                 return Err(Refusal::ForeignNamespace);
             }
@@ -327,7 +353,7 @@ impl Proxy {
         let mut reply = Reply::json(error_body(answer.code, &message));
         reply.status = answer.status;
         if answer.status == StatusCode::UNAUTHORIZED {
-            let challenge = self.parts.access.challenge().clone();
+            let challenge = self.parts.policy.load().access.challenge().clone();
             reply.headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         if let Some(pause) = answer.retry_after {

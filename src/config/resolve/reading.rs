@@ -10,7 +10,7 @@ use crate::config::{DEFAULT_FILE, Files, Sources};
 /// What is being read, and the faults so far.
 pub(super) struct Resolver {
     pub(super) settings: Settings,
-    tables: Tables,
+    pub(super) tables: Tables,
     faults: Vec<Fault>,
     /// Where a key would have been that is missing.
     place: Origin,

@@ -146,6 +146,8 @@ words! {
         Forbidden = "forbidden",
         /// Too many logins at once.
         Busy = "busy",
+        /// Upstream does not tell what a caller's token allows.
+        Undecided = "undecided",
         /// A name we do not answer to.
         Domain = "domain",
     }

@@ -39,7 +39,7 @@ async fn is_served(proxy: &Proxy, root: &Path) -> bool {
 }
 
 async fn readyz(proxy: &Proxy) -> String {
-    let answer = Client::plain(proxy.admin()).get("/readyz").await;
+    let answer = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(answer.status, 200, "hits are served: {}", answer.text());
     answer.text()
 }

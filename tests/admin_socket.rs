@@ -124,7 +124,7 @@ async fn nothing_is_changed_through_the_admin_listener() {
         );
         assert!(!answer.text().contains("event"), "{}", answer.text());
     }
-    let answer = Client::plain(proxy.admin())
+    let answer = Client::operator(proxy.admin())
         .ask("POST", "/metrics", &[])
         .await;
     assert_eq!(answer.status, 405);

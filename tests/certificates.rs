@@ -69,7 +69,7 @@ async fn in_use(proxy: &Proxy, leaf: &Leaf) {
 }
 
 async fn readyz(proxy: &Proxy) -> String {
-    let answer = Client::plain(proxy.admin()).get("/readyz").await;
+    let answer = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(answer.status, 200, "hits are served: {}", answer.text());
     answer.text()
 }

@@ -1,5 +1,6 @@
 //! docker, podman and skopeo log in by a short password, pull what its user may, and log out; a pull
-//! secret of Kubernetes is made once and goes on working.
+//! secret of Kubernetes is made once and goes on working. Where ECR's tokens are taken, they log in with
+//! what `aws ecr get-login-password` prints.
 
 mod support;
 
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ecr_proxy::simulator::{DENIED_ACCESS_KEY, PULL_ONLY_ACCESS_KEY};
 use support::image::{REPOSITORY, TAG};
 use support::real::Dockerd;
 use support::users::user_line;
@@ -119,4 +121,64 @@ async fn podman_logs_in_and_out() {
     sandbox.must("podman", ["logout", "--authfile", &auth, &host]);
     let inspect = ["inspect", "--authfile", &auth, &from];
     sandbox.must_fail("authentication required", "skopeo", inspect);
+}
+
+/// A proxy that takes ECR's tokens, and passwords of tokens that may pull and may not.
+async fn scene_with_tokens() -> (Scene, String, String) {
+    let scene = Scene::simulator_with(|proxy| {
+        proxy
+            .unset("access.anonymous")
+            .set("access.aws_tokens", true)
+    });
+    let scene = scene.await;
+    let (may, may_not) = (
+        scene.token(PULL_ONLY_ACCESS_KEY),
+        scene.token(DENIED_ACCESS_KEY),
+    );
+    (scene, may, may_not)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_logs_in_with_an_ecr_token_and_pulls_what_ecr_lets_it() {
+    let (scene, may, may_not) = scene_with_tokens().await;
+    let (sandbox, reference, host) = (&scene.sandbox, scene.reference(), scene.host());
+    let dockerd = Dockerd::start(sandbox);
+    trust(&scene, "/etc/docker/certs.d");
+    let run = |words: &[&str]| dockerd.docker(sandbox, words);
+    let refused = |told: &str, words: &[&str]| {
+        let host = ["--host", dockerd.host()];
+        sandbox.must_fail(told, "docker", host.iter().chain(words).copied());
+    };
+    let login = |password| ["login", "-u", "AWS", "-p", password, host.as_str()];
+    refused("401 Unauthorized", &login("not-a-token"));
+    for turn in ["cold", "cached"] {
+        let said = run(&login(&may));
+        assert!(said.contains("Login Succeeded"), "{turn}: {said}");
+        run(&["pull", &reference]);
+        run(&["rmi", &reference]);
+        let said = run(&login(&may_not));
+        assert!(said.contains("Login Succeeded"), "{turn}: {said}");
+        refused("denied", &["pull", &reference]);
+    }
+    scene.proxy.assert_no_secrets(&[may, may_not]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_and_podman_log_in_with_an_ecr_token() {
+    let (scene, may, may_not) = scene_with_tokens().await;
+    trust(&scene, "/etc/containers/certs.d");
+    let (sandbox, host) = (&scene.sandbox, scene.host());
+    let from = format!("docker://{}", scene.reference());
+    let file = sandbox.path("auth.json");
+    let auth = file.to_string_lossy();
+    let login = ["login", "--authfile", &auth, "-u", "AWS", "-p"];
+    let wrong = login.into_iter().chain(["wrong", host.as_str()]);
+    sandbox.must_fail("invalid username/password", "podman", wrong);
+    let right = login.into_iter().chain([may.as_str(), host.as_str()]);
+    assert!(sandbox.must("podman", right).contains("Login Succeeded"));
+    let to = format!("oci:{}:v1", sandbox.path("image").display());
+    let copy = ["copy", "--all", "--authfile", &auth, &from, &to];
+    sandbox.must("skopeo", copy);
+    let creds = format!("AWS:{may_not}");
+    sandbox.must_fail("denied", "skopeo", ["inspect", "--creds", &creds, &from]);
 }

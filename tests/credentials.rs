@@ -1,6 +1,6 @@
 //! Outside AWS there is no role to be had from the machine: the proxy takes its identity from static keys in a
 //! file, from a program (`credential_process`) or from another provider's token (web identity), as the README's
-//! recipes write them, and none of it is told to anybody.
+//! recipes write them, or from a role that it assumes with any of these, and none of it is told to anybody.
 
 mod support;
 
@@ -107,7 +107,7 @@ async fn a_program_that_fails_is_told_without_what_it_said() {
         .start();
     let (_, target) = blob(&simulator, 1, 1000);
     assert_eq!(proxy.client().get(&target).await.status, 503);
-    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(ready.status, 200);
     assert!(ready.text().contains("no credentials"), "{}", ready.text());
     assert!(!ready.text().contains(SECRET), "{}", ready.text());
@@ -140,6 +140,35 @@ async fn a_token_of_another_identity_provider() {
     proxy.assert_no_secrets(&secrets).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_wants_an_external_id() {
+    const EXTERNAL_ID: &str = "customer-42";
+    let simulator = simulator().await;
+    simulator.trust_role("pull-only", PULL_ONLY_ACCESS_KEY, Some(EXTERNAL_ID));
+    let with_id = |id: &str| {
+        outside_aws(&simulator)
+            .upstream_key("role_arn", "arn:aws:iam::000042290000:role/pull-only")
+            .upstream_key("external_id", id)
+            .upstream_key("role_session_name", "edge-1")
+            .env("AWS_ENDPOINT_URL_STS", &simulator.api_endpoint())
+            .env("AWS_ACCESS_KEY_ID", PULL_ONLY_ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET)
+            .start()
+    };
+    let proxy = with_id(EXTERNAL_ID);
+    assert_pulls(&proxy, &simulator, 1).await;
+    let mut secrets = simulator.secrets();
+    secrets.push(SECRET.to_owned());
+    proxy.assert_no_secrets(&secrets).await;
+
+    let proxy = with_id("another");
+    let (_, target) = blob(&simulator, 2, 1000);
+    let refused = proxy.client().get(&target).await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
+    assert!(ready.text().contains("no credentials"), "{}", ready.text());
+}
+
 /// The proxy, started anew with a source of credentials that hangs, serves what it has and ends in time.
 async fn assert_serves_what_it_has(simulator: &Simulator, mut proxy: Proxy, hang: impl FnOnce()) {
     let kept = blob(simulator, 1, 1000);
@@ -163,7 +192,7 @@ async fn assert_serves_what_it_has(simulator: &Simulator, mut proxy: Proxy, hang
     assert_eq!(miss.status, 503, "{}", miss.text());
     assert!(miss.header("retry-after").is_some());
     until("/readyz tells", async || {
-        let ready = Client::plain(proxy.admin()).get("/readyz").await;
+        let ready = Client::operator(proxy.admin()).get("/readyz").await;
         assert_eq!(ready.status, 200, "{}", ready.text());
         let told = "serving from cache: no credentials since";
         ready.text().contains(told)

@@ -44,7 +44,7 @@ async fn is_open(proxy: &Proxy) -> bool {
 }
 
 async fn readiness(proxy: &Proxy) -> String {
-    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(ready.status, 200, "hits can be served: {}", ready.text());
     ready.text()
 }
@@ -148,7 +148,7 @@ async fn o08_where_only_storage_is_away_all_else_is_asked_and_answered() {
     assert!(!ready.contains("the registry"), "{ready}");
     assert_eq!(away().await, 1.0);
     let status = async || {
-        let status = Client::plain(proxy.admin()).get("/api/v1/status").await;
+        let status = Client::operator(proxy.admin()).get("/api/v1/status").await;
         status.text()
     };
     assert!(status().await.contains("storage_outage"));

@@ -133,12 +133,12 @@ async fn d03_a_file_system_without_inodes_is_a_full_disk() {
     }
     idle(&proxy).await;
     assert!(proxy.assert_blobs_are_sound().is_empty());
-    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(ready.status, 200);
     assert!(ready.text().contains("full"), "{}", ready.text());
     fs::remove_dir_all(&folder).expect("remove what took the inodes");
     assert_caching(&proxy, &simulator, 2).await;
-    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
     assert!(!ready.text().contains("full"), "{}", ready.text());
 }
 
@@ -398,10 +398,10 @@ async fn assert_read_only(proxy: &Proxy, simulator: &Simulator, kept: &str, kept
     assert_whole(&hit, kept);
     assert_eq!(outcome(&hit), Some("hit"));
     idle(proxy).await;
-    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(ready.status, 200);
     assert!(ready.text().contains("read-only"), "{}", ready.text());
-    let strict = Client::plain(proxy.admin()).get("/readyz?strict").await;
+    let strict = Client::operator(proxy.admin()).get("/readyz?strict").await;
     assert_eq!(strict.status, 503);
     assert_eq!(proxy.assert_blobs_are_sound(), [kept]);
 }
@@ -438,7 +438,7 @@ async fn d16_a_folder_that_may_not_be_read_costs_its_own_blobs_their_place_and_n
     pull_shut().await;
     until("the store is told", async || {
         pull_shut().await;
-        let ready = Client::plain(proxy.admin()).get("/readyz").await;
+        let ready = Client::operator(proxy.admin()).get("/readyz").await;
         assert_eq!(ready.status, 200);
         ready.text().contains("store")
     })
@@ -449,7 +449,7 @@ async fn d16_a_folder_that_may_not_be_read_costs_its_own_blobs_their_place_and_n
     mode(0o700);
     assert_eq!(pull(&proxy, shut).await, "hit");
     until("all is well again", async || {
-        let ready = Client::plain(proxy.admin()).get("/readyz?strict").await;
+        let ready = Client::operator(proxy.admin()).get("/readyz?strict").await;
         ready.status == 200
     })
     .await;
@@ -552,7 +552,7 @@ async fn d13_a_store_that_vanishes_leaves_no_ghosts_and_is_told() {
     }
     idle(&proxy).await;
     assert!(!proxy.cache_dir().exists(), "made again by itself");
-    let ready = Client::plain(proxy.admin()).get("/readyz").await;
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(ready.status, 503);
     assert!(ready.text().contains("gone"), "{}", ready.text());
 }

@@ -43,7 +43,7 @@ async fn c09_a_drain_lets_bodies_in_flight_finish_and_takes_nobody_new() {
     proxy
         .log_until("the drain", |event| event.message() == "draining")
         .await;
-    let readiness = Client::plain(proxy.admin()).get("/readyz").await;
+    let readiness = Client::operator(proxy.admin()).get("/readyz").await;
     assert_eq!(readiness.status, 503, "a balancer has to see the drain");
     for address in [proxy.http(), proxy.https()] {
         within("connections are refused", async {

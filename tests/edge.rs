@@ -93,7 +93,7 @@ async fn an_edge_site_starts_its_containers_whatever_happens_to_the_link() {
     must(&island, &["import", bundle]);
     dockerd_runs_it(&sandbox, &dockerd, &island);
     until("the island tells that it has no link", async || {
-        let ready = Client::plain(island.admin()).get("/readyz").await;
+        let ready = Client::operator(island.admin()).get("/readyz").await;
         assert_eq!(ready.status, 200, "{}", ready.text());
         ready.text().contains("serving from cache")
     })

@@ -7,29 +7,13 @@ use std::time::Duration;
 use ecr_proxy::simulator::{BlobSource, Listener, Simulator};
 use support::Proxy;
 use support::blobs::{MIB, metric, until};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
+use support::h2::{
+    self, CALM, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING,
+    PRIORITY, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, field, frame, request,
+};
+use tokio::io::AsyncWriteExt as _;
 
 const REPOSITORY: &str = "team/app";
-
-/// Types of frames (RFC 9113, 6).
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-/// `CANCEL` and `ENHANCE_YOUR_CALM` (RFC 9113, 7).
-const CANCEL: [u8; 4] = [0, 0, 0, 8];
-const CALM: u32 = 11;
 
 /// More than a flood may hold on to, in bytes.
 const TOO_MUCH: u64 = 32 * MIB;
@@ -48,54 +32,12 @@ enum End {
     Taken,
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// A header field that no table holds (RFC 7541, 6.2.2).
-fn field(name: &str, value: &str) -> Vec<u8> {
-    let mut field = vec![0, name.len() as u8];
-    field.extend(name.as_bytes());
-    field.push(u8::try_from(value.len()).expect("a short value"));
-    field.extend(value.as_bytes());
-    field
-}
-
-fn request(method: &str, path: &str) -> Vec<u8> {
-    let pseudo = [
-        (":method", method),
-        (":scheme", "https"),
-        (":authority", support::DOMAIN),
-        (":path", path),
-    ];
-    pseudo
-        .iter()
-        .flat_map(|(name, value)| field(name, value))
-        .collect()
-}
-
-struct Flooder {
-    stream: TlsStream<TcpStream>,
-}
+struct Flooder(Raw);
 
 impl Flooder {
-    /// Greets, and nothing more.
-    async fn connect(proxy: &Proxy) -> Self {
-        let mut stream = proxy.tls_client().h2_stream().await;
-        let mut greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        greeting.extend(frame(SETTINGS, 0, 0, &[]));
-        stream.write_all(&greeting).await.expect("a greeting");
-        stream.flush().await.expect("a greeting");
-        Self { stream }
-    }
-
     /// Sends what `next` makes, again and again, and reads beside it.
     async fn flood(self, rounds: u32, mut next: impl FnMut(u32) -> Vec<u8> + Send) -> End {
-        let (mut reading, mut writing) = tokio::io::split(self.stream);
+        let (mut reading, mut writing) = self.0.split();
         let writes = async {
             for round in 0..rounds {
                 if writing.write_all(&next(round)).await.is_err() {
@@ -104,32 +46,22 @@ impl Flooder {
             }
             let _gone = writing.flush().await;
             // What was sent last is answered, too.
-            let ping = frame(PING, 0, 0, b"the last");
-            let _gone = writing.write_all(&ping).await;
+            let _gone = writing.write_all(&h2::ping()).await;
             let _gone = writing.flush().await;
             std::future::pending::<()>().await;
         };
         let reads = async {
-            let mut head = [0; 9];
-            loop {
-                if reading.read_exact(&mut head).await.is_err() {
-                    return End::Cut;
-                }
-                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-                let mut payload = vec![0; length as usize];
-                if reading.read_exact(&mut payload).await.is_err() {
-                    return End::Cut;
-                }
-                match head[3] {
+            while let Some(frame) = h2::next_frame(&mut reading).await {
+                match frame.kind {
                     GOAWAY => {
-                        return End::GoAway(u32::from_be_bytes(
-                            payload[4..8].try_into().expect("a code"),
-                        ));
+                        let code = frame.payload[4..8].try_into().expect("a code");
+                        return End::GoAway(u32::from_be_bytes(code));
                     }
-                    PING if head[4] == 1 && payload == b"the last" => return End::Taken,
+                    PING if frame.answers_ping() => return End::Taken,
                     _ => {}
                 }
             }
+            End::Cut
         };
         let end = async {
             tokio::select! {
@@ -168,7 +100,7 @@ impl Scene {
     }
 
     async fn flooder(&self) -> Flooder {
-        Flooder::connect(&self.proxy).await
+        Flooder(Raw::connect(&self.proxy.tls_client(), &[]).await)
     }
 
     /// Nothing is left of the flood, and others are served.
@@ -273,7 +205,7 @@ async fn l11_heads_without_end_and_tables_that_grow_end_the_connection() {
             CONTINUATION,
             0,
             1,
-            &field("x", &"y".repeat(100)).repeat(100),
+            &field("x", "y".repeat(100).as_bytes()).repeat(100),
         ),
     };
     let end = scene.flooder().await.flood(10_000, endless).await;
@@ -334,7 +266,7 @@ async fn l11_answers_that_nobody_takes_are_bounded() {
         .collect();
     let taken = async {
         for _ in 0..10_000 {
-            let write = flooder.stream.write_all(&pings);
+            let write = flooder.0.send(&pings);
             match tokio::time::timeout(Duration::from_secs(2), write).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return false,

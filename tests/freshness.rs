@@ -216,7 +216,7 @@ async fn on_a_slow_line_a_stale_tag_is_served_while_it_is_checked() {
         began.elapsed()
     );
     assert_eq!(rig.asked(), (1, 1));
-    let ready = Client::plain(rig.proxy.admin()).get("/readyz").await;
+    let ready = Client::operator(rig.proxy.admin()).get("/readyz").await;
     assert!(
         ready.text().contains("11 answers as last confirmed since"),
         "{}",
@@ -234,7 +234,7 @@ async fn on_a_slow_line_a_stale_tag_is_served_while_it_is_checked() {
         answer.digest() == other.top.digest && answer.header("x-cache") != Some("stale")
     })
     .await;
-    let ready = Client::plain(rig.proxy.admin()).get("/readyz").await;
+    let ready = Client::operator(rig.proxy.admin()).get("/readyz").await;
     assert!(
         !ready.text().contains("as last confirmed"),
         "{}",

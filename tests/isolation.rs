@@ -24,7 +24,7 @@ fn push(simulator: &Simulator, seed: u64) -> (String, (String, String)) {
 }
 
 async fn readyz(proxy: &Proxy, query: &str) -> (u16, String) {
-    let answer = Client::plain(proxy.admin())
+    let answer = Client::operator(proxy.admin())
         .get(&format!("/readyz{query}"))
         .await;
     (answer.status, answer.text())

@@ -144,13 +144,13 @@ impl Scene {
     }
 
     async fn readiness(&self) -> String {
-        let ready = Client::plain(self.proxy.admin()).get("/readyz").await;
+        let ready = Client::operator(self.proxy.admin()).get("/readyz").await;
         assert_eq!(ready.status, 200, "hits can be served: {}", ready.text());
         ready.text()
     }
 
     async fn status(&self) -> String {
-        let admin = Client::plain(self.proxy.admin());
+        let admin = Client::operator(self.proxy.admin());
         admin.get("/api/v1/status").await.text()
     }
 

@@ -150,7 +150,9 @@ async fn pins_that_exceed_the_quota_are_told() {
         .start();
     pull(&proxy, &pinned, TAG).await;
     until("readiness tells it", async || {
-        let ready = support::Client::plain(proxy.admin()).get("/readyz").await;
+        let ready = support::Client::operator(proxy.admin())
+            .get("/readyz")
+            .await;
         assert_eq!(ready.status, 200);
         ready.text().contains("pinned content exceeds")
     })

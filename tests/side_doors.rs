@@ -51,9 +51,30 @@ async fn s22_the_operators_doors_are_not_the_registrys() {
         }
     }
     // And the registry is not behind theirs.
-    let admin = Client::plain(proxy.admin());
+    let admin = Client::operator(proxy.admin());
     for path in ["/v2/", "/v2/team/app/tags/list"] {
         assert_eq!(admin.get(path).await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s22_a_page_on_the_web_cannot_have_a_browser_read_the_operators_pages() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let proxy = Proxy::before(&simulator);
+    let ask = async |host: &str, path: &str| {
+        let admin = Client::plain(proxy.admin());
+        admin.get_with(path, &[("Host", host)]).await
+    };
+    for path in ["/", "/metrics", "/api/v1/status"] {
+        let address = proxy.admin().to_string();
+        for own in ["localhost", "localhost:9090", &address, "[::1]:9090"] {
+            assert_eq!(ask(own, path).await.status, 200, "{own} {path}");
+        }
+        for other in ["evil.test", "evil.test:9090", "localhost.evil.test"] {
+            let answer = ask(other, path).await;
+            assert_eq!(answer.status, 421, "{other} {path}");
+            assert!(!answer.text().contains("ecr_proxy"), "{}", answer.text());
+        }
     }
 }
 
@@ -62,7 +83,7 @@ async fn s22_no_number_of_names_makes_the_metrics_grow() {
     let simulator = Simulator::builder().start().await.expect("a simulator");
     let proxy = Proxy::before(&simulator);
     let series = async || {
-        let text = Client::plain(proxy.admin()).get("/metrics").await.text();
+        let text = Client::operator(proxy.admin()).get("/metrics").await.text();
         text.lines().filter(|line| !line.starts_with('#')).count()
     };
     let ask = async |from: usize, to: usize| {

@@ -247,7 +247,7 @@ async fn the_metrics_count_what_happened() {
 async fn the_admin_listener_answers_nothing_that_changes_something() {
     let (simulator, _) = simulator().await;
     let proxy = Proxy::before(&simulator);
-    let admin = Client::plain(proxy.admin());
+    let admin = Client::operator(proxy.admin());
     assert_eq!(admin.get("/healthz").await.status, 200);
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(admin.ask("POST", path, &[]).await.status, 405, "{path}");
@@ -273,7 +273,7 @@ async fn readiness_names_what_is_degraded_while_hits_are_served() {
     );
     assert_eq!(proxy.client().get(&manifest).await.status, 200);
     assert_eq!(proxy.client().get(&blob).await.status, 200);
-    let admin = Client::plain(proxy.admin());
+    let admin = Client::operator(proxy.admin());
     for path in ["/readyz", "/readyz?strict"] {
         let ready = admin.get(path).await;
         assert_eq!(ready.status, 200, "{path}: {}", ready.text());
@@ -297,7 +297,7 @@ async fn readiness_names_what_is_degraded_while_hits_are_served() {
         .outage_of(Listener::Storage, Outage::Refused)
         .await;
     proxy.restart();
-    let admin = Client::plain(proxy.admin());
+    let admin = Client::operator(proxy.admin());
     within("the failing token", async {
         while admin.get("/readyz?strict").await.status != 503 {
             tokio::task::yield_now().await;

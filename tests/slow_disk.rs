@@ -102,7 +102,7 @@ async fn d12_l08_hundreds_that_wait_for_the_disk_and_for_names_hold_up_nobody_el
         get(&client, open).await;
         get(&client, closed).await;
         let began = Instant::now();
-        let health = Client::plain(proxy.admin()).get("/healthz").await;
+        let health = Client::operator(proxy.admin()).get("/healthz").await;
         assert_eq!(health.status, 200);
         assert!(began.elapsed() < SERVED);
     }

@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use ecr_proxy::access::{Access, AccessOptions, Action, Right, Rule, Rules, Shown, Subject};
+use ecr_proxy::access::{
+    Access, AccessOptions, Action, Content as Reads, Right, Rule, Rules, Shown, Subject, Wanted,
+};
 use ecr_proxy::buffers::BufferPool;
 use ecr_proxy::cache::{CacheMetrics, Limit, Store, StoreOptions};
 use ecr_proxy::clock::Clock;
@@ -103,12 +105,18 @@ async fn rig() -> Rig {
     });
     let repository = "app".parse().expect("a name");
     let caller = caller.await.expect("anybody");
+    let wanted = Wanted {
+        repository: &repository,
+        upstream: "test",
+        repo: None,
+        action: Action::Pull,
+        content: Reads::Uncached,
+    };
+    let right = access.decide(&caller, &wanted).await;
     Rig {
         simulator,
         fills,
-        right: access
-            .decide(&caller, "test", &repository, Action::Pull)
-            .expect("anybody may pull"),
+        right: right.expect("anybody may pull"),
         repo: RepoKey {
             upstream: "test".into(),
             repository,

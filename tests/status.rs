@@ -11,7 +11,7 @@ use support::image::{REPOSITORY, TAG, pull_all, push};
 use support::{Client, Proxy};
 
 async fn get(proxy: &Proxy, path: &str) -> Value {
-    let answer = Client::plain(proxy.admin()).get(path).await;
+    let answer = Client::operator(proxy.admin()).get(path).await;
     assert_eq!(answer.status, 200, "{path}: {}", answer.text());
     assert_eq!(answer.header("content-type"), Some("application/json"));
     answer.json()
@@ -43,7 +43,7 @@ async fn the_status_page_and_its_json_tell_what_is_there() {
     let stats = get(&proxy, "/api/v1/cache/stats").await;
     assert_eq!(stats["bytes"], status["cache"]["bytes"]);
 
-    let page = Client::plain(proxy.admin()).get("/").await;
+    let page = Client::operator(proxy.admin()).get("/").await;
     assert_eq!(page.status, 200);
     assert_eq!(
         page.header("content-type"),
@@ -59,7 +59,7 @@ async fn the_status_page_and_its_json_tell_what_is_there() {
     );
     assert!(!text.contains("<script"), "{text}");
     for path in ["/", "/api/v1/status", "/api/v1/cache/images"] {
-        let told = Client::plain(proxy.admin()).get(path).await;
+        let told = Client::operator(proxy.admin()).get(path).await;
         support::store::assert_absent(path, &told.body, &simulator.secrets());
     }
 }
@@ -82,7 +82,7 @@ async fn an_upstream_that_is_away_is_told_and_the_page_still_comes() {
         status["upstreams"][0]["is_answering"] == false
     })
     .await;
-    let page = Client::plain(proxy.admin()).get("/").await.text();
+    let page = Client::operator(proxy.admin()).get("/").await.text();
     assert!(page.contains("no, since"), "{page}");
     support::store::assert_absent("the page", page.as_bytes(), &simulator.secrets());
 }

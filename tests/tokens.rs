@@ -131,7 +131,7 @@ async fn k05_without_a_token_service_hits_go_on_misses_are_told_in_time_and_both
         .count(|e| e.listener == Listener::Registry && e.path != "/v2/");
     assert_eq!(registry, 0, "asked without a token");
     until("/readyz tells", async || {
-        let ready = Client::plain(proxy.admin()).get("/readyz").await;
+        let ready = Client::operator(proxy.admin()).get("/readyz").await;
         assert_eq!(ready.status, 200, "{}", ready.text());
         ready.text().contains("no credentials since")
     })
@@ -142,7 +142,7 @@ async fn k05_without_a_token_service_hits_go_on_misses_are_told_in_time_and_both
     })
     .await;
     until("/readyz is whole", async || {
-        let ready = Client::plain(proxy.admin()).get("/readyz?strict").await;
+        let ready = Client::operator(proxy.admin()).get("/readyz?strict").await;
         ready.status == 200
     })
     .await;

@@ -111,6 +111,30 @@ async fn u12_throttling_for_a_moment_is_absorbed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn u12_a_quota_is_kept_to_so_that_no_request_has_to_be_refused() {
+    let quotas = vec!["GetDownloadUrlForLayer=2"];
+    let stage = Stage::with(|builder| builder.upstream_key("requests_per_second", quotas)).await;
+    let cold: Vec<TestBlob> = (0..8).map(|number| stage.blob(1000 + number)).collect();
+    let client = stage.proxy.client();
+    let began = Instant::now();
+    for answer in join_all(cold.iter().map(|blob| client.get(&blob.path))).await {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    // Two at once, and then one every half a second.
+    assert!(
+        began.elapsed() >= Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+    let metrics = stage.proxy.metrics().await;
+    assert!(metrics.sum("ecr_proxy_upstream_paced_total", &[]) >= 1.0);
+    // What is cached waits for nothing.
+    assert!(stage.keeps(&cold[0]).await);
+    let cached = client.get(&cold[0].path).await;
+    assert_eq!(cached.header("x-cache"), Some("hit"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn u12_lasting_throttling_is_503_at_once_and_leaves_upstream_in_peace() {
     let stage = Stage::new().await;
     let cached = stage.blob(2000);

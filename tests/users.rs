@@ -217,10 +217,10 @@ async fn k09_the_last_good_users_stay_and_it_is_told_once() {
         assert_eq!(refused().await, 1.0, "{why}");
         assert_eq!(status(&proxy, "ci", PASSWORD).await, 200, "{why}");
         assert_eq!(status(&proxy, "dev", PASSWORD).await, 401, "{why}");
-        let ready = Client::plain(proxy.admin()).get("/readyz").await;
+        let ready = Client::operator(proxy.admin()).get("/readyz").await;
         assert_eq!(ready.status, 200);
         assert!(ready.text().contains("users"), "{}", ready.text());
-        let strict = Client::plain(proxy.admin()).get("/readyz?strict").await;
+        let strict = Client::operator(proxy.admin()).get("/readyz?strict").await;
         assert_eq!(strict.status, 503);
     }
     // It is read again and again while it is broken, and told once for each way.

@@ -11,9 +11,9 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderValue;
 
-/// Longest header value looked at. Names and passwords of people are far below; what is above
-/// would be hashed on our time.
-const MAX_VALUE_BYTES: usize = 4 * 1024;
+/// Longest header value looked at. Names and passwords of people are far below, ECR's tokens of several
+/// KiB are; what is above would be hashed on our time.
+const MAX_VALUE_BYTES: usize = 16 * 1024;
 
 /// Some clients leave the padding out.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

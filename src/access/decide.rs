@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::Caller;
 use super::rules::{ANONYMOUS, Rules};
-use crate::oci::RepositoryName;
+use super::tokens::{ClientToken, Tokens};
+use super::users::RESERVED_NAME;
+use crate::oci::{Digest, Reference, RepoKey, RepositoryName};
 
 /// Who is asking.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +17,8 @@ pub enum Who {
     Anonymous,
     /// A named user whose password was right.
     User(Arc<str>),
+    /// Whoever has an ECR token that is good; it does not tell us whose it is.
+    TokenBearer,
 }
 
 impl fmt::Display for Who {
@@ -22,6 +26,7 @@ impl fmt::Display for Who {
         match self {
             Self::Anonymous => f.write_str(ANONYMOUS),
             Self::User(name) => f.write_str(name),
+            Self::TokenBearer => f.write_str(RESERVED_NAME),
         }
     }
 }
@@ -67,6 +72,35 @@ impl fmt::Display for Action {
     }
 }
 
+/// What somebody asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The repository, as the client wrote it: what rules are about.
+    pub repository: &'a RepositoryName,
+    /// The upstream that it is routed to, or would be.
+    pub upstream: &'a str,
+    /// What the repository is upstream; `None` where its name leads nowhere.
+    pub repo: Option<&'a RepoKey>,
+    /// What is to be done there.
+    pub action: Action,
+    /// What a pull reads.
+    pub content: Content<'a>,
+}
+
+/// What a pull reads. The bearer of a token needs ECR's word for what may come from the cache.
+#[derive(Clone, Copy, Debug)]
+pub enum Content<'a> {
+    /// A manifest.
+    Manifest(&'a Reference),
+    /// The manifests that refer to another.
+    Referrers(Digest),
+    /// A blob.
+    Blob(Digest),
+    /// What never comes from the cache. For the bearer of a token it has to be asked upstream with the
+    /// credential of the right, and with no other.
+    Uncached,
+}
+
 /// Proof that somebody may do something in a repository.
 ///
 /// Only [`Access::decide`](super::Access::decide) makes one.
@@ -75,6 +109,7 @@ pub struct Right {
     who: Who,
     repository: RepositoryName,
     action: Action,
+    credential: Option<ClientToken>,
 }
 
 impl Right {
@@ -92,6 +127,12 @@ impl Right {
     pub fn action(&self) -> Action {
         self.action
     }
+
+    /// With what the upstream has to be asked to do it, where that is not our own credential: what changes
+    /// something there, and what is read past the cache. A fill of the cache is asked for with ours.
+    pub fn credential(&self) -> Option<&ClientToken> {
+        self.credential.as_ref()
+    }
 }
 
 /// Why a caller is turned away.
@@ -106,30 +147,49 @@ pub enum Denied {
     /// Contradictory credentials (more than one `Authorization`): 400.
     #[error("more than one Authorization header")]
     BadRequest,
-    /// Too many passwords wait to be checked: 429 with `Retry-After`.
+    /// Too many passwords wait to be checked, or too many tokens of this client were bad: 429 with
+    /// `Retry-After`.
     #[error("too many logins are being checked")]
     Busy,
+    /// ECR has to tell what the caller may do, and does not answer: 503 with `Retry-After`.
+    #[error("upstream does not tell what the caller's token allows")]
+    Undecided,
 }
 
-/// Makes the right that the rules give, or says how its absence is told: to the anonymous so that a
-/// client which has credentials sends them.
-pub(super) fn decide(
+/// Makes the right that the rules give, or, for the bearer of a token, what ECR says of it; or says how its
+/// absence is told: to the anonymous so that a client which has credentials sends them.
+///
+/// Rules do not speak of bearers of tokens: what these may do is said in one place, and that is AWS.
+pub(super) async fn decide(
     rules: &Rules,
+    tokens: Option<&Tokens>,
     caller: &Caller<'_>,
-    upstream: &str,
-    repository: &RepositoryName,
-    action: Action,
+    wanted: &Wanted<'_>,
 ) -> Result<Right, Denied> {
     let who = caller.who();
-    if rules.allow(who, caller.place(), upstream, repository, action) {
-        return Ok(Right {
-            who: who.clone(),
-            repository: repository.clone(),
-            action,
-        });
+    let Wanted {
+        repository,
+        upstream,
+        action,
+        ..
+    } = *wanted;
+    match &caller.token {
+        Some(token) => {
+            let tokens = tokens.ok_or(Denied::Forbidden)?;
+            tokens.decide(token, wanted, caller.address).await?;
+        }
+        None if rules.allow(who, caller.place(), upstream, repository, action) => {}
+        None => {
+            return Err(match who {
+                Who::Anonymous => Denied::Unauthenticated,
+                Who::User(_) | Who::TokenBearer => Denied::Forbidden,
+            });
+        }
     }
-    Err(match who {
-        Who::Anonymous => Denied::Unauthenticated,
-        Who::User(_) => Denied::Forbidden,
+    Ok(Right {
+        who: who.clone(),
+        repository: repository.clone(),
+        action,
+        credential: caller.token.clone(),
     })
 }

@@ -8,7 +8,9 @@
 //! | `basic` | the user and password in an `Authorization` |
 //! | `users`, `passwords` | the user file, and whether a password is the user's |
 //! | `networks`, `per_client` | where a client is, and how much each has of something |
+//! | `turns` | turns at something, of which no client has more than half |
 //! | `rules` | what the operator allows |
+//! | `tokens` | logins by ECR tokens, and ECR's word on what they may do |
 //! | `decide` | the decision, the only maker of a right |
 //!
 //! This module knows nothing of requests, upstreams or the cache. Passwords never appear in a
@@ -20,15 +22,19 @@ mod networks;
 mod passwords;
 mod per_client;
 mod rules;
+mod tokens;
+mod turns;
 mod users;
 
 #[cfg(any(test, fuzzing))]
 pub use basic::fuzz_authorization;
-pub use decide::{Action, Denied, ParseActionError, Right, Who};
+pub use decide::{Action, Content, Denied, ParseActionError, Right, Wanted, Who};
 pub use networks::{Network, ParseNetworkError};
 pub use passwords::AccessMetrics;
 pub use per_client::{Held, PerClient};
 pub use rules::{ANONYMOUS, Deciding, ParseSubjectError, Rule, Rules, Subject};
+pub use tokens::{ClientToken, Question, Verdict, Verdicts};
+pub use turns::{Turn, Turns};
 pub use users::{ParseUsersError, RESERVED_NAME, ReadUsersError, UserFault, Users};
 
 use std::fmt;
@@ -37,17 +43,18 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use http::header::GetAll;
+use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::oci::RepositoryName;
 use basic::Credentials;
 use passwords::Passwords;
 use rules::Place;
+use tokens::Tokens;
 
 /// The one challenge ever sent: it names no host, no realm of an upstream, no user.
 const CHALLENGE: &str = "Basic realm=\"ecr-proxy\"";
 
 /// Whom [`Access`] lets in.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct AccessOptions {
     /// Named users and their password hashes.
     pub users: Users,
@@ -56,6 +63,8 @@ pub struct AccessOptions {
     /// On one domain not both should have rights: clients decide by the answer to `/v2/` whether to
     /// send credentials at all, so the configuration refuses that.
     pub rules: Rules,
+    /// Who is asked about ECR tokens, where these are taken as logins.
+    pub verdicts: Option<Arc<dyn Verdicts>>,
     /// What is counted.
     pub metrics: AccessMetrics,
 }
@@ -70,6 +79,7 @@ struct Inner {
     challenge: HeaderValue,
     rules: Rules,
     passwords: Passwords,
+    tokens: Option<Arc<Tokens>>,
 }
 
 /// What a request shows of who sent it.
@@ -113,6 +123,8 @@ impl Certified {
 #[derive(Clone, Debug)]
 pub struct Caller<'a> {
     who: Who,
+    /// What shows it, where that is an ECR token.
+    token: Option<ClientToken>,
     address: IpAddr,
     domain: Option<&'a str>,
 }
@@ -138,11 +150,23 @@ impl Access {
     /// The operating system's random source failed; without it the memory of verdicts would be
     /// guessable.
     pub fn new(options: AccessOptions) -> std::io::Result<Self> {
+        let AccessOptions {
+            users,
+            rules,
+            verdicts,
+            metrics,
+        } = options;
+        let asked = metrics.token_questions.clone();
+        let tokens = match verdicts {
+            None => None,
+            Some(verdicts) => Some(Arc::new(Tokens::new(verdicts, secret_key()?, asked))),
+        };
         Ok(Self {
             inner: Arc::new(Inner {
                 challenge: HeaderValue::from_static(CHALLENGE),
-                rules: options.rules,
-                passwords: Passwords::new(options.users, options.metrics)?,
+                rules,
+                passwords: Passwords::new(users, secret_key()?, metrics),
+                tokens,
             }),
         })
     }
@@ -156,6 +180,7 @@ impl Access {
                 challenge: self.inner.challenge.clone(),
                 rules,
                 passwords: self.inner.passwords.with_users(users),
+                tokens: self.inner.tokens.clone(),
             }),
         }
     }
@@ -186,7 +211,8 @@ impl Access {
     /// # Errors
     /// [`Denied::BadRequest`] for more than one `Authorization`, [`Denied::Unauthenticated`] for
     /// absent, malformed or wrong credentials or an address outside the anonymous networks,
-    /// [`Denied::Busy`] when too many passwords wait to be checked.
+    /// [`Denied::Busy`] when too many passwords wait to be checked or the client brought too many bad
+    /// tokens, [`Denied::Undecided`] when ECR cannot be asked about a token.
     ///
     /// # Cancel safety
     /// Safe: a check already running on the blocking pool ends there.
@@ -202,6 +228,7 @@ impl Access {
             .map_err(|_| Denied::Unauthenticated)?;
         let caller = |who| Caller {
             who,
+            token: None,
             address: shown.address,
             domain: shown.domain,
         };
@@ -215,6 +242,18 @@ impl Access {
         }
         let credentials = credentials.ok_or(Denied::Unauthenticated)?;
         let user = credentials.user.clone();
+        if let Some(tokens) = self
+            .inner
+            .tokens
+            .as_ref()
+            .filter(|_| *user == *RESERVED_NAME)
+        {
+            let token = tokens.identify(credentials.password, shown.address).await?;
+            return Ok(Caller {
+                token: Some(token),
+                ..caller(Who::TokenBearer)
+            });
+        }
         if self
             .inner
             .passwords
@@ -227,20 +266,40 @@ impl Access {
         }
     }
 
-    /// Decides whether somebody may do `action` in `repository`, as the client wrote it, which is
-    /// routed to `upstream`.
+    /// Decides whether somebody may do what is wanted: by the rules, or by what ECR says of the token that
+    /// shows who it is.
     ///
     /// # Errors
     /// [`Denied::Unauthenticated`] to the anonymous, so that a client which has credentials
-    /// sends them; [`Denied::Forbidden`] to everybody else.
-    pub fn decide(
-        &self,
-        caller: &Caller<'_>,
-        upstream: &str,
-        repository: &RepositoryName,
-        action: Action,
-    ) -> Result<Right, Denied> {
-        decide::decide(&self.inner.rules, caller, upstream, repository, action)
+    /// sends them; [`Denied::Forbidden`] to everybody else. For the bearer of a token also
+    /// [`Denied::Unauthenticated`] if it is not good any more, [`Denied::Undecided`] and [`Denied::Busy`].
+    ///
+    /// # Cancel safety
+    /// Safe: whoever else waits for the same answer of ECR has it asked on.
+    pub async fn decide(&self, caller: &Caller<'_>, wanted: &Wanted<'_>) -> Result<Right, Denied> {
+        let Inner { rules, tokens, .. } = &*self.inner;
+        decide::decide(rules, tokens.as_deref(), caller, wanted).await
+    }
+}
+
+/// Makes what is remembered under a hash with it useless to whoever does not have it.
+fn secret_key() -> std::io::Result<[u8; 32]> {
+    let mut key = [0; 32];
+    // A request of at most 256 bytes is never cut short once the pool is initialised.
+    let filled = getrandom(&mut key, GetRandomFlags::empty())?;
+    if filled != key.len() {
+        return Err(std::io::Error::other("the random source gave too little"));
+    }
+    Ok(key)
+}
+
+impl fmt::Debug for AccessOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessOptions")
+            .field("users", &self.users)
+            .field("rules", &self.rules)
+            .field("takes_tokens", &self.verdicts.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -255,6 +314,7 @@ impl fmt::Debug for Access {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::RepositoryName;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use http::HeaderMap;
@@ -275,7 +335,7 @@ mod tests {
         Access::new(AccessOptions {
             users: Users::parse(&line).expect("users"),
             rules: may_pull(Subject::Anyone, &[]),
-            metrics: AccessMetrics::default(),
+            ..AccessOptions::default()
         })
         .expect("access")
     }
@@ -284,7 +344,7 @@ mod tests {
         Access::new(AccessOptions {
             users: Users::default(),
             rules: may_pull(Subject::Anonymous, &[Network::Loopback]),
-            metrics: AccessMetrics::default(),
+            ..AccessOptions::default()
         })
         .expect("access")
     }
@@ -430,13 +490,20 @@ mod tests {
                 domain: Some("d.test"),
             };
             let caller = access.identify(shown).await.expect("somebody");
-            let right = access.decide(&caller, "prod", &repository, Action::Pull);
+            let wanted = |action| Wanted {
+                repository: &repository,
+                upstream: "prod",
+                repo: None,
+                action,
+                content: Content::Uncached,
+            };
+            let right = access.decide(&caller, &wanted(Action::Pull)).await;
             let right = right.expect("pull");
             assert_eq!(right.repository(), &repository);
             assert_eq!(right.who(), caller.who());
             assert_eq!(right.action(), Action::Pull);
             for action in [Action::Push, Action::Delete] {
-                let refused = access.decide(&caller, "prod", &repository, action);
+                let refused = access.decide(&caller, &wanted(action)).await;
                 assert_eq!(refused, Err(refusal));
             }
         }

@@ -14,13 +14,13 @@ use std::time::Duration;
 use moka::sync::Cache;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use rustix::rand::{GetRandomFlags, getrandom};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::basic::Credentials;
 use super::decide::Denied;
 use super::per_client::PerClient;
+use super::tokens::Questions;
 use super::users::Users;
 
 /// How long a verdict is believed: long enough for a pull.
@@ -45,6 +45,8 @@ const MAX_PASSWORD_BYTES: usize = 72;
 pub struct AccessMetrics {
     /// Passwords that were hashed to be compared.
     pub password_checks: Counter,
+    /// What ECR said when it was asked about tokens of clients.
+    pub(super) token_questions: Questions,
 }
 
 impl AccessMetrics {
@@ -54,6 +56,12 @@ impl AccessMetrics {
             "password_checks",
             "Passwords hashed by bcrypt; a login that is remembered costs none",
             self.password_checks.clone(),
+        );
+        registry.register(
+            "client_token_questions",
+            "Questions to ECR what the bearer of a client's token may do, by its answer; what is \
+             remembered costs none",
+            self.token_questions.clone(),
         );
     }
 }
@@ -76,13 +84,8 @@ struct Checks {
 }
 
 impl Passwords {
-    pub(super) fn new(users: Users, metrics: AccessMetrics) -> std::io::Result<Self> {
-        let mut key = [0; 32];
-        // A request of at most 256 bytes is never cut short once the pool is initialised.
-        let filled = getrandom(&mut key, GetRandomFlags::empty())?;
-        if filled != key.len() {
-            return Err(std::io::Error::other("the random source gave too little"));
-        }
+    /// `key` makes what is remembered useless to whoever does not have it.
+    pub(super) fn new(users: Users, key: [u8; 32], metrics: AccessMetrics) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let checks = Checks {
             key,
@@ -96,10 +99,10 @@ impl Passwords {
             from_one: PerClient::default(),
             metrics,
         };
-        Ok(Self {
+        Self {
             users: Arc::new(users),
             checks: Arc::new(checks),
-        })
+        }
     }
 
     pub(super) fn users(&self) -> &Users {
@@ -207,8 +210,12 @@ mod tests {
         Users::parse(&lines.collect::<String>()).expect("users")
     }
 
+    fn passwords_of(users: Users) -> Passwords {
+        Passwords::new(users, [7; 32], AccessMetrics::default())
+    }
+
     fn passwords() -> Passwords {
-        Passwords::new(users(&[("ci", "secret")]), AccessMetrics::default()).expect("passwords")
+        passwords_of(users(&[("ci", "secret")]))
     }
 
     async fn ask(passwords: &Passwords, user: &str, password: &str) -> Result<bool, Denied> {
@@ -271,8 +278,7 @@ mod tests {
     #[tokio::test]
     async fn s20_a_password_that_bcrypt_would_cut_is_nobodys() {
         let long = "x".repeat(72);
-        let passwords =
-            Passwords::new(users(&[("ci", &long)]), AccessMetrics::default()).expect("passwords");
+        let passwords = passwords_of(users(&[("ci", &long)]));
         assert_eq!(ask(&passwords, "ci", &long).await, Ok(true));
         assert_eq!(ask(&passwords, "ci", &(long + "y")).await, Ok(false));
     }

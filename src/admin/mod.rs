@@ -27,12 +27,14 @@ pub use status::{Status, Trouble, UpstreamState};
 pub use transport::RemoteOperations;
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, X_CONTENT_TYPE_OPTIONS,
 };
+use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::net::TcpListener;
@@ -72,9 +74,15 @@ impl Admin {
     /// # Cancel safety
     /// Safe: dropping the future closes the listener and all connections.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        let is_for_this_host = listener.local_addr().is_ok_and(|at| at.ip().is_loopback());
         accepting::serve(&listener, BOUNDS, shutdown, move |request| {
             let admin = self.clone();
-            async move { admin.answer(&request).await }
+            async move {
+                match is_for_this_host && names_another_host(&request) {
+                    true => text(StatusCode::MISDIRECTED_REQUEST, ANOTHER_HOST),
+                    false => admin.answer(&request).await,
+                }
+            }
         })
         .await;
     }
@@ -144,6 +152,23 @@ const PAGES: [&str; 7] = [
     "/api/v1/cache/stats",
     "/api/v1/cache/images",
 ];
+
+const ANOTHER_HOST: &str =
+    "this listener is for its own host: ask by its address, or as localhost\n";
+
+/// Whether the request came by a name that is not this host's own. A page on the web can have its name
+/// resolve to the loopback address, and would then read with a browser's help what is for this host alone.
+fn names_another_host<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    hosts.any(|host| {
+        let authority = Authority::try_from(host.as_bytes());
+        !authority.is_ok_and(|authority| {
+            let host = authority.host();
+            let address = host.trim_start_matches('[').trim_end_matches(']');
+            host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
+        })
+    })
+}
 
 /// `?strict`, `?strict=1` and their like.
 fn is_strict(query: &str) -> bool {
@@ -230,6 +255,33 @@ mod tests {
         let (status, body) = ask(&admin, "GET", "/readyz").await;
         assert_eq!(status, 503);
         assert!(body.contains("\"unusable\":\"gone\""), "{body}");
+    }
+
+    #[test]
+    fn another_hosts_name_is_told_from_this_ones() {
+        let named = |host: &str| {
+            let request = Request::builder().header(HOST, host).body(());
+            names_another_host(&request.expect("request"))
+        };
+        for own in [
+            "localhost",
+            "LocalHost:9090",
+            "127.0.0.1:9090",
+            "[::1]:9090",
+            "10.0.0.7",
+        ] {
+            assert!(!named(own), "{own}");
+        }
+        for other in [
+            "evil.test",
+            "evil.test:9090",
+            "localhost.evil.test",
+            "127.0.0.1.evil.test",
+            "",
+        ] {
+            assert!(named(other), "{other:?}");
+        }
+        assert!(!names_another_host(&Request::new(())));
     }
 
     #[tokio::test]

@@ -56,8 +56,8 @@ impl Pinned {
 /// Why a text is not a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a pin is repository:tag or repository@digest, where * stands for part of a name and ** for whole \
-     components, such as team/app:v1 or team/**:release-*"
+    "a pin is repository:tag or repository@digest, the repository without capitals, where * stands for part \
+     of a name and ** for whole components, such as team/app:v1 or team/**:release-*"
 )]
 pub struct ParsePinError;
 
@@ -65,7 +65,7 @@ impl FromStr for Pin {
     type Err = ParsePinError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let pattern = |text: &str| text.parse::<Pattern>().map_err(|_| ParsePinError);
+        let pattern = |text: &str| Pattern::of_repositories(text).map_err(|_| ParsePinError);
         if let Some((repository, digest)) = text.split_once('@') {
             return Ok(Self {
                 repository: pattern(repository)?,
@@ -78,7 +78,7 @@ impl FromStr for Pin {
         }
         Ok(Self {
             repository: pattern(repository)?,
-            what: Pinned::Tags(pattern(tags)?),
+            what: Pinned::Tags(tags.parse().map_err(|_| ParsePinError)?),
         })
     }
 }

@@ -149,6 +149,27 @@ fn login(client: Client, config: &Config, host: &ClientHost) -> String {
             networks => format!("\n# No login is needed from: {}.\n", networks.join(", ")),
         };
     }
+    let tokens = match (config.access.aws_tokens, client) {
+        (false, _) => String::new(),
+        (true, Client::Docker | Client::Podman | Client::Containerd) => {
+            let command = match client {
+                Client::Docker => "docker",
+                Client::Podman => "podman",
+                Client::Containerd => "nerdctl",
+            };
+            format!(
+                "\n# Log in with an ECR token of your own, which lives for 12 hours:\n\
+                 aws ecr get-login-password | {command} login -u AWS --password-stdin {host}\n"
+            )
+        }
+    };
+    if config.access.users_file.is_none() && !tokens.is_empty() {
+        return tokens;
+    }
+    tokens + &login_as_user(client, host)
+}
+
+fn login_as_user(client: Client, host: &ClientHost) -> String {
     let once = "\n# Log in once; the password does not expire.\n";
     match client {
         Client::Docker => format!("{once}docker login {host}\n"),

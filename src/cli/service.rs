@@ -27,7 +27,7 @@ use crate::config::{Config, ListenAddress, Prefetch, Tls};
 use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::warm::{Schedule, WarmMetrics};
 use crate::jobs::{self, PrefetchMetrics, Reload, ReloadMetrics, ScrubOptions};
-use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
+use crate::proxy::{AskedUpstream, Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
@@ -82,8 +82,13 @@ impl Service {
         let keeper = Keeper::open(config, certificate_metrics)?;
         let mut reload = Reload::new(reload_metrics);
         keeper.reload_by(&mut reload);
-        let access_options = config.access_options();
+        let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
+        let mut access_options = config.access_options();
         access_options.metrics.register(metrics.registry());
+        if config.access.aws_tokens {
+            let asked = AskedUpstream::new(vec![mechanisms.upstream.clone()]);
+            access_options.verdicts = Some(Arc::new(asked));
+        }
         let access = Access::new(access_options)?;
         let handshakes =
             Handshakes::open(config, keeper.certificates()).map_err(Failure::Failed)?;
@@ -102,7 +107,6 @@ impl Service {
             &mut reload,
         );
         running.reload_by(load, &mut reload);
-        let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
         let (pulls, prefetch) = match config.cache.prefetch {
             Prefetch::Off => (None, None),
             Prefetch::Layers => {

@@ -36,6 +36,9 @@ pub fn start_text(config: &Config, bound: &Bound<'_>) -> String {
         ));
     }
     text.push_str(&let_in(config));
+    if config.access.aws_tokens {
+        text.push_str("Whoever logs in as AWS with an ECR token may do what ECR says of it.\n");
+    }
     if let Some((ca, fingerprint)) = bound.local_ca {
         // The lines are pasted wherever the person's shell is.
         let ca = &std::path::absolute(ca).unwrap_or_else(|_| ca.to_owned());
@@ -72,6 +75,7 @@ fn let_in(config: &Config) -> String {
                 .collect();
             format!("Anybody may pull from: {}.\n", networks.join(", "))
         }
+        (Anonymous::None, 0, 0) if access.aws_tokens => String::new(),
         (Anonymous::None, 0, 0) => "NOBODY is let in, every request is answered 401. Name a user \
                                  file (--users FILE) or let anybody pull (--anonymous-pull).\n"
             .to_owned(),
@@ -126,6 +130,13 @@ mod tests {
         assert!(text(&config(&[])).contains("NOBODY is let in"));
         let open = text(&config(&[("access.anonymous", "pull")]));
         assert!(open.contains("Anybody may pull from: loopback, private."));
+        let registry = "000042290000.dkr.ecr.us-west-2.amazonaws.com";
+        let tokens = [
+            ("upstream.registry", registry),
+            ("access.aws_tokens", "true"),
+        ];
+        let tokens = text(&config(&tokens));
+        assert!(tokens.contains("logs in as AWS") && !tokens.contains("NOBODY"));
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, Pattern, Platform};
 use crate::tls::{AcmeOptions, ClientUser, PairFiles};
-use crate::upstream::{HostPattern, Rate, Registry};
+use crate::upstream::{HostPattern, Quotas, Rate, Registry, Role};
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/ecr-proxy/config.toml";
@@ -197,6 +197,8 @@ pub struct Access {
     pub anonymous: Anonymous,
     /// Where the anonymous may come from.
     pub anonymous_networks: Vec<Network>,
+    /// Whether `AWS` with an ECR token is a login, which may do what ECR says of the token.
+    pub aws_tokens: bool,
     /// Who may do what: each `[[access.rule]]`, then [`Access::anonymous`] as a rule; that all users may
     /// pull where there is neither.
     pub rules: Rules,
@@ -236,6 +238,8 @@ pub struct Upstream {
     pub trust_manifests: Option<bool>,
     /// How fast its blobs may come, bytes a second; `None` for unlimited.
     pub max_upstream_bandwidth: Option<Rate>,
+    /// How many requests a second it takes.
+    pub quotas: Quotas,
     /// Whether an `AWS_ENDPOINT_URL…` variable leads the AWS API elsewhere: [`Upstream::ca`] is
     /// then trusted for it, too.
     pub aws_endpoint_in_environment: bool,
@@ -272,6 +276,8 @@ pub enum Auth {
     Aws {
         /// The profile to use instead of the default one.
         profile: Option<String>,
+        /// The role to assume with what that leads to.
+        role: Option<Role>,
     },
     /// A user and a password.
     Basic {
@@ -395,6 +401,7 @@ impl Config {
             ("cache.prefetch", cache.prefetch.as_str().to_owned()),
             ("cache.pins", join(&cache.pins)),
             ("access.anonymous", anonymous.to_owned()),
+            ("access.aws_tokens", access.aws_tokens.to_string()),
         ]);
         if access.anonymous == Anonymous::Pull {
             let networks = join(&access.anonymous_networks);
@@ -406,11 +413,16 @@ impl Config {
         let rules: Vec<String> = access.rules.iter().map(ToString::to_string).collect();
         values.push(("access.rule", rules.join("; ")));
         let (auth, login) = match &upstream.auth {
-            Auth::Aws { profile } => ("aws", profile.clone().map(|p| ("upstream.profile", p))),
-            Auth::Basic { username, .. } => {
-                ("basic", Some(("upstream.username", username.clone())))
+            Auth::Aws { profile, role } => {
+                let profile = profile.clone().map(|name| ("upstream.profile", name));
+                let role = role.as_ref();
+                let role = role.map(|role| ("upstream.role_arn", role.arn.clone()));
+                ("aws", profile.into_iter().chain(role).collect())
             }
-            Auth::Anonymous => ("anonymous", None),
+            Auth::Basic { username, .. } => {
+                ("basic", vec![("upstream.username", username.clone())])
+            }
+            Auth::Anonymous => ("anonymous", Vec::new()),
         };
         values.extend([
             ("upstream.name", upstream.name.clone()),

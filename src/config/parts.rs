@@ -116,8 +116,9 @@ impl Config {
     pub fn upstream_options(&self) -> Result<UpstreamOptions, FileError> {
         let upstream = &self.upstream;
         let auth = match &upstream.auth {
-            Auth::Aws { profile } => upstream::Auth::Aws(AwsOptions {
+            Auth::Aws { profile, role } => upstream::Auth::Aws(AwsOptions {
                 profile: profile.clone(),
+                role: role.clone(),
                 endpoint_in_environment: upstream.aws_endpoint_in_environment,
                 ..AwsOptions::default()
             }),
@@ -144,6 +145,7 @@ impl Config {
             redirect_hosts: upstream.redirect_hosts.clone(),
             trust_manifests: upstream.trust_manifests,
             max_bandwidth: upstream.max_upstream_bandwidth,
+            quotas: upstream.quotas.clone(),
             offline: self.routed(|freshness| freshness.offline),
             shared_line: shared_line.map(|rate| Line::new(Some(rate))),
             limits: Limits {

@@ -102,7 +102,13 @@ fn flags_alone_are_enough_and_the_rest_has_defaults() {
         [Network::Loopback, Network::Private]
     );
     assert_eq!(config.upstream.name, ECR);
-    assert_eq!(config.upstream.auth, Auth::Aws { profile: None });
+    assert_eq!(
+        config.upstream.auth,
+        Auth::Aws {
+            profile: None,
+            role: None
+        }
+    );
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
 
@@ -521,6 +527,39 @@ fn a_domain_for_both_the_anonymous_and_users_is_a_fault_that_explains() {
 }
 
 #[test]
+fn ecr_tokens_are_logins_of_ecr_upstreams_on_domains_where_clients_log_in() {
+    const ECR_UPSTREAM: &str = "[server]\ndomains = [\"a.test\", \"b.test\"]\n[[upstream]]\n\
+                                registry = \"000042290000.dkr.ecr.us-west-2.amazonaws.com\"\n";
+    let scene = |access: &str| Scene::file(&format!("{ECR_UPSTREAM}[access]\n{access}"));
+    let config = scene("aws_tokens = true").load().expect("config");
+    assert!(config.access.aws_tokens);
+    assert_eq!(config.warnings, [""; 0], "somebody is let in");
+    let config = scene("").variable("ECR_PROXY_ACCESS_AWS_TOKENS", "true");
+    assert!(config.load().expect("config").access.aws_tokens);
+    assert!(!scene("").load().expect("config").access.aws_tokens);
+
+    let everywhere = scene("aws_tokens = true\nanonymous = \"pull\"").faults();
+    assert_eq!(everywhere.len(), 1, "{everywhere:?}");
+    assert!(everywhere[0].contains("access.aws_tokens") && everywhere[0].contains("/v2/"));
+    let on_one = "aws_tokens = true\n[[access.rule]]\nusers = [\"@anonymous\"]\n\
+                  domains = [\"b.test\"]\nactions = [\"pull\"]\n";
+    scene(on_one).load().expect("they log in on a.test");
+
+    let elsewhere = format!("{RULED}[access]\naws_tokens = true\n");
+    let faults = Scene::file(&elsewhere).faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("access.aws_tokens: cannot be true"));
+
+    let denied = "aws_tokens = true\n[[access.rule]]\nusers = [\"*\"]\nactions = []\n";
+    let warnings = scene(denied).load().expect("config").warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|w| w.starts_with("[[access.rule]] 1: does not hold"))
+    );
+}
+
+#[test]
 fn faults_of_rules_name_their_keys() {
     let faults = with_rules(
         "[[access.rule]]\nusers = [\"AWS\", \"te*m\"]\nactions = [\"read\"]\n\
@@ -646,7 +685,22 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
     assert_eq!(
         auth(&format!("registry = \"{ECR}\"\nprofile = \"p\"\n")),
         Auth::Aws {
-            profile: Some("p".into())
+            profile: Some("p".into()),
+            role: None
+        }
+    );
+    let role = "arn:aws:iam::000042290000:role/path/puller";
+    assert_eq!(
+        auth(&format!(
+            "registry = \"{ECR}\"\nrole_arn = \"{role}\"\nexternal_id = \"x:1\"\n"
+        )),
+        Auth::Aws {
+            profile: None,
+            role: Some(Role {
+                arn: role.into(),
+                external_id: Some("x:1".into()),
+                session_name: "ecr-proxy".into()
+            })
         }
     );
     assert_eq!(auth("registry = \"public.ecr.aws\"\n"), Auth::Anonymous);
@@ -666,6 +720,30 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
             "upstream.profile: belongs to",
         ),
         (
+            "registry = \"r.test\"\nrole_arn = \"arn:aws:iam::000042290000:role/r\"\n",
+            "upstream.role_arn: belongs to",
+        ),
+        (
+            "registry = \"public.ecr.aws\"\nrole_session_name = \"edge\"\n",
+            "upstream.role_session_name: has no meaning without",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"arn:aws:iam::42:role/r\"\n"),
+            "upstream.role_arn: \"arn:aws:iam::42:role/r\" is no role's ARN",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"arn:aws:iam::000042290000:user/u\"\n"),
+            "is no role's ARN",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"{role}\"\nexternal_id = \"a b\"\n"),
+            "upstream.external_id: \"a b\" is no external id",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"{role}\"\nrole_session_name = \"a/b\"\n"),
+            "upstream.role_session_name: \"a/b\" is no session's name",
+        ),
+        (
             "registry = \"r.test\"\nendpoint_tls_name = \"e.test\"\n",
             "upstream.endpoint_tls_name: has no",
         ),
@@ -673,6 +751,40 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
         let faults = upstream(text).faults();
         assert_eq!(faults.len(), 1, "{text} {faults:?}");
         assert!(faults[0].contains(fault), "{}", faults[0]);
+    }
+}
+
+#[test]
+fn quotas_are_those_of_aws_where_nothing_else_is_written() {
+    let quotas = |registry: &str, written: &str| {
+        let file = format!(
+            "[server]\ndomains = [\"a.test\"]\n[[upstream]]\nregistry = \"{registry}\"\n{written}\n"
+        );
+        Scene::file(&file)
+            .load()
+            .map(|config| config.upstream.quotas)
+    };
+    let of_aws = Quotas::of_aws();
+    assert_eq!(quotas(ECR, "").ok(), Some(of_aws.clone()));
+    let more = of_aws.with("PutImage=20".parse().expect("a quota"));
+    let written = "requests_per_second = [\"PutImage=20\"]";
+    assert_eq!(quotas(ECR, written).ok(), Some(more));
+    assert_eq!(quotas("docker.io", "").ok(), Some(Quotas::unlimited()));
+    for (registry, written, fault) in [
+        ("docker.io", written, "is about the quotas of private ECR"),
+        (
+            ECR,
+            "requests_per_second = [\"PutImages=1\"]",
+            "a quota is ACTION=N",
+        ),
+        (ECR, "requests_per_second = [\"PutImage=0\"]", "at least 1"),
+    ] {
+        let faults = quotas(registry, written).expect_err("refused").to_string();
+        assert!(
+            faults.contains("upstream.requests_per_second: "),
+            "{faults}"
+        );
+        assert!(faults.contains(fault), "{faults}");
     }
 }
 

@@ -157,7 +157,7 @@ pub(super) fn tag_pattern(text: &str) -> Result<Option<Pattern>, String> {
 
 /// `team/**`: a pattern over repositories.
 pub(super) fn repository_pattern(text: &str) -> Result<Pattern, String> {
-    text.parse()
+    Pattern::of_repositories(text)
         .map_err(|error| format!("{text:?} is no pattern over repositories: {error}"))
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::Fills;
 use super::error::FillError;
+use super::filling::Slot;
 use super::flow::Flow;
 use super::front::Phase;
 use super::manifests::{FoundManifest, Refreshed};
@@ -143,9 +144,9 @@ impl Fills {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Carried, FillError> {
         loop {
-            let slots = Arc::clone(&self.shared.background_slots);
-            let slot = slots.acquire_owned().await.map_err(|_| FillError::Lost)?;
-            let Some((outcome, attendance, is_own)) = self.start(repo, digest, size, Some(slot))
+            let slot = self.shared.background_slots.take(None).await;
+            let Some((outcome, attendance, is_own)) =
+                self.start(repo, digest, size, Slot::Had(slot))
             else {
                 return Ok(Carried::Present);
             };

@@ -1,11 +1,12 @@
 //! The task of a fill: one upstream body becomes a verified blob, while readers follow it.
 
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::Shared;
 use super::download::{Again, Download};
@@ -17,6 +18,7 @@ use super::lanes::{LaneOptions, Lanes, Remainder, WORTH_SHARING};
 use super::origin::Origin;
 use super::proof::KnownSize;
 use super::writer::{self, Arrival, Written};
+use crate::access::Turn;
 use crate::buffers::BufferPool;
 use crate::cache::{Partial, Spans, Store};
 use crate::oci::{Digest, Hasher};
@@ -52,6 +54,14 @@ impl Sink {
     }
 }
 
+/// What a fill runs in.
+pub(super) enum Slot {
+    /// One of those for what no client asked for.
+    Had(Turn),
+    /// It waits for a turn of this client's.
+    Wanted(Option<IpAddr>),
+}
+
 /// What is to be fetched, and how.
 struct Way {
     again: Again,
@@ -63,11 +73,10 @@ struct Way {
 }
 
 impl Filling {
-    /// Runs in a task of its own, in its turn, until the blob is kept or cannot be had. A fill that comes
-    /// with a slot has had its turn.
-    pub(super) fn launch(self, shared: Arc<Shared>, slot: Option<OwnedSemaphorePermit>) {
+    /// Runs in a task of its own, in its turn, until the blob is kept or cannot be had.
+    pub(super) fn launch(self, shared: Arc<Shared>, slot: Slot) {
         shared.metrics.active.inc();
-        let slots = Arc::clone(&shared.slots);
+        let slots = shared.slots.clone();
         let flow = Arc::clone(&self.flow);
         let outcome = Err(FillError::Lost);
         let mut landing = Landing {
@@ -76,12 +85,9 @@ impl Filling {
             outcome,
         };
         tokio::spawn(async move {
-            let _slot = match slot {
-                Some(slot) => slot,
-                None => match slots.acquire_owned().await {
-                    Ok(slot) => slot,
-                    Err(_) => return,
-                },
+            let _turn = match slot {
+                Slot::Had(turn) => turn,
+                Slot::Wanted(client) => slots.take(client).await,
             };
             landing.outcome = self.run().await;
             // Off the map, told to the readers, and only then out of the slot.

@@ -80,7 +80,7 @@ pub use proof::Pass;
 pub use reader::{Reader, Step};
 pub use referrers::{FoundReferrers, referrers_tag};
 
-use crate::access::Right;
+use crate::access::{Right, Turns};
 use crate::buffers::BufferPool;
 use crate::cache::Store;
 use crate::clock::Clock;
@@ -117,9 +117,11 @@ struct Shared {
     probes: Flights<(RepoKey, Digest), Result<Option<u64>, UpstreamError>>,
     /// Records that are checked in the background, or were a moment ago.
     checked: moka::sync::Cache<(RepoKey, Digest), ()>,
-    slots: Arc<Semaphore>,
+    slots: Turns,
+    /// For ranges that go past the cache.
+    bypasses: Turns,
     /// Apart from those of clients, who never wait for what nobody asked for.
-    background_slots: Arc<Semaphore>,
+    background_slots: Turns,
     /// For connections of fills beside each one's first.
     spare_lanes: Arc<Semaphore>,
     /// One at a time: hashing a file again must not take both cores from those who are served.
@@ -169,8 +171,9 @@ impl Fills {
                     .max_capacity(10_000)
                     .time_to_live(manifests::CHECK_PAUSE)
                     .build(),
-                slots: Arc::new(Semaphore::new(options.max_fills)),
-                background_slots: Arc::new(Semaphore::new(options.max_background_fills)),
+                slots: Turns::new(options.max_fills),
+                bypasses: Turns::new(options.max_bypasses),
+                background_slots: Turns::new(options.max_background_fills),
                 spare_lanes: Arc::new(Semaphore::new(lanes::SPARE_LANES)),
                 verifiers: Arc::new(Semaphore::new(1)),
                 store,
@@ -219,9 +222,8 @@ impl Fills {
     /// Waits until every fill that was begun for a client has ended and its blob is kept, until
     /// `deadline` at the latest. What nobody asked for is gone on with another time.
     pub async fn drain(&self, deadline: Instant) {
-        // Every such fill holds a slot until its end, and a semaphore serves in order.
-        let all = u32::try_from(self.shared.options.max_fills).unwrap_or(u32::MAX);
-        let _ = timeout_at(deadline, self.shared.slots.acquire_many(all)).await;
+        // Every such fill has a turn until its end, or waits for one.
+        let _ = timeout_at(deadline, self.shared.slots.until_unwanted()).await;
     }
 }
 

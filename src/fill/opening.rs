@@ -1,5 +1,9 @@
 //! Where a blob comes from: hit, join, fill or bypass, as design 2.3 "Ranges" has it.
 
+use std::net::IpAddr;
+
+use tokio::time::{Instant, timeout_at};
+
 use super::Fills;
 use super::error::FillError;
 use super::flow::Attendance;
@@ -27,6 +31,8 @@ pub struct Want {
     pub ranges: Option<RangeSet>,
     /// The bytes go to a socket as they are, so they may come as a mapping of the file.
     pub mapped: bool,
+    /// Where the client is, in whose turn a fill begins; `None` for nobody in particular.
+    pub client: Option<IpAddr>,
 }
 
 /// A blob, or parts of it, ready to be sent.
@@ -135,7 +141,7 @@ impl Fills {
                 if !self.goes_on(pass.digest, range)
                     && !self.wants_it_all(pass.digest, ranges, range, size)
                 {
-                    return self.bypass(pass, size, range).await.map(Some);
+                    return self.bypass(pass, size, range, want.client).await.map(Some);
                 }
             }
         }
@@ -143,7 +149,7 @@ impl Fills {
             outcome,
             size,
             attendance,
-        }) = self.fill(pass).await?
+        }) = self.fill(pass, want.client).await?
         else {
             return Ok(None);
         };
@@ -158,7 +164,7 @@ impl Fills {
             Some(ranges) => {
                 let range = only(ranges, size)?;
                 if range.start > attendance.flow().at_hand() + NEAR {
-                    return self.bypass(pass, size, range).await.map(Some);
+                    return self.bypass(pass, size, range, want.client).await.map(Some);
                 }
                 Parts::One(range, self.follow(range, attendance))
             }
@@ -171,7 +177,16 @@ impl Fills {
     }
 
     /// One range of a blob that is not whole on disk, past the cache.
-    async fn bypass(&self, pass: &Pass, size: u64, range: ByteRange) -> Result<Content, FillError> {
+    async fn bypass(
+        &self,
+        pass: &Pass,
+        size: u64,
+        range: ByteRange,
+        client: Option<IpAddr>,
+    ) -> Result<Content, FillError> {
+        let deadline = Instant::now() + self.shared.options.head_deadline;
+        let turn = timeout_at(deadline, self.shared.bypasses.take(client));
+        let turn = turn.await.map_err(|_elapsed| FillError::TooSlow)?;
         let origin = self.shared.origin(&pass.repo);
         let body = origin
             .open(pass.digest, range.start, Some(range.end))
@@ -192,7 +207,7 @@ impl Fills {
         }
         let reader = Reader::new(
             range,
-            Source::Relay(Box::new(body)),
+            Source::Relay(Box::new((body, turn))),
             self.shared.buffers.clone(),
         );
         Ok(Content {

@@ -8,10 +8,13 @@ use crate::oci::Routed;
 /// How fills behave.
 #[derive(Clone, Debug)]
 pub struct FillOptions {
-    /// How many fills for clients run at once; more wait for their turn.
+    /// How many fills for clients run at once, those that one client began being no more than half; more
+    /// wait for their turn.
     pub max_fills: usize,
     /// How many fills that no client asked for run beside them.
     pub max_background_fills: usize,
+    /// How many ranges are fetched past the cache at once, in the same way.
+    pub max_bypasses: usize,
     /// How long a request waits for the head of an upstream's answer. Below the 30 s after which
     /// containerd gives up.
     pub head_deadline: Duration,
@@ -40,6 +43,8 @@ impl Default for FillOptions {
             max_fills: 64,
             // As many as docker fetches at once for one pull, and one to go on with what broke off.
             max_background_fills: 4,
+            // Fills, and their further connections, find as many free at the upstream.
+            max_bypasses: 128,
             head_deadline: Duration::from_secs(25),
             patience: Duration::from_secs(60),
             record_ttl: Duration::from_secs(24 * 60 * 60),

@@ -9,6 +9,7 @@ use super::front::{Front, Phase};
 use super::room::Room;
 use super::solo::Solo;
 use super::waiting;
+use crate::access::Turn;
 use crate::buffers::BufferPool;
 use crate::cache::{Blob, ContentFile, Damage, Mapping, Store};
 use crate::oci::{ByteRange, Hasher};
@@ -54,8 +55,8 @@ pub(super) enum Source {
     Flow(Following),
     /// The rest of a blob whose fill went on without this reader.
     Solo(Box<Solo>),
-    /// An upstream range that is not kept.
-    Relay(Box<BlobBody>),
+    /// An upstream range that is not kept, and the turn at it.
+    Relay(Box<(BlobBody, Turn)>),
     /// Whatever it was, it failed.
     Failed(FillError),
 }
@@ -187,7 +188,7 @@ impl Reader {
             }
             Source::Flow(following) => following.advance(self.at, self.range, &self.buffers).await,
             Source::Solo(solo) => solo.next().await.and_then(Next::before_the_end),
-            Source::Relay(body) => match body.next().await {
+            Source::Relay(relay) => match relay.0.next().await {
                 Ok(bytes) => Next::before_the_end(bytes),
                 Err(error) => Err(error.into()),
             },

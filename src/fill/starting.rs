@@ -1,12 +1,12 @@
 //! Beginning a fill, or joining the one that somebody began: one a digest, whoever asks.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::FillError;
-use super::filling::Filling;
+use super::filling::{Filling, Slot};
 use super::flow::{Attendance, Flow};
 use super::front::{Front, Phase, TAIL};
 use super::proof::{KnownSize, Pass};
@@ -24,11 +24,15 @@ pub(super) struct Begun {
 impl Fills {
     /// Begins a fill or joins one, and waits until it can be answered from. `None` if the blob was kept
     /// meanwhile.
-    pub(super) async fn fill(&self, pass: &Pass) -> Result<Option<Begun>, FillError> {
+    pub(super) async fn fill(
+        &self,
+        pass: &Pass,
+        client: Option<IpAddr>,
+    ) -> Result<Option<Begun>, FillError> {
         let deadline = Instant::now() + self.shared.options.head_deadline;
         loop {
             let Some((outcome, attendance, is_own)) =
-                self.start(&pass.repo, pass.digest, pass.size, None)
+                self.start(&pass.repo, pass.digest, pass.size, Slot::Wanted(client))
             else {
                 return Ok(None);
             };
@@ -49,14 +53,13 @@ impl Fills {
 
     /// Begins a fill, or joins the one that somebody began, and tells whether that is one of this very
     /// repository. `None` if the blob is on disk by now: a fill leaves the map after the blob was
-    /// kept, so who looked into the store a moment too early does not fetch it once more. Without a
-    /// `slot` the fill waits for one of those for clients.
+    /// kept, so who looked into the store a moment too early does not fetch it once more.
     pub(super) fn start(
         &self,
         repo: &RepoKey,
         digest: Digest,
         size: KnownSize,
-        slot: Option<OwnedSemaphorePermit>,
+        slot: Slot,
     ) -> Option<(Outcome, Attendance, bool)> {
         let mut running = self.shared.running();
         if let Some(fill) = running.get(&digest)

@@ -97,7 +97,7 @@ impl FromStr for ImagePattern {
         };
         Ok(Self {
             domain,
-            repository: repository.parse()?,
+            repository: Pattern::of_repositories(repository)?,
             which,
         })
     }

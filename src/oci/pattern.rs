@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A pattern over repository names, compared component by component, case and all.
+/// A pattern over names of repositories or tags, compared component by component, case and all.
 ///
 /// `*` stands for any characters within one component, also inside it (`app-*`); a component that is `**`
 /// stands for any number of components, none included, so `team/**` is `team` and all below it. Matching
@@ -13,15 +13,32 @@ pub struct Pattern(String);
 
 /// Why a text is not a pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a pattern is a name in which * stands for part of a component and ** for whole components, such as team/**"
-)]
-pub struct ParsePatternError;
+pub enum ParsePatternError {
+    /// It is not of the form.
+    #[error(
+        "a pattern is a name in which * stands for part of a component and ** for whole components, such as team/**"
+    )]
+    Form,
+    /// It is for repositories, whose names have no capitals (distribution-spec, "Pulling manifests").
+    #[error("names of repositories have no capitals, so it would match none")]
+    Capitals,
+}
 
 /// More is no name's length (255), with room for stars.
 const MAX_PATTERN_BYTES: usize = 512;
 
 impl Pattern {
+    /// A pattern over repositories, which could match one.
+    ///
+    /// # Errors
+    /// It is not a pattern, or has capitals.
+    pub fn of_repositories(text: &str) -> Result<Self, ParsePatternError> {
+        match text.bytes().any(|b| b.is_ascii_uppercase()) {
+            true => Err(ParsePatternError::Capitals),
+            false => text.parse(),
+        }
+    }
+
     /// The pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -60,7 +77,7 @@ impl FromStr for Pattern {
         if text.len() <= MAX_PATTERN_BYTES && text.split('/').all(is_component) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(ParsePatternError)
+            Err(ParsePatternError::Form)
         }
     }
 }
@@ -141,6 +158,19 @@ mod tests {
         ] {
             assert_eq!(matches(pattern, name), is_match, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn a_pattern_that_no_repository_could_match_is_refused() {
+        assert!(Pattern::of_repositories("team/app-*").is_ok());
+        assert_eq!(
+            Pattern::of_repositories("Team/*"),
+            Err(ParsePatternError::Capitals)
+        );
+        assert_eq!(
+            Pattern::of_repositories("team//x"),
+            Err(ParsePatternError::Form)
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::access::Who;
+use crate::access::{Turn, Who};
 use crate::telemetry::{Completed, Outcome, RequestKind, RequestMetrics};
 
 /// Longest text of a client's that is logged, in characters. More is cut: a log line is no place for
@@ -45,6 +45,8 @@ pub(super) struct Completion {
     began: Instant,
     pub(super) id: String,
     pub(super) from: Source,
+    /// The place of the request among those at once; none if it was refused one.
+    pub(super) place: Option<Turn>,
     pub(super) who: Option<Who>,
     pub(super) agent: Option<String>,
     pub(super) method: http::Method,
@@ -72,6 +74,7 @@ impl Completion {
             began: Instant::now(),
             id: format!("{:016x}", fastrand::u64(..)),
             from: Source { peer, client: None },
+            place: None,
             who: None,
             agent: None,
             method,

@@ -31,6 +31,9 @@ pub(super) enum Refusal {
     /// A balancer tells whose request it is, and it cannot be understood.
     #[error("a malformed X-Forwarded-For of a trusted proxy")]
     Forwarded,
+    /// There are as many requests as there may be, in all or of one client.
+    #[error("too many requests at once")]
+    TooMany,
     /// A host we do not answer to.
     #[error("a host we do not answer to")]
     Misdirected,
@@ -89,6 +92,12 @@ impl Refusal {
                 ErrorCode::Unsupported,
                 "the X-Forwarded-For header of a trusted proxy is not a list of addresses",
             ),
+            Self::TooMany => Answer {
+                status: StatusCode::TOO_MANY_REQUESTS,
+                code: ErrorCode::TooManyRequests,
+                message: "too many requests at once".to_owned(),
+                retry_after: Some(SOON),
+            },
             Self::Misdirected => answer(
                 StatusCode::MISDIRECTED_REQUEST,
                 ErrorCode::Denied,
@@ -170,6 +179,12 @@ fn of_denied(denied: Denied) -> Answer {
             StatusCode::TOO_MANY_REQUESTS,
             ErrorCode::TooManyRequests,
             "too many logins at once",
+            Some(SOON),
+        ),
+        Denied::Undecided => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "upstream cannot be asked what your token allows",
             Some(SOON),
         ),
     };

@@ -4,6 +4,7 @@ use http::header::{self, HeaderValue};
 
 use super::Reply;
 use super::error::Refusal;
+use super::verdicts;
 use crate::access::Right;
 use crate::fill::Fills;
 use crate::oci::header::OCI_FILTERS_APPLIED;
@@ -17,14 +18,16 @@ const LONGEST_PAGE: u32 = 1000;
 /// A page of a repository's tags (distribution-spec, end-8).
 pub(super) async fn tags(
     upstream: &Upstream,
+    right: &Right,
     repo: &RepoKey,
     limit: Option<u32>,
     last: Option<&str>,
 ) -> Result<Reply, Refusal> {
     let limit = limit.map(|limit| limit.min(LONGEST_PAGE));
-    let page = upstream
+    let page = verdicts::asked_with(upstream, right)?
         .tags(&repo.repository, limit.map(|limit| limit.max(1)), last)
-        .await?;
+        .await
+        .map_err(|error| verdicts::told(right, error))?;
     // `n=0` gives an empty list and no link; that the repository is there was asked all the same.
     let (names, next) = if limit == Some(0) {
         (Vec::new(), None)

@@ -13,8 +13,9 @@ mod error;
 mod forwarded;
 mod lists;
 mod pull;
+mod verdicts;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +26,9 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 pub use body::Body;
+pub use verdicts::AskedUpstream;
 
-use crate::access::{Access, Action, Certified, Denied, Network, Shown};
+use crate::access::{Access, Action, Certified, Content, Denied, Network, Shown, Turns, Wanted};
 use crate::cache::StoredManifest;
 use crate::fill::Fills;
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
@@ -59,6 +61,10 @@ const DISCONNECTED: HeaderValue = HeaderValue::from_static("112 - \"Disconnected
 /// How many headers an answer with content has: with room for them the map does not grow.
 const USUAL_HEADERS: usize = 12;
 
+/// Most requests at once, of which one client has no more than half. One that a client does not take costs
+/// some 25 KiB, and an h2 connection has many.
+const MAX_REQUESTS: usize = 8192;
+
 /// How a request came.
 #[derive(Clone, Debug)]
 pub struct Via {
@@ -76,6 +82,7 @@ pub struct Via {
 #[derive(Clone)]
 pub struct Proxy {
     parts: Arc<Parts>,
+    requests: Turns,
 }
 
 /// What requests are judged by. It may be another while the proxy runs; a request is judged by one.
@@ -131,6 +138,8 @@ struct Asked<'a> {
     /// The bytes go to the socket as they are: no TLS is in between.
     is_plain: bool,
     pulls: Option<&'a mpsc::Sender<Pulled>>,
+    /// Where the client is.
+    client: IpAddr,
 }
 
 impl Asked<'_> {
@@ -198,6 +207,7 @@ impl Proxy {
     pub fn new(parts: Parts) -> Self {
         Self {
             parts: Arc::new(parts),
+            requests: Turns::new(MAX_REQUESTS),
         }
     }
 
@@ -239,6 +249,8 @@ impl Proxy {
         let policy = self.parts.policy.load_full();
         let client = forwarded::client(request.headers(), via.peer, &policy.trusted_proxies);
         completion.from.client = client.map_err(|_| Refusal::Forwarded)?;
+        let place = self.requests.take_now(completion.from.address());
+        completion.place = Some(place.ok_or(Refusal::TooMany)?);
         let host = host(request)?;
         let domain = domain(&policy.domains, host);
         if domain.is_none() && !via.is_loopback {
@@ -273,7 +285,14 @@ impl Proxy {
         let upstream = repo
             .as_ref()
             .map_or(self.parts.upstream.name(), |repo| &repo.upstream);
-        let right = access.decide(&caller, upstream, repository, action)?;
+        let wish = Wanted {
+            repository,
+            upstream,
+            repo: repo.as_ref().ok(),
+            action,
+            content: content(&wanted),
+        };
+        let right = access.decide(&caller, &wish).await?;
         let repo = repo?;
         if action != Action::Pull {
             return Err(Refusal::Unsupported("this proxy serves pulls only"));
@@ -284,6 +303,7 @@ impl Proxy {
             is_head: request.method() == Method::HEAD,
             is_plain: via.is_plain,
             pulls: self.parts.pulls.as_ref(),
+            client: completion.from.address(),
         };
         match &wanted {
             oci::Request::Manifest { reference, .. } => {
@@ -293,7 +313,7 @@ impl Proxy {
                 pull::blob(&self.parts.fills, &right, &repo, *digest, &asked).await
             }
             oci::Request::Tags { limit, last, .. } => {
-                lists::tags(&self.parts.upstream, &repo, *limit, last.as_deref()).await
+                lists::tags(&self.parts.upstream, &right, &repo, *limit, last.as_deref()).await
             }
             oci::Request::Referrers {
                 digest,
@@ -339,6 +359,7 @@ impl Proxy {
             }
             Refusal::Denied(Denied::Forbidden) => Denial::Forbidden,
             Refusal::Denied(Denied::Busy) => Denial::Busy,
+            Refusal::Denied(Denied::Undecided) => Denial::Undecided,
             Refusal::Misdirected | Refusal::Host => Denial::Domain,
             _ => return,
         };
@@ -425,6 +446,19 @@ fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
         (&Method::GET | &Method::HEAD, _) => Ok(Action::Pull),
         (&Method::DELETE, _) => Ok(Action::Delete),
         _ => Err(Refusal::Unsupported("the registry API has no such method")),
+    }
+}
+
+/// What a pull of this reads.
+fn content(wanted: &oci::Request) -> Content<'_> {
+    match wanted {
+        oci::Request::Manifest { reference, .. } => Content::Manifest(reference),
+        oci::Request::Referrers { digest, .. } => Content::Referrers(*digest),
+        oci::Request::Blob { digest, .. } => Content::Blob(*digest),
+        oci::Request::Ping
+        | oci::Request::Catalog
+        | oci::Request::Tags { .. }
+        | oci::Request::Upload { .. } => Content::Uncached,
     }
 }
 

@@ -68,6 +68,7 @@ pub(super) async fn blob(
         let want = Want {
             ranges: wanted_ranges(asked.headers, digest),
             mapped: asked.is_plain,
+            client: Some(asked.client),
         };
         let content = fills.open(&pass, &want).await?;
         if content.outcome != Outcome::Bypass {

@@ -14,7 +14,7 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
@@ -23,6 +23,7 @@ use super::framing::HeadGuard;
 use super::progress::{Limits, Overdue, Pulse, Watched};
 use super::service::{NextStream, Requests, StreamExecutor};
 use super::{Client, ConnectionInfo, Handler, Handshake, ServerMetrics, ServerOptions, TlsInfo};
+use crate::access::Turns;
 use crate::buffers::BufferPool;
 
 /// How long an idle connection that was told to go away may take to do so. An h2 client answers a
@@ -35,7 +36,7 @@ pub(super) struct Shared<H> {
     pub(super) options: ServerOptions,
     pub(super) metrics: ServerMetrics,
     pub(super) write_buffers: BufferPool,
-    pub(super) handshakes: Semaphore,
+    pub(super) handshakes: Turns,
     /// Becomes true once, when the server drains.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -128,8 +129,9 @@ async fn handshake<H: Handler>(
     let deadline = pulse.accepted() + shared.options.first_request_timeout;
     let mut draining = shared.draining.clone();
     let work = async {
-        // Waiting for a turn counts against the same deadline. The semaphore is never closed.
-        let _turn = shared.handshakes.acquire().await.ok();
+        // Waiting for a turn counts against the same deadline.
+        let client = (!shared.options.is_shared(peer.ip())).then(|| peer.ip());
+        let _turn = shared.handshakes.take(client).await;
         let mut accept = pin!(TlsAcceptor::from(config).accept(stream).into_fallible());
         let accepted = std::future::poll_fn(|cx| {
             pulse.begin_turn();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::access::{Held, Network, PerClient};
+use crate::access::{Held, PerClient};
 
 /// Counts connections against both caps.
 #[derive(Clone, Debug)]
@@ -26,10 +26,9 @@ impl Places {
         }
     }
 
-    /// A place for a connection from `peer`, or `None` where a cap is reached. An address that is `shared`, such
-    /// as a balancer's, stands for many clients.
-    pub(super) fn take(&self, peer: IpAddr, shared: &[Network]) -> Option<Place> {
-        let is_shared = shared.iter().any(|network| network.contains(peer));
+    /// A place for a connection from `peer`, or `None` where a cap is reached. One that is
+    /// shared, such as a balancer's, stands for many clients.
+    pub(super) fn take(&self, peer: IpAddr, is_shared: bool) -> Option<Place> {
         let most = match is_shared {
             true => usize::MAX,
             false => self.max_per_address,
@@ -60,37 +59,36 @@ mod tests {
     fn both_caps_hold_and_a_dropped_place_is_free_again() {
         let places = Places::new(3, 2);
         let first = places
-            .take(address("192.0.2.1"), &[])
+            .take(address("192.0.2.1"), false)
             .expect("below both caps");
         let _second = places
-            .take(address("192.0.2.1"), &[])
+            .take(address("192.0.2.1"), false)
             .expect("below both caps");
         assert!(
-            places.take(address("192.0.2.1"), &[]).is_none(),
+            places.take(address("192.0.2.1"), false).is_none(),
             "address cap"
         );
         let _third = places
-            .take(address("192.0.2.2"), &[])
+            .take(address("192.0.2.2"), false)
             .expect("below both caps");
         assert!(
-            places.take(address("192.0.2.3"), &[]).is_none(),
+            places.take(address("192.0.2.3"), false).is_none(),
             "total cap"
         );
         drop(first);
-        assert!(places.take(address("192.0.2.1"), &[]).is_some());
+        assert!(places.take(address("192.0.2.1"), false).is_some());
     }
 
     #[test]
     fn a_balancer_is_not_one_client() {
-        let balancer = "192.0.2.0/30".parse().expect("a network");
         let places = Places::new(3, 1);
         let _taken = [(); 3].map(|()| {
             places
-                .take(address("192.0.2.1"), &[balancer])
+                .take(address("192.0.2.1"), true)
                 .expect("below the cap")
         });
         assert!(
-            places.take(address("192.0.2.1"), &[balancer]).is_none(),
+            places.take(address("192.0.2.1"), true).is_none(),
             "total cap"
         );
     }
@@ -98,7 +96,7 @@ mod tests {
     #[test]
     fn nothing_is_remembered_of_addresses_that_left() {
         let places = Places::new(10, 10);
-        drop(places.take(address("192.0.2.1"), &[]));
+        drop(places.take(address("192.0.2.1"), false));
         assert!(places.by_address.is_empty());
     }
 }

@@ -11,7 +11,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -27,13 +27,13 @@ use prometheus_client::registry::Registry;
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::pin;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use self::connection::{Accepted, Shared};
 use self::limits::Places;
-use crate::access::Network;
+use crate::access::{Network, Turns};
 use crate::buffers::BufferPool;
 
 pub use self::head::Refusal;
@@ -172,7 +172,8 @@ pub struct ServerOptions {
     pub max_connections_per_address: usize,
     /// What may be another while it runs.
     pub terms: Arc<ArcSwap<Terms>>,
-    /// Most TLS handshakes in progress at once; others wait, under their own deadline.
+    /// Most TLS handshakes in progress at once, of which one address has no more than half; others wait,
+    /// under their own deadline.
     pub max_handshakes: usize,
     /// Largest HTTP/1.1 request head, in bytes.
     pub max_header_bytes: usize,
@@ -198,6 +199,15 @@ impl Default for ServerOptions {
             max_write_buffers: 32,
             h2: Http2Options::default(),
         }
+    }
+}
+
+impl ServerOptions {
+    /// Whether this address stands for many clients.
+    fn is_shared(&self, address: IpAddr) -> bool {
+        let terms = self.terms.load();
+        let mut shared = terms.shared_addresses.iter();
+        shared.any(|network| network.contains(address))
     }
 }
 
@@ -327,7 +337,7 @@ pub async fn run<H: Handler>(
         handler,
         metrics: metrics.clone(),
         write_buffers: BufferPool::new(WRITE_BUFFER_BYTES, options.max_write_buffers),
-        handshakes: Semaphore::new(options.max_handshakes),
+        handshakes: Turns::new(options.max_handshakes),
         draining,
         options,
     });
@@ -346,7 +356,10 @@ pub async fn run<H: Handler>(
             accepted = acceptor.next() => accepted,
         };
         metrics.connections_accepted.inc();
-        let Some(place) = places.take(accepted.peer.ip(), &terms.load().shared_addresses) else {
+        let Some(place) = places.take(
+            accepted.peer.ip(),
+            shared.options.is_shared(accepted.peer.ip()),
+        ) else {
             metrics.connections_refused.inc();
             tracing::debug!(client.addr = %accepted.peer, "connection refused: too many");
             continue;

@@ -29,7 +29,9 @@ impl Service for Api {
     fn answer(&self, asked: Asked) -> BoxFuture<'_, Reply> {
         Box::pin(async move {
             if sts::is_meant(&asked) {
-                return sts::answer(&asked, &self.shelf.identity, &self.credentials);
+                let signer = self.asker(&asked).ok();
+                let identity = &self.shelf.identity;
+                return sts::answer(&asked, signer.as_ref(), identity, &self.credentials);
             }
             match self.decide(&asked) {
                 Ok(Some(value)) => Reply::new(200, value.to_string().into_bytes())

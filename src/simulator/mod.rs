@@ -466,6 +466,13 @@ impl Simulator {
         self.parts.credentials.trust_web_identity(token);
     }
 
+    /// Lets the holder of `access_key_id` assume `role`, where it wants an external id only with that.
+    pub fn trust_role(&self, role: &str, access_key_id: &str, external_id: Option<&str>) {
+        self.parts
+            .credentials
+            .trust(role, access_key_id, external_id);
+    }
+
     /// Ends the life of every token issued so far.
     pub fn expire_tokens(&self) {
         self.parts.credentials.expire_all();

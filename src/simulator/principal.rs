@@ -198,6 +198,8 @@ struct State {
     principals: Vec<Principal>,
     /// Tokens of other identity providers that a role may be assumed with.
     web_identities: Vec<String>,
+    /// Who may assume a role: the role, an access key id, the external id that must be given.
+    trusts: Vec<(String, String, Option<String>)>,
     /// The session token that belongs to a temporary access key id.
     sessions: HashMap<String, String>,
     tokens: HashMap<String, (Principal, SystemTime)>,
@@ -213,6 +215,7 @@ impl Credentials {
             state: Mutex::new(State {
                 principals,
                 web_identities: Vec::new(),
+                trusts: Vec::new(),
                 sessions: HashMap::new(),
                 tokens: HashMap::new(),
                 issued: Vec::new(),
@@ -251,6 +254,31 @@ impl Credentials {
             .web_identities
             .iter()
             .any(|known| known == token)
+    }
+
+    pub(super) fn trust(&self, role: &str, access_key_id: &str, external_id: Option<&str>) {
+        let trust = (
+            role.into(),
+            access_key_id.into(),
+            external_id.map(str::to_owned),
+        );
+        self.state().trusts.push(trust);
+    }
+
+    /// Whether `role` may be assumed by these keys; a role that wants an external id wants that one.
+    pub(super) fn trusts(
+        &self,
+        role: &str,
+        access_key_id: &str,
+        external_id: Option<&str>,
+    ) -> bool {
+        self.state()
+            .trusts
+            .iter()
+            .any(|(trusting, trusted, wanted)| {
+                let is_wanted = wanted.is_none() || wanted.as_deref() == external_id;
+                trusting == role && trusted == access_key_id && is_wanted
+            })
     }
 
     /// Keys of an hour's life for `role`, if a principal has it.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::connection::Asked;
-use super::principal::{Credentials, TemporaryKeys};
+use super::principal::{Credentials, Principal, TemporaryKeys};
 use super::reply::Reply;
 use super::shelf::Identity;
 
@@ -19,24 +19,43 @@ pub(super) fn is_meant(asked: &Asked) -> bool {
         .is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"))
 }
 
-/// Answers `AssumeRoleWithWebIdentity`, whose caller has a web identity token and no keys.
-pub(super) fn answer(asked: &Asked, identity: &Identity, credentials: &Credentials) -> Reply {
+/// Answers `AssumeRoleWithWebIdentity`, whose caller has a web identity token and no keys, and `AssumeRole`,
+/// whose caller is `signer`.
+pub(super) fn answer(
+    asked: &Asked,
+    signer: Option<&Principal>,
+    identity: &Identity,
+    credentials: &Credentials,
+) -> Reply {
     let form: HashMap<_, _> = url::form_urlencoded::parse(&asked.body).collect();
     let field = |name: &str| form.get(name).map(|value| &**value).unwrap_or_default();
-    if field("Action") != "AssumeRoleWithWebIdentity" {
+    let action = field("Action");
+    if !["AssumeRole", "AssumeRoleWithWebIdentity"].contains(&action) {
         return refusal(400, "InvalidAction", "Could not find operation");
     }
     let prefix = format!("arn:aws:iam::{}:role/", identity.account);
     let Some(role) = field("RoleArn").strip_prefix(&prefix) else {
         return refusal(400, "ValidationError", "Request ARN is invalid");
     };
-    if !credentials.trusts_web_identity(field("WebIdentityToken")) {
-        let message = "No OpenIDConnect provider found in your account for the token";
-        return refusal(400, "InvalidIdentityToken", message);
-    }
-    let Some(keys) = credentials.assume(role, field("RoleSessionName")) else {
-        let message = "Not authorized to perform sts:AssumeRoleWithWebIdentity";
-        return refusal(403, "AccessDenied", message);
+    let is_trusted = match action {
+        "AssumeRole" => {
+            let Some(signer) = signer else {
+                let message = "The security token included in the request is invalid";
+                return refusal(403, "InvalidClientTokenId", message);
+            };
+            let external_id = form.get("ExternalId").map(|id| &**id);
+            credentials.trusts(role, &signer.access_key_id, external_id)
+        }
+        _ if credentials.trusts_web_identity(field("WebIdentityToken")) => true,
+        _ => {
+            let message = "No OpenIDConnect provider found in your account for the token";
+            return refusal(400, "InvalidIdentityToken", message);
+        }
+    };
+    let keys = is_trusted.then(|| credentials.assume(role, field("RoleSessionName")));
+    let Some(keys) = keys.flatten() else {
+        let message = format!("Not authorized to perform sts:{action}");
+        return refusal(403, "AccessDenied", &message);
     };
     let TemporaryKeys {
         access_key_id,
@@ -50,12 +69,12 @@ pub(super) fn answer(asked: &Asked, identity: &Identity, credentials: &Credentia
     xml(
         200,
         format!(
-            "<AssumeRoleWithWebIdentityResponse xmlns=\"{XMLNS}\"><AssumeRoleWithWebIdentityResult>\
+            "<{action}Response xmlns=\"{XMLNS}\"><{action}Result>\
              <AssumedRoleUser><Arn>{session}</Arn><AssumedRoleId>{access_key_id}:session</AssumedRoleId>\
              </AssumedRoleUser><Credentials><AccessKeyId>{access_key_id}</AccessKeyId>\
              <SecretAccessKey>{secret_access_key}</SecretAccessKey>\
              <SessionToken>{session_token}</SessionToken><Expiration>{expiration}</Expiration>\
-             </Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+             </Credentials></{action}Result></{action}Response>"
         ),
     )
 }

@@ -112,7 +112,7 @@ impl Upstream {
             return Ok(by_head);
         }
         let question = blob_question(Kind::BlobProbe, repository, digest)?;
-        let answer = self.shared.ask(&question).await?;
+        let answer = self.ask(&question).await?;
         match answer.status() {
             StatusCode::OK if self.may_serve_blobs() => Ok(answer.content_length()),
             StatusCode::OK => Err(UpstreamError::Wrong(Wrong::Malformed)),
@@ -174,7 +174,7 @@ impl Upstream {
             method: Method::HEAD,
             ..blob_question(Kind::BlobProbe, repository, digest)?
         };
-        match self.shared.ask(&question).await {
+        match self.ask(&question).await {
             Ok(answer) if answer.status() == StatusCode::OK && answer.is_identity() => {
                 Ok(answer.content_length())
             }
@@ -208,7 +208,7 @@ impl Upstream {
             range: span.header(),
             ..blob_question(Kind::Blob, repository, digest)?
         };
-        let answer = self.shared.fetch(&question).await?;
+        let answer = self.fetch(&question).await?;
         match answer.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => BlobBody::new(
                 answer,

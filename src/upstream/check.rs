@@ -63,7 +63,7 @@ impl Upstream {
     pub async fn ping(&self) -> Result<Ping, UpstreamError> {
         let began = Instant::now();
         let question = Question::get(Kind::Ping, path_and_query("/v2/".to_owned())?, "");
-        let answer = self.shared.ask(&question).await?;
+        let answer = self.ask(&question).await?;
         let took = began.elapsed();
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Repository).await);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_config::BehaviorVersion;
+use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
@@ -44,11 +45,24 @@ pub struct AwsOptions {
     pub profile: Option<String>,
     /// Keys to use instead of the default chain.
     pub keys: Option<StaticKeys>,
+    /// A role to assume with what the above lead to.
+    pub role: Option<Role>,
     /// The ECR API, if elsewhere than at AWS and not named by the SDK's own `AWS_ENDPOINT_URL_ECR`.
     pub api_endpoint: Option<String>,
     /// True where an `AWS_ENDPOINT_URL…` variable is set: the API then has an operator's certificate, and
     /// the upstream's extra roots are trusted for it. AWS itself is never trusted by them.
     pub endpoint_in_environment: bool,
+}
+
+/// A role to assume, perhaps of another account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// `arn:aws:iam::ACCOUNT:role/NAME`.
+    pub arn: String,
+    /// What the role's trust policy may ask for as `sts:ExternalId`.
+    pub external_id: Option<String>,
+    /// How the role's account sees who assumed it.
+    pub session_name: String,
 }
 
 /// A fixed pair of AWS keys.
@@ -135,6 +149,15 @@ impl EcrApi {
         }
         let shared = loader.load().await;
         let mut config = aws_sdk_ecr::config::Builder::from(&shared);
+        if let Some(role) = &self.options.role {
+            let mut assumed = AssumeRoleProvider::builder(&role.arn)
+                .session_name(&role.session_name)
+                .configure(&shared);
+            if let Some(id) = &role.external_id {
+                assumed = assumed.external_id(id);
+            }
+            config = config.credentials_provider(assumed.build().await);
+        }
         if let Some(endpoint) = &self.options.api_endpoint {
             config = config.endpoint_url(endpoint);
         }

@@ -9,7 +9,6 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::Shared;
 use super::client::{Answer, Outgoing};
 use super::credentials::{Scope, Verdict, verdict};
 use super::error::{Absent, RefusedRedirect, UpstreamError, Wrong};
@@ -17,6 +16,7 @@ use super::gate::backoff;
 use super::metrics::Kind;
 use super::portal::{is_page, stands_in};
 use super::redirect;
+use super::{Shared, Upstream};
 
 /// Attempts for one request, the first included.
 const MAX_ATTEMPTS: u32 = 3;
@@ -25,7 +25,7 @@ const MAX_HOPS: u32 = 3;
 /// Times that a storage address is asked for anew.
 const MAX_RENEWALS: u32 = 2;
 /// Longest body of an error that is looked into.
-const MAX_ERROR_BODY: usize = 64 * 1024;
+pub(super) const MAX_ERROR_BODY: usize = 64 * 1024;
 
 /// A question to the registry.
 pub(super) struct Question<'a> {
@@ -50,9 +50,8 @@ impl<'a> Question<'a> {
     }
 }
 
-impl Shared {
-    /// Asks the registry. The answer has any status but those of refused credentials, throttling and
-    /// failure, which are errors; a redirect is an answer.
+impl Upstream {
+    /// Asks the registry, as whoever this handle asks for.
     ///
     /// # Errors
     /// As [`UpstreamError`] says.
@@ -60,17 +59,60 @@ impl Shared {
     /// # Cancel safety
     /// Leaving gives the question up.
     pub(super) async fn ask(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
-        if *self.offline.of_name(question.scope) {
+        if *self.shared.offline.of_name(question.scope) {
             return Err(UpstreamError::Offline);
         }
+        let answer = async {
+            match &self.caller {
+                None => self.shared.ask_patiently(question).await,
+                Some(token) => self.shared.ask_once(question, token).await,
+            }
+        };
         tokio::select! {
             biased;
-            answer = self.ask_patiently(question) => answer,
+            answer = answer => answer,
             // Others found that nobody is there to wait for.
-            error = self.breaker.link_down() => Err(error),
+            error = self.shared.breaker.link_down() => Err(error),
         }
     }
 
+    /// Asks the registry and follows where it sends us, without credentials: to content, wherever it is.
+    /// A storage address that has expired is asked for anew.
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says; [`UpstreamError::Wrong`] for a redirect that is not followed.
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub(super) async fn fetch(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
+        let mut renewals = 0;
+        let mut attempt = 1;
+        loop {
+            let answer = self.ask(question).await?;
+            if !is_redirect(answer.status()) {
+                return Ok(answer);
+            }
+            let home = self.shared.at_home(&question.path)?;
+            match self.shared.follow(question, home, answer).await? {
+                Followed::Content(answer) => return Ok(answer),
+                Followed::Expired if renewals < MAX_RENEWALS => {
+                    renewals += 1;
+                    self.shared.meter.redirect_renewed();
+                }
+                Followed::Expired => return Err(refuse(RefusedRedirect::Expired)),
+                Followed::Failed(error) => {
+                    if !self.shared.may_retry(&mut attempt).await {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Asks as the proxy itself. The answer has any status but those of refused credentials, throttling
+    /// and failure, which are errors; a redirect is an answer.
     async fn ask_patiently(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
         let target = self.at_home(&question.path)?;
         let mut connected_by = Instant::now() + self.limits.connect;
@@ -81,11 +123,9 @@ impl Shared {
         loop {
             self.breaker.admit()?;
             let at_gate = Instant::now();
-            let pass = self
-                .gate
-                .pass(absorbed_by)
-                .await
-                .map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
+            self.turn(question, absorbed_by).await?;
+            let pass = self.gate.pass(absorbed_by).await;
+            let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
             // Time spent waiting at the gate is not time spent connecting.
             connected_by += at_gate.elapsed();
             let token = match &renewed {
@@ -181,43 +221,28 @@ impl Shared {
         }
     }
 
+    /// Waits until the registry's quota has room for a question, by `deadline` at the latest.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Throttled`] if it has none until then.
+    pub(super) async fn turn(
+        &self,
+        question: &Question<'_>,
+        deadline: Instant,
+    ) -> Result<(), UpstreamError> {
+        let turn = self.pace.turn(question.kind, &question.method, deadline);
+        let turn = turn.await;
+        if turn != Ok(false) {
+            self.meter.paced();
+        }
+        turn.map(drop)
+            .map_err(|retry_after| UpstreamError::Throttled { retry_after })
+    }
+
     /// Where one token is for everything, nothing can be asked without it.
     fn without_token(&self, error: &UpstreamError) {
         if self.credentials.is_one_for_all() {
             self.breaker.failed(error);
-        }
-    }
-
-    /// Asks the registry and follows where it sends us, without credentials: to content, wherever it is.
-    /// A storage address that has expired is asked for anew.
-    ///
-    /// # Errors
-    /// As [`UpstreamError`] says; [`UpstreamError::Wrong`] for a redirect that is not followed.
-    ///
-    /// # Cancel safety
-    /// Leaving gives the question up.
-    pub(super) async fn fetch(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
-        let mut renewals = 0;
-        let mut attempt = 1;
-        loop {
-            let answer = self.ask(question).await?;
-            if !is_redirect(answer.status()) {
-                return Ok(answer);
-            }
-            let home = self.at_home(&question.path)?;
-            match self.follow(question, home, answer).await? {
-                Followed::Content(answer) => return Ok(answer),
-                Followed::Expired if renewals < MAX_RENEWALS => {
-                    renewals += 1;
-                    self.meter.redirect_renewed();
-                }
-                Followed::Expired => return Err(refuse(RefusedRedirect::Expired)),
-                Followed::Failed(error) => {
-                    if !self.may_retry(&mut attempt).await {
-                        return Err(error);
-                    }
-                }
-            }
         }
     }
 

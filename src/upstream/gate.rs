@@ -130,6 +130,12 @@ impl Pass<'_> {
         });
         pause
     }
+
+    /// The request was throttled, and was not ours: whose it was is told how long to wait, and what we ask
+    /// ourselves is not held back.
+    pub(super) fn throttled_for_another(self, headers: &HeaderMap) -> Duration {
+        retry_after(headers, SystemTime::now()).unwrap_or(MIN_PAUSE)
+    }
 }
 
 impl Drop for Pass<'_> {

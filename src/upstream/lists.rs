@@ -82,7 +82,7 @@ impl Upstream {
         }
         let path = path_and_query(format!("/v2/{repository}/tags/list{}", joined(&query)))?;
         let question = Question::get(Kind::Tags, path, repository.as_str());
-        let answer = self.shared.fetch(&question).await?;
+        let answer = self.fetch(&question).await?;
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Repository).await);
         }
@@ -123,7 +123,7 @@ impl Upstream {
             accept: Some(HeaderValue::from_static(media_type::OCI_INDEX)),
             ..Question::get(Kind::Referrers, path, repository.as_str())
         };
-        let answer = self.shared.fetch(&question).await?;
+        let answer = self.fetch(&question).await?;
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Manifest).await);
         }

@@ -63,7 +63,7 @@ impl Upstream {
             method: Method::HEAD,
             ..question(Kind::ManifestHead, repository, reference)?
         };
-        let told = match self.shared.ask(&question).await {
+        let told = match self.ask(&question).await {
             Ok(answer) if answer.status() == StatusCode::OK => {
                 told(answer.headers(), answer.content_length(), reference)
             }
@@ -102,7 +102,7 @@ impl Upstream {
         reference: &Reference,
     ) -> Result<FetchedManifest, UpstreamError> {
         let question = question(Kind::Manifest, repository, reference)?;
-        let answer = self.shared.fetch(&question).await?;
+        let answer = self.fetch(&question).await?;
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Manifest).await);
         }

@@ -78,6 +78,7 @@ pub struct UpstreamMetrics {
     token_refresh: Family<ResultLabels, Counter>,
     token_expiry: Family<UpstreamLabel, Gauge>,
     throttled: Family<UpstreamLabel, Counter>,
+    paced: Family<UpstreamLabel, Counter>,
     retries: Family<UpstreamLabel, Counter>,
     truncated: Family<UpstreamLabel, Counter>,
     stalled: Family<UpstreamLabel, Counter>,
@@ -122,6 +123,11 @@ impl UpstreamMetrics {
             "upstream_throttled",
             "Answers of upstreams that throttle us",
             self.throttled.clone(),
+        );
+        registry.register(
+            "upstream_paced",
+            "Requests that waited so that an upstream's quota is kept, or were given up for it",
+            self.paced.clone(),
         );
         registry.register(
             "upstream_retries",
@@ -231,6 +237,10 @@ impl Meter {
 
     pub(super) fn throttled(&self) {
         self.metrics.throttled.get_or_create(&self.label()).inc();
+    }
+
+    pub(super) fn paced(&self) {
+        self.metrics.paced.get_or_create(&self.label()).inc();
     }
 
     pub(super) fn retried(&self) {

@@ -10,11 +10,12 @@
 //! | --- | --- |
 //! | `registry`, `origin` | what a registry's name says; where a request goes |
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
+//! | `behalf` | a question asked once, with the credential of whoever wants to know |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
 //! | `programs` | that no program run for credentials is left behind |
 //! | `mutability` | which tags of a repository may move |
-//! | `gate`, `breaker` | obeying a registry that throttles; not waiting for one that does not answer |
+//! | `quota`, `gate`, `breaker` | keeping to what a registry takes; obeying one that throttles; not waiting for one that does not answer |
 //! | `redirect`, `storage` | where blobs may be, and whether that answers |
 //! | `portal` | whether another answers in the registry's place |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
@@ -22,6 +23,7 @@
 
 mod bandwidth;
 mod bearer;
+mod behalf;
 mod blob;
 mod breaker;
 mod check;
@@ -39,6 +41,7 @@ mod mutability;
 mod origin;
 mod portal;
 mod programs;
+mod quota;
 mod redirect;
 mod registry;
 mod secret;
@@ -64,7 +67,7 @@ pub use bearer::fuzz_token_reply;
 pub use blob::{BlobBody, Span, Validator};
 pub use breaker::Outage;
 pub use check::{Ping, Skew};
-pub use ecr::{AwsOptions, StaticKeys};
+pub use ecr::{AwsOptions, Role, StaticKeys};
 pub use error::{
     Absent, Deadline, OddToken, RefusedRealm, RefusedRedirect, TokenError, Unreachable,
     UpstreamError, Wrong,
@@ -73,6 +76,7 @@ pub use lists::{ReferrersPage, TagPage};
 pub use manifest::{FetchedManifest, ManifestHead};
 pub use metrics::UpstreamMetrics;
 pub use mutability::TagMutability;
+pub use quota::{ParseQuotaError, Quota, QuotaAction, Quotas};
 pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
@@ -87,9 +91,10 @@ use ecr::EcrApi;
 use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
+use quota::Pace;
 use redirect::RedirectPolicy;
 use storage::Storage;
-use token::Refresher;
+use token::{Refresher, Token};
 
 /// One upstream, as configured.
 #[derive(Clone, Debug)]
@@ -117,6 +122,8 @@ pub struct UpstreamOptions {
     pub shared_line: Option<Line>,
     /// Repositories of which nothing is ever asked. Where that is all of them, nor is a token.
     pub offline: Routed<bool>,
+    /// How many requests a second it takes.
+    pub quotas: Quotas,
     /// Deadlines and sizes.
     pub limits: Limits,
 }
@@ -136,6 +143,7 @@ impl UpstreamOptions {
             max_bandwidth: None,
             shared_line: None,
             offline: false.into(),
+            quotas: Quotas::unlimited(),
             limits: Limits::default(),
         }
     }
@@ -224,6 +232,8 @@ pub enum SetupError {
 #[derive(Clone)]
 pub struct Upstream {
     shared: Arc<Shared>,
+    /// Asked with instead of our own credentials.
+    caller: Option<Arc<Token>>,
 }
 
 struct Shared {
@@ -240,6 +250,7 @@ struct Shared {
     breaker: Breaker,
     storage: Storage,
     redirects: RedirectPolicy,
+    pace: Pace,
     gate: Gate,
     budget: RetryBudget,
     /// What every blob passes: its own line, and the one shared with other upstreams.
@@ -267,6 +278,7 @@ impl Upstream {
             max_bandwidth,
             shared_line,
             offline,
+            quotas,
             limits,
         } = options;
         let own_address: Uri = format!("https://{}/", registry.authority())
@@ -356,6 +368,7 @@ impl Upstream {
                 ecr,
                 breaker: Breaker::closed(prober, meter.clone()),
                 storage: Storage::new(meter.clone()),
+                pace: Pace::new(&quotas),
                 gate: Gate::open(),
                 budget: RetryBudget::full(),
                 lines: [Some(Line::new(max_bandwidth)), shared_line]
@@ -366,6 +379,7 @@ impl Upstream {
                 limits,
                 meter,
             }),
+            caller: None,
         })
     }
 

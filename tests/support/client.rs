@@ -1,7 +1,7 @@
 //! A client of raw sockets: it sends what it is told, and tells how an answer really ended.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use super::pki::Leaf;
@@ -126,7 +126,8 @@ impl Connection {
     /// With TLS for `name`, trusting the CA of the PEM file, offering HTTP/1.1 only.
     pub async fn tls(address: SocketAddr, name: &str, ca: &Path) -> io::Result<Self> {
         let config = pki::trusting(ca, &[b"http/1.1"]);
-        Ok(Self::over(handshake(address, name, config).await?))
+        let stream = TcpStream::connect(address).await?;
+        Ok(Self::over(handshake(stream, name, config).await?))
     }
 
     /// Over a stream that is open already.
@@ -296,20 +297,15 @@ impl Connection {
     }
 }
 
-/// Opens a connection and makes the handshake.
+/// Makes the handshake.
 async fn handshake(
-    address: SocketAddr,
+    stream: TcpStream,
     name: &str,
     config: Arc<ClientConfig>,
 ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let name = ServerName::try_from(name.to_owned()).expect("a host name");
     let connector = TlsConnector::from(config);
-    within("TLS handshake", async {
-        connector
-            .connect(name, TcpStream::connect(address).await?)
-            .await
-    })
-    .await
+    within("TLS handshake", connector.connect(name, stream)).await
 }
 
 fn parse_head(bytes: &[u8]) -> io::Result<Head> {
@@ -336,6 +332,7 @@ pub struct Client {
     address: SocketAddr,
     ca: Option<PathBuf>,
     own: Option<Arc<Leaf>>,
+    from: Option<IpAddr>,
     headers: Vec<(String, String)>,
 }
 
@@ -346,8 +343,14 @@ impl Client {
             address,
             ca: None,
             own: None,
+            from: None,
             headers: Vec::new(),
         }
+    }
+
+    /// Without TLS, for the admin listener, which answers this host's own names only.
+    pub fn operator(address: SocketAddr) -> Self {
+        Self::plain(address).with("Host", "localhost")
     }
 
     /// With TLS for [`DOMAIN`], trusting the CA of the PEM file.
@@ -365,6 +368,13 @@ impl Client {
         self
     }
 
+    /// The same client at another address of this machine's, such as 127.0.0.2.
+    #[must_use]
+    pub fn at(mut self, address: &str) -> Self {
+        self.from = Some(address.parse().expect("an address"));
+        self
+    }
+
     /// The same client with one more field in every request.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
@@ -374,14 +384,28 @@ impl Client {
 
     /// A connection of its own.
     pub async fn connect(&self) -> Connection {
+        let stream = self.dial().await;
         match &self.ca {
-            None => Connection::plain(self.address).await,
+            None => Connection::over(stream),
             Some(ca) => {
                 let config = pki::trusting_as(ca, &[b"http/1.1"], self.own.as_deref());
-                let stream = handshake(self.address, DOMAIN, config).await;
+                let stream = handshake(stream, DOMAIN, config).await;
                 Connection::over(stream.expect("a trusted server"))
             }
         }
+    }
+
+    /// A socket on which nothing was said yet, not even a handshake.
+    pub async fn dial(&self) -> TcpStream {
+        let dialled = async {
+            let Some(from) = self.from else {
+                return TcpStream::connect(self.address).await;
+            };
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::new(from, 0))?;
+            socket.connect(self.address).await
+        };
+        within("connect", dialled).await.expect("a listener")
     }
 
     /// GET.
@@ -424,7 +448,7 @@ impl Client {
     pub async fn h2_stream(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
         let ca = self.ca.as_ref().expect("h2 is spoken over TLS");
         let config = pki::trusting_as(ca, &[b"h2"], self.own.as_deref());
-        let stream = handshake(self.address, DOMAIN, config).await;
+        let stream = handshake(self.dial().await, DOMAIN, config).await;
         stream.expect("a trusted server")
     }
 

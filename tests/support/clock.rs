@@ -46,6 +46,13 @@ impl Clock {
 
     /// The proxy that `builder` starts goes by this clock.
     pub fn govern(&self, builder: Builder) -> Builder {
+        self.govern_deadlines(builder)
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    }
+
+    /// The same, and for what is measured by the monotonic clock time passes with it: to put it ahead is to
+    /// have waited.
+    pub fn govern_deadlines(&self, builder: Builder) -> Builder {
         let file = self.file();
         let file = file.to_str().expect("a UTF-8 path");
         let library = library();
@@ -53,7 +60,6 @@ impl Clock {
             .env("LD_PRELOAD", library.to_str().expect("a UTF-8 path"))
             .env("FAKETIME_TIMESTAMP_FILE", file)
             .env("FAKETIME_NO_CACHE", "1")
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
             .env("NO_FAKE_STAT", "1")
     }
 

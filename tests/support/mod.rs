@@ -16,6 +16,7 @@ pub mod bundle;
 pub mod client;
 pub mod clock;
 pub mod disk;
+pub mod h2;
 pub mod image;
 pub mod large;
 pub mod pebble;

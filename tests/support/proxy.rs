@@ -297,7 +297,7 @@ impl Proxy {
 
     /// Every sample of `/metrics`, by name and labels as they are printed.
     pub async fn metrics(&self) -> Metrics {
-        let answer = Client::plain(self.admin()).get("/metrics").await;
+        let answer = Client::operator(self.admin()).get("/metrics").await;
         assert_eq!(answer.status, 200, "/metrics: {}", answer.text());
         Metrics::parse(&answer.text())
     }
@@ -312,7 +312,7 @@ impl Proxy {
     pub async fn assert_no_secrets(&self, secrets: &[String]) {
         let mut said = told(&self.logs());
         if self.run.admin.is_some() {
-            said += &Client::plain(self.admin()).get("/metrics").await.text();
+            said += &Client::operator(self.admin()).get("/metrics").await.text();
         }
         store::assert_absent("the log or /metrics", said.as_bytes(), secrets);
         store::assert_absent_below(&self.cache_dir(), secrets);

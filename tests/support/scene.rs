@@ -78,6 +78,17 @@ impl Scene {
         }
     }
 
+    /// The password with which the principal of this access key id logs in to ECR.
+    pub fn token(&self, access_key_id: &str) -> String {
+        match &self.upstream {
+            Upstream::Simulator(simulator) => {
+                let token = simulator.token(access_key_id);
+                token.expect("a predefined principal").password
+            }
+            Upstream::Registry(_) => panic!("docker-registry has no tokens"),
+        }
+    }
+
     /// The host that clients pull from, with its port.
     pub fn host(&self) -> String {
         format!("{DOMAIN}:{}", self.proxy.https().port())

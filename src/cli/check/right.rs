@@ -1,10 +1,10 @@
 //! `check --as USER IMAGE ACTION`: what somebody may do, and which rule says so.
 
 use super::Finding;
-use crate::access::{ANONYMOUS, Action, Deciding, Who};
+use crate::access::{ANONYMOUS, Action, Deciding, RESERVED_NAME, Who};
 use crate::cli::Failure;
 use crate::config::Config;
-use crate::oci::ImageName;
+use crate::oci::{ImageName, RepoKey};
 
 const SUBJECT: &str = "access";
 
@@ -58,6 +58,8 @@ pub(super) fn explain(config: &Config, question: &Question) -> Result<Vec<Findin
     if on_anonymous && !is_anonymous {
         let text = format!("everybody is anonymous{on}: a login counts for nothing there");
         findings.push(Finding::warn(SUBJECT, text, ""));
+    } else if user == RESERVED_NAME {
+        return Ok(vec![of_tokens(config, &repo)]);
     } else if !is_anonymous && !access.users.contains(user) && config.client_certificates.is_none()
     {
         let mend = format!("`ecr-proxy hash-password {user}` makes a line for the user file");
@@ -89,6 +91,20 @@ pub(super) fn explain(config: &Config, question: &Question) -> Result<Vec<Findin
         ));
     }
     Ok(findings)
+}
+
+/// What the bearer of an ECR token may do is known to ECR alone.
+fn of_tokens(config: &Config, repo: &RepoKey) -> Finding {
+    if !config.access.aws_tokens {
+        let mend = "access.aws_tokens = true lets them log in";
+        let text = format!("{RESERVED_NAME} is for ECR tokens, which are not taken");
+        return Finding::fail(SUBJECT, text, mend);
+    }
+    let text = format!(
+        "{RESERVED_NAME} may in {} what ECR says of the token: no [[access.rule]] is about it",
+        repo.repository
+    );
+    Finding::ok(SUBJECT, text)
 }
 
 fn one(who: &Who, does: &str, action: Action, deciding: &Deciding<'_>) -> Finding {

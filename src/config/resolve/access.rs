@@ -5,7 +5,9 @@ use std::path::Path;
 
 use super::Resolver;
 use crate::access::{Action, Network, ReadUsersError, Rule, Rules, Subject, Users};
-use crate::config::{Access, Anonymous, Config, Files, ListenAddress, Server, Upstream, values};
+use crate::config::{
+    Access, Anonymous, Auth, Config, Files, ListenAddress, Server, Upstream, values,
+};
 
 impl Resolver {
     pub(super) fn access(
@@ -22,6 +24,7 @@ impl Resolver {
         let networks = self.many("access.anonymous_networks", |text| {
             text.parse::<Network>().map_err(|error| error.to_string())
         });
+        let aws_tokens = self.one("access.aws_tokens", values::boolean);
         let users = match &users_file {
             Some(file) if self.files == Files::Required => self.users(file),
             _ => Some(Users::default()),
@@ -68,11 +71,16 @@ impl Resolver {
         if !is_pointless {
             self.anonymous_by_domain(&rules, server);
         }
+        let aws_tokens = aws_tokens?.unwrap_or(false);
+        if aws_tokens {
+            self.aws_tokens(&rules, server, upstream);
+        }
         Some(Access {
             users_file,
             users: users?,
             anonymous,
             anonymous_networks: networks,
+            aws_tokens,
             rules,
             written_rules,
         })
@@ -185,6 +193,29 @@ impl Resolver {
         }
     }
 
+    /// Tokens have to come from a registry that issues them, to a domain where clients log in.
+    fn aws_tokens(&mut self, rules: &Rules, server: Option<&Server>, upstream: Option<&Upstream>) {
+        const KEY: &str = "access.aws_tokens";
+        if upstream.is_some_and(|upstream| !matches!(upstream.auth, Auth::Aws { .. })) {
+            self.fault(
+                KEY,
+                "cannot be true: no [[upstream]] is a private ECR registry with auth = \"aws\", and \
+                 only these tell what such a token allows",
+            );
+        }
+        let named = server.map(|server| server.domains.as_slice());
+        let named = named.unwrap_or_default().iter();
+        let mut domains = named.map(|name| Some(name.as_str())).chain([None]);
+        if domains.all(|domain| rules.admit_anonymous(domain).is_some()) {
+            self.fault(
+                KEY,
+                "cannot be true where everybody is anonymous: clients decide by the answer to /v2/ \
+                 whether to send credentials, so nobody would ever log in; take anonymous = \"pull\" \
+                 away, or give the anonymous a domain of their own by a rule with domains = [...]",
+            );
+        }
+    }
+
     fn users(&mut self, file: &Path) -> Option<Users> {
         let shown = file.display();
         match Users::read(file) {
@@ -211,15 +242,16 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     let Config { access, server, .. } = config;
     let public = |l: &&ListenAddress| !l.tls && !l.address.ip().is_loopback();
-    if let (Some(_), Some(plain)) = (&access.users_file, server.listen.iter().find(public)) {
+    let has_logins = access.users_file.is_some() || access.aws_tokens;
+    if let (true, Some(plain)) = (has_logins, server.listen.iter().find(public)) {
         warnings.push(format!(
-            "server.listen: passwords of users cross {plain} unencrypted unless something before \
+            "server.listen: passwords and tokens cross {plain} unencrypted unless something before \
              it speaks TLS"
         ));
     }
     let domains = server.domains.iter().map(|name| Some(name.as_str()));
     let mut domains = domains.chain([None]);
-    if access.users_file.is_none()
+    if !has_logins
         && config.client_certificates.is_none()
         && domains.all(|domain| access.rules.admit_anonymous(domain).is_none())
     {
@@ -229,6 +261,17 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
              (--anonymous-pull)"
                 .to_owned(),
         );
+    }
+    if access.aws_tokens {
+        let denials =
+            |rule: &&Rule| rule.actions.is_empty() && rule.users.contains(&Subject::Anyone);
+        for rule in access.rules.iter().filter(denials) {
+            warnings.push(format!(
+                "{}: does not hold for those who log in with an ECR token (access.aws_tokens): what \
+                 they may do is said in AWS alone",
+                rule.name
+            ));
+        }
     }
     // Those who show a certificate are in no file.
     if config.client_certificates.is_none() && !access.users.is_empty() {

@@ -1,9 +1,11 @@
 //! `[[upstream]]`.
 
+use std::ops::RangeInclusive;
+
 use super::Resolver;
 use crate::config::values;
 use crate::config::{Auth, Freshness, Upstream};
-use crate::upstream::{HostPattern, Registry, RegistryKind};
+use crate::upstream::{HostPattern, Quota, Quotas, Registry, RegistryKind, Role};
 
 impl Resolver {
     pub(super) fn upstream(&mut self, freshness: Freshness) -> Option<Upstream> {
@@ -38,6 +40,7 @@ impl Resolver {
         }
         let registry = registry.flatten();
         let auth = self.auth(registry.as_ref());
+        let quotas = self.quotas(registry.as_ref());
         if matches!(endpoint_tls_name, Some(Some(_))) && matches!(endpoint, Some(None)) {
             self.fault(
                 "upstream.endpoint_tls_name",
@@ -56,8 +59,64 @@ impl Resolver {
             freshness: freshness?,
             trust_manifests: trust_manifests?,
             max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
+            quotas: quotas?,
             aws_endpoint_in_environment: self.aws_endpoint,
         })
+    }
+
+    /// Those of AWS with what is written instead; other registries have none that are known.
+    fn quotas(&mut self, registry: Option<&Registry>) -> Option<Quotas> {
+        let written = self.many("upstream.requests_per_second", |text| {
+            text.parse::<Quota>()
+                .map_err(|error| format!("{text:?}: {error}"))
+        })?;
+        if !matches!(registry?.kind(), RegistryKind::Ecr(_)) {
+            if written.is_some() {
+                self.fault(
+                    "upstream.requests_per_second",
+                    "is about the quotas of private ECR registries",
+                );
+            }
+            return Some(Quotas::unlimited());
+        }
+        let written = written.unwrap_or_default().into_iter();
+        Some(written.fold(Quotas::of_aws(), Quotas::with))
+    }
+
+    /// `None` if it is faulty, `Some(None)` without one.
+    fn role(&mut self) -> Option<Option<Role>> {
+        let arn = self.one("upstream.role_arn", |text| {
+            let is_arn = is_role_arn(text).then(|| text.to_owned());
+            is_arn.ok_or_else(|| {
+                format!("{text:?} is no role's ARN, such as arn:aws:iam::000042290000:role/puller")
+            })
+        });
+        let external_id = self.one("upstream.external_id", |text| {
+            let is_id = is_aws_text(text, "+=,.@:/-", 2..=1224).then(|| text.to_owned());
+            is_id.ok_or_else(|| format!("{text:?} is no external id: letters, digits, _+=,.@:/-"))
+        });
+        let session_name = self.one("upstream.role_session_name", |text| {
+            let is_name = is_aws_text(text, "+=,.@-", 2..=64).then(|| text.to_owned());
+            is_name.ok_or_else(|| {
+                format!("{text:?} is no session's name: 2 to 64 letters, digits, _+=,.@-")
+            })
+        });
+        if matches!(arn, Some(None)) {
+            for (key, value) in [
+                ("upstream.external_id", &external_id),
+                ("upstream.role_session_name", &session_name),
+            ] {
+                if matches!(value, Some(Some(_))) {
+                    self.fault(key, "has no meaning without upstream.role_arn");
+                }
+            }
+        }
+        let (external_id, session_name) = (external_id?, session_name?);
+        Some(arn?.map(|arn| Role {
+            arn,
+            external_id,
+            session_name: session_name.unwrap_or_else(|| "ecr-proxy".to_owned()),
+        }))
     }
 
     fn auth(&mut self, registry: Option<&Registry>) -> Option<Auth> {
@@ -83,7 +142,9 @@ impl Resolver {
         });
         let password_file = self.file("upstream.password_file");
         let profile = self.one("upstream.profile", |text| Ok::<_, String>(text.to_owned()));
+        let role = self.role();
         let (username, password_file, profile) = (username?, password_file?, profile?);
+        let role = role?;
         let kind = kind?.unwrap_or(match private_ecr {
             Some(true) => Kind::Aws,
             _ if username.is_some() || password_file.is_some() => Kind::Basic,
@@ -104,6 +165,7 @@ impl Resolver {
                 Kind::Basic,
             ),
             ("upstream.profile", profile.is_some(), Kind::Aws),
+            ("upstream.role_arn", role.is_some(), Kind::Aws),
         ] {
             if is_set && kind != belongs {
                 let auth = if belongs == Kind::Aws { "aws" } else { "basic" };
@@ -111,7 +173,7 @@ impl Resolver {
             }
         }
         match kind {
-            Kind::Aws => Some(Auth::Aws { profile }),
+            Kind::Aws => Some(Auth::Aws { profile, role }),
             Kind::Anonymous => Some(Auth::Anonymous),
             Kind::Basic => {
                 if username.is_none() {
@@ -130,6 +192,27 @@ impl Resolver {
             }
         }
     }
+}
+
+/// Letters, digits, and what the IAM and STS APIs allow beside them in names and ids.
+fn is_aws_text(text: &str, beside: &str, length: RangeInclusive<usize>) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || beside.contains(c);
+    length.contains(&text.len()) && text.chars().all(is_allowed)
+}
+
+/// `arn:PARTITION:iam::ACCOUNT:role/PATH/NAME`.
+fn is_role_arn(text: &str) -> bool {
+    let parts: Vec<&str> = text.splitn(6, ':').collect();
+    let &[arn, partition, iam, "", account, name] = parts.as_slice() else {
+        return false;
+    };
+    let is_account = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+    let name = name.strip_prefix("role/");
+    arn == "arn"
+        && iam == "iam"
+        && is_account
+        && (partition == "aws" || partition.starts_with("aws-"))
+        && name.is_some_and(|name| is_aws_text(name, "+=,.@-/", 1..=576))
 }
 
 /// The registry's host, made fit for a folder.

@@ -1,0 +1,115 @@
+//! Asking with the credential of whoever wants to know, instead of our own.
+//!
+//! Invariants: such a credential goes to the registry's own origin and nowhere else, is never renewed or
+//! replaced by ours, and what is answered to it says nothing about us: who brings a bad token, or one
+//! that is throttled, holds up nobody else. That nobody answers at all concerns everybody, and is told to
+//! the breaker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode};
+use tokio::time::Instant;
+
+use super::client::{Answer, Outgoing};
+use super::credentials::{Verdict, verdict};
+use super::error::{UpstreamError, Wrong};
+use super::exchange::{MAX_ERROR_BODY, Question, is_failure};
+use super::origin::Origin;
+use super::portal::stands_in;
+use super::token::Token;
+use super::{Shared, Upstream};
+
+impl Upstream {
+    /// The same upstream, asked with this value of `Authorization` instead of our own credentials.
+    ///
+    /// A question is asked once: [`UpstreamError::BadCredentials`] and [`UpstreamError::Refused`] are then
+    /// about whose credential it is, [`UpstreamError::Wrong`] with status 400 may be, as that is how ECR
+    /// answers what is no token at all.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Wrong`] if there is no origin to bind it to.
+    pub fn on_behalf_of(&self, authorization: HeaderValue) -> Result<Self, UpstreamError> {
+        let home = Origin::of(&self.shared.base).ok_or(UpstreamError::Wrong(Wrong::Malformed))?;
+        // How long it lives is between its bearer and the registry.
+        let token = Token::new(authorization, home, Duration::MAX);
+        Ok(Self {
+            shared: Arc::clone(&self.shared),
+            caller: Some(Arc::new(token)),
+        })
+    }
+
+    /// True if it takes the tokens that `aws ecr get-login-password` prints: we log in with one ourselves.
+    pub fn takes_ecr_tokens(&self) -> bool {
+        self.shared.ecr.is_some()
+    }
+}
+
+impl Shared {
+    /// Asks once, with the credential of a caller.
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says.
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub(super) async fn ask_once(
+        &self,
+        question: &Question<'_>,
+        caller: &Token,
+    ) -> Result<Answer, UpstreamError> {
+        self.breaker.admit()?;
+        let connected_by = Instant::now() + self.limits.connect;
+        self.turn(question, connected_by).await?;
+        let pass = self.gate.pass(connected_by).await;
+        let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
+        let outgoing = Outgoing {
+            kind: question.kind,
+            method: question.method.clone(),
+            target: self.at_home(&question.path)?,
+            host: Some(self.host.clone()),
+            accept: question.accept.clone(),
+            range: question.range.clone(),
+            token: Some(caller),
+        };
+        let sending = self.client.send(&outgoing, connected_by);
+        let answer = self.breaker.watched(sending).await;
+        let answer = answer.inspect_err(|error| self.breaker.failed(error))?;
+        let status = answer.status();
+        if stands_in(&self.registry, status, answer.headers()) {
+            answer.discard().await;
+            let error = UpstreamError::Wrong(Wrong::Intercepted);
+            self.breaker.failed(&error);
+            return Err(error);
+        }
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            let retry_after = pass.throttled_for_another(answer.headers());
+            answer.discard().await;
+            return Err(UpstreamError::Throttled { retry_after });
+        }
+        pass.answered();
+        if is_failure(status) {
+            // Not told to the breaker: nobody is to open it by sending what the registry stumbles over.
+            answer.discard().await;
+            let status = status.as_u16();
+            return Err(UpstreamError::Failing { status });
+        }
+        self.breaker.answered();
+        let concerns_credentials = matches!(
+            status,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST
+        );
+        if !concerns_credentials {
+            return Ok(answer);
+        }
+        // Without a readable body a 403 is a denial.
+        let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
+        Err(match verdict(status, &body, true) {
+            Some(Verdict::Final) => UpstreamError::Refused,
+            Some(Verdict::Renew) if status != StatusCode::BAD_REQUEST => {
+                UpstreamError::BadCredentials
+            }
+            Some(Verdict::Renew) | None => UpstreamError::Wrong(Wrong::Status(status.as_u16())),
+        })
+    }
+}

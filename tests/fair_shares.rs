@@ -1,0 +1,245 @@
+//! Whatever one client takes, the others get their share: of handshakes, of fills, of the upstream's
+//! connections, of the bytes that leave.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ecr_proxy::simulator::{BlobSource, End, Entry, Fault, Gate, Listener, Pattern};
+use futures_util::future::join_all;
+use support::blobs::{MIB, assert_whole, blob, metric, pull, simulator, until};
+use support::h2::{DATA, Raw, WINDOW_UPDATE, frame, get};
+use support::image::REPOSITORY;
+use support::{Client, Proxy, within};
+use tokio::io::AsyncWriteExt as _;
+use tokio::task::JoinSet;
+
+/// Where the one is that wants it all.
+const GREEDY: &str = "127.0.0.2";
+
+/// For what has to wait for nobody, on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// Fails unless `client` is served at once.
+async fn is_served(client: &Client, target: &str, digest: &str) {
+    let began = Instant::now();
+    assert_whole(&client.get(target).await, digest);
+    let took = began.elapsed();
+    assert!(took < AT_ONCE, "{target}: {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l06_half_handshakes_of_one_address_keep_nobody_else_out() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let greedy = proxy.tls_client().at(GREEDY);
+    // More than there are turns for handshakes, each of which lasts for 10 s.
+    let mut halves = Vec::new();
+    for _ in 0..400 {
+        let mut half = greedy.dial().await;
+        half.write_all(b"\x16\x03\x01\x02\x00").await.expect("sent");
+        halves.push(half);
+    }
+    let began = Instant::now();
+    assert_eq!(proxy.tls_client().get("/v2/").await.status, 200);
+    let took = began.elapsed();
+    assert!(took < AT_ONCE, "a handshake took {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l16_whoever_begins_every_fill_leaves_others_theirs() {
+    let simulator = simulator().await;
+    let cold = blob(&simulator, 1, 100_000);
+    let never = Gate::new();
+    let held: Vec<_> = (0..100).map(|n| blob(&simulator, 100 + n, MIB)).collect();
+    let faults = simulator.faults();
+    for (digest, _) in &held {
+        let pattern = Pattern::digest(digest.as_str());
+        let rule = faults.on(Listener::Storage, "GET", pattern);
+        rule.then(Fault::HoldAfter(1000, never.clone()));
+    }
+    let proxy = Proxy::before(&simulator);
+    let greedy = proxy.client().at(GREEDY);
+    let mut waiting = Vec::new();
+    for (_, target) in &held {
+        waiting.push(greedy.start("GET", target, &[]).await);
+    }
+    within("fills that hold what they got", never.arrived(32)).await;
+    is_served(&proxy.client(), &cold.1, &cold.0).await;
+    never.open();
+    // And nothing is lost to the greedy one, either.
+    let answers = waiting
+        .iter_mut()
+        .map(|connection| connection.answer("GET"));
+    for (answer, (digest, _)) in join_all(answers).await.into_iter().zip(&held) {
+        assert_whole(&answer.expect("an answer"), digest);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l16_whoever_takes_ranges_past_the_cache_leaves_others_the_upstream() {
+    let simulator = simulator().await;
+    let cold = blob(&simulator, 1, 100_000);
+    let proxy = Proxy::before(&simulator);
+    let greedy = proxy.client().at(GREEDY);
+    let never = Gate::new();
+    let is_range = |entry: &Entry| {
+        entry
+            .header("range")
+            .is_some_and(|r| r.starts_with("bytes=9"))
+    };
+    let faults = simulator.faults();
+    let rule = faults.on(Listener::Storage, "GET", Pattern::matching(is_range));
+    rule.then(Fault::HoldAfter(1000, never.clone()));
+    let mut waiting = Vec::new();
+    for number in 0..300 {
+        let digest = format!("sha256:{number:064}");
+        let never_looked_at = BlobSource::generated(number, 64 * MIB);
+        simulator.put_blob_as(REPOSITORY, &digest, never_looked_at);
+        let target = format!("/v2/{REPOSITORY}/blobs/{digest}");
+        let range = [("range", "bytes=9000000-9999999")];
+        waiting.push(greedy.start("GET", &target, &range).await);
+    }
+    let under_way = || {
+        let journal = simulator.journal();
+        journal.count(|entry| is_range(entry) && entry.end == End::InFlight)
+    };
+    within("ranges on their way", never.arrived(64)).await;
+    is_served(&proxy.client(), &cold.1, &cold.0).await;
+    assert!(under_way() <= 64, "{} at once for one client", under_way());
+}
+
+/// How much has come in on a connection, and whether it still comes.
+async fn read_on(mut raw: Raw, streams: u32, path: String, came: Arc<AtomicU64>) {
+    for stream in 0..streams {
+        raw.send(get(2 * stream + 1, &path)).await.expect("sent");
+    }
+    while let Some(frame) = raw.frame().await {
+        if frame.kind != DATA || frame.payload.is_empty() {
+            continue;
+        }
+        let length = frame.payload.len() as u32;
+        came.fetch_add(u64::from(length), Ordering::Relaxed);
+        let mut updates = window_update(0, length);
+        updates.extend(window_update(frame.stream, length));
+        raw.send(updates).await.expect("sent");
+    }
+}
+
+fn window_update(stream: u32, by: u32) -> Vec<u8> {
+    frame(WINDOW_UPDATE, 0, stream, &by.to_be_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l16_a_thousand_streams_are_no_more_than_the_connections_they_come_on() {
+    const CONNECTIONS: u32 = 8;
+    const STREAMS: u32 = 125;
+    let simulator = simulator().await;
+    let warm = blob(&simulator, 1, 256 * MIB);
+    let small = blob(&simulator, 2, 8 * MIB);
+    let proxy = Proxy::before(&simulator);
+    for blob in [&warm, &small] {
+        pull(&proxy, blob).await;
+    }
+    let greedy = proxy.tls_client().at(GREEDY);
+    let came = Arc::new(AtomicU64::new(0));
+    let mut reading = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let raw = Raw::connect(&greedy, &[]).await;
+        reading.spawn(read_on(raw, STREAMS, warm.1.clone(), Arc::clone(&came)));
+    }
+    let flooded = || came.load(Ordering::Relaxed);
+    until("all of them read", async || flooded() > 16 * MIB).await;
+    let before = flooded();
+    assert_whole(&proxy.tls_client().get(&small.1).await, &small.0);
+    let shares = (flooded() - before) as f64 / (8 * MIB) as f64;
+    println!("{shares:.1} times as much went to {CONNECTIONS} connections of {STREAMS} streams");
+    // By streams it would be a thousand times.
+    assert!(shares < 10.0 * f64::from(CONNECTIONS), "{shares}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l03_thousands_of_streams_with_windows_of_one_byte_cost_bounded_memory() {
+    const CONNECTIONS: usize = 20;
+    const STREAMS: u32 = 125;
+    let simulator = simulator().await;
+    let warm = blob(&simulator, 1, 64 * MIB);
+    let proxy = Proxy::before(&simulator);
+    pull(&proxy, &warm).await;
+    let before = proxy.memory();
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS {
+        // SETTINGS_INITIAL_WINDOW_SIZE
+        let mut raw = Raw::connect(&proxy.tls_client(), &[(4, 0)]).await;
+        for stream in 0..STREAMS {
+            raw.send(get(2 * stream + 1, &warm.1)).await.expect("sent");
+        }
+        for stream in 0..STREAMS {
+            let one_byte = window_update(2 * stream + 1, 1);
+            raw.send(one_byte).await.expect("sent");
+        }
+        held.push(raw);
+    }
+    let all = (CONNECTIONS * STREAMS as usize) as f64;
+    let active = async || metric(&proxy, "ecr_proxy_requests_active", &[]).await;
+    until("all are answered", async || active().await == all).await;
+    for raw in &mut held {
+        // One byte of each has come.
+        let mut bytes = 0;
+        while bytes < STREAMS {
+            let frame = raw.frame().await.expect("a frame");
+            bytes += u32::from(frame.kind == DATA);
+        }
+    }
+    let grown = proxy.memory().saturating_sub(before);
+    println!("{} MiB for {all} streams", grown / MIB);
+    assert!(grown < 128 * MIB, "{grown} bytes");
+    is_served(&proxy.client(), &warm.1, &warm.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l12_beyond_its_requests_a_client_is_refused_at_once_and_others_are_served() {
+    const CONNECTIONS: usize = 40;
+    const STREAMS: usize = 125;
+    /// Half of those that there may be.
+    const MOST: usize = 4096;
+    let simulator = simulator().await;
+    let warm = blob(&simulator, 1, MIB);
+    let proxy = Proxy::before(&simulator);
+    pull(&proxy, &warm).await;
+    let greedy = proxy.tls_client().at(GREEDY);
+    let mut held = Vec::new();
+    let (mut answered, mut refused) = (0, 0);
+    for _ in 0..CONNECTIONS {
+        // Nothing of a body is taken, so no request ends that has one.
+        let mut raw = Raw::connect(&greedy, &[(4, 0)]).await;
+        for stream in 0..STREAMS as u32 {
+            raw.send(get(2 * stream + 1, &warm.1)).await.expect("sent");
+        }
+        for _ in 0..STREAMS {
+            let status = loop {
+                if let Some(status) = raw.frame().await.expect("a frame").status() {
+                    break status;
+                }
+            };
+            match status {
+                200 => answered += 1,
+                429 => refused += 1,
+                other => panic!("{other}"),
+            }
+        }
+        held.push(raw);
+    }
+    assert_eq!((answered, refused), (MOST, CONNECTIONS * STREAMS - MOST));
+    let told = greedy.get("/v2/").await;
+    assert_eq!((told.status, &*told.error_code()), (429, "TOOMANYREQUESTS"));
+    assert!(told.header("retry-after").is_some());
+    is_served(&proxy.tls_client(), &warm.1, &warm.0).await;
+    drop(held);
+    until("all are forgotten", async || {
+        greedy.get("/v2/").await.status == 200
+    })
+    .await;
+}

@@ -103,7 +103,7 @@ async fn k11_a_configuration_with_faults_changes_nothing_and_is_told_with_its_ke
         for key in ["cache.tag_ttl: ", "access.anonymus: unknown key"] {
             assert!(error.contains(key), "{key} in {error}");
         }
-        let page = Client::plain(proxy.admin()).get("/readyz").await;
+        let page = Client::operator(proxy.admin()).get("/readyz").await;
         assert_eq!(page.status, 200);
         assert!(page.text().contains("cache.tag_ttl: "), "{}", page.text());
         let label = ["what=\"configuration\""];
@@ -141,7 +141,7 @@ async fn k11_a_configuration_with_faults_changes_nothing_and_is_told_with_its_ke
         metric(&proxy, "ecr_proxy_reload_refused", &label).await,
         0.0
     );
-    let page = Client::plain(proxy.admin()).get("/readyz").await.text();
+    let page = Client::operator(proxy.admin()).get("/readyz").await.text();
     assert!(!page.contains("configuration"), "{page}");
 }
 

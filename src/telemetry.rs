@@ -94,6 +94,8 @@ words! {
         Tags = "tags",
         /// A list of referrers.
         Referrers = "referrers",
+        /// An upload, or a step of it.
+        Upload = "upload",
         /// Anything else, malformed and refused requests among them.
         Other = "other",
     }

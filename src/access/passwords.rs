@@ -129,9 +129,10 @@ impl Passwords {
         let (users, checks) = (&self.users, &self.checks);
         let known = users.hash(&credentials.user);
         // Another user's hash costs what a real check costs, whatever costs the file has. Which one
-        // depends on the name and the secret key alone, so it cannot be averaged out.
-        let other = || users.any_hash(checks.pick(&credentials.user));
-        let Some(hash) = known.or_else(other) else {
+        // depends on the name and the secret key alone, so it cannot be averaged out; and it is looked for
+        // in either case, so that looking tells nothing.
+        let other = users.any_hash(checks.pick(&credentials.user));
+        let Some(hash) = known.or(other) else {
             return Ok(false);
         };
         let key = checks.key_of(&credentials, known.is_some(), hash);

@@ -34,7 +34,7 @@ pub(super) struct Running {
 /// What requests are judged by, as the configuration says.
 pub(super) fn policy(config: &Config, access: Access) -> Policy {
     Policy {
-        domains: config.server.domains.clone(),
+        routes: Arc::clone(config.names().routes()),
         trusted_proxies: config.server.trusted_proxies.clone(),
         access,
     }
@@ -84,6 +84,7 @@ impl Running {
 
     fn take_over(&self, new: Config, mut changed: Vec<&'static str>) -> Result<Reread, String> {
         let in_use = self.config.load_full();
+        let new = new.with_fixed(&in_use);
         let certificates = self.certificates.prepare(&in_use, &new)?;
         let handshakes = self.handshakes.prepare(&new)?;
         let access = &self.policy.load().access;

@@ -50,6 +50,16 @@ pub struct Changes {
 }
 
 impl Config {
+    /// The same with the upstreams, and the routes to them, that are in use: other ones wait.
+    #[must_use]
+    pub fn with_fixed(self, in_use: &Self) -> Self {
+        Self {
+            upstreams: in_use.upstreams.clone(),
+            routes: in_use.routes.clone(),
+            ..self
+        }
+    }
+
     /// What differs from the configuration in use, and from the one at start.
     pub fn changes(&self, in_use: &Self, at_start: &Self) -> Changes {
         let other_source = discriminant(&self.tls) != discriminant(&at_start.tls);

@@ -3,19 +3,20 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
 use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
 use super::learned::Learned;
-use super::policy::TagPolicy;
+use super::policy::TagPolicies;
 use super::recorded::Recorded;
 use crate::cache::{StoredManifest, TagRecord};
 use crate::clock::Clock;
-use crate::oci::{Digest, Reference, RepoKey, Routed, Tag};
+use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::{FillMetrics, Outcome, StaleReason};
-use crate::upstream::{Absent, FetchedManifest, ManifestHead, Upstream, UpstreamError};
+use crate::upstream::{Absent, FetchedManifest, ManifestHead, UpstreamError, Upstreams};
 
 /// A manifest, and how fresh it is.
 #[derive(Clone, Debug)]
@@ -76,9 +77,9 @@ type Found = Result<FoundManifest, UpstreamError>;
 /// Finds manifests by tag and digest. Questions to the upstream are asked once for all who wait.
 pub(super) struct Manifests {
     recorded: Recorded,
-    upstream: Upstream,
+    upstreams: Upstreams,
     clock: Clock,
-    tags: Routed<TagPolicy>,
+    tags: TagPolicies,
     tag_wait: Duration,
     record_ttl: Duration,
     questions: Flights<(RepoKey, Reference), Found>,
@@ -92,31 +93,37 @@ pub(super) struct Manifests {
     immutable_ttl: Duration,
     metrics: FillMetrics,
     gone: Gone,
+    changed: Changed,
 }
 
 /// Pinned manifests that upstream said it has no more; asked about again after as long as a record is
 /// believed.
 type Gone = moka::sync::Cache<(RepoKey, Digest), ()>;
 
+/// When a tag was last changed through this proxy: an answer to a question asked before then is older.
+type Changed = moka::sync::Cache<(RepoKey, Tag), Instant>;
+
 /// What a question needs once it runs in a task of its own.
 #[derive(Clone)]
 struct Asker {
     recorded: Recorded,
-    upstream: Upstream,
+    upstreams: Upstreams,
     clock: Clock,
     gone: Gone,
+    changed: Changed,
     repo: RepoKey,
+    asked_at: Instant,
 }
 
 impl Manifests {
     pub(super) fn new(
         recorded: Recorded,
-        upstream: Upstream,
+        upstreams: Upstreams,
         clock: Clock,
         options: &FillOptions,
         metrics: FillMetrics,
     ) -> Self {
-        let learned = Learned::new(upstream.clone());
+        let learned = Learned::new(upstreams.clone());
         let absent = moka::sync::Cache::builder()
             .max_capacity(10_000)
             .time_to_live(options.absent_ttl)
@@ -131,7 +138,7 @@ impl Manifests {
             .build();
         Self {
             recorded,
-            upstream,
+            upstreams,
             clock,
             tags: options.tags.clone(),
             tag_wait: options.tag_wait,
@@ -147,6 +154,10 @@ impl Manifests {
             gone: moka::sync::Cache::builder()
                 .max_capacity(10_000)
                 .time_to_live(options.record_ttl)
+                .build(),
+            changed: moka::sync::Cache::builder()
+                .max_capacity(10_000)
+                .time_to_live(CHECK_PAUSE)
                 .build(),
         }
     }
@@ -181,10 +192,49 @@ impl Manifests {
     fn asker(&self, repo: &RepoKey) -> Asker {
         Asker {
             recorded: self.recorded.clone(),
-            upstream: self.upstream.clone(),
+            upstreams: self.upstreams.clone(),
             clock: self.clock.clone(),
             gone: self.gone.clone(),
+            changed: self.changed.clone(),
             repo: repo.clone(),
+            asked_at: Instant::now(),
+        }
+    }
+
+    /// A manifest that upstream took under `reference` just now.
+    pub(super) async fn pushed(
+        &self,
+        repo: &RepoKey,
+        reference: &Reference,
+        media_type: String,
+        bytes: Bytes,
+    ) {
+        let digest = Digest::of(&bytes);
+        self.gone.invalidate(&(repo.clone(), digest));
+        let now = self.clock.now();
+        self.recorded
+            .note_manifest(repo, media_type, bytes, now)
+            .await;
+        if let Reference::Tag(tag) = reference {
+            self.changed
+                .insert((repo.clone(), tag.clone()), Instant::now());
+            self.recorded.note_tag(repo, tag, digest, now).await;
+        }
+        for name in [Reference::Digest(digest), reference.clone()] {
+            self.absent.invalidate(&(repo.clone(), name.clone()));
+            self.slow.invalidate(&(repo.clone(), name));
+        }
+    }
+
+    /// What `reference` named in `repo` is gone upstream, at somebody's wish.
+    pub(super) async fn deleted(&self, repo: &RepoKey, reference: &Reference) {
+        match reference {
+            Reference::Tag(tag) => {
+                self.changed
+                    .insert((repo.clone(), tag.clone()), Instant::now());
+                self.recorded.forget_tag(repo, tag).await;
+            }
+            Reference::Digest(digest) => self.recorded.forget_manifest(repo, *digest).await,
         }
     }
 
@@ -227,7 +277,7 @@ impl Manifests {
             let question = move || asker.by_tag(tag, Some(record));
             return self.ask(repo, reference, question).await;
         };
-        let policy = self.tags.of(&repo.repository);
+        let policy = self.tags.of(repo);
         let Some(ttl) = policy.ttl(tag, None) else {
             return Ok(kept);
         };
@@ -383,8 +433,7 @@ impl Asker {
 
     async fn confirm(self, manifest: StoredManifest) -> Found {
         let reference = Reference::Digest(manifest.digest);
-        let repository = &self.repo.repository;
-        match self.upstream.head_manifest(repository, &reference).await {
+        match self.head(&reference).await {
             Ok(_) => {
                 let (media_type, bytes) = (manifest.media_type.to_string(), manifest.bytes.clone());
                 let now = self.clock.now();
@@ -424,7 +473,9 @@ impl Asker {
         match (found, record) {
             (Err(error), Some(record)) if is_pinned => self.stale(&record).await.ok_or(error),
             (Err(UpstreamError::Absent(absent)), _) if !is_pinned => {
-                self.recorded.forget_tag(&self.repo, &tag).await;
+                if !self.was_overtaken(&tag) {
+                    self.recorded.forget_tag(&self.repo, &tag).await;
+                }
                 Err(UpstreamError::Absent(absent))
             }
             (found, _) => found,
@@ -436,11 +487,7 @@ impl Asker {
         if let Some(record) = record
             && let Ok(Some(kept)) = self.kept(record.digest).await
         {
-            match self
-                .upstream
-                .head_manifest(&self.repo.repository, &reference)
-                .await
-            {
+            match self.head(&reference).await {
                 Ok(head) if head.digest == record.digest => {
                     self.note_tag(tag, record.digest).await;
                     return Ok(kept);
@@ -471,11 +518,16 @@ impl Asker {
     }
 
     async fn fetch(&self, reference: &Reference) -> Found {
-        let fetched = self
-            .upstream
-            .manifest(&self.repo.repository, reference)
-            .await?;
+        let upstream = self.upstreams.of(&self.repo)?;
+        let fetched = upstream.manifest(&self.repo.repository, reference).await?;
         Ok(self.keep(fetched).await)
+    }
+
+    async fn head(&self, reference: &Reference) -> Result<ManifestHead, UpstreamError> {
+        let upstream = self.upstreams.of(&self.repo)?;
+        upstream
+            .head_manifest(&self.repo.repository, reference)
+            .await
     }
 
     async fn keep(&self, fetched: FetchedManifest) -> FoundManifest {
@@ -497,8 +549,17 @@ impl Asker {
     }
 
     async fn note_tag(&self, tag: &Tag, digest: Digest) {
+        if self.was_overtaken(tag) {
+            return;
+        }
         self.recorded
             .note_tag(&self.repo, tag, digest, self.clock.now())
             .await;
+    }
+
+    /// True if the tag was changed since this was asked: what upstream says may be what was before.
+    fn was_overtaken(&self, tag: &Tag) -> bool {
+        let changed = self.changed.get(&(self.repo.clone(), tag.clone()));
+        changed.is_some_and(|changed| changed >= self.asked_at)
     }
 }

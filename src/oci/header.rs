@@ -10,6 +10,8 @@ pub const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-co
 /// `registry/2.0`; old clients look for it on `/v2/`.
 pub const DOCKER_DISTRIBUTION_API_VERSION: HeaderName =
     HeaderName::from_static("docker-distribution-api-version");
+/// The id of an upload; some clients show it.
+pub const DOCKER_UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 /// Tells a pushing client that the registry keeps referrers itself.
 pub const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 /// Tells that a referrers answer is filtered.

@@ -17,6 +17,7 @@ mod reference;
 mod referrers;
 mod route;
 mod routed;
+mod routing;
 
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
@@ -24,10 +25,13 @@ pub use image::{ImageName, ImagePattern, ParseImageError, Which};
 pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, media_type};
 pub use pattern::{ParsePatternError, Pattern};
 pub use platform::{ParsePlatformError, Platform};
-pub use range::{ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsatisfiable};
+pub use range::{
+    ByteRange, ContentRange, ParseContentRangeError, RangeSet, Unsatisfiable, parse_upload_range,
+};
 pub use reference::{
     ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,
 };
 pub use referrers::Referrers;
 pub use route::{ParseRequestError, Request, query_value};
 pub use routed::Routed;
+pub use routing::{Because, Home, Led, NameRoute, Namespace, Routes, Written};

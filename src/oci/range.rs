@@ -165,6 +165,30 @@ impl FromStr for ContentRange {
     }
 }
 
+/// Reads the `Content-Range` of a part of an upload: `first-last`, both inclusive and without a unit
+/// (distribution-spec "Pushing a blob in chunks"); some clients write it as RFC 9110 has it.
+///
+/// # Errors
+/// When it is neither.
+pub fn parse_upload_range(text: &str) -> Result<ByteRange, ParseContentRangeError> {
+    if let Ok(ContentRange { range, .. }) = text.parse() {
+        return Ok(range);
+    }
+    let digits = |text: &str| {
+        let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        is_number.then(|| text.parse::<u64>().ok()).flatten()
+    };
+    let parse = || {
+        let (first, last) = text.trim().split_once('-')?;
+        let range = ByteRange {
+            start: digits(first)?,
+            end: digits(last)?.checked_add(1)?,
+        };
+        (range.start < range.end).then_some(range)
+    };
+    parse().ok_or(ParseContentRangeError)
+}
+
 impl fmt::Display for ContentRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "bytes {}-{}/", self.range.start, self.range.end - 1)?;

@@ -53,10 +53,24 @@ pub enum Request {
         /// Every other query parameter, by which an upstream pages.
         page: Option<String>,
     },
-    /// `/v2/<name>/blobs/uploads/` and what is below it (end-4, end-5, end-6, end-11, end-13).
+    /// `/v2/<name>/blobs/uploads/`: where uploads begin (end-4, end-11).
+    Uploads {
+        /// The repository.
+        repository: RepositoryName,
+        /// `digest`: the body is the whole blob.
+        digest: Option<Digest>,
+        /// `mount` and `from`: which blob of which other repository would spare the upload. Of a kind that
+        /// nothing here is, it is no wish: an upload follows.
+        mount: Option<(Digest, RepositoryName)>,
+    },
+    /// One upload (end-5, end-6, end-13, end-14).
     Upload {
         /// The repository.
         repository: RepositoryName,
+        /// Which upload: at most 128 letters, digits, `-` and `_`.
+        session: String,
+        /// `digest`: what all of it is.
+        digest: Option<Digest>,
     },
     /// `/v2/_catalog`, Docker's list of repositories.
     Catalog,
@@ -111,21 +125,36 @@ impl Request {
                 repository: before.parse()?,
                 digest: last.parse()?,
             }),
-            "blobs" => Ok(Self::Upload {
-                repository: before.parse()?,
-            }),
+            "blobs" => Self::uploads(before.parse()?, query),
             "uploads" => {
                 let repository = before
                     .strip_suffix("/blobs")
                     .ok_or(ParseRequestError::NotFound)?;
-                Ok(Self::Upload {
-                    repository: repository.parse()?,
-                })
+                let repository = repository.parse()?;
+                match last {
+                    "" => Self::uploads(repository, query),
+                    session if is_session(session) => Ok(Self::Upload {
+                        repository,
+                        session: session.to_owned(),
+                        digest: digest(query)?,
+                    }),
+                    _ => Err(ParseRequestError::NotFound),
+                }
             }
             "tags" if last == "list" => Self::tags(before.parse()?, query),
             "referrers" => Self::referrers(before.parse()?, last.parse()?, query),
             _ => Err(ParseRequestError::NotFound),
         }
+    }
+
+    fn uploads(repository: RepositoryName, query: Option<&str>) -> Result<Self, ParseRequestError> {
+        let mount = single(query, "mount")?.and_then(|mount| mount.parse().ok());
+        let from = single(query, "from")?.and_then(|from| from.parse().ok());
+        Ok(Self::Uploads {
+            repository,
+            digest: digest(query)?,
+            mount: mount.zip(from),
+        })
     }
 
     fn tags(repository: RepositoryName, query: Option<&str>) -> Result<Self, ParseRequestError> {
@@ -167,9 +196,21 @@ impl Request {
             | Self::Blob { repository, .. }
             | Self::Tags { repository, .. }
             | Self::Referrers { repository, .. }
-            | Self::Upload { repository } => Some(repository),
+            | Self::Uploads { repository, .. }
+            | Self::Upload { repository, .. } => Some(repository),
         }
     }
+}
+
+fn is_session(text: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    text.len() <= 128 && text.bytes().all(is_plain)
+}
+
+fn digest(query: Option<&str>) -> Result<Option<Digest>, ParseRequestError> {
+    Ok(single(query, "digest")?
+        .map(|digest| digest.parse())
+        .transpose()?)
 }
 
 /// The raw `name=value` pairs of a query.
@@ -224,7 +265,31 @@ impl fmt::Display for Request {
                 write!(f, "/v2/{repository}/manifests/{reference}")
             }
             Self::Blob { repository, digest } => write!(f, "/v2/{repository}/blobs/{digest}"),
-            Self::Upload { repository } => write!(f, "/v2/{repository}/blobs/uploads/"),
+            Self::Uploads {
+                repository,
+                digest,
+                mount,
+            } => {
+                write!(f, "/v2/{repository}/blobs/uploads/")?;
+                let (mount, from) = mount.as_ref().map_or((None, None), |(digest, from)| {
+                    (
+                        Some(format!("mount={digest}")),
+                        Some(format!("from={}", escaped(from.as_str()))),
+                    )
+                });
+                write_query(
+                    f,
+                    [digest.map(|digest| format!("digest={digest}")), mount, from],
+                )
+            }
+            Self::Upload {
+                repository,
+                session,
+                digest,
+            } => {
+                write!(f, "/v2/{repository}/blobs/uploads/{session}")?;
+                write_query(f, [digest.map(|digest| format!("digest={digest}"))])
+            }
             Self::Tags {
                 repository,
                 limit,
@@ -289,6 +354,10 @@ mod tests {
             format!("/v2/team/app/manifests/{digest}"),
             format!("/v2/team/app/blobs/{digest}"),
             "/v2/app/blobs/uploads/".to_owned(),
+            format!("/v2/app/blobs/uploads/?digest={digest}"),
+            format!("/v2/app/blobs/uploads/?mount={digest}&from=team%2Fbase"),
+            "/v2/app/blobs/uploads/4f-_A".to_owned(),
+            format!("/v2/app/blobs/uploads/4f?digest={digest}"),
             "/v2/app/tags/list".to_owned(),
             "/v2/app/tags/list?n=5&last=a%3Db%2B".to_owned(),
             format!("/v2/app/referrers/{digest}"),
@@ -389,6 +458,44 @@ mod tests {
             limit("/v2/a/tags/list?last=%ff"),
             Err(ParseRequestError::Query("last"))
         );
+    }
+
+    #[test]
+    fn p10_what_an_upload_asks_for_is_read_once_or_not_at_all() {
+        let digest = Digest::of(b"x");
+        let uploads = |query: &str| parse(&format!("/v2/a/blobs/uploads/?{query}"));
+        let other = Digest::of(b"y");
+        for query in [
+            format!("digest={digest}&digest={other}"),
+            format!("mount={digest}&mount={other}&from=b"),
+            format!("mount={digest}&from=b&from=c"),
+        ] {
+            assert!(
+                matches!(uploads(&query), Err(ParseRequestError::Query(_))),
+                "{query}"
+            );
+        }
+        assert!(matches!(
+            uploads("digest=sha256:short"),
+            Err(ParseRequestError::Digest(_))
+        ));
+        let none = Ok(Request::Uploads {
+            repository: "a".parse().unwrap(),
+            digest: None,
+            mount: None,
+        });
+        for query in [
+            format!("mount={digest}"),
+            format!("mount={digest}&from=../b"),
+            "mount=sha512:00&from=b".to_owned(),
+            "from=b&ns=evil-host&state=x".to_owned(),
+        ] {
+            assert_eq!(uploads(&query), none, "{query}");
+        }
+        for session in ["a.b", "a%2fb", &"a".repeat(129)] {
+            let target = format!("/v2/a/blobs/uploads/{session}");
+            assert_eq!(parse(&target), Err(ParseRequestError::NotFound), "{target}");
+        }
     }
 
     proptest! {

@@ -3,14 +3,17 @@
 //! `Display` of the errors below is for operators and goes to the log; what a client reads is written
 //! here and names no upstream, no account and no path.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::access::Denied;
 use crate::fill::FillError;
 use crate::oci::{ErrorCode, ParseReferenceError, ParseRequestError};
 use crate::upstream::{Absent, UpstreamError};
+
+use super::push::{PushFault, range_of};
 
 /// When a client may try again what fails only for the moment. Short: the failure is remembered no
 /// longer than that by anything here.
@@ -49,12 +52,18 @@ pub(super) enum Refusal {
     /// containerd's `ns` names a registry that is not ours to mirror.
     #[error("an ns that is not mirrored here")]
     ForeignNamespace,
+    /// No route is about the name.
+    #[error("a name that no route is about")]
+    Unrouted,
     /// The manifest is of a type that the client's `Accept` does not name.
     #[error("the manifest is {0}, which Accept does not name")]
     NotAccepted(String),
     /// There is no content.
     #[error("{0}")]
     Content(#[from] FillError),
+    /// A push that the proxy itself refuses.
+    #[error("{0}")]
+    Push(PushFault),
 }
 
 impl From<UpstreamError> for Refusal {
@@ -66,7 +75,8 @@ impl From<UpstreamError> for Refusal {
 /// A refusal as it is sent.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    pub(super) code: ErrorCode,
+    /// One of [`ErrorCode`], or of a registry's own making.
+    pub(super) code: Cow<'static, str>,
     pub(super) message: String,
     pub(super) retry_after: Option<Duration>,
 }
@@ -74,9 +84,9 @@ pub(super) struct Answer {
 impl Refusal {
     /// Status, code and words for the client.
     pub(super) fn answer(&self) -> Answer {
-        let answer = |status, code, message: &str| Answer {
+        let answer = |status, code: ErrorCode, message: &str| Answer {
             status,
-            code,
+            code: code.as_str().into(),
             message: message.to_owned(),
             retry_after: None,
         };
@@ -94,7 +104,7 @@ impl Refusal {
             ),
             Self::TooMany => Answer {
                 status: StatusCode::TOO_MANY_REQUESTS,
-                code: ErrorCode::TooManyRequests,
+                code: ErrorCode::TooManyRequests.as_str().into(),
                 message: "too many requests at once".to_owned(),
                 retry_after: Some(SOON),
             },
@@ -116,6 +126,11 @@ impl Refusal {
                 ErrorCode::NameUnknown,
                 "the registry that ns names is not mirrored here",
             ),
+            Self::Unrouted => answer(
+                StatusCode::NOT_FOUND,
+                ErrorCode::NameUnknown,
+                "no registry behind this proxy is set up for this name",
+            ),
             Self::NotAccepted(media_type) => answer(
                 StatusCode::NOT_FOUND,
                 ErrorCode::ManifestUnknown,
@@ -124,19 +139,34 @@ impl Refusal {
                 ),
             ),
             Self::Content(error) => of_content(error),
+            Self::Push(fault) => of_push(fault),
         }
     }
 }
 
 impl Refusal {
-    /// `Content-Range` of an unsatisfiable range (RFC 9110, 14.4): the size there is.
-    pub(super) fn content_range(&self) -> Option<HeaderValue> {
-        match self {
-            Self::Content(FillError::Unsatisfiable { size }) => {
-                HeaderValue::from_str(&format!("bytes */{size}")).ok()
+    /// What the answer has beside its words.
+    pub(super) fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        let header = |name, value: &str| Some((name, HeaderValue::from_str(value).ok()?));
+        let headers = match self {
+            // RFC 9110, 14.4: the size there is.
+            Self::Content(FillError::Unsatisfiable { size }) => [
+                header(header::CONTENT_RANGE, &format!("bytes */{size}")),
+                None,
+            ],
+            // distribution-spec, "Pushing a blob in chunks": where to go on.
+            Self::Push(PushFault::OutOfOrder { held, location }) => [
+                header(header::RANGE, &range_of(*held)),
+                header(header::LOCATION, location),
+            ],
+            // What a registry does not take is its own affair.
+            Self::Content(FillError::Upstream(UpstreamError::Told(_))) => [None, None],
+            refusal if refusal.answer().status == StatusCode::METHOD_NOT_ALLOWED => {
+                [header(header::ALLOW, "GET, HEAD"), None]
             }
-            _ => None,
-        }
+            _ => [None, None],
+        };
+        headers.into_iter().flatten().collect()
     }
 }
 
@@ -190,16 +220,83 @@ fn of_denied(denied: Denied) -> Answer {
     };
     Answer {
         status,
-        code,
+        code: code.as_str().into(),
         message: message.to_owned(),
         retry_after,
+    }
+}
+
+fn of_push(fault: &PushFault) -> Answer {
+    let (status, code, message) = match fault {
+        PushFault::Unknown => (
+            StatusCode::NOT_FOUND,
+            ErrorCode::BlobUploadUnknown,
+            "no such upload: begin again".to_owned(),
+        ),
+        PushFault::Busy => (
+            StatusCode::CONFLICT,
+            ErrorCode::BlobUploadInvalid,
+            "another request goes on with this upload".to_owned(),
+        ),
+        PushFault::Full => (
+            StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::TooManyRequests,
+            "too many uploads are under way".to_owned(),
+        ),
+        PushFault::OutOfOrder { held, .. } => (
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            ErrorCode::BlobUploadInvalid,
+            format!("the upload holds {held} bytes: go on there"),
+        ),
+        PushFault::ContentRange => (
+            StatusCode::BAD_REQUEST,
+            ErrorCode::BlobUploadInvalid,
+            "the Content-Range header is not that of the body, whose length has to be declared"
+                .to_owned(),
+        ),
+        PushFault::NoDigest => (
+            StatusCode::BAD_REQUEST,
+            ErrorCode::DigestInvalid,
+            "the end of an upload needs digest=sha256:…".to_owned(),
+        ),
+        PushFault::Digest { found } => (
+            StatusCode::BAD_REQUEST,
+            ErrorCode::DigestInvalid,
+            format!("the content is {found}"),
+        ),
+        PushFault::Broken => (
+            StatusCode::BAD_REQUEST,
+            ErrorCode::BlobUploadInvalid,
+            "the body broke off".to_owned(),
+        ),
+        PushFault::Slow => (
+            StatusCode::REQUEST_TIMEOUT,
+            ErrorCode::BlobUploadInvalid,
+            "the body did not come in time".to_owned(),
+        ),
+        PushFault::TooLarge => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorCode::SizeInvalid,
+            "the manifest is too large".to_owned(),
+        ),
+        PushFault::NoManifest(why) => (
+            StatusCode::BAD_REQUEST,
+            ErrorCode::ManifestInvalid,
+            format!("this is no manifest: {why}"),
+        ),
+    };
+    Answer {
+        status,
+        code: code.as_str().into(),
+        message,
+        retry_after: (*fault == PushFault::Full).then_some(SOON),
     }
 }
 
 fn of_content(error: &FillError) -> Answer {
     let later = |status, message: &str, retry_after| Answer {
         status,
-        code: ErrorCode::Unavailable,
+        code: ErrorCode::Unavailable.as_str().into(),
         message: message.to_owned(),
         retry_after,
     };
@@ -224,13 +321,13 @@ fn of_content(error: &FillError) -> Answer {
         }
         FillError::OneRangeAtATime => Answer {
             status: StatusCode::BAD_REQUEST,
-            code: ErrorCode::Unsupported,
+            code: ErrorCode::Unsupported.as_str().into(),
             message: "this blob is not cached yet: ask for one range at a time".to_owned(),
             retry_after: None,
         },
         FillError::Unsatisfiable { size } => Answer {
             status: StatusCode::RANGE_NOT_SATISFIABLE,
-            code: ErrorCode::SizeInvalid,
+            code: ErrorCode::SizeInvalid.as_str().into(),
             message: format!("the Range header names no byte of the {size} there are"),
             retry_after: None,
         },
@@ -269,6 +366,14 @@ fn of_upstream(error: &UpstreamError) -> Answer {
             "upstream does not offer this",
             None,
         ),
+        UpstreamError::Told(told) => {
+            return Answer {
+                status: StatusCode::from_u16(told.status).unwrap_or(StatusCode::BAD_REQUEST),
+                code: told.code.clone(),
+                message: told.message.clone(),
+                retry_after: None,
+            };
+        }
         UpstreamError::Away(cause) => {
             return Answer {
                 status: StatusCode::SERVICE_UNAVAILABLE,
@@ -276,7 +381,7 @@ fn of_upstream(error: &UpstreamError) -> Answer {
                 ..of_upstream(cause)
             };
         }
-        UpstreamError::Offline => (
+        UpstreamError::Offline | UpstreamError::Unconfigured => (
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Unavailable,
             "this is not in the cache, and the proxy is set to stay offline",
@@ -318,10 +423,9 @@ fn of_upstream(error: &UpstreamError) -> Answer {
         | UpstreamError::ContentChanged
         | UpstreamError::IgnoredRange => {
             let message = format!("upstream's answer cannot be used: {error}");
-            let (status, code) = (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable);
             return Answer {
-                status,
-                code,
+                status: StatusCode::BAD_GATEWAY,
+                code: ErrorCode::Unavailable.as_str().into(),
                 message,
                 retry_after: None,
             };
@@ -329,7 +433,7 @@ fn of_upstream(error: &UpstreamError) -> Answer {
     };
     Answer {
         status,
-        code,
+        code: code.as_str().into(),
         message: message.to_owned(),
         retry_after,
     }

@@ -1,7 +1,7 @@
 //! What a request means: the story of a request, top to bottom.
 //!
 //! [`Proxy::answer`] is that story: the host it came to, who is asking, what is asked, whether they may,
-//! and then one of [`pull`] and [`lists`]. What goes wrong becomes a [`Refusal`], and only
+//! and then one of [`pull`], [`lists`] and [`push`]. What goes wrong becomes a [`Refusal`], and only
 //! [`Refusal::answer`] says with what status. Content comes from the fill gate alone; nothing of a
 //! client's request is copied to an upstream, and no header of an upstream's answer is copied back.
 //!
@@ -13,6 +13,9 @@ mod error;
 mod forwarded;
 mod lists;
 mod pull;
+mod pump;
+mod push;
+mod uploads;
 mod verdicts;
 
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +24,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderMap, HeaderValue};
+use http::request;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
@@ -28,16 +32,21 @@ use tokio::sync::mpsc;
 pub use body::Body;
 pub use verdicts::AskedUpstream;
 
-use crate::access::{Access, Action, Certified, Content, Denied, Network, Shown, Turns, Wanted};
+use crate::access::{
+    Access, Action, Certified, Content, Denied, Network, Shown, Turns, Wanted, Who,
+};
 use crate::cache::StoredManifest;
-use crate::fill::Fills;
+use crate::fill::{FillError, Fills};
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
-use crate::oci::{self, Digest, RepoKey, RepositoryName, error_body, query_value};
+use crate::oci::{self, Digest, RepoKey, RepositoryName, Routes, error_body, query_value};
 use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics, StaleReason};
-use crate::upstream::Upstream;
+use crate::upstream::Upstreams;
 use body::Said;
 use completion::Completion;
 use error::Refusal;
+use push::Push;
+use uploads::Uploads;
+use verdicts::{asked_with, told};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
@@ -83,13 +92,14 @@ pub struct Via {
 pub struct Proxy {
     parts: Arc<Parts>,
     requests: Turns,
+    uploads: Uploads,
 }
 
 /// What requests are judged by. It may be another while the proxy runs; a request is judged by one.
 #[derive(Debug)]
 pub struct Policy {
-    /// The names we answer to, in lower case; loopback listeners answer to any.
-    pub domains: Vec<String>,
+    /// The names we answer to, and where repositories lead; loopback listeners answer to any name.
+    pub routes: Arc<Routes>,
     /// Balancers, whose `X-Forwarded-For` tells whose request it is.
     pub trusted_proxies: Vec<Network>,
     /// Who may do what.
@@ -101,7 +111,7 @@ impl Policy {
     #[must_use]
     pub fn with_access(&self, access: Access) -> Self {
         Self {
-            domains: self.domains.clone(),
+            routes: Arc::clone(&self.routes),
             trusted_proxies: self.trusted_proxies.clone(),
             access,
         }
@@ -113,7 +123,7 @@ pub struct Parts {
     /// What requests are judged by from now on.
     pub policy: Arc<ArcSwap<Policy>>,
     /// Where lists of tags are asked for.
-    pub upstream: Upstream,
+    pub upstreams: Upstreams,
     /// The gate to content.
     pub fills: Fills,
     /// What is counted.
@@ -208,6 +218,7 @@ impl Proxy {
         Self {
             parts: Arc::new(parts),
             requests: Turns::new(MAX_REQUESTS),
+            uploads: Uploads::default(),
         }
     }
 
@@ -219,11 +230,12 @@ impl Proxy {
         let metrics = Arc::clone(&self.parts.metrics);
         let mut completion = Completion::begin(metrics, request.method().clone(), via.peer);
         completion.agent = agent(request.headers());
-        let reply = match self.answer(&request, &via, &mut completion).await {
+        let (head, body) = request.into_parts();
+        let reply = match self.answer(&head, body, &via, &mut completion).await {
             Ok(reply) => reply,
             Err(refusal) => self.refusal(&refusal, &mut completion),
         };
-        let reply = match *request.method() {
+        let reply = match head.method {
             Method::HEAD => reply.without_content(),
             _ => reply,
         };
@@ -242,23 +254,24 @@ impl Proxy {
     /// The story of a request.
     async fn answer(
         &self,
-        request: &Request<Incoming>,
+        request: &request::Parts,
+        body: Incoming,
         via: &Via,
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
         let policy = self.parts.policy.load_full();
-        let client = forwarded::client(request.headers(), via.peer, &policy.trusted_proxies);
+        let client = forwarded::client(&request.headers, via.peer, &policy.trusted_proxies);
         completion.from.client = client.map_err(|_| Refusal::Forwarded)?;
         let place = self.requests.take_now(completion.from.address());
         completion.place = Some(place.ok_or(Refusal::TooMany)?);
         let host = host(request)?;
-        let domain = domain(&policy.domains, host);
+        let domain = policy.routes.domain(host);
         if domain.is_none() && !via.is_loopback {
             return Err(Refusal::Misdirected);
         }
 
         let shown = Shown {
-            authorization: request.headers().get_all(header::AUTHORIZATION),
+            authorization: request.headers.get_all(header::AUTHORIZATION),
             certificate: via.certificate.as_ref(),
             address: completion.from.address(),
             domain,
@@ -267,10 +280,10 @@ impl Proxy {
         let caller = access.identify(shown).await?;
         completion.who = Some(caller.who().clone());
 
-        let uri = request.uri();
+        let (method, uri) = (&request.method, &request.uri);
         let wanted = oci::Request::parse(uri.path(), uri.query())?;
         note(completion, &wanted);
-        let action = action(request.method(), &wanted)?;
+        let action = action(method, &wanted)?;
 
         let Some(repository) = wanted.repository() else {
             return match wanted {
@@ -281,29 +294,55 @@ impl Proxy {
             };
         };
         // Where a name does not lead anywhere is told only to those who may do this behind it.
-        let repo = self.route(&policy, repository, uri.query());
-        let upstream = repo
-            .as_ref()
-            .map_or(self.parts.upstream.name(), |repo| &repo.upstream);
-        let wish = Wanted {
+        let ns = query_value(uri.query(), "ns");
+        let repo = ns.clone().map_err(Refusal::from);
+        let repo = repo.and_then(|ns| route(&policy.routes, domain, ns.as_deref(), repository));
+        let wish = |action| Wanted {
             repository,
-            upstream,
+            // What leads nowhere is of no upstream that a rule could name.
+            upstream: repo.as_ref().map_or("", |repo| &*repo.upstream),
             repo: repo.as_ref().ok(),
             action,
             content: content(&wanted),
         };
-        let right = access.decide(&caller, &wish).await?;
-        let repo = repo?;
+        // Push includes the HEADs that a push makes, and those are answered as a push needs it. What the
+        // bearer of a token may see is ECR's to say, of HEADs as well.
+        let is_of_push = looks(method, &wanted) && *caller.who() != Who::TokenBearer;
+        let right = match is_of_push {
+            true => match access.decide(&caller, &wish(Action::Push)).await {
+                Ok(right) => Ok(right),
+                Err(_) => access.decide(&caller, &wish(action)).await,
+            },
+            false => access.decide(&caller, &wish(action)).await,
+        }?;
+        let (repo, ns) = (repo?, ns?);
         if action != Action::Pull {
-            return Err(Refusal::Unsupported("this proxy serves pulls only"));
+            let push = Push {
+                parts: &self.parts,
+                uploads: &self.uploads,
+                right: &right,
+                upstream: asked_with(&self.parts.upstreams.of(&repo)?, &right)?,
+                repo: &repo,
+                repository,
+                ns: ns.as_deref(),
+            };
+            let answer = push.answer(method, &request.headers, &wanted, body).await;
+            return answer.map_err(|refusal| match refusal {
+                Refusal::Content(FillError::Upstream(error)) => told(&right, error),
+                refusal => refusal,
+            });
         }
 
         let asked = Asked {
-            headers: request.headers(),
-            is_head: request.method() == Method::HEAD,
+            headers: &request.headers,
+            is_head: method == Method::HEAD,
             is_plain: via.is_plain,
             pulls: self.parts.pulls.as_ref(),
             client: completion.from.address(),
+        };
+        let as_asked = lists::AsAsked {
+            repository,
+            ns: ns.as_deref(),
         };
         match &wanted {
             oci::Request::Manifest { reference, .. } => {
@@ -313,7 +352,9 @@ impl Proxy {
                 pull::blob(&self.parts.fills, &right, &repo, *digest, &asked).await
             }
             oci::Request::Tags { limit, last, .. } => {
-                lists::tags(&self.parts.upstream, &right, &repo, *limit, last.as_deref()).await
+                let upstream = self.parts.upstreams.of(&repo)?;
+                let last = last.as_deref();
+                lists::tags(&upstream, &right, &repo, &as_asked, *limit, last).await
             }
             oci::Request::Referrers {
                 digest,
@@ -323,33 +364,24 @@ impl Proxy {
             } => {
                 let (artifact_type, page) = (artifact_type.as_deref(), page.as_deref());
                 let fills = &self.parts.fills;
-                lists::referrers(fills, &right, &repo, *digest, artifact_type, page).await
+                lists::referrers(
+                    fills,
+                    &right,
+                    &repo,
+                    &as_asked,
+                    *digest,
+                    artifact_type,
+                    page,
+                )
+                .await
             }
-            oci::Request::Ping | oci::Request::Catalog | oci::Request::Upload { .. } => {
-                Err(Refusal::Unsupported("this proxy serves pulls only"))
-            }
+            oci::Request::Ping
+            | oci::Request::Catalog
+            | oci::Request::Uploads { .. }
+            | oci::Request::Upload { .. } => Err(Refusal::Unsupported(
+                "the registry API has no such method here",
+            )),
         }
-    }
-
-    /// Which upstream repository a name means. containerd's `ns` tells which registry the image was
-    /// named after: it is looked up, never dialled, and anything but our one upstream is refused.
-    fn route(
-        &self,
-        policy: &Policy,
-        repository: &RepositoryName,
-        query: Option<&str>,
-    ) -> Result<RepoKey, Refusal> {
-        let upstream = &self.parts.upstream;
-        if let Some(ns) = query_value(query, "ns")? {
-            let is_ours = domain(&policy.domains, &ns).is_some();
-            if !is_ours && !upstream.registry().name().eq_ignore_ascii_case(&ns) {
-                return Err(Refusal::ForeignNamespace);
-            }
-        }
-        Ok(RepoKey {
-            upstream: Arc::clone(upstream.name()),
-            repository: repository.clone(),
-        })
     }
 
     fn count_denial(&self, refusal: &Refusal) {
@@ -371,7 +403,7 @@ impl Proxy {
         completion.failed(refusal);
         let answer = refusal.answer();
         let message = format!("{} (request {})", answer.message, completion.id);
-        let mut reply = Reply::json(error_body(answer.code, &message));
+        let mut reply = Reply::json(error_body(&answer.code, &message));
         reply.status = answer.status;
         if answer.status == StatusCode::UNAUTHORIZED {
             let challenge = self.parts.policy.load().access.challenge().clone();
@@ -382,14 +414,7 @@ impl Proxy {
                 .headers
                 .insert(header::RETRY_AFTER, pause.as_secs().max(1).into());
         }
-        if let Some(range) = refusal.content_range() {
-            reply.headers.insert(header::CONTENT_RANGE, range);
-        }
-        if answer.status == StatusCode::METHOD_NOT_ALLOWED {
-            reply
-                .headers
-                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        }
+        reply.headers.extend(refusal.headers());
         reply
     }
 
@@ -423,10 +448,19 @@ impl Proxy {
     }
 }
 
-/// Which of our names a host is.
-fn domain<'a>(domains: &'a [String], host: &str) -> Option<&'a str> {
-    let mut domains = domains.iter().map(String::as_str);
-    domains.find(|domain| domain.eq_ignore_ascii_case(host))
+/// Which upstream repository a name means. containerd's `ns` tells which registry the image was named after:
+/// it is looked up and never dialled.
+fn route(
+    routes: &Routes,
+    domain: Option<&str>,
+    ns: Option<&str>,
+    repository: &RepositoryName,
+) -> Result<RepoKey, Refusal> {
+    let led = routes.find(domain, ns, repository);
+    led.map(|led| led.repo).ok_or(match ns {
+        Some(_) => Refusal::ForeignNamespace,
+        None => Refusal::Unrouted,
+    })
 }
 
 /// What somebody must be allowed to do for this to be answered.
@@ -440,13 +474,22 @@ fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
             | &Method::PUT
             | &Method::PATCH
             | &Method::DELETE,
-            oci::Request::Upload { .. },
+            oci::Request::Uploads { .. } | oci::Request::Upload { .. },
         )
         | (&Method::POST | &Method::PUT | &Method::PATCH, _) => Ok(Action::Push),
         (&Method::GET | &Method::HEAD, _) => Ok(Action::Pull),
         (&Method::DELETE, _) => Ok(Action::Delete),
         _ => Err(Refusal::Unsupported("the registry API has no such method")),
     }
+}
+
+/// Whether this only asks if content is there: pushes do that before they send it.
+fn looks(method: &Method, wanted: &oci::Request) -> bool {
+    let is_content = matches!(
+        wanted,
+        oci::Request::Manifest { .. } | oci::Request::Blob { .. }
+    );
+    method == Method::HEAD && is_content
 }
 
 /// What a pull of this reads.
@@ -458,19 +501,20 @@ fn content(wanted: &oci::Request) -> Content<'_> {
         oci::Request::Ping
         | oci::Request::Catalog
         | oci::Request::Tags { .. }
+        | oci::Request::Uploads { .. }
         | oci::Request::Upload { .. } => Content::Uncached,
     }
 }
 
 /// The one host of a request, without its port: what routing, policy and log go by. An absolute target
 /// and h2's `:authority` must agree with a `Host` beside them.
-fn host(request: &Request<Incoming>) -> Result<&str, Refusal> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
+fn host(request: &request::Parts) -> Result<&str, Refusal> {
+    let mut hosts = request.headers.get_all(header::HOST).iter();
     let from_header = match hosts.next() {
         Some(host) => Some(host.to_str().map_err(|_| Refusal::Host)?),
         None => None,
     };
-    let from_target = request.uri().authority().map(http::uri::Authority::as_str);
+    let from_target = request.uri.authority().map(http::uri::Authority::as_str);
     let authority = match (from_target, from_header) {
         (Some(target), Some(header)) if !target.eq_ignore_ascii_case(header) => None,
         (Some(target), _) => Some(target),
@@ -518,7 +562,10 @@ fn note(completion: &mut Completion, wanted: &oci::Request) {
         oci::Request::Referrers { digest, .. } => {
             (RequestKind::Referrers, Some(digest.to_string()))
         }
-        oci::Request::Upload { .. } | oci::Request::Catalog => (RequestKind::Other, None),
+        oci::Request::Uploads { digest, .. } | oci::Request::Upload { digest, .. } => {
+            (RequestKind::Upload, digest.map(|digest| digest.to_string()))
+        }
+        oci::Request::Catalog => (RequestKind::Other, None),
     };
 }
 
@@ -549,7 +596,8 @@ mod tests {
 
     #[test]
     fn p05_a_name_is_ours_as_a_whole_whatever_its_case() {
-        let domains = ["registry.example".to_owned()];
+        let domains = vec!["registry.example".to_owned()];
+        let routes = Routes::new(domains, Vec::new(), Vec::new());
         for (host, is_ours) in [
             ("registry.example", true),
             ("Registry.Example", true),
@@ -557,7 +605,7 @@ mod tests {
             ("registry.example.evil", false),
             ("127.0.0.1", false),
         ] {
-            let found = domain(&domains, host);
+            let found = routes.domain(host);
             assert_eq!(found, is_ours.then_some("registry.example"), "{host}");
         }
         let answer = Refusal::Misdirected.answer();

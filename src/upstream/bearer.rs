@@ -213,8 +213,10 @@ fn explain(error: &UpstreamError) -> TokenError {
         | UpstreamError::TooMuch
         | UpstreamError::ContentChanged
         | UpstreamError::IgnoredRange
+        | UpstreamError::Told(_)
         | UpstreamError::Away(_)
-        | UpstreamError::Offline => TokenError::Failing,
+        | UpstreamError::Offline
+        | UpstreamError::Unconfigured => TokenError::Failing,
     }
 }
 

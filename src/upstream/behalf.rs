@@ -14,10 +14,11 @@ use tokio::time::Instant;
 use super::client::{Answer, Outgoing};
 use super::credentials::{Verdict, verdict};
 use super::error::{UpstreamError, Wrong};
-use super::exchange::{MAX_ERROR_BODY, Question, is_failure};
+use super::exchange::{MAX_ERROR_BODY, Question, is_failure, said};
 use super::origin::Origin;
 use super::portal::stands_in;
 use super::token::Token;
+use super::told::told;
 use super::{Shared, Upstream};
 
 impl Upstream {
@@ -70,6 +71,9 @@ impl Shared {
             host: Some(self.host.clone()),
             accept: question.accept.clone(),
             range: question.range.clone(),
+            carried: question.carried.clone(),
+            content_type: question.content_type.clone(),
+            content_range: question.content_range.clone(),
             token: Some(caller),
         };
         let sending = self.client.send(&outgoing, connected_by);
@@ -104,6 +108,9 @@ impl Shared {
         }
         // Without a readable body a 403 is a denial.
         let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
+        if question.is_push && status == StatusCode::BAD_REQUEST && said(&body).is_some() {
+            return Err(UpstreamError::Told(told(status, &body, &self.names())));
+        }
         Err(match verdict(status, &body, true) {
             Some(Verdict::Final) => UpstreamError::Refused,
             Some(Verdict::Renew) if status != StatusCode::BAD_REQUEST => {

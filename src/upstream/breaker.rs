@@ -140,7 +140,9 @@ pub(super) fn weight(error: &UpstreamError) -> u32 {
         | UpstreamError::TooMuch
         | UpstreamError::ContentChanged
         | UpstreamError::IgnoredRange
+        | UpstreamError::Told(_)
         | UpstreamError::Offline
+        | UpstreamError::Unconfigured
         | UpstreamError::Away(_) => 0,
     }
 }

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http::response::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::client::legacy;
@@ -27,6 +27,7 @@ use tower_service::Service as _;
 use super::connect::{ConnectError, Dialer, HasAnswered};
 use super::error::{Deadline, Unreachable, UpstreamError, Wrong};
 use super::metrics::{Kind, Meter};
+use super::sending::{Carried, Sending};
 use super::token::Token;
 
 /// Bounds the head of an answer (a megabyte of headers is refused), and the largest single read of a
@@ -59,7 +60,7 @@ pub(super) struct Client {
     meter: Meter,
 }
 
-type Http = legacy::Client<Dialer, Empty<Bytes>>;
+type Http = legacy::Client<Dialer, Sending>;
 
 fn http(dialer: Dialer) -> Http {
     legacy::Client::builder(TokioExecutor::new())
@@ -81,6 +82,11 @@ pub(super) struct Outgoing<'a> {
     pub(super) accept: Option<HeaderValue>,
     /// `Range`.
     pub(super) range: Option<HeaderValue>,
+    pub(super) carried: Carried,
+    /// `Content-Type`.
+    pub(super) content_type: Option<HeaderValue>,
+    /// `Content-Range`.
+    pub(super) content_range: Option<HeaderValue>,
     pub(super) token: Option<&'a Token>,
 }
 
@@ -93,6 +99,9 @@ impl<'a> Outgoing<'a> {
             host: None,
             accept: None,
             range: None,
+            carried: Carried::Nothing,
+            content_type: None,
+            content_range: None,
             token: None,
         }
     }
@@ -167,7 +176,7 @@ impl Client {
 
     async fn exchange_alone(&self, outgoing: &Outgoing<'_>) -> Result<Parts, UpstreamError> {
         const BROKEN: UpstreamError = UpstreamError::Unreachable(Unreachable::Broken);
-        let mut request = build(outgoing)?;
+        let mut request = self.build(outgoing)?;
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
         let stream = self.dialer.clone().call(outgoing.target.clone()).await?;
@@ -190,13 +199,16 @@ impl Client {
         connected_by: Instant,
     ) -> Result<Answer, UpstreamError> {
         let lane = match outgoing.kind {
-            Kind::Blob | Kind::Storage => &self.bodies,
+            Kind::Blob | Kind::Storage | Kind::UploadBody => &self.bodies,
             Kind::ManifestHead
             | Kind::Manifest
             | Kind::BlobProbe
             | Kind::Tags
             | Kind::Referrers
             | Kind::Token
+            | Kind::Upload
+            | Kind::ManifestPut
+            | Kind::Delete
             | Kind::Ping => &self.short,
         };
         let slot = tokio::time::timeout_at(connected_by, Arc::clone(lane).acquire_owned())
@@ -227,7 +239,7 @@ impl Client {
     ) -> Result<(Response<Incoming>, CaptureConnection), UpstreamError> {
         let mut stale = 0;
         loop {
-            let mut request = build(outgoing)?;
+            let mut request = self.build(outgoing)?;
             let mut connection = capture_connection(&mut request);
             let response = self.http.load().request(request);
             tokio::pin!(response);
@@ -236,9 +248,13 @@ impl Client {
                 response = &mut response => response,
                 // The guard it returns must not be held while waiting on.
                 () = async { drop(connection.wait_for_connection_metadata().await) } => {
-                    tokio::time::timeout(self.first_byte, response)
-                        .await
-                        .map_err(|_| UpstreamError::TooSlow(Deadline::FirstByte))?
+                    tokio::select! {
+                        biased;
+                        response = response => response,
+                        () = self.answer_is_overdue(outgoing) => {
+                            return Err(UpstreamError::TooSlow(Deadline::FirstByte));
+                        }
+                    }
                 }
                 () = tokio::time::sleep_until(connected_by) => {
                     return Err(UpstreamError::TooSlow(Deadline::Connect));
@@ -257,8 +273,8 @@ impl Client {
                 Err(error) => {
                     let error = explain(&error);
                     let broke = error == UpstreamError::Unreachable(Unreachable::Broken);
-                    // All our requests may be repeated: they only ask.
-                    if !(broke && has_answered.get() && stale < MAX_STALE) {
+                    let may_repeat = outgoing.carried.may_be_repeated();
+                    if !(broke && has_answered.get() && stale < MAX_STALE && may_repeat) {
                         return Err(error);
                     }
                     stale += 1;
@@ -266,6 +282,55 @@ impl Client {
                 }
             }
         }
+    }
+}
+
+impl Client {
+    /// Returns when an answer should have begun. Whoever feeds a stream sees to it that it goes on.
+    async fn answer_is_overdue(&self, outgoing: &Outgoing<'_>) {
+        outgoing.carried.is_taken().await;
+        let patience = match outgoing.kind {
+            // Registries put the parts of a large blob together before they answer.
+            Kind::Upload | Kind::UploadBody => self.first_byte * 3,
+            _ => self.first_byte,
+        };
+        tokio::time::sleep(patience).await;
+    }
+
+    fn build(&self, outgoing: &Outgoing<'_>) -> Result<Request<Sending>, UpstreamError> {
+        let body = outgoing
+            .carried
+            .body(|| self.meter.sent_bytes(outgoing.kind));
+        let mut request = Request::new(body);
+        *request.method_mut() = outgoing.method.clone();
+        *request.uri_mut() = outgoing.target.clone();
+        let headers = request.headers_mut();
+        headers.insert(header::USER_AGENT, USER_AGENT);
+        // Some registries compress when not told otherwise, which breaks lengths and digests.
+        headers.insert(header::ACCEPT_ENCODING, IDENTITY);
+        let optional = [
+            (header::HOST, &outgoing.host),
+            (header::ACCEPT, &outgoing.accept),
+            (header::RANGE, &outgoing.range),
+            (header::CONTENT_TYPE, &outgoing.content_type),
+            (header::CONTENT_RANGE, &outgoing.content_range),
+        ];
+        for (name, value) in optional {
+            if let Some(value) = value {
+                headers.insert(name, value.clone());
+            }
+        }
+        let is_write = matches!(outgoing.method, Method::POST | Method::PUT | Method::PATCH);
+        if is_write && matches!(outgoing.carried, Carried::Nothing) {
+            // Balancers want to be told (RFC 9110, 8.6).
+            headers.insert(header::CONTENT_LENGTH, 0.into());
+        }
+        if let Some(token) = outgoing.token {
+            token
+                .attach(&outgoing.target, headers)
+                .map_err(|_| UpstreamError::BadCredentials)?;
+        }
+        Ok(request)
     }
 }
 
@@ -379,32 +444,6 @@ pub(super) fn broken_body(error: &hyper::Error) -> UpstreamError {
 /// When it cannot stand in a request; what came from an upstream, such as a page's name, may be so.
 pub(super) fn path_and_query(text: String) -> Result<PathAndQuery, UpstreamError> {
     PathAndQuery::try_from(text).map_err(|_| UpstreamError::Wrong(Wrong::Malformed))
-}
-
-fn build(outgoing: &Outgoing<'_>) -> Result<Request<Empty<Bytes>>, UpstreamError> {
-    let mut request = Request::new(Empty::new());
-    *request.method_mut() = outgoing.method.clone();
-    *request.uri_mut() = outgoing.target.clone();
-    let headers = request.headers_mut();
-    headers.insert(header::USER_AGENT, USER_AGENT);
-    // Some registries compress when not told otherwise, which breaks lengths and digests.
-    headers.insert(header::ACCEPT_ENCODING, IDENTITY);
-    let optional = [
-        (header::HOST, &outgoing.host),
-        (header::ACCEPT, &outgoing.accept),
-        (header::RANGE, &outgoing.range),
-    ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            headers.insert(name, value.clone());
-        }
-    }
-    if let Some(token) = outgoing.token {
-        token
-            .attach(&outgoing.target, headers)
-            .map_err(|_| UpstreamError::BadCredentials)?;
-    }
-    Ok(request)
 }
 
 /// False for heads that another reader may frame otherwise than we do (RFC 9112, 6.3).

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::told::Told;
+
 /// Why an upstream request has no useful answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
@@ -45,6 +47,9 @@ pub enum UpstreamError {
     /// The operator wants nothing asked.
     #[error("upstream is not asked: offline by configuration")]
     Offline,
+    /// No upstream of that name is configured any more.
+    #[error("its upstream is not configured any more")]
+    Unconfigured,
     /// A deadline passed.
     #[error("upstream is too slow: {0}")]
     TooSlow(Deadline),
@@ -63,6 +68,9 @@ pub enum UpstreamError {
     /// The whole instead of the part that was asked.
     #[error("upstream ignored the range")]
     IgnoredRange,
+    /// A push is refused, in the registry's own words as far as others may read them.
+    #[error("upstream refuses: {}: {}", .0.code, .0.message)]
+    Told(Told),
 }
 
 /// What a registry does not hold.
@@ -127,6 +135,8 @@ pub enum Wrong {
     Status(u16),
     /// A name in an allowed list that leads into a network it may not.
     ForbiddenAddress,
+    /// An upload that is to go on at another host.
+    UploadElsewhere,
 }
 
 /// Why a redirect is not followed.
@@ -227,6 +237,7 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Away(_)
             | Self::Offline
+            | Self::Unconfigured
             | Self::TooSlow(_)
             | Self::Wrong(Wrong::BadTls | Wrong::Intercepted | Wrong::Redirect(_))
             | Self::Truncated => true,
@@ -236,7 +247,8 @@ impl UpstreamError {
             | Self::Wrong(_)
             | Self::TooMuch
             | Self::ContentChanged
-            | Self::IgnoredRange => false,
+            | Self::IgnoredRange
+            | Self::Told(_) => false,
         }
     }
 
@@ -252,12 +264,14 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Away(_)
             | Self::Offline
+            | Self::Unconfigured
             | Self::TooSlow(_)
             | Self::Wrong(_)
             | Self::Truncated
             | Self::TooMuch
             | Self::ContentChanged
-            | Self::IgnoredRange => false,
+            | Self::IgnoredRange
+            | Self::Told(_) => false,
         }
     }
 
@@ -275,11 +289,13 @@ impl UpstreamError {
             | Self::Refused
             | Self::Unsupported
             | Self::Offline
+            | Self::Unconfigured
             | Self::BadCredentials
             | Self::Wrong(_)
             | Self::TooMuch
             | Self::ContentChanged
-            | Self::IgnoredRange => false,
+            | Self::IgnoredRange
+            | Self::Told(_) => false,
         }
     }
 }
@@ -347,6 +363,7 @@ impl std::fmt::Display for Wrong {
             Self::NotAManifest => f.write_str("the answer is not a manifest"),
             Self::Status(status) => write!(f, "unexpected status {status}"),
             Self::ForbiddenAddress => f.write_str("a host resolves into a forbidden network"),
+            Self::UploadElsewhere => f.write_str("an upload that is to go on at another host"),
         }
     }
 }

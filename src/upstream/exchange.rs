@@ -16,6 +16,8 @@ use super::gate::backoff;
 use super::metrics::Kind;
 use super::portal::{is_page, stands_in};
 use super::redirect;
+use super::sending::Carried;
+use super::told;
 use super::{Shared, Upstream};
 
 /// Attempts for one request, the first included.
@@ -34,6 +36,13 @@ pub(super) struct Question<'a> {
     pub(super) path: PathAndQuery,
     pub(super) accept: Option<HeaderValue>,
     pub(super) range: Option<HeaderValue>,
+    pub(super) carried: Carried,
+    /// `Content-Type`.
+    pub(super) content_type: Option<HeaderValue>,
+    /// `Content-Range`.
+    pub(super) content_range: Option<HeaderValue>,
+    /// What the registry says to it is told in its own words, see [`UpstreamError::Told`].
+    pub(super) is_push: bool,
     pub(super) scope: &'a Scope,
 }
 
@@ -45,6 +54,10 @@ impl<'a> Question<'a> {
             path,
             accept: None,
             range: None,
+            carried: Carried::Nothing,
+            content_type: None,
+            content_range: None,
+            is_push: false,
             scope,
         }
     }
@@ -144,6 +157,9 @@ impl Shared {
                 host: Some(self.host.clone()),
                 accept: question.accept.clone(),
                 range: question.range.clone(),
+                carried: question.carried.clone(),
+                content_type: question.content_type.clone(),
+                content_range: question.content_range.clone(),
                 token: token.as_deref(),
             };
             let sending = self.client.send(&outgoing, connected_by);
@@ -151,7 +167,8 @@ impl Shared {
                 Ok(answer) => answer,
                 Err(error) => {
                     self.breaker.failed(&error);
-                    let again = matches!(error, UpstreamError::Unreachable(_));
+                    let again = matches!(error, UpstreamError::Unreachable(_))
+                        && question.carried.may_be_repeated();
                     if !(again && self.may_retry(&mut attempt).await) {
                         return Err(error);
                     }
@@ -173,6 +190,9 @@ impl Shared {
                 let pause = pass.throttled(answer.headers());
                 answer.discard().await;
                 tracing::debug!(upstream.name = %self.meter.upstream(), pause_s = pause.as_secs(), "throttled");
+                if !question.carried.may_be_repeated() {
+                    return Err(UpstreamError::Throttled { retry_after: pause });
+                }
                 continue;
             }
             pass.answered();
@@ -182,7 +202,8 @@ impl Shared {
                     status: status.as_u16(),
                 };
                 self.breaker.failed(&error);
-                if !self.may_retry(&mut attempt).await {
+                let again = question.carried.may_be_repeated();
+                if !(again && self.may_retry(&mut attempt).await) {
                     return Err(error);
                 }
                 connected_by = Instant::now() + self.limits.connect;
@@ -198,7 +219,16 @@ impl Shared {
             let headers = answer.headers().clone();
             // Without a readable body a 403 is a denial.
             let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
+            let told = || told::told(status, &body, &self.names());
             match verdict(status, &body, token.is_some()) {
+                // What a push is told in so many words is about the push.
+                Some(Verdict::Renew) | None
+                    if question.is_push
+                        && status == StatusCode::BAD_REQUEST
+                        && said(&body).is_some() =>
+                {
+                    return Err(UpstreamError::Told(told()));
+                }
                 Some(Verdict::Renew) if renewed.is_none() => {
                     connected_by = Instant::now() + self.limits.connect;
                     let instead = self.credentials.instead_of(
@@ -209,6 +239,10 @@ impl Shared {
                     );
                     let instead = instead.await;
                     renewed = Some(instead.inspect_err(|error| self.without_token(error))?);
+                    if !question.carried.may_be_repeated() {
+                        // The next request has the new one.
+                        return Err(UpstreamError::BadCredentials);
+                    }
                 }
                 Some(Verdict::Final) => return Err(self.refused(question, &body)),
                 Some(Verdict::Renew) if status != StatusCode::BAD_REQUEST => {
@@ -345,6 +379,14 @@ impl Shared {
         true
     }
 
+    /// The hosts that stand for the registry, which nobody else is to read of.
+    pub(super) fn names(&self) -> [&str; 2] {
+        [
+            self.registry.authority(),
+            self.base.host().unwrap_or_default(),
+        ]
+    }
+
     /// Logs what the registry says about our identity; callers learn only that it refused.
     fn refused(&self, question: &Question<'_>, body: &Bytes) -> UpstreamError {
         // The answer to a HEAD tells nothing, and is not the last word.
@@ -428,11 +470,11 @@ pub(super) async fn unanswered(answer: Answer, what: Absent) -> UpstreamError {
 
 /// One error of a registry.
 #[derive(Deserialize)]
-struct Said {
+pub(super) struct Said {
     #[serde(default)]
-    code: String,
+    pub(super) code: String,
     #[serde(default)]
-    message: String,
+    pub(super) message: String,
 }
 
 #[derive(Deserialize)]
@@ -441,7 +483,7 @@ struct Errors {
 }
 
 /// The first error of a JSON error body.
-fn said(body: &[u8]) -> Option<Said> {
+pub(super) fn said(body: &[u8]) -> Option<Said> {
     let Errors { errors } = serde_json::from_slice(body).ok()?;
     errors.into_iter().next()
 }

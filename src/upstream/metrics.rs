@@ -26,6 +26,13 @@ pub(super) enum Kind {
     Ping,
     /// Where the registry redirects to.
     Storage,
+    /// The beginning, end and giving up of an upload.
+    Upload,
+    /// A part of an upload, or all of it.
+    UploadBody,
+    ManifestPut,
+    /// Of a manifest or blob.
+    Delete,
 }
 
 impl EncodeLabelValue for Kind {
@@ -40,6 +47,10 @@ impl EncodeLabelValue for Kind {
             Self::Token => "token",
             Self::Ping => "ping",
             Self::Storage => "storage",
+            Self::Upload => "upload",
+            Self::UploadBody => "upload_body",
+            Self::ManifestPut => "manifest_put",
+            Self::Delete => "delete",
         })
     }
 }
@@ -74,6 +85,7 @@ struct ResultLabels {
 pub struct UpstreamMetrics {
     requests: Family<RequestLabels, Counter>,
     body_bytes: Family<BodyLabels, Counter>,
+    sent_bytes: Family<BodyLabels, Counter>,
     redirect_renewals: Family<UpstreamLabel, Counter>,
     token_refresh: Family<ResultLabels, Counter>,
     token_expiry: Family<UpstreamLabel, Gauge>,
@@ -103,6 +115,11 @@ impl UpstreamMetrics {
             "upstream_body_bytes",
             "Bytes of bodies received from upstream, by purpose",
             self.body_bytes.clone(),
+        );
+        registry.register(
+            "upstream_sent_bytes",
+            "Bytes of bodies streamed to upstream, by purpose",
+            self.sent_bytes.clone(),
         );
         registry.register(
             "redirect_renewals",
@@ -226,6 +243,15 @@ impl Meter {
             kind,
         };
         self.metrics.body_bytes.get_or_create_owned(&labels)
+    }
+
+    /// The counter of bytes sent for `kind`, for use at every piece of a body.
+    pub(super) fn sent_bytes(&self, kind: Kind) -> Counter {
+        let labels = BodyLabels {
+            upstream: self.upstream.to_string(),
+            kind,
+        };
+        self.metrics.sent_bytes.get_or_create_owned(&labels)
     }
 
     pub(super) fn redirect_renewed(&self) {
@@ -373,6 +399,7 @@ mod tests {
         meter.requested(Kind::ManifestHead, Some(http::StatusCode::OK));
         meter.requested(Kind::Storage, None);
         meter.body_bytes(Kind::Blob).inc_by(5);
+        meter.sent_bytes(Kind::UploadBody).inc_by(6);
         meter.redirect_renewed();
         meter.throttled();
         meter.retried();
@@ -395,6 +422,7 @@ mod tests {
             r#"ecr_proxy_upstream_requests_total{upstream="prod",kind="manifest_head",status="2xx"} 1"#,
             r#"ecr_proxy_upstream_requests_total{upstream="prod",kind="storage",status="none"} 1"#,
             r#"ecr_proxy_upstream_body_bytes_total{upstream="prod",kind="blob"} 5"#,
+            r#"ecr_proxy_upstream_sent_bytes_total{upstream="prod",kind="upload_body"} 6"#,
             r#"ecr_proxy_redirect_renewals_total{upstream="prod"} 1"#,
             r#"ecr_proxy_token_refresh_total{upstream="prod",result="ok"} 1"#,
             r#"ecr_proxy_token_refresh_total{upstream="prod",result="failed"} 1"#,

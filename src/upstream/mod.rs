@@ -8,6 +8,7 @@
 //!
 //! | file | is |
 //! | --- | --- |
+//! | `upstreams` | all of them, by name |
 //! | `registry`, `origin` | what a registry's name says; where a request goes |
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
 //! | `behalf` | a question asked once, with the credential of whoever wants to know |
@@ -20,6 +21,7 @@
 //! | `portal` | whether another answers in the registry's place |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
+//! | `upload`, `sending`, `told` | pushing: what is asked, what it carries, and the registry's own words |
 
 mod bandwidth;
 mod bearer;
@@ -45,8 +47,12 @@ mod quota;
 mod redirect;
 mod registry;
 mod secret;
+mod sending;
 mod storage;
 mod token;
+mod told;
+mod upload;
+mod upstreams;
 
 use std::fmt;
 use std::sync::Arc;
@@ -80,7 +86,11 @@ pub use quota::{ParseQuotaError, Quota, QuotaAction, Quotas};
 pub use redirect::{HostPattern, ParseHostPatternError};
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
+pub use sending::Feed;
 pub use token::TokenStatus;
+pub use told::Told;
+pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
+pub use upstreams::Upstreams;
 
 use bearer::Realms;
 use breaker::{Breaker, Probe};

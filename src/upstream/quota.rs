@@ -66,7 +66,19 @@ impl QuotaAction {
             Kind::ManifestHead | Kind::Manifest => Some(Self::BatchGetImage),
             Kind::BlobProbe if *method == Method::HEAD => Some(Self::BatchCheckLayerAvailability),
             Kind::Blob | Kind::BlobProbe => Some(Self::GetDownloadUrlForLayer),
-            Kind::Tags | Kind::Referrers | Kind::Token | Kind::Ping | Kind::Storage => None,
+            Kind::Upload if *method == Method::POST => Some(Self::InitiateLayerUpload),
+            Kind::Upload | Kind::UploadBody if *method == Method::PUT => {
+                Some(Self::CompleteLayerUpload)
+            }
+            Kind::UploadBody => Some(Self::UploadLayerPart),
+            Kind::ManifestPut => Some(Self::PutImage),
+            Kind::Upload
+            | Kind::Delete
+            | Kind::Tags
+            | Kind::Referrers
+            | Kind::Token
+            | Kind::Ping
+            | Kind::Storage => None,
         }
     }
 }

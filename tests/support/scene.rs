@@ -48,6 +48,11 @@ impl Scene {
 
     /// The image comes from Debian's docker-registry, where skopeo has put it.
     pub async fn docker_registry() -> Self {
+        Self::docker_registry_with(|proxy| proxy).await
+    }
+
+    /// The same, with what else is set for the proxy.
+    pub async fn docker_registry_with(set: impl FnOnce(Builder) -> Builder) -> Self {
         let simulator = Simulator::builder().start().await.expect("a simulator");
         let image = push(&simulator);
         let registry = DockerRegistry::start();
@@ -69,12 +74,21 @@ impl Scene {
         );
         simulator.shutdown().await;
         let proxy = Proxy::builder().registry("registry.upstream.test", &registry.endpoint());
+        let proxy = set(proxy);
         let proxy = proxy.listen(["https://[::1]:0"]).start();
         Self {
             upstream: Upstream::Registry(registry),
             image,
             proxy,
             sandbox,
+        }
+    }
+
+    /// The simulated ECR, where the image comes from one.
+    pub fn ecr(&self) -> Option<&Simulator> {
+        match &self.upstream {
+            Upstream::Simulator(simulator) => Some(simulator),
+            Upstream::Registry(_) => None,
         }
     }
 

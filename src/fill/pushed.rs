@@ -1,0 +1,84 @@
+//! What upstream took from a client is in the cache at once, for everybody who may pull.
+//!
+//! Called once upstream has said yes, and never before: nothing of a refused push is readable.
+
+use bytes::Bytes;
+
+use super::{Fills, Received};
+use crate::access::{Action, Right};
+use crate::oci::{Digest, Reference, RepoKey};
+
+impl Fills {
+    /// What a push is received into.
+    pub fn receive(&self) -> Received {
+        Received::default()
+    }
+
+    /// Upstream took a blob into `repo`, of which `received` are the bytes.
+    ///
+    /// # Cancel safety
+    /// What was not noted is asked for when it is needed.
+    pub async fn blob_pushed(
+        &self,
+        right: &Right,
+        repo: &RepoKey,
+        digest: Digest,
+        received: Received,
+    ) {
+        self.blob_mounted(right, repo, digest, Some(received.len()))
+            .await;
+    }
+
+    /// Upstream has a blob in `repo` from now on, of `size` bytes where that is known.
+    ///
+    /// # Cancel safety
+    /// As [`Fills::blob_pushed`].
+    pub async fn blob_mounted(
+        &self,
+        right: &Right,
+        repo: &RepoKey,
+        digest: Digest,
+        size: Option<u64>,
+    ) {
+        debug_assert_eq!(right.action(), Action::Push);
+        let shared = &self.shared;
+        shared.absent.invalidate(&(repo.clone(), digest));
+        let now = shared.clock.now();
+        shared.recorded.note_held(repo, digest, size, now).await;
+    }
+
+    /// Upstream took a manifest into `repo`; a tag means it from now on.
+    ///
+    /// # Cancel safety
+    /// As [`Fills::blob_pushed`].
+    pub async fn manifest_pushed(
+        &self,
+        right: &Right,
+        repo: &RepoKey,
+        reference: &Reference,
+        media_type: String,
+        bytes: Bytes,
+    ) {
+        debug_assert_eq!(right.action(), Action::Push);
+        let manifests = &self.shared.manifests;
+        manifests.pushed(repo, reference, media_type, bytes).await;
+    }
+
+    /// Upstream has taken a tag, or a manifest with its tags, away from `repo`.
+    ///
+    /// # Cancel safety
+    /// As [`Fills::blob_pushed`].
+    pub async fn manifest_deleted(&self, right: &Right, repo: &RepoKey, reference: &Reference) {
+        debug_assert_eq!(right.action(), Action::Delete);
+        self.shared.manifests.deleted(repo, reference).await;
+    }
+
+    /// Upstream has taken a blob away from `repo`.
+    ///
+    /// # Cancel safety
+    /// As [`Fills::blob_pushed`].
+    pub async fn blob_deleted(&self, right: &Right, repo: &RepoKey, digest: Digest) {
+        debug_assert_eq!(right.action(), Action::Delete);
+        self.shared.recorded.forget_blob(repo, digest).await;
+    }
+}

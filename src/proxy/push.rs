@@ -1,0 +1,482 @@
+//! Pushes: uploads, manifests, and taking either away.
+//!
+//! Each step of an upload is one request of the client's and at most one of ours: the body goes through as
+//! it comes, upstream's word decides the answer, and what upstream took is in the cache. What a client
+//! reads of a session is ours alone: the id, the `Location`, how many bytes there are. ECR says 201 to a
+//! PATCH and its `Range` sticks at the first chunk; neither is passed on.
+
+use std::time::Duration;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use hyper::body::{Body as _, Incoming as HttpBody};
+
+use super::body::Said;
+use super::error::Refusal;
+use super::pump::{Broken, Incoming};
+use super::uploads::{Full, NoSession, Owner, Session, Taken, Uploads};
+use super::{Parts, Reply};
+use crate::access::Right;
+use crate::fill::Received;
+use crate::oci::header::{DOCKER_CONTENT_DIGEST, DOCKER_UPLOAD_UUID, OCI_SUBJECT};
+use crate::oci::{
+    self, ByteRange, Digest, Manifest, Reference, RepoKey, RepositoryName, parse_upload_range,
+};
+use crate::upstream::{Begun, Upstream, UpstreamError, Wrong, upload_body};
+
+/// Largest manifest, in bytes: what distribution-spec wants to be taken, and all that ECR takes.
+const LARGEST_MANIFEST: usize = 4 * 1024 * 1024;
+/// How long an answer is waited for where upstream has stopped taking the body, or the other way round.
+const LAST_WORD: Duration = Duration::from_secs(10);
+
+/// Why a push is refused by the proxy itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PushFault {
+    /// No such upload, or not this caller's.
+    #[error("no such upload")]
+    Unknown,
+    /// Another request goes on with it.
+    #[error("two requests for one upload at once")]
+    Busy,
+    /// Too many uploads are under way.
+    #[error("too many uploads")]
+    Full,
+    /// The next part does not begin where the last one ended.
+    #[error("a part out of order, after {held} bytes")]
+    OutOfOrder {
+        /// Bytes there are.
+        held: u64,
+        /// Where to go on.
+        location: String,
+    },
+    /// `Content-Range` is malformed, or not of the body's length.
+    #[error("a Content-Range that is not of the body")]
+    ContentRange,
+    /// The end of an upload without a digest.
+    #[error("no digest at the end of an upload")]
+    NoDigest,
+    /// The bytes are not what they were to be.
+    #[error("the content is {found}")]
+    Digest {
+        /// What they are.
+        found: Digest,
+    },
+    /// The body broke off, or was framed badly.
+    #[error("the body broke off")]
+    Broken,
+    /// The body came too slowly.
+    #[error("the body came too slowly")]
+    Slow,
+    /// A manifest that is too large.
+    #[error("a manifest of more than {LARGEST_MANIFEST} bytes")]
+    TooLarge,
+    /// A manifest that is none.
+    #[error("no manifest: {0}")]
+    NoManifest(String),
+}
+
+impl From<PushFault> for Refusal {
+    fn from(fault: PushFault) -> Self {
+        Self::Push(fault)
+    }
+}
+
+impl From<NoSession> for Refusal {
+    fn from(fault: NoSession) -> Self {
+        Self::Push(match fault {
+            NoSession::Unknown => PushFault::Unknown,
+            NoSession::Busy => PushFault::Busy,
+        })
+    }
+}
+
+impl From<Full> for Refusal {
+    fn from(Full: Full) -> Self {
+        Self::Push(PushFault::Full)
+    }
+}
+
+impl From<Broken> for Refusal {
+    fn from(broken: Broken) -> Self {
+        Self::Push(match broken {
+            Broken::Client => PushFault::Broken,
+            Broken::Slow => PushFault::Slow,
+            Broken::TooLong => PushFault::TooLarge,
+            Broken::Digest { found } => PushFault::Digest { found },
+            Broken::Upstream(error) => return error.into(),
+            Broken::Lost(error) => return error.into(),
+        })
+    }
+}
+
+/// A push that is permitted, and where it goes.
+pub(super) struct Push<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) uploads: &'a Uploads,
+    pub(super) right: &'a Right,
+    /// Asked as whoever holds the right has it asked.
+    pub(super) upstream: Upstream,
+    pub(super) repo: &'a RepoKey,
+    /// The repository as the client writes it, with containerd's `ns` where it came with one: what it is
+    /// told to go on at has to lead here again.
+    pub(super) repository: &'a RepositoryName,
+    pub(super) ns: Option<&'a str>,
+}
+
+impl Push<'_> {
+    /// The story of a push.
+    pub(super) async fn answer(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        wanted: &oci::Request,
+        body: HttpBody,
+    ) -> Result<Reply, Refusal> {
+        match (method, wanted) {
+            (&Method::POST, oci::Request::Uploads { digest, .. }) => {
+                self.begin(headers, *digest, body).await
+            }
+            (
+                method,
+                oci::Request::Upload {
+                    session, digest, ..
+                },
+            ) => self.go_on(method, headers, session, *digest, body).await,
+            (&Method::PUT, oci::Request::Manifest { reference, .. }) => {
+                self.manifest(headers, reference, body).await
+            }
+            (&Method::DELETE, oci::Request::Manifest { reference, .. }) => {
+                self.delete_manifest(reference).await
+            }
+            (&Method::DELETE, oci::Request::Blob { digest, .. }) => self.delete_blob(*digest).await,
+            _ => Err(Refusal::Unsupported(
+                "the registry API has no such method here",
+            )),
+        }
+    }
+
+    /// POST: begins an upload. A body is the whole blob, if `digest` says so.
+    async fn begin(
+        &self,
+        headers: &HeaderMap,
+        digest: Option<Digest>,
+        body: HttpBody,
+    ) -> Result<Reply, Refusal> {
+        let begun = self.upstream.begin_upload(&self.repo.repository, None);
+        let Begun::Session(place) = begun.await? else {
+            return Err(UpstreamError::Wrong(Wrong::Malformed).into());
+        };
+        let session = Session {
+            place,
+            received: self.parts.fills.receive(),
+        };
+        let id = self.uploads.begin(self.owner(), session)?;
+        match digest.filter(|_| !body.is_end_stream()) {
+            Some(digest) => self.end(headers, &id, Some(digest), body).await,
+            None => Ok(self.progress(StatusCode::ACCEPTED, &id, 0)),
+        }
+    }
+
+    /// What is done with an upload by its id.
+    async fn go_on(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        id: &str,
+        digest: Option<Digest>,
+        body: HttpBody,
+    ) -> Result<Reply, Refusal> {
+        match *method {
+            Method::PATCH => self.part(headers, id, body).await,
+            Method::PUT => self.end(headers, id, digest, body).await,
+            Method::DELETE => self.give_up(id).await,
+            Method::GET | Method::HEAD => {
+                let mut taken = self.uploads.take(id, &self.owner())?;
+                let held = taken.session().map_or(0, |session| session.received.len());
+                taken.give_back();
+                Ok(self.progress(StatusCode::NO_CONTENT, id, held))
+            }
+            _ => Err(Refusal::Unsupported("an upload has no such method")),
+        }
+    }
+
+    /// PATCH: the next bytes.
+    async fn part(&self, headers: &HeaderMap, id: &str, body: HttpBody) -> Result<Reply, Refusal> {
+        let mut taken = self.uploads.take(id, &self.owner())?;
+        let range = match self.range(headers, id, &mut taken, &body) {
+            Ok(range) => range,
+            Err(refusal) => {
+                // Nothing was done to it.
+                taken.give_back();
+                return Err(refusal);
+            }
+        };
+        let session = taken.session().ok_or(PushFault::Unknown)?;
+        if !body.is_end_stream() {
+            let (feed, part) = upload_body(body.size_hint().exact(), range);
+            let repository = &self.repo.repository;
+            let asking = self.upstream.upload_part(repository, &session.place, part);
+            let pumping = Incoming::new(body).pump(feed, &mut session.received, None);
+            session.place = both(asking, pumping).await?;
+        }
+        let held = session.received.len();
+        taken.give_back();
+        Ok(self.progress(StatusCode::ACCEPTED, id, held))
+    }
+
+    /// PUT: the last bytes, if any are left, and what all of it is to be.
+    async fn end(
+        &self,
+        headers: &HeaderMap,
+        id: &str,
+        digest: Option<Digest>,
+        body: HttpBody,
+    ) -> Result<Reply, Refusal> {
+        let mut taken = self.uploads.take(id, &self.owner())?;
+        let range = self.range(headers, id, &mut taken, &body);
+        let (range, digest) = match (range, digest) {
+            (Ok(range), Some(digest)) => (range, digest),
+            (range, _) => {
+                // Nothing was done to it.
+                taken.give_back();
+                return Err(range.err().unwrap_or(PushFault::NoDigest.into()));
+            }
+        };
+        let mut session = taken.end().ok_or(PushFault::Unknown)?;
+        let (upstream, repository) = (&self.upstream, &self.repo.repository);
+        let ended = if body.is_end_stream() {
+            let found = session.received.digest().await?;
+            match found == digest {
+                true => {
+                    let asking = upstream.end_upload(repository, &session.place, &digest, None);
+                    asking.await.map_err(Refusal::from)
+                }
+                false => Err(PushFault::Digest { found }.into()),
+            }
+        } else {
+            let (feed, part) = upload_body(body.size_hint().exact(), range);
+            let asking = upstream.end_upload(repository, &session.place, &digest, Some(part));
+            let pumping = Incoming::new(body).pump(feed, &mut session.received, Some(digest));
+            both(asking, pumping).await
+        };
+        if let Err(refusal) = ended {
+            if let Refusal::Push(PushFault::Digest { .. }) = refusal {
+                self.forget_upstream(&session);
+            }
+            return Err(refusal);
+        }
+        let Session { received, .. } = session;
+        self.created_blob(digest, Some(received)).await
+    }
+
+    /// DELETE: the upload is given up.
+    async fn give_up(&self, id: &str) -> Result<Reply, Refusal> {
+        let taken = self.uploads.take(id, &self.owner())?;
+        let session = taken.end().ok_or(PushFault::Unknown)?;
+        self.forget_upstream(&session);
+        Ok(Reply::new(StatusCode::NO_CONTENT, Said::nothing()))
+    }
+
+    /// Tells upstream that nothing more comes, where it wants to be told. Nobody waits for it.
+    fn forget_upstream(&self, session: &Session) {
+        let (upstream, repo) = (self.upstream.clone(), self.repo.clone());
+        let place = session.place.clone();
+        tokio::spawn(async move {
+            if let Err(error) = upstream.give_up_upload(&repo.repository, &place).await {
+                tracing::debug!(oci.repository = %repo, %error, "an upload was not given up upstream");
+            }
+        });
+    }
+
+    async fn created_blob(
+        &self,
+        digest: Digest,
+        received: Option<Received>,
+    ) -> Result<Reply, Refusal> {
+        let (fills, right) = (&self.parts.fills, self.right);
+        match received {
+            Some(received) => fills.blob_pushed(right, self.repo, digest, received).await,
+            None => fills.blob_mounted(right, self.repo, digest, None).await,
+        }
+        Ok(self.created(&format!("blobs/{digest}"), digest))
+    }
+
+    /// PUT of a manifest.
+    async fn manifest(
+        &self,
+        headers: &HeaderMap,
+        reference: &Reference,
+        body: HttpBody,
+    ) -> Result<Reply, Refusal> {
+        let bytes = Incoming::new(body).whole(LARGEST_MANIFEST).await?;
+        let digest = Digest::of(&bytes);
+        if let Reference::Digest(promised) = reference
+            && *promised != digest
+        {
+            return Err(PushFault::Digest { found: digest }.into());
+        }
+        let declared = headers.get(header::CONTENT_TYPE);
+        let declared = declared.and_then(|declared| declared.to_str().ok());
+        let media_type = match declared
+            .map(str::trim)
+            .filter(|declared| !declared.is_empty())
+        {
+            Some(declared) => declared.to_owned(),
+            None => own_type(&bytes)
+                .ok_or_else(|| PushFault::NoManifest("it tells no media type".to_owned()))?,
+        };
+        Manifest::parse(&media_type, &bytes)
+            .map_err(|error| PushFault::NoManifest(error.to_string()))?;
+        let content_type = HeaderValue::from_str(&media_type)
+            .map_err(|_| PushFault::NoManifest("an odd media type".to_owned()))?;
+        let repository = &self.repo.repository;
+        let put = self
+            .upstream
+            .put_manifest(repository, reference, content_type, bytes.clone())
+            .await?;
+        self.parts
+            .fills
+            .manifest_pushed(self.right, self.repo, reference, media_type, bytes)
+            .await;
+        let mut reply = self.created(&format!("manifests/{digest}"), digest);
+        if let Some(subject) = put.subject {
+            set(&mut reply, OCI_SUBJECT, &subject.to_string());
+        }
+        Ok(reply)
+    }
+
+    /// DELETE of a tag or manifest.
+    async fn delete_manifest(&self, reference: &Reference) -> Result<Reply, Refusal> {
+        let repository = &self.repo.repository;
+        self.upstream.delete_manifest(repository, reference).await?;
+        self.parts
+            .fills
+            .manifest_deleted(self.right, self.repo, reference)
+            .await;
+        Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
+    }
+
+    /// DELETE of a blob.
+    async fn delete_blob(&self, digest: Digest) -> Result<Reply, Refusal> {
+        let repository = &self.repo.repository;
+        self.upstream.delete_blob(repository, &digest).await?;
+        self.parts
+            .fills
+            .blob_deleted(self.right, self.repo, digest)
+            .await;
+        Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
+    }
+
+    /// Where the client says that its part belongs, which has to be where the last one ended.
+    fn range(
+        &self,
+        headers: &HeaderMap,
+        id: &str,
+        taken: &mut Taken,
+        body: &HttpBody,
+    ) -> Result<Option<ByteRange>, Refusal> {
+        let Some(range) = headers.get(header::CONTENT_RANGE) else {
+            return Ok(None);
+        };
+        let range = range.to_str().ok();
+        let range = range.and_then(|range| parse_upload_range(range).ok());
+        let range = range.ok_or(PushFault::ContentRange)?;
+        let held = taken.session().map_or(0, |session| session.received.len());
+        if range.start != held {
+            let location = self.location(id);
+            return Err(PushFault::OutOfOrder { held, location }.into());
+        }
+        if body.size_hint().exact() != Some(range.len()) {
+            return Err(PushFault::ContentRange.into());
+        }
+        Ok(Some(range))
+    }
+
+    fn owner(&self) -> Owner {
+        Owner {
+            who: self.right.who().clone(),
+            credential: self.right.credential().cloned(),
+            repo: self.repo.clone(),
+        }
+    }
+
+    fn location(&self, id: &str) -> String {
+        let repository = self.repository;
+        match self.ns {
+            Some(ns) => format!("/v2/{repository}/blobs/uploads/{id}?ns={ns}"),
+            None => format!("/v2/{repository}/blobs/uploads/{id}"),
+        }
+    }
+
+    /// How far an upload is.
+    fn progress(&self, status: StatusCode, id: &str, held: u64) -> Reply {
+        let mut reply = Reply::new(status, Said::nothing());
+        set(&mut reply, header::LOCATION, &self.location(id));
+        set(&mut reply, header::RANGE, &range_of(held));
+        set(&mut reply, DOCKER_UPLOAD_UUID, id);
+        reply
+    }
+
+    fn created(&self, what: &str, digest: Digest) -> Reply {
+        let mut reply = Reply::new(StatusCode::CREATED, Said::nothing());
+        let location = format!("/v2/{}/{what}", self.repository);
+        set(&mut reply, header::LOCATION, &location);
+        set(&mut reply, DOCKER_CONTENT_DIGEST, &digest.to_string());
+        reply
+    }
+}
+
+/// The `Range` of an upload that holds so many bytes. Of none there is no such form, and clients want one:
+/// registries say `0-0`.
+pub(super) fn range_of(held: u64) -> String {
+    format!("0-{}", held.saturating_sub(1))
+}
+
+fn set(reply: &mut Reply, name: HeaderName, value: &str) {
+    // Names, digests and numbers are always a header's value.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        reply.headers.insert(name, value);
+    }
+}
+
+/// The type that a manifest says that it has.
+fn own_type(manifest: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Typed {
+        #[serde(rename = "mediaType")]
+        media_type: String,
+    }
+    let typed: Typed = serde_json::from_slice(manifest).ok()?;
+    Some(typed.media_type)
+}
+
+/// Asks while the body is pumped. An answer before its end decides as well: nothing more is sent then.
+async fn both<T>(
+    asking: impl Future<Output = Result<T, UpstreamError>>,
+    pumping: impl Future<Output = Result<(), Broken>>,
+) -> Result<T, Refusal> {
+    tokio::pin!(asking, pumping);
+    tokio::select! {
+        biased;
+        answer = &mut asking => {
+            let answer = answer?;
+            // It has all of it, so there is but the end to be noticed.
+            match tokio::time::timeout(LAST_WORD, pumping).await {
+                Ok(Ok(())) => Ok(answer),
+                Ok(Err(Broken::Digest { found })) => Err(Broken::Digest { found }.into()),
+                Ok(Err(_)) | Err(_) => Err(UpstreamError::Wrong(Wrong::Malformed).into()),
+            }
+        }
+        pumped = &mut pumping => match pumped {
+            Ok(()) => Ok(asking.await?),
+            Err(Broken::Upstream(error)) => {
+                match tokio::time::timeout(LAST_WORD, asking).await {
+                    Ok(Err(said)) => Err(said.into()),
+                    Ok(Ok(_)) => Err(UpstreamError::Wrong(Wrong::Malformed).into()),
+                    Err(_elapsed) => Err(error.into()),
+                }
+            }
+            Err(broken) => Err(broken.into()),
+        },
+    }
+}

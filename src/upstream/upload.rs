@@ -1,0 +1,396 @@
+//! What is asked of a registry to push: upload sessions, manifests, and taking either away.
+//!
+//! Where a session goes on is the registry's own affair: an [`UploadPlace`] is what it said last, on its
+//! own host, and nobody outside this module reads it. Bodies are streamed and never sent twice.
+
+use http::header::{self, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, StatusCode, Uri};
+
+use bytes::Bytes;
+
+use crate::oci::header::OCI_SUBJECT;
+use crate::oci::{ByteRange, Digest, Reference, RepositoryName};
+
+use super::client::{Answer, path_and_query};
+use super::error::{UpstreamError, Wrong};
+use super::exchange::{MAX_ERROR_BODY, Question};
+use super::metrics::Kind;
+use super::origin::Origin;
+use super::sending::{self, Carried, Feed, Stream};
+use super::told::told;
+use super::{Shared, Upstream};
+
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+/// Where an upload goes on, on the registry's own host. It may hold state that is the registry's secret,
+/// so it is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct UploadPlace(PathAndQuery);
+
+impl std::fmt::Debug for UploadPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UploadPlace")
+    }
+}
+
+/// What became of asking for an upload.
+#[derive(Debug)]
+pub enum Begun {
+    /// A session.
+    Session(UploadPlace),
+    /// The blob was mounted from another repository; nothing is to be sent.
+    Mounted,
+}
+
+/// What a part of an upload consists of; see [`upload_body`].
+pub struct UploadBody {
+    stream: Stream,
+    /// Which bytes of the blob, where the client said so.
+    range: Option<ByteRange>,
+}
+
+/// A body of `length` bytes, where that is known, and what feeds it.
+pub fn upload_body(length: Option<u64>, range: Option<ByteRange>) -> (Feed, UploadBody) {
+    let (feed, stream) = sending::stream(length);
+    (feed, UploadBody { stream, range })
+}
+
+/// What a registry said to a manifest that it took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PutManifest {
+    /// The subject, where the registry keeps referrers itself and says so.
+    pub subject: Option<Digest>,
+}
+
+impl Upstream {
+    /// Begins an upload, or mounts a blob that another repository has.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Told`] where the registry refuses in its own words; otherwise as
+    /// [`UpstreamError`] says.
+    ///
+    /// # Cancel safety
+    /// Leaving may leave a session that nobody uses.
+    pub async fn begin_upload(
+        &self,
+        repository: &RepositoryName,
+        mount: Option<(&Digest, &RepositoryName)>,
+    ) -> Result<Begun, UpstreamError> {
+        let query = mount.map_or_else(String::new, |(digest, from)| {
+            format!("?mount={digest}&from={from}")
+        });
+        let path = path_and_query(format!("/v2/{repository}/blobs/uploads/{query}"))?;
+        let question = push(Kind::Upload, Method::POST, path, repository);
+        let answer = self.ask(&question).await?;
+        match answer.status() {
+            StatusCode::CREATED if mount.is_some() => {
+                answer.discard().await;
+                Ok(Begun::Mounted)
+            }
+            StatusCode::ACCEPTED => {
+                let place = self.shared.upload_place(answer.headers());
+                answer.discard().await;
+                place?
+                    .map(Begun::Session)
+                    .ok_or(UpstreamError::Wrong(Wrong::Malformed))
+            }
+            _ => Err(self.shared.refusal(answer).await),
+        }
+    }
+
+    /// Sends the next bytes of an upload; returns where it goes on.
+    ///
+    /// # Errors
+    /// As [`Upstream::begin_upload`]. Unless nothing was taken of the body, the session is not to be
+    /// used again.
+    ///
+    /// # Cancel safety
+    /// Leaving breaks the session off.
+    pub async fn upload_part(
+        &self,
+        repository: &RepositoryName,
+        place: &UploadPlace,
+        body: UploadBody,
+    ) -> Result<UploadPlace, UpstreamError> {
+        let question = with_body(Method::PATCH, place.0.clone(), repository, Some(body));
+        let answer = self.ask(&question).await?;
+        match answer.status() {
+            // ECR says 201, and some say 204.
+            StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::NO_CONTENT => {
+                let next = self.shared.upload_place(answer.headers());
+                answer.discard().await;
+                Ok(next?.unwrap_or_else(|| place.clone()))
+            }
+            _ => Err(self.shared.refusal(answer).await),
+        }
+    }
+
+    /// Ends an upload, with its last bytes where there are any: from now on the repository holds `digest`.
+    ///
+    /// # Errors
+    /// As [`Upstream::upload_part`].
+    ///
+    /// # Cancel safety
+    /// Leaving breaks the session off, unless the registry has all of it.
+    pub async fn end_upload(
+        &self,
+        repository: &RepositoryName,
+        place: &UploadPlace,
+        digest: &Digest,
+        body: Option<UploadBody>,
+    ) -> Result<(), UpstreamError> {
+        let joined = if place.0.query().is_some() { '&' } else { '?' };
+        // Not escaped: some registries read it as it stands, and a colon may (RFC 3986, 3.4).
+        let path = path_and_query(format!("{}{joined}digest={digest}", place.0))?;
+        let question = with_body(Method::PUT, path, repository, body);
+        let answer = self.ask(&question).await?;
+        match answer.status() {
+            StatusCode::CREATED | StatusCode::NO_CONTENT => {
+                answer.discard().await;
+                Ok(())
+            }
+            _ => Err(self.shared.refusal(answer).await),
+        }
+    }
+
+    /// Gives an upload up. ECR has no way to: there its sessions end by themselves.
+    ///
+    /// # Errors
+    /// As [`Upstream::begin_upload`].
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub async fn give_up_upload(
+        &self,
+        repository: &RepositoryName,
+        place: &UploadPlace,
+    ) -> Result<(), UpstreamError> {
+        let question = push(Kind::Upload, Method::DELETE, place.0.clone(), repository);
+        self.took(&question, &[StatusCode::NO_CONTENT, StatusCode::ACCEPTED])
+            .await
+    }
+
+    /// Stores a manifest under a tag or its digest.
+    ///
+    /// # Errors
+    /// As [`Upstream::begin_upload`].
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up; it may have been heard.
+    pub async fn put_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+        media_type: HeaderValue,
+        bytes: Bytes,
+    ) -> Result<PutManifest, UpstreamError> {
+        let path = path_and_query(format!("/v2/{repository}/manifests/{reference}"))?;
+        let question = Question {
+            carried: Carried::Document(bytes),
+            content_type: Some(media_type),
+            ..push(Kind::ManifestPut, Method::PUT, path, repository)
+        };
+        let answer = self.ask(&question).await?;
+        match answer.status() {
+            StatusCode::CREATED | StatusCode::OK => {
+                let subject = answer.headers().get(OCI_SUBJECT);
+                let subject = subject.and_then(|subject| subject.to_str().ok()?.parse().ok());
+                answer.discard().await;
+                Ok(PutManifest { subject })
+            }
+            _ => Err(self.shared.refusal(answer).await),
+        }
+    }
+
+    /// Takes a tag away, or a manifest with its tags.
+    ///
+    /// # Errors
+    /// As [`Upstream::begin_upload`].
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up; it may have been heard.
+    pub async fn delete_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<(), UpstreamError> {
+        let path = path_and_query(format!("/v2/{repository}/manifests/{reference}"))?;
+        self.delete(repository, path).await
+    }
+
+    /// Takes a blob away, where registries do that.
+    ///
+    /// # Errors
+    /// As [`Upstream::begin_upload`].
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up; it may have been heard.
+    pub async fn delete_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<(), UpstreamError> {
+        let path = path_and_query(format!("/v2/{repository}/blobs/{digest}"))?;
+        self.delete(repository, path).await
+    }
+
+    async fn delete(
+        &self,
+        repository: &RepositoryName,
+        path: PathAndQuery,
+    ) -> Result<(), UpstreamError> {
+        let question = push(Kind::Delete, Method::DELETE, path, repository);
+        let good = [StatusCode::ACCEPTED, StatusCode::OK, StatusCode::NO_CONTENT];
+        self.took(&question, &good).await
+    }
+
+    async fn took(
+        &self,
+        question: &Question<'_>,
+        good: &[StatusCode],
+    ) -> Result<(), UpstreamError> {
+        let answer = self.ask(question).await?;
+        if good.contains(&answer.status()) {
+            answer.discard().await;
+            return Ok(());
+        }
+        Err(self.shared.refusal(answer).await)
+    }
+}
+
+fn push<'a>(
+    kind: Kind,
+    method: Method,
+    path: PathAndQuery,
+    repository: &'a RepositoryName,
+) -> Question<'a> {
+    Question {
+        method,
+        is_push: true,
+        ..Question::get(kind, path, repository.as_str())
+    }
+}
+
+fn with_body<'a>(
+    method: Method,
+    path: PathAndQuery,
+    repository: &'a RepositoryName,
+    body: Option<UploadBody>,
+) -> Question<'a> {
+    let Some(UploadBody { stream, range }) = body else {
+        return push(Kind::Upload, method, path, repository);
+    };
+    let range = range.filter(|range| range.len() > 0).and_then(|range| {
+        // distribution-spec, "Pushing a blob in chunks": both ends, and no unit.
+        HeaderValue::from_str(&format!("{}-{}", range.start, range.end - 1)).ok()
+    });
+    Question {
+        carried: Carried::Stream(stream),
+        content_type: Some(OCTETS),
+        content_range: range,
+        ..push(Kind::UploadBody, method, path, repository)
+    }
+}
+
+impl Shared {
+    /// What an answer that is no success says to a push.
+    async fn refusal(&self, answer: Answer) -> UpstreamError {
+        let status = answer.status();
+        if !status.is_client_error() {
+            answer.discard().await;
+            return UpstreamError::Wrong(Wrong::Status(status.as_u16()));
+        }
+        let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
+        UpstreamError::Told(told(status, &body, &self.names()))
+    }
+
+    /// Where the registry says that an upload goes on, if it says so. It may name itself, or where it is
+    /// reached, or no host; the next request goes where this one went.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Wrong`] for another host, and for what is no address.
+    fn upload_place(&self, headers: &HeaderMap) -> Result<Option<UploadPlace>, UpstreamError> {
+        let mut places = headers.get_all(header::LOCATION).iter();
+        let place = match (places.next(), places.next()) {
+            (None, _) => return Ok(None),
+            (Some(place), None) => place,
+            (Some(_), Some(_)) => return Err(UpstreamError::Wrong(Wrong::Malformed)),
+        };
+        let uri = place.to_str().ok().and_then(|place| place.parse().ok());
+        let uri: Uri = uri.ok_or(UpstreamError::Wrong(Wrong::Malformed))?;
+        if uri.authority().is_some() && !self.is_own(&uri) {
+            return Err(UpstreamError::Wrong(Wrong::UploadElsewhere));
+        }
+        // Two slashes begin the name of a host (RFC 3986, 4.2).
+        let is_path =
+            |path: &&PathAndQuery| path.path().starts_with('/') && !path.path().starts_with("//");
+        let path = uri.path_and_query().filter(is_path);
+        let path = path.ok_or(UpstreamError::Wrong(Wrong::Malformed))?;
+        Ok(Some(UploadPlace(path.clone())))
+    }
+
+    /// True for the registry's own name and for where it is reached, whichever scheme goes with it: a
+    /// registry behind a balancer that ends TLS often names `http`.
+    fn is_own(&self, uri: &Uri) -> bool {
+        let Some(named) = Origin::of(uri) else {
+            return false;
+        };
+        let own = format!("https://{}/", self.registry.authority());
+        let own = own.parse::<Uri>().ok().and_then(|own| Origin::of(&own));
+        let homes = own.into_iter().chain(Origin::of(&self.base));
+        homes.into_iter().any(|home| {
+            let is_usual = named.has_default_port() && home.has_default_port();
+            named.host() == home.host() && (named.port() == home.port() || is_usual)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Auth, Registry, UpstreamMetrics, UpstreamOptions};
+    use super::*;
+
+    fn place(location: &str) -> Result<String, UpstreamError> {
+        let registry = Registry::parse("registry.upstream.test").unwrap();
+        let mut options = UpstreamOptions::new("test", registry, Auth::Anonymous);
+        options.endpoint = Some("http://127.0.0.1:5000".parse().unwrap());
+        let upstream = Upstream::new(options, &UpstreamMetrics::default()).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::LOCATION, location.parse().unwrap());
+        let place = upstream.shared.upload_place(&headers)?;
+        Ok(place.unwrap().0.to_string())
+    }
+
+    #[test]
+    fn u25_a_session_goes_on_at_the_registry_and_nowhere_else() {
+        for (location, path) in [
+            (
+                "/v2/a/blobs/uploads/1?_state=x%3D",
+                "/v2/a/blobs/uploads/1?_state=x%3D",
+            ),
+            ("https://registry.upstream.test/v2/a/b?x=y", "/v2/a/b?x=y"),
+            ("https://Registry.Upstream.Test:443/v2/a", "/v2/a"),
+            ("http://registry.upstream.test/v2/a", "/v2/a"),
+            ("http://127.0.0.1:5000/v2/a", "/v2/a"),
+        ] {
+            assert_eq!(place(location).as_deref(), Ok(path), "{location}");
+        }
+        for location in [
+            "https://evil.test/v2/a",
+            "//evil.test/v2/a",
+            "https://registry.upstream.test.evil.test/v2/a",
+            "https://registry.upstream.test:8443/v2/a",
+            "http://127.0.0.1:5001/v2/a",
+            "https://user@registry.upstream.test/v2/a",
+            "ftp://registry.upstream.test/v2/a",
+            "uploads/1",
+            "",
+        ] {
+            assert!(
+                matches!(place(location), Err(UpstreamError::Wrong(_))),
+                "{location}"
+            );
+        }
+    }
+}

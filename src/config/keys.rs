@@ -15,13 +15,11 @@ pub(super) enum Shape {
     BoolOrList,
 }
 
-/// A known key: its section, its name, its shape, and when it is read.
+/// A known key: its section, its name, its shape.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
     pub(super) path: &'static str,
     pub(super) shape: Shape,
-    /// Read at start only: another value waits for the next one.
-    pub(super) is_fixed: bool,
 }
 
 impl Key {
@@ -75,31 +73,17 @@ pub(super) fn is_array(section: &str) -> bool {
     self::section(section).is_some_and(|(_, written)| written.starts_with("[["))
 }
 
-/// One that is read again while the proxy runs.
 const fn key(path: &'static str, shape: Shape) -> Key {
-    Key {
-        path,
-        shape,
-        is_fixed: false,
-    }
-}
-
-/// One that is read at start only.
-const fn fixed(path: &'static str, shape: Shape) -> Key {
-    Key {
-        path,
-        shape,
-        is_fixed: true,
-    }
+    Key { path, shape }
 }
 
 /// Every key of this release.
 pub(super) const KEYS: &[Key] = &[
-    fixed("server.listen", Shape::List),
+    key("server.listen", Shape::List),
     key("server.domains", Shape::List),
-    fixed("server.state_dir", Shape::Text),
-    fixed("server.admin", Shape::Text),
-    fixed("server.admin_socket", Shape::Text),
+    key("server.state_dir", Shape::Text),
+    key("server.admin", Shape::Text),
+    key("server.admin_socket", Shape::Text),
     key("server.trusted_proxies", Shape::List),
     key("server.drain_timeout", Shape::Text),
     key("tls.cert", Shape::Text),
@@ -108,69 +92,70 @@ pub(super) const KEYS: &[Key] = &[
     key("tls.client_user", Shape::Text),
     key("tls.pair.cert", Shape::Text),
     key("tls.pair.key", Shape::Text),
-    fixed("tls.acme.directory", Shape::Text),
-    fixed("tls.acme.email", Shape::Text),
-    fixed("tls.acme.challenge", Shape::Text),
-    fixed("tls.acme.http_listen", Shape::Text),
-    fixed("tls.acme.ca", Shape::Text),
-    fixed("cache.dir", Shape::Text),
-    fixed("cache.max_size", Shape::TextOrNumber),
-    fixed("cache.min_free", Shape::TextOrNumber),
-    fixed("cache.tag_ttl", Shape::Text),
-    fixed("cache.tag_wait", Shape::Text),
-    fixed("cache.stale_if_error", Shape::Text),
-    fixed("cache.immutable_tags", Shape::BoolOrList),
-    fixed("cache.offline", Shape::Bool),
-    fixed("cache.absent_ttl", Shape::Text),
-    fixed("cache.record_ttl", Shape::Text),
-    fixed("cache.max_manifest_size", Shape::TextOrNumber),
-    fixed("cache.max_upstream_bandwidth", Shape::Text),
-    fixed("cache.prefetch", Shape::Text),
-    fixed("cache.pins", Shape::List),
+    key("tls.acme.directory", Shape::Text),
+    key("tls.acme.email", Shape::Text),
+    key("tls.acme.challenge", Shape::Text),
+    key("tls.acme.http_listen", Shape::Text),
+    key("tls.acme.ca", Shape::Text),
+    key("cache.dir", Shape::Text),
+    key("cache.max_size", Shape::TextOrNumber),
+    key("cache.min_free", Shape::TextOrNumber),
+    key("cache.tag_ttl", Shape::Text),
+    key("cache.tag_wait", Shape::Text),
+    key("cache.stale_if_error", Shape::Text),
+    key("cache.immutable_tags", Shape::BoolOrList),
+    key("cache.offline", Shape::Bool),
+    key("cache.absent_ttl", Shape::Text),
+    key("cache.record_ttl", Shape::Text),
+    key("cache.max_manifest_size", Shape::TextOrNumber),
+    key("cache.max_upstream_bandwidth", Shape::Text),
+    key("cache.prefetch", Shape::Text),
+    key("cache.pins", Shape::List),
     key("access.users", Shape::Text),
     key("access.anonymous", Shape::Text),
     key("access.anonymous_networks", Shape::List),
-    fixed("access.aws_tokens", Shape::Bool),
+    key("access.aws_tokens", Shape::Bool),
     key("access.rule.users", Shape::List),
     key("access.rule.domains", Shape::List),
     key("access.rule.upstreams", Shape::List),
     key("access.rule.networks", Shape::List),
     key("access.rule.repositories", Shape::List),
     key("access.rule.actions", Shape::List),
-    fixed("upstream.name", Shape::Text),
-    fixed("upstream.registry", Shape::Text),
-    fixed("upstream.auth", Shape::Text),
-    fixed("upstream.username", Shape::Text),
-    fixed("upstream.password_file", Shape::Text),
-    fixed("upstream.profile", Shape::Text),
-    fixed("upstream.role_arn", Shape::Text),
-    fixed("upstream.external_id", Shape::Text),
-    fixed("upstream.role_session_name", Shape::Text),
-    fixed("upstream.requests_per_second", Shape::List),
-    fixed("upstream.endpoint", Shape::Text),
-    fixed("upstream.endpoint_tls_name", Shape::Text),
-    fixed("upstream.ca", Shape::Text),
-    fixed("upstream.redirect_hosts", Shape::List),
-    fixed("upstream.tag_ttl", Shape::Text),
-    fixed("upstream.stale_if_error", Shape::Text),
-    fixed("upstream.immutable_tags", Shape::BoolOrList),
-    fixed("upstream.offline", Shape::Bool),
-    fixed("upstream.trust_manifests", Shape::Bool),
-    fixed("upstream.max_upstream_bandwidth", Shape::Text),
-    fixed("route.domain", Shape::Text),
-    fixed("route.ns", Shape::Text),
-    fixed("route.repository", Shape::Text),
-    fixed("route.upstream", Shape::Text),
-    fixed("route.strip_prefix", Shape::Text),
-    fixed("route.add_prefix", Shape::Text),
-    fixed("route.tag_ttl", Shape::Text),
-    fixed("route.stale_if_error", Shape::Text),
-    fixed("route.immutable_tags", Shape::BoolOrList),
-    fixed("route.offline", Shape::Bool),
-    fixed("warm.images", Shape::List),
-    fixed("warm.every", Shape::Text),
-    fixed("warm.platforms", Shape::List),
-    fixed("warm.referrers", Shape::Bool),
+    key("upstream.name", Shape::Text),
+    key("upstream.registry", Shape::Text),
+    key("upstream.auth", Shape::Text),
+    key("upstream.username", Shape::Text),
+    key("upstream.password_file", Shape::Text),
+    key("upstream.profile", Shape::Text),
+    key("upstream.role_arn", Shape::Text),
+    key("upstream.external_id", Shape::Text),
+    key("upstream.role_session_name", Shape::Text),
+    key("upstream.requests_per_second", Shape::List),
+    key("upstream.endpoint", Shape::Text),
+    key("upstream.endpoint_tls_name", Shape::Text),
+    key("upstream.ca", Shape::Text),
+    key("upstream.redirect_hosts", Shape::List),
+    key("upstream.fallback", Shape::List),
+    key("upstream.tag_ttl", Shape::Text),
+    key("upstream.stale_if_error", Shape::Text),
+    key("upstream.immutable_tags", Shape::BoolOrList),
+    key("upstream.offline", Shape::Bool),
+    key("upstream.trust_manifests", Shape::Bool),
+    key("upstream.max_upstream_bandwidth", Shape::Text),
+    key("route.domain", Shape::Text),
+    key("route.ns", Shape::Text),
+    key("route.repository", Shape::Text),
+    key("route.upstream", Shape::Text),
+    key("route.strip_prefix", Shape::Text),
+    key("route.add_prefix", Shape::Text),
+    key("route.tag_ttl", Shape::Text),
+    key("route.stale_if_error", Shape::Text),
+    key("route.immutable_tags", Shape::BoolOrList),
+    key("route.offline", Shape::Bool),
+    key("warm.images", Shape::List),
+    key("warm.every", Shape::Text),
+    key("warm.platforms", Shape::List),
+    key("warm.referrers", Shape::Bool),
 ];
 
 /// The key called `name` in `section`.
@@ -180,9 +165,24 @@ pub(super) fn find(section: &str, name: &str) -> Option<Key> {
         .find(|key| key.section() == section && key.name() == name)
 }
 
+/// What is read at start only, so that another value waits for the next one: keys, and whole sections.
+const FIXED: &[&str] = &[
+    "server.listen",
+    "server.state_dir",
+    "server.admin",
+    "server.admin_socket",
+    "tls.acme",
+    "cache",
+    "access.aws_tokens",
+    "upstream",
+    "route",
+    "warm",
+];
+
 /// Whether a known key is read at start only.
 pub(super) fn is_fixed(path: &str) -> bool {
-    KEYS.iter().any(|key| key.path == path && key.is_fixed)
+    let section = path.rsplit_once('.').map_or("", |(section, _)| section);
+    FIXED.contains(&path) || FIXED.contains(&section)
 }
 
 /// The section nearest to one that does not exist, as it is written.
@@ -246,6 +246,24 @@ mod tests {
             nearest_variable("ECR_PROXY_CACHE_MAXSIZE"),
             "ECR_PROXY_CACHE_MAX_SIZE"
         );
+    }
+
+    #[test]
+    fn what_is_fixed_is_a_key_or_a_section() {
+        for path in FIXED {
+            let is_key = KEYS.iter().any(|key| key.path == *path);
+            assert!(is_key || section(path).is_some(), "{path}");
+        }
+        for (path, expected) in [
+            ("server.listen", true),
+            ("server.domains", false),
+            ("tls.acme.email", true),
+            ("tls.cert", false),
+            ("upstream.registry", true),
+            ("access.rule.users", false),
+        ] {
+            assert_eq!(is_fixed(path), expected, "{path}");
+        }
     }
 
     #[test]

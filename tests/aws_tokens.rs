@@ -440,3 +440,27 @@ fn sha256(bytes: &[u8]) -> String {
     let sum = sha2::Sha256::digest(bytes);
     sum.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_shown_to_no_registry_but_ecr() {
+    let (simulator, _) = simulator().await;
+    let elsewhere = Simulator::builder().start().await.expect("a simulator");
+    let another = format!(
+        "name = 'hub'\nregistry = 'registry.upstream.test'\nauth = 'anonymous'\nendpoint = '{}'",
+        elsewhere.endpoint()
+    );
+    let proxy = with_tokens(&simulator)
+        .another_upstream(another.parse().expect("a table"))
+        .route([("repository", "hub/**"), ("upstream", "hub")])
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let client = bearer(&proxy, &token(&simulator, FULL_ACCESS_KEY));
+    assert_eq!(client.get(&manifest()).await.status, 200);
+    for path in ["manifests/v1", "tags/list", "blobs/uploads/"] {
+        let path = format!("/v2/hub/app/{path}");
+        assert_refused(&client.get(&path).await, 403, "DENIED");
+        assert_eq!(client.ask("POST", &path, &[]).await.status, 403, "{path}");
+    }
+    let asked = elsewhere.journal().snapshot();
+    assert!(asked.is_empty(), "{asked:?}");
+}

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use rustls::pki_types::CertificateDer;
 
 use super::chain;
 use crate::access::Certified;
@@ -131,10 +130,8 @@ fn prepared(
 
 /// Names clients by this part of their certificates.
 fn name_by(user: ClientUser) -> NameClient {
-    Arc::new(
-        move |certificate: &CertificateDer<'_>| match user.of(certificate) {
-            Some((name, until)) => (name.map(Arc::from), until),
-            None => (None, SystemTime::UNIX_EPOCH),
-        },
-    )
+    Arc::new(move |certificate| match user.of(certificate) {
+        Some((name, until)) => (name.map(Arc::from), until),
+        None => (None, SystemTime::UNIX_EPOCH),
+    })
 }

@@ -1,10 +1,11 @@
 //! containerd pulls and runs an image by the owner's own name, told by a `hosts.toml` whom to trust;
-//! a second pull needs no upstream.
+//! a second pull needs no upstream. Where the proxy knows it by a certificate, `hosts.toml` has that, too.
 
 mod support;
 
-use support::image::GREETING;
-use support::{Sandbox, Scene};
+use support::image::{GREETING, REPOSITORY, TAG};
+use support::pki::Leaf;
+use support::{Pki, Sandbox, Scene};
 
 /// A containerd of the sandbox's own; without the part that serves kubelets, which wants networks.
 fn start_containerd(sandbox: &Sandbox) {
@@ -41,19 +42,27 @@ fn ctr(sandbox: &Sandbox, arguments: &[&str]) -> String {
     )
 }
 
-/// Writes `hosts.toml` for the proxy and the CA beside it, as `client-config containerd` prints it.
-fn trust(scene: &Scene) {
+/// Writes `hosts.toml` for the proxy and the CA beside it, as `client-config containerd` prints it; and with
+/// it the certificate that containerd is to show, if it has one.
+fn trust(scene: &Scene, own: Option<&Leaf>) {
     let host = scene.host();
     let folder = scene.sandbox.path("hosts").join(&host);
     let ca = folder.join("ca.crt");
     scene.sandbox.trust(&scene.proxy.pki().ca(), &ca);
-    let hosts = format!(
+    let mut hosts = format!(
         "server = \"https://{host}\"\n\n\
          [host.\"https://{host}\"]\n\
          capabilities = [\"pull\", \"resolve\"]\n\
          ca = {:?}\n",
         ca.to_string_lossy()
     );
+    if let Some(leaf) = own {
+        let (certificate, key) = (folder.join("client.cert"), folder.join("client.key"));
+        scene.sandbox.write(&certificate, &leaf.certificate);
+        scene.sandbox.write(&key, &leaf.key);
+        let (certificate, key) = (certificate.to_string_lossy(), key.to_string_lossy());
+        hosts += &format!("client = [[{certificate:?}, {key:?}]]\n");
+    }
     scene.sandbox.write(&folder.join("hosts.toml"), hosts);
 }
 
@@ -95,7 +104,7 @@ async fn story(mut scene: Scene) {
     ];
     scene.sandbox.must_fail("x509", "ctr", pull);
 
-    trust(&scene);
+    trust(&scene, None);
     pull_and_run(&scene, "first");
     ctr(&scene.sandbox, &["images", "rm", "--sync", &reference]);
     assert_eq!(ctr(&scene.sandbox, &["content", "ls", "--quiet"]), "");
@@ -112,4 +121,53 @@ async fn containerd_runs_an_image_from_ecr_and_again_with_ecr_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_runs_an_image_from_docker_registry_and_again_with_it_gone() {
     story(Scene::docker_registry().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_is_known_by_its_certificate_and_pulls_what_that_user_may() {
+    let clients = Pki::new(["unused.test"]);
+    let scene = Scene::simulator_with(|proxy| {
+        proxy
+            .client_ca(&clients.ca())
+            .rule("users = ['node-7']\nrepositories = ['team/**']\nactions = ['pull']")
+    });
+    let scene = scene.await;
+    start_containerd(&scene.sandbox);
+    let socket = scene.sandbox.path("containerd.sock");
+    let socket = socket.to_string_lossy();
+    let hosts = scene.sandbox.path("hosts");
+    let hosts = hosts.to_string_lossy();
+    let refused = |told: &str, reference: &str| {
+        let own = [
+            "--address",
+            &socket,
+            "images",
+            "pull",
+            "--hosts-dir",
+            &hosts,
+        ];
+        let words = own.into_iter().chain([reference]);
+        scene.sandbox.must_fail(told, "ctr", words);
+    };
+    trust(&scene, None);
+    refused("401 Unauthorized", &scene.reference());
+    trust(&scene, Some(&clients.issue_client("node-8", &[])));
+    refused("403 Forbidden", &scene.reference());
+    trust(
+        &scene,
+        Some(&Pki::new(["unused.test"]).issue_client("node-7", &[])),
+    );
+    refused("tls", &scene.reference());
+
+    trust(&scene, Some(&clients.issue_client("node-7", &[])));
+    pull_and_run(&scene, "known");
+    refused(
+        "403 Forbidden",
+        &format!("{}/other/app:{TAG}", scene.host()),
+    );
+    let told = scene.proxy.log_until("who pulled", |event| {
+        event.line.contains("\"client.user\":\"node-7\"") && event.line.contains(REPOSITORY)
+    });
+    told.await;
+    scene.assert_promises().await;
 }

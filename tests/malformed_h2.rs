@@ -465,3 +465,47 @@ async fn p20_what_is_only_odd_is_served() {
     assert_eq!(raw.verdict(1).await, Verdict::Answered(200));
     rig.is_unharmed().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l12_beyond_what_the_proxy_says_it_takes_it_takes_nothing() {
+    const STREAMS: u32 = 128;
+    /// `REFUSED_STREAM` (RFC 9113, 7).
+    const REFUSED: u32 = 7;
+    let rig = Rig::start().await;
+    // Nothing of an answer's body is taken, so the streams stay.
+    let mut raw = Raw::connect(&rig.proxy.tls_client(), &[(4, 0)]).await;
+    let said = loop {
+        let frame = raw.frame().await.expect("settings");
+        if frame.kind == SETTINGS && !frame.payload.is_empty() {
+            break frame.payload;
+        }
+    };
+    // Streams at once, a stream's window, and the size of a head (6.5.2).
+    for (name, value) in [(3, STREAMS), (4, 1 << 20), (6, 32 << 10)] {
+        let setting = [&u16::to_be_bytes(name)[..], &value.to_be_bytes()].concat();
+        assert!(
+            said.chunks(6).any(|each| each == setting),
+            "{name}: {said:?}"
+        );
+    }
+    for number in 0..=STREAMS {
+        raw.send(get(2 * number + 1, &rig.path))
+            .await
+            .expect("sent");
+    }
+    let last = 2 * STREAMS + 1;
+    assert_eq!(raw.verdict(last).await, Verdict::Reset(REFUSED));
+
+    // A head of 40 KB.
+    let mut large = frame(HEADERS, END_STREAM, 1, &request("GET", &rig.path));
+    for part in 0..4 {
+        let flags = if part == 3 { END_HEADERS } else { 0 };
+        let fields = field("x", &[b'y'; 100]).repeat(97);
+        large.extend(frame(CONTINUATION, flags, 1, &fields));
+    }
+    let verdict = rig.verdict(&large, 1).await;
+    assert!(
+        verdict.is_error() || verdict == Verdict::Answered(431),
+        "{verdict:?}"
+    );
+}

@@ -281,7 +281,7 @@ async fn s14_signed_addresses_are_told_nowhere_however_a_blob_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn s15_only_headers_of_the_registry_api_come_back() {
+async fn s13_s15_only_headers_of_the_registry_api_come_back() {
     let (simulator, _) = simulator().await;
     let spec = ImageSpec::generated(7, [100_000]);
     let pushed = simulator.push_image(REPOSITORY, "headers", spec);

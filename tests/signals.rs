@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use ecr_proxy::simulator::{Listener, Outage, PushedImage, Simulator, TokenReply};
+use ecr_proxy::simulator::{FULL_ACCESS_KEY, Listener, Outage, PushedImage, Simulator, TokenReply};
 use support::blobs::{metric, until};
 use support::image::{REPOSITORY, TAG};
 use support::{Answer, Client, DOMAIN, Event, Proxy, image, within};
@@ -166,6 +166,105 @@ async fn s17_what_a_client_writes_forges_no_log_line() {
         assert!(!event.message().is_empty(), "no event: {}", event.line);
         assert_ne!(event.message(), "forged");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s18_what_a_client_writes_forges_no_header() {
+    let (simulator, image) = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
+        .start();
+    let digest = &image.top.digest;
+    let evil = [
+        "%0d%0aX-Evil:1",
+        "%0a%20X-Evil:1",
+        "%00",
+        "%ff%fe",
+        "%c2%85X-Evil:1",
+        "%22%3e,%3cx",
+    ];
+    let raw = [
+        &b"\xffX-Evil:1"[..],
+        b"\xc2\x85X-Evil:1",
+        b"\x0bX-Evil:1",
+        b"\x00",
+        b"\rX-Evil:1",
+    ];
+    let evil = evil.into_iter().map(str::as_bytes).chain(raw);
+    let mut asked = 0;
+    for evil in evil {
+        let at = |before: &str, after: &str| {
+            [
+                before.as_bytes(),
+                evil,
+                after.as_bytes(),
+                b" HTTP/1.1\r\nHost: ",
+            ]
+            .concat()
+        };
+        let own = [DOMAIN.as_bytes(), b"\r\n"].concat();
+        let in_header = |before: &str| {
+            let host = format!("GET /v2/ HTTP/1.1\r\nHost: {DOMAIN}\r\n{before}");
+            [host.as_bytes(), evil, b"\r\n"].concat()
+        };
+        let in_target = |before: &str, after: &str| [at(before, after), own.clone()].concat();
+        let base = format!("GET /v2/{REPOSITORY}");
+        for (must_be_refused, request) in [
+            (true, in_target(&format!("{base}/manifests/v1"), "")),
+            (true, in_target("GET /v2/team/app", "/manifests/v1")),
+            (true, in_target(&format!("{base}/blobs/{digest}"), "")),
+            (true, in_target(&format!("{base}/blobs/uploads/"), "")),
+            (false, in_target(&format!("{base}/tags/list?n=1&last="), "")),
+            (false, in_target(&format!("{base}/tags/list?n="), "&last=a")),
+            (
+                false,
+                in_target(&format!("{base}/referrers/{digest}?artifactType="), ""),
+            ),
+            (false, in_target(&format!("{base}/manifests/v1?ns="), "")),
+            (
+                false,
+                in_target(&format!("POST /v2/{REPOSITORY}/blobs/uploads/?mount="), ""),
+            ),
+            (true, [at("GET /v2/", ""), own.clone()].concat()),
+            (
+                true,
+                [b"GET /v2/ HTTP/1.1\r\nHost: ", evil, b"\r\n"].concat(),
+            ),
+            (false, in_header("Authorization: Basic ")),
+            (false, in_header("User-Agent: ")),
+            (false, in_header("X-Request-Id: ")),
+            (false, in_header(&format!("If-None-Match: \"{digest}\""))),
+            (false, in_header("Range: bytes=0-")),
+        ] {
+            let shown = String::from_utf8_lossy(&request).into_owned();
+            let mut connection = proxy.client().connect().await;
+            let request = [&request[..], b"Connection: close\r\n\r\n"].concat();
+            connection.send(request).await.expect("send");
+            let head = connection.head().await.expect("a head");
+            let (body, clean) = connection.body("GET", &head).await;
+            let (rest, _) = connection.until_closed().await;
+            assert!(clean && rest.is_empty(), "{shown}: {head:?} {rest:?}");
+            assert!(head.status < 500, "{shown}: {}", head.status);
+            assert!(
+                !must_be_refused || (400..500).contains(&head.status),
+                "{shown}: {}",
+                head.status
+            );
+            for (name, value) in &head.headers {
+                assert!(!name.eq_ignore_ascii_case("x-evil"), "{shown}: {head:?}");
+                let is_plain = value.bytes().all(|b| (b' '..0x7f).contains(&b));
+                assert!(is_plain, "{shown}: {name}: {value:?}");
+            }
+            assert_eq!(head.header_values("x-request-id").len(), 1, "{shown}");
+            if head.status >= 400 {
+                serde_json::from_slice::<serde_json::Value>(&body).expect("an error of the API");
+            }
+            asked += 1;
+        }
+    }
+    assert_eq!(metric(&proxy, "ecr_proxy_panics_total", &[]).await, 0.0);
+    assert!(asked > 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]

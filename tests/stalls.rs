@@ -77,7 +77,7 @@ async fn rig() -> Rig {
     let store = Store::open(options, CacheMetrics::default()).expect("a store");
     let fills = Fills::new(
         store.clone(),
-        upstream,
+        upstream.into(),
         BufferPool::new(256 * 1024, 16),
         Clock::system(),
         FillOptions {

@@ -78,6 +78,76 @@ async fn s19_an_unknown_user_is_answered_like_a_known_one_at_the_same_cost() {
     assert_eq!(answers.len(), 1, "{answers:#?}");
 }
 
+/// How likely one drawn from `these` is larger than one drawn from `those`: a half where they cannot be told
+/// apart (the rank statistic of Mann and Whitney, as a share of all pairs).
+fn rank(these: &[Duration], those: &[Duration]) -> f64 {
+    let mut sorted = those.to_vec();
+    sorted.sort_unstable();
+    let below = |this: &Duration| {
+        let smaller = sorted.partition_point(|that| that < this);
+        let equal = sorted.partition_point(|that| that <= this) - smaller;
+        smaller as f64 + equal as f64 / 2.0
+    };
+    let sum: f64 = these.iter().map(below).sum();
+    sum / (these.len() * those.len()) as f64
+}
+
+/// The hashes of the file are of the least cost: little covers up what else a login does. What the machine does
+/// besides goes under in more of them, and a difference that is there comes out.
+#[tokio::test(flavor = "multi_thread")]
+async fn s19_a_thousand_logins_each_do_not_tell_known_users_from_unknown_ones() {
+    const LOGINS: usize = 1000;
+    const ROUNDS: usize = 5;
+    let hash = |password| bcrypt::hash(password, 4).expect("a hash");
+    let lines: Vec<_> = (0..20)
+        .map(|n| format!("user{n}:{}\n", hash(PASSWORD)))
+        .collect();
+    let (_simulator, builder) = before(&lines.concat()).await;
+    let proxy = builder.start();
+    let mut connection = Connection::plain(proxy.http()).await;
+    let mut login = async |user: &str, password: &str| {
+        let authorization = basic(user, password);
+        let headers = [("authorization", authorization.as_str())];
+        let began = Instant::now();
+        let sent = connection.request("GET", "/v2/", &headers).await;
+        sent.expect("sent");
+        let answer = connection.answer("GET").await.expect("an answer");
+        assert_eq!(answer.status, 401);
+        began.elapsed()
+    };
+    let mut order = fastrand::Rng::with_seed(19);
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    let mut seen = Vec::new();
+    for round in 1..=ROUNDS {
+        for n in 0..LOGINS {
+            // Side by side, and neither always first.
+            let mut pair = [("user", &mut known), ("resu", &mut unknown)];
+            if order.bool() {
+                pair.reverse();
+            }
+            for (name, times) in pair {
+                let guess = format!("guess {round} {n}");
+                times.push(login(&format!("{name}{}", n % 20), &guess).await);
+            }
+        }
+        let checks = metric(&proxy, CHECKS, &[]).await;
+        assert_eq!(checks, (2 * LOGINS * round) as f64);
+        // Of equal distributions it is off by more than 0.04 in one first round of five hundred.
+        let rank = rank(&known, &unknown);
+        let ratio = median(&mut known) / median(&mut unknown);
+        seen.push((rank, ratio));
+        if (rank - 0.5).abs() < 0.04 && (0.95..1.05).contains(&ratio) {
+            return;
+        }
+    }
+    panic!("known users are told from unknown ones: rank and ratio of medians {seen:?}");
+}
+
+fn median(times: &mut [Duration]) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64()
+}
+
 /// A login on a connection from this address of loopback.
 async fn login_from(address: Ipv4Addr, to: SocketAddr, authorization: &str) -> u16 {
     let socket = TcpSocket::new_v4().expect("a socket");

@@ -114,9 +114,10 @@ impl Passwords {
         let users = self.users.load();
         let known = users.hash(&credentials.user);
         // Another user's hash costs what a real check costs, whatever costs the file has. Which one
-        // depends on the name and the secret key alone, so it cannot be averaged out.
-        let other = || users.any_hash(self.pick(&credentials.user));
-        let Some(hash) = known.or_else(other) else {
+        // depends on the name and the secret key alone, so it cannot be averaged out; and it is looked for
+        // in either case, so that looking tells nothing.
+        let other = users.any_hash(self.pick(&credentials.user));
+        let Some(hash) = known.or(other) else {
             return Ok(false);
         };
         let key = self.key_of(&credentials, known.is_some(), hash);

@@ -23,7 +23,8 @@ const MAX_FILE_BYTES: u64 = 8 << 20;
 /// Named users and their password hashes.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Users {
-    hashes: BTreeMap<String, String>,
+    /// By name, in the order of names: any of them is found as fast as another.
+    hashes: Vec<(String, String)>,
 }
 
 /// What is wrong with one line of a user file. Never holds the hash.
@@ -95,7 +96,9 @@ impl Users {
             }
         }
         if faults.is_empty() {
-            Ok(Self { hashes })
+            Ok(Self {
+                hashes: hashes.into_iter().collect(),
+            })
         } else {
             Err(ParseUsersError(faults))
         }
@@ -108,7 +111,7 @@ impl Users {
 
     /// Whether somebody of this name is in it.
     pub fn contains(&self, name: &str) -> bool {
-        self.hashes.contains_key(name)
+        self.hash(name).is_some()
     }
 
     /// How many users are in it.
@@ -117,14 +120,18 @@ impl Users {
     }
 
     pub(super) fn hash(&self, name: &str) -> Option<&str> {
-        self.hashes.get(name).map(String::as_str)
+        let named = self
+            .hashes
+            .binary_search_by(|(user, _)| user.as_str().cmp(name));
+        let (_, hash) = self.hashes.get(named.ok()?)?;
+        Some(hash)
     }
 
     /// The hash of some user, the same one for the same `pick`; `None` if there are no users.
     pub(super) fn any_hash(&self, pick: u64) -> Option<&str> {
         let count = u64::try_from(self.hashes.len()).ok()?;
         let index = usize::try_from(pick.checked_rem(count)?).ok()?;
-        self.hashes.values().nth(index).map(String::as_str)
+        self.hashes.get(index).map(|(_, hash)| hash.as_str())
     }
 }
 
@@ -166,7 +173,8 @@ fn parse_line(line: &str) -> Result<(&str, &str), String> {
 
 impl fmt::Debug for Users {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.hashes.keys()).finish()
+        let names = self.hashes.iter().map(|(name, _)| name);
+        f.debug_set().entries(names).finish()
     }
 }
 

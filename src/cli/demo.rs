@@ -181,20 +181,22 @@ async fn serve(
     simulator: &Simulator,
     metrics: Metrics,
 ) -> Result<Service, Failure> {
-    let mut upstream = config
+    let mut upstreams = config
         .upstream_options()
         .map_err(|error| Failure::Failed(chain(&error)))?;
-    let endpoint = simulator.endpoint().parse();
-    upstream.endpoint = Some(endpoint.map_err(|_| Failure::Failed("no endpoint".to_owned()))?);
-    upstream.auth = Auth::Aws(AwsOptions {
-        keys: Some(StaticKeys {
-            access_key_id: FULL_ACCESS_KEY.to_owned(),
-            secret_access_key: Secret::new("simulated"),
-        }),
-        api_endpoint: Some(simulator.api_endpoint()),
-        ..AwsOptions::default()
-    });
-    Service::bind(config, upstream, metrics).await
+    for upstream in &mut upstreams {
+        let endpoint = simulator.endpoint().parse();
+        upstream.endpoint = Some(endpoint.map_err(|_| Failure::Failed("no endpoint".to_owned()))?);
+        upstream.auth = Auth::Aws(AwsOptions {
+            keys: Some(StaticKeys {
+                access_key_id: FULL_ACCESS_KEY.to_owned(),
+                secret_access_key: Secret::new("simulated"),
+            }),
+            api_endpoint: Some(simulator.api_endpoint()),
+            ..AwsOptions::default()
+        });
+    }
+    Service::bind(config, upstreams, metrics).await
 }
 
 fn puller(service: &Service) -> Result<Puller, Failure> {

@@ -39,10 +39,16 @@ pub(super) fn readiness(
             what,
             why: format!("what was in use stays since {}: {why}", time(since)),
         }));
-        degraded.extend(upstream_faults(&mechanisms.upstream).map(|why| Degraded {
-            what: "upstream",
-            why,
-        }));
+        let upstreams = mechanisms.upstreams.all();
+        for upstream in upstreams.iter() {
+            degraded.extend(upstream_faults(upstream).map(|why| Degraded {
+                what: "upstream",
+                why: match &upstreams[..] {
+                    [_] => why,
+                    _ => format!("{}: {why}", upstream.name()),
+                },
+            }));
+        }
         degraded.extend(mechanisms.fills.stale_tags().map(|stale| Degraded {
             what: "tags",
             why: format!(

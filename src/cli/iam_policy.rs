@@ -31,9 +31,11 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let config = args.settings.load(environment, Files::Ignored)?;
     let policy = policy(&config).ok_or_else(|| {
+        let registries = config.upstreams.iter();
+        let registries: Vec<String> = registries.map(|it| it.registry.to_string()).collect();
         Failure::Failed(format!(
-            "{} is not reached with AWS credentials: no policy is needed",
-            config.upstream.registry
+            "no AWS credentials are used for {}: no policy is needed",
+            registries.join(", ")
         ))
     })?;
     writeln!(out, "{policy:#}")?;
@@ -42,14 +44,18 @@ pub(super) fn run(
 
 /// The policy, if AWS credentials are used.
 fn policy(config: &Config) -> Option<Value> {
-    let Auth::Aws { .. } = config.upstream.auth else {
-        return None;
+    let upstreams = config.upstreams.iter();
+    let with_aws = upstreams.filter(|upstream| matches!(upstream.auth, Auth::Aws { .. }));
+    let mut arns: Vec<String> = with_aws
+        .filter_map(|upstream| upstream.registry.ecr())
+        .map(repositories)
+        .collect();
+    arns.dedup();
+    let resource = match &mut arns[..] {
+        [] => return None,
+        [only] => Value::from(std::mem::take(only)),
+        _ => Value::from(arns),
     };
-    let ecr = config.upstream.registry.ecr()?;
-    let partition = partition(ecr);
-    let EcrHost {
-        region, account, ..
-    } = ecr;
     Some(json!({
         "Version": "2012-10-17",
         "Statement": [
@@ -64,10 +70,19 @@ fn policy(config: &Config) -> Option<Value> {
                 "Sid": "Pull",
                 "Effect": "Allow",
                 "Action": PULL_ACTIONS,
-                "Resource": format!("arn:{partition}:ecr:{region}:{account}:repository/*"),
+                "Resource": resource,
             },
         ],
     }))
+}
+
+/// All repositories of a registry, as an ARN.
+fn repositories(ecr: &EcrHost) -> String {
+    let EcrHost {
+        region, account, ..
+    } = ecr;
+    let partition = partition(ecr);
+    format!("arn:{partition}:ecr:{region}:{account}:repository/*")
 }
 
 /// The partition in ARNs: told from the DNS suffix, and within `amazonaws.com` from the region.

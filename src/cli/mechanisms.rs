@@ -1,4 +1,4 @@
-//! The cache, the upstream and the gate between them, built from the configuration: for the proxy, and
+//! The cache, the upstreams and the gate between them, built from the configuration: for the proxy, and
 //! for commands that tend the cache of one that is stopped.
 
 use super::{Failure, chain};
@@ -11,7 +11,7 @@ use crate::jobs::operations::{self, AnswersNow, Names, Operations};
 use crate::jobs::warm::Warmer;
 use crate::jobs::{Healer, ScrubMetrics};
 use crate::telemetry::{FillMetrics, Metrics};
-use crate::upstream::{SetupError, Upstream, UpstreamMetrics, UpstreamOptions};
+use crate::upstream::{SetupError, Upstream, UpstreamMetrics, UpstreamOptions, Upstreams};
 
 /// Size of a read buffer, in bytes: with smaller ones the number of socket writes begins to cost, larger
 /// ones pin more memory for each slow reader.
@@ -42,12 +42,12 @@ impl From<BuildError> for Failure {
 #[derive(Clone)]
 pub(super) struct Mechanisms {
     pub(super) store: Store,
-    pub(super) upstream: Upstream,
+    pub(super) upstreams: Upstreams,
     pub(super) fills: Fills,
     /// One for all, so that what it fetches at once is bounded.
     pub(super) warmer: Warmer,
     pub(super) healer: Healer,
-    names: Names,
+    pub(super) names: Names,
     max_manifest_bytes: u64,
 }
 
@@ -58,7 +58,7 @@ impl Mechanisms {
     /// What cannot be built, and why.
     pub(super) fn build(
         config: &Config,
-        upstream: UpstreamOptions,
+        upstreams: Vec<UpstreamOptions>,
         metrics: &mut Metrics,
     ) -> Result<Self, BuildError> {
         let cache_metrics = CacheMetrics::default();
@@ -70,12 +70,14 @@ impl Mechanisms {
         let scrub_metrics = ScrubMetrics::default();
         scrub_metrics.register(metrics.registry());
         let store = Store::open(config.store_options(), cache_metrics)?;
-        let upstream = Upstream::new(upstream, &upstream_metrics)?;
-        let asked = upstream.clone();
-        store.when_cut_off(move || !asked.is_answering());
+        let each = upstreams.into_iter();
+        let each = each.map(|options| Upstream::new(options, &upstream_metrics));
+        let upstreams = Upstreams::new(each.collect::<Result<_, _>>()?);
+        let asked = upstreams.clone();
+        store.when_cut_off(move || !asked.are_answering());
         let fills = Fills::new(
             store.clone(),
-            upstream.clone(),
+            upstreams.clone(),
             BufferPool::new(READ_BUFFER_BYTES, READ_BUFFERS),
             Clock::system(),
             config.fill_options(),
@@ -85,7 +87,7 @@ impl Mechanisms {
         let healer = Healer::new(fills.clone(), store.clone(), scrub_metrics);
         Ok(Self {
             store,
-            upstream,
+            upstreams,
             fills,
             names: config.names(),
             warmer,

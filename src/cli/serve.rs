@@ -42,8 +42,8 @@ pub(super) fn run(
     super::runtime()?.block_on(async {
         let signals = Signals::watch()?;
         let hangups = hangups()?;
-        let upstream = config.upstream_options().map_err(|error| Failure::Failed(chain(&error)))?;
-        let service = Service::bind(&config, upstream, metrics).await?;
+        let upstreams = config.upstream_options().map_err(|error| Failure::Failed(chain(&error)))?;
+        let service = Service::bind(&config, upstreams, metrics).await?;
         let local_ca = service.local_ca();
         let text = start_text(
             &config,
@@ -102,7 +102,7 @@ fn announce(config: &Config) {
     let values: serde_json::Map<String, serde_json::Value> = config
         .effective()
         .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.into()))
+        .map(|(key, value)| (key, value.into()))
         .collect();
     let file = config.file.as_deref().map(Path::display);
     tracing::info!(

@@ -63,7 +63,7 @@ impl Service {
     /// What cannot be built, or bound, and why.
     pub(super) async fn bind(
         config: &Config,
-        upstream: UpstreamOptions,
+        upstreams: Vec<UpstreamOptions>,
         mut metrics: Metrics,
     ) -> Result<Self, Failure> {
         let request_metrics = Arc::new(RequestMetrics::default());
@@ -77,11 +77,11 @@ impl Service {
         let keeper = Keeper::open(config, certificate_metrics)?;
         let mut reload = Reload::new(reload_metrics);
         keeper.reload_by(&mut reload);
-        let mechanisms = Mechanisms::build(config, upstream, &mut metrics)?;
+        let mechanisms = Mechanisms::build(config, upstreams, &mut metrics)?;
         let mut access_options = config.access_options();
         access_options.metrics.register(metrics.registry());
         if config.access.aws_tokens {
-            let asked = AskedUpstream::new(vec![mechanisms.upstream.clone()]);
+            let asked = AskedUpstream::new(mechanisms.upstreams.clone());
             access_options.verdicts = Some(Arc::new(asked));
         }
         let access = Access::new(access_options)?;
@@ -101,9 +101,9 @@ impl Service {
         warm_metrics.register(metrics.registry());
         let proxy = Proxy::new(Parts {
             trusted_proxies: config.server.trusted_proxies.clone(),
-            domains: config.server.domains.clone(),
+            routes: Arc::clone(mechanisms.names.routes()),
             access,
-            upstream: mechanisms.upstream.clone(),
+            upstreams: mechanisms.upstreams.clone(),
             fills: mechanisms.fills.clone(),
             metrics: Arc::clone(&request_metrics),
             pulls,
@@ -118,9 +118,9 @@ impl Service {
             _ => None,
         };
         let operations = mechanisms.operations(Some(Box::new(move || answers(&request_metrics))));
-        let upstream = mechanisms.upstream.clone();
-        let name = config.upstream.name.clone();
-        let status = Status::new(operations.clone(), move || vec![state_of(&name, &upstream)]);
+        let upstreams = mechanisms.upstreams.clone();
+        let states = move || upstreams.all().iter().map(state_of).collect();
+        let status = Status::new(operations.clone(), states);
         let pages = Admin::new(metrics.finish(), readiness.clone(), status);
         let admin = match config.server.admin {
             None => None,
@@ -179,12 +179,12 @@ impl Service {
         let mut background = JoinSet::new();
         let Mechanisms {
             store,
-            upstream,
+            upstreams,
             fills,
             healer,
             ..
         } = self.mechanisms.clone();
-        background.spawn(async move { upstream.keep_token_fresh().await });
+        background.spawn(async move { upstreams.keep_tokens_fresh().await });
         background.spawn(self.reload.run(hangups));
         background.spawn(jobs::resume(fills.clone()));
         let options = ScrubOptions::default();
@@ -411,7 +411,7 @@ fn answers(metrics: &RequestMetrics) -> Answers {
 }
 
 /// How an upstream is, for the status page.
-fn state_of(name: &str, upstream: &Upstream) -> UpstreamState {
+fn state_of(upstream: &Upstream) -> UpstreamState {
     let outage = upstream.outage();
     let token = upstream.token_status();
     let trouble = |outage: Outage| Trouble {
@@ -419,7 +419,7 @@ fn state_of(name: &str, upstream: &Upstream) -> UpstreamState {
         reason: outage.cause.to_string(),
     };
     UpstreamState {
-        name: name.to_owned(),
+        name: upstream.name().to_string(),
         is_answering: outage.is_none(),
         outage: outage.map(trouble),
         storage_outage: upstream.storage_outage().map(trouble),

@@ -21,10 +21,12 @@ pub struct Bound<'a> {
 pub fn start_text(config: &Config, bound: &Bound<'_>) -> String {
     let hosts = clients::hosts(config, bound.listen);
     let names: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+    let registries = config.upstreams.iter();
+    let registries: Vec<String> = registries.map(|it| it.registry.to_string()).collect();
     let mut text = format!(
         "ecr-proxy {} serves {} as {}\n",
         env!("CARGO_PKG_VERSION"),
-        config.upstream.registry,
+        registries.join(", "),
         names.join(", ")
     );
     for listen in bound.listen {

@@ -199,10 +199,10 @@ async fn reach(config: &Config) -> Result<Reached, Failure> {
             Err(error) => Some(error),
         },
     };
-    let upstream = config
+    let upstreams = config
         .upstream_options()
         .map_err(|error| Failure::Failed(chain(&error)))?;
-    match Mechanisms::build(config, upstream, &mut Metrics::new()) {
+    match Mechanisms::build(config, upstreams, &mut Metrics::new()) {
         Ok(mechanisms) => Ok(Reached::Here(mechanisms.operations(None))),
         Err(BuildError::Store(error @ OpenError::InUse { .. })) => {
             let why = match (socket, refused) {

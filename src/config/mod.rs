@@ -7,6 +7,7 @@
 //!
 //! A `Config` holds paths of secrets, never secrets; hashes of the user file do not print.
 
+mod effective;
 mod faults;
 mod keys;
 mod parts;
@@ -32,7 +33,7 @@ use http::Uri;
 use crate::access::{Network, Rules, Users};
 use crate::cache::Pin;
 use crate::fill::TagPolicy;
-use crate::oci::{ImageName, Pattern, Platform};
+use crate::oci::{ImageName, NameRoute, Namespace, Pattern, Platform, RepositoryName};
 use crate::tls::{AcmeOptions, ClientUser, PairFiles};
 use crate::upstream::{HostPattern, Quotas, Rate, Registry, Role};
 
@@ -58,8 +59,8 @@ pub struct Config {
     pub cache: Cache,
     /// `[access]`.
     pub access: Access,
-    /// The one `[[upstream]]`.
-    pub upstream: Upstream,
+    /// Each `[[upstream]]`: at least one, and no two of one name.
+    pub upstreams: Vec<Upstream>,
     /// `[[route]]`, in the order of the file.
     pub routes: Vec<Route>,
     /// Each `[[warm]]`.
@@ -210,7 +211,7 @@ pub enum Anonymous {
     Pull,
 }
 
-/// `[[upstream]]`: the registry behind the proxy.
+/// `[[upstream]]`: a registry behind the proxy.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     /// Its name: a folder of the store and a label of metrics.
@@ -249,18 +250,51 @@ pub struct Freshness {
     pub offline: bool,
 }
 
-/// `[[route]]`: what differs for some repositories.
+/// `[[route]]`: where names lead, and how fresh what is there has to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Which ones.
-    pub repository: Pattern,
-    /// How fresh what they hold has to be; already defaulted from [`Upstream::freshness`].
+    /// Which names, and where.
+    pub names: NameRoute,
+    /// It says where names lead. One that says only how fresh things have to be leaves all names to the
+    /// one upstream.
+    pub leads: bool,
+    /// How fresh what is there has to be; already defaulted from [`Upstream::freshness`].
     pub freshness: Freshness,
 }
 
 impl fmt::Display for Route {
+    /// The keys that it has, as in the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.repository.fmt(f)
+        let NameRoute {
+            domain,
+            ns,
+            repository,
+            upstream,
+            strip_prefix,
+            add_prefix,
+        } = &self.names;
+        let ns = ns.as_ref().map(|ns| match ns {
+            Namespace::Any => "*",
+            Namespace::Registry(registry) => registry,
+        });
+        for (key, value) in [
+            ("domain", domain.as_deref()),
+            ("ns", ns),
+            ("repository", repository.as_ref().map(Pattern::as_str)),
+            (
+                "strip_prefix",
+                strip_prefix.as_ref().map(RepositoryName::as_str),
+            ),
+            (
+                "add_prefix",
+                add_prefix.as_ref().map(RepositoryName::as_str),
+            ),
+        ] {
+            if let Some(value) = value {
+                write!(f, "{key} = {value:?}, ")?;
+            }
+        }
+        write!(f, "upstream = {upstream:?}")
     }
 }
 
@@ -321,152 +355,5 @@ impl Config {
     /// Everything that is wrong with the form of the file, and with this key.
     pub fn state_dir(sources: Sources<'_>) -> Result<PathBuf, Faults> {
         resolve::state_dir(sources)
-    }
-
-    /// The effective values by key, for one event at start. Holds no secrets.
-    pub fn effective(&self) -> Vec<(&'static str, String)> {
-        fn join<T: ToString>(items: &[T]) -> String {
-            let items: Vec<String> = items.iter().map(ToString::to_string).collect();
-            items.join(",")
-        }
-        let duration = |d: Duration| humantime::format_duration(d).to_string();
-        let path = |p: &Path| p.display().to_string();
-        let rate = |r: Option<Rate>| r.map_or("unlimited".to_owned(), |r| format!("{r} bytes/s"));
-        let (server, cache) = (&self.server, &self.cache);
-        let (access, upstream) = (&self.access, &self.upstream);
-        let admin = server.admin.map_or("off".to_owned(), |a| a.to_string());
-        let socket = server.admin_socket.as_ref();
-        let socket = socket.map_or("off".to_owned(), |socket| path(&socket.path));
-        let mut values = vec![
-            ("server.listen", join(&server.listen)),
-            ("server.domains", join(&server.domains)),
-            ("server.state_dir", path(&server.state_dir)),
-            ("server.admin", admin),
-            ("server.admin_socket", socket),
-            ("server.trusted_proxies", join(&server.trusted_proxies)),
-            ("server.drain_timeout", duration(server.drain_timeout)),
-        ];
-        match &self.tls {
-            Tls::Off => values.push(("tls", "off".to_owned())),
-            Tls::LocalCa => values.push(("tls", "local CA".to_owned())),
-            Tls::Acme {
-                options,
-                http_listen,
-            } => {
-                values.extend([
-                    ("tls.acme.directory", options.directory.clone()),
-                    ("tls.acme.challenge", options.proof.to_string()),
-                ]);
-                let email = options.email.iter();
-                values.extend(email.map(|email| ("tls.acme.email", email.clone())));
-                let listen = http_listen.iter();
-                values.extend(listen.map(|at| ("tls.acme.http_listen", format!("http://{at}"))));
-                let ca = options.ca.iter();
-                values.extend(ca.map(|ca| ("tls.acme.ca", path(ca))));
-            }
-            Tls::Files(pairs) => {
-                for PairFiles { cert, key } in pairs {
-                    values.extend([("tls.cert", path(cert)), ("tls.key", path(key))]);
-                }
-            }
-        }
-        let anonymous = match access.anonymous {
-            Anonymous::None => "none",
-            Anonymous::Pull => "pull",
-        };
-        if let Some(clients) = &self.client_certificates {
-            values.push(("tls.client_ca", path(&clients.ca)));
-            values.push(("tls.client_user", clients.user.to_string()));
-        }
-        values.extend([
-            ("cache.dir", path(&cache.dir)),
-            ("cache.max_size", cache.max_size.to_string()),
-            ("cache.min_free", cache.min_free.to_string()),
-            ("cache.tag_wait", duration(cache.tag_wait)),
-            ("cache.absent_ttl", duration(cache.absent_ttl)),
-            ("cache.record_ttl", duration(cache.record_ttl)),
-            (
-                "cache.max_manifest_size",
-                Size::Bytes(cache.max_manifest_size).to_string(),
-            ),
-            (
-                "cache.max_upstream_bandwidth",
-                rate(cache.max_upstream_bandwidth),
-            ),
-            ("cache.prefetch", cache.prefetch.as_str().to_owned()),
-            ("cache.pins", join(&cache.pins)),
-            ("access.anonymous", anonymous.to_owned()),
-            ("access.aws_tokens", access.aws_tokens.to_string()),
-        ]);
-        if access.anonymous == Anonymous::Pull {
-            let networks = join(&access.anonymous_networks);
-            values.push(("access.anonymous_networks", networks));
-        }
-        if let Some(file) = &access.users_file {
-            values.push(("access.users", path(file)));
-        }
-        let rules: Vec<String> = access.rules.iter().map(ToString::to_string).collect();
-        values.push(("access.rule", rules.join("; ")));
-        let (auth, login) = match &upstream.auth {
-            Auth::Aws { profile, role } => {
-                let profile = profile.clone().map(|name| ("upstream.profile", name));
-                let role = role.as_ref();
-                let role = role.map(|role| ("upstream.role_arn", role.arn.clone()));
-                ("aws", profile.into_iter().chain(role).collect())
-            }
-            Auth::Basic { username, .. } => {
-                ("basic", vec![("upstream.username", username.clone())])
-            }
-            Auth::Anonymous => ("anonymous", Vec::new()),
-        };
-        values.extend([
-            ("upstream.name", upstream.name.clone()),
-            ("upstream.registry", upstream.registry.to_string()),
-            ("upstream.auth", auth.to_owned()),
-            (
-                "upstream.tag_ttl",
-                duration(upstream.freshness.tags.tag_ttl),
-            ),
-            (
-                "upstream.stale_if_error",
-                upstream
-                    .freshness
-                    .tags
-                    .stale_if_error
-                    .map_or("forever".to_owned(), duration),
-            ),
-            (
-                "upstream.immutable_tags",
-                join(&upstream.freshness.tags.immutable_tags),
-            ),
-            ("upstream.offline", upstream.freshness.offline.to_string()),
-            ("route", join(&self.routes)),
-            (
-                "upstream.max_upstream_bandwidth",
-                rate(upstream.max_upstream_bandwidth),
-            ),
-        ]);
-        values.extend(login);
-        for warm in &self.warm {
-            let every = duration(warm.every);
-            values.push(("warm", format!("{} every {every}", join(&warm.images))));
-        }
-        if let Some(endpoint) = &upstream.endpoint {
-            values.push(("upstream.endpoint", endpoint.to_string()));
-        }
-        if let Some(name) = &upstream.endpoint_tls_name {
-            values.push(("upstream.endpoint_tls_name", name.clone()));
-        }
-        if let Some(ca) = &upstream.ca {
-            values.push(("upstream.ca", path(ca)));
-        }
-        if !upstream.redirect_hosts.is_empty() {
-            let count = upstream.redirect_hosts.len();
-            values.push(("upstream.redirect_hosts", format!("{count} hosts")));
-        }
-        if let Some(trust) = upstream.trust_manifests {
-            values.push(("upstream.trust_manifests", trust.to_string()));
-        }
-        values
     }
 }

@@ -1,16 +1,17 @@
 //! Fills each mechanism's own options from the configuration, so that none of them sees it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Auth, Config, Freshness, Size, Upstream};
+use super::{Auth, Config, Freshness, Route, Size, Upstream};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
-use crate::fill::FillOptions;
+use crate::fill::{FillOptions, TagPolicies};
 use crate::jobs::operations::Names;
 use crate::jobs::warm::{Choice, Schedule, Target};
-use crate::oci::{ImageName, Routed};
+use crate::oci::{Home, ImageName, Routed, Routes};
 use crate::server::ServerOptions;
 use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Line, Secret, UpstreamOptions};
 
@@ -48,13 +49,13 @@ impl Config {
 
     /// For the names of images on the command line.
     pub fn names(&self) -> Names {
-        self.upstream.names(&self.server.domains)
+        names(&self.server.domains, &self.routes, &self.upstreams)
     }
 
     /// For tags and manifests, blobs and their fills.
     pub fn fill_options(&self) -> FillOptions {
         FillOptions {
-            tags: self.routed(|freshness| freshness.tags.clone()),
+            tags: self.tag_policies(),
             tag_wait: self.cache.tag_wait,
             record_ttl: self.cache.record_ttl,
             absent_ttl: self.cache.absent_ttl,
@@ -62,11 +63,25 @@ impl Config {
         }
     }
 
-    /// A part of what routes say about freshness, and the upstream for what no route matches.
-    fn routed<T>(&self, part: impl Fn(&Freshness) -> T) -> Routed<T> {
+    fn tag_policies(&self) -> TagPolicies {
+        let each = self.upstreams.iter().map(|upstream| {
+            let tags = self.routed(upstream, |freshness| freshness.tags.clone());
+            (Arc::from(upstream.name.as_str()), tags)
+        });
+        each.collect()
+    }
+
+    /// A part of what the routes to an upstream say about freshness, by what it calls the repositories that
+    /// they lead to; and what counts for others.
+    fn routed<T>(&self, upstream: &Upstream, part: impl Fn(&Freshness) -> T) -> Routed<T> {
+        let names = self.names();
         let routes = self.routes.iter();
-        let routes = routes.map(|route| (route.repository.clone(), part(&route.freshness)));
-        Routed::new(routes.collect(), part(&self.upstream.freshness))
+        let routes = routes.filter(|route| *route.names.upstream == upstream.name);
+        let routes = routes.filter_map(|route| {
+            let pattern = names.routes().upstream_pattern(&route.names)?;
+            Some((pattern, part(&route.freshness)))
+        });
+        Routed::new(routes.collect(), part(&upstream.freshness))
     }
 
     /// For what is kept warm.
@@ -80,15 +95,23 @@ impl Config {
                 reference: image.reference.clone(),
             })
         };
-        let each = self.warm.iter().map(|warm| Schedule {
-            targets: warm.images.iter().filter_map(target).collect(),
-            choice: Choice {
-                platforms: warm.platforms.clone(),
-                referrers: warm.referrers,
-            },
-            every: warm.every,
-        });
-        each.collect()
+        let mut schedules = Vec::new();
+        for warm in &self.warm {
+            let mut by_upstream: BTreeMap<Arc<str>, Vec<Target>> = BTreeMap::new();
+            for target in warm.images.iter().filter_map(target) {
+                let upstream = Arc::clone(&target.repo.upstream);
+                by_upstream.entry(upstream).or_default().push(target);
+            }
+            schedules.extend(by_upstream.into_values().map(|targets| Schedule {
+                targets,
+                choice: Choice {
+                    platforms: warm.platforms.clone(),
+                    referrers: warm.referrers,
+                },
+                every: warm.every,
+            }));
+        }
+        schedules
     }
 
     /// For the listeners.
@@ -100,12 +123,24 @@ impl Config {
         }
     }
 
-    /// For the upstream; reads its password and its roots.
+    /// For the upstreams; reads their passwords and their roots. They share one line where its bandwidth is
+    /// limited.
     ///
     /// # Errors
     /// One of those files cannot be used.
-    pub fn upstream_options(&self) -> Result<UpstreamOptions, FileError> {
-        let upstream = &self.upstream;
+    pub fn upstream_options(&self) -> Result<Vec<UpstreamOptions>, FileError> {
+        let shared_line = self.cache.max_upstream_bandwidth;
+        let shared_line = shared_line.map(|rate| Line::new(Some(rate)));
+        let each = self.upstreams.iter();
+        each.map(|upstream| self.options_of(upstream, shared_line.clone()))
+            .collect()
+    }
+
+    fn options_of(
+        &self,
+        upstream: &Upstream,
+        shared_line: Option<Line>,
+    ) -> Result<UpstreamOptions, FileError> {
         let auth = match &upstream.auth {
             Auth::Aws { profile, role } => upstream::Auth::Aws(AwsOptions {
                 profile: profile.clone(),
@@ -126,7 +161,6 @@ impl Config {
             Some(path) => roots(path)?,
             None => Vec::new(),
         };
-        let shared_line = self.cache.max_upstream_bandwidth;
         let manifest_max_bytes = usize::try_from(self.cache.max_manifest_size);
         let limits = Limits::default();
         Ok(UpstreamOptions {
@@ -137,8 +171,8 @@ impl Config {
             trust_manifests: upstream.trust_manifests,
             max_bandwidth: upstream.max_upstream_bandwidth,
             quotas: upstream.quotas.clone(),
-            offline: self.routed(|freshness| freshness.offline),
-            shared_line: shared_line.map(|rate| Line::new(Some(rate))),
+            offline: self.routed(upstream, |freshness| freshness.offline),
+            shared_line,
             limits: Limits {
                 manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),
                 ..limits
@@ -148,22 +182,18 @@ impl Config {
     }
 }
 
-impl Upstream {
-    /// What its images are called by clients who know the proxy by these domains.
-    pub(super) fn names(&self, domains: &[String]) -> Names {
-        Names {
-            domains: domains.to_vec(),
-            registry: without_port(self.registry.name()).to_owned(),
-            upstream: Arc::from(self.name.as_str()),
-        }
-    }
-}
-
-fn without_port(name: &str) -> &str {
-    match name.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => name,
-    }
+/// What images are called by clients who know the proxy by these domains.
+pub(super) fn names(domains: &[String], routes: &[Route], upstreams: &[Upstream]) -> Names {
+    let leading = routes.iter().filter(|route| route.leads);
+    let homes = upstreams.iter().map(|upstream| Home {
+        upstream: Arc::from(upstream.name.as_str()),
+        registry: upstream.registry.name().to_owned(),
+    });
+    Names::new(Routes::new(
+        domains.to_vec(),
+        leading.map(|route| route.names.clone()).collect(),
+        homes.collect(),
+    ))
 }
 
 fn limit(size: Size) -> Limit {

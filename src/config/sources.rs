@@ -63,9 +63,6 @@ impl Flags {
     }
 }
 
-/// The section that could be there several times, and so far must not.
-const ONLY_ONE: &str = "upstream";
-
 /// A value nobody has parsed yet: one text, or several where the key is a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
@@ -167,27 +164,17 @@ impl FileReader<'_> {
                 self.settings.extend(found);
             }
             DeValue::Array(items) if keys::is_array(section) => {
-                for (index, item) in items.iter().enumerate() {
+                for item in items {
                     let DeValue::Table(table) = item.get_ref() else {
                         return self.fault(offset, section, format!("is written as {written}"));
                     };
-                    if section == ONLY_ONE && index > 0 {
-                        let reason = "this release serves one upstream: a second [[upstream]] is \
-                                      not accepted; run one proxy for each";
-                        self.fault(item.span().start, section, reason.to_owned());
-                        continue;
-                    }
                     let found = self.table(section, table);
-                    if section == ONLY_ONE {
-                        self.settings.extend(found);
-                    } else {
-                        let line = self.line_of(item.span().start);
-                        let table = Table {
-                            settings: found,
-                            origin: Origin::File { line },
-                        };
-                        self.tables.entry(section).or_default().push(table);
-                    }
+                    let line = self.line_of(item.span().start);
+                    let table = Table {
+                        settings: found,
+                        origin: Origin::File { line },
+                    };
+                    self.tables.entry(section).or_default().push(table);
                 }
             }
             _ => self.fault(offset, section, format!("is written as {written}")),
@@ -322,28 +309,36 @@ pub(super) fn add_flags(flags: Flags, settings: &mut Settings) {
 mod tests {
     use super::*;
 
-    fn file(text: &str) -> (Settings, Vec<String>) {
-        let mut settings = Settings::new();
+    fn read(text: &str) -> (Settings, Tables, Vec<String>) {
+        let (mut settings, mut tables) = (Settings::new(), Tables::new());
         let mut faults = Vec::new();
-        add_file(text, &mut settings, &mut Tables::new(), &mut faults);
+        add_file(text, &mut settings, &mut tables, &mut faults);
         let faults = faults.iter().map(ToString::to_string).collect();
+        (settings, tables, faults)
+    }
+
+    fn file(text: &str) -> (Settings, Vec<String>) {
+        let (settings, _, faults) = read(text);
         (settings, faults)
     }
 
     #[test]
     fn texts_lists_numbers_and_booleans_are_read_with_their_line() {
-        let (settings, faults) = file(
-            "[server]\nlisten = [\"a\", \"b\"]\n\n[cache]\nmax_size = 1_000\n[[upstream]]\nregistry = \"r\"\ntrust_manifests = true\n",
+        let (settings, tables, faults) = read(
+            "[server]\nlisten = [\"a\", \"b\"]\n\n[cache]\nmax_size = 1_000\n[tls]\ncert = \"c\"\n[[upstream]]\nregistry = \"r\"\ntrust_manifests = true\n[[upstream]]\n",
         );
         assert!(faults.is_empty(), "{faults:?}");
         assert_eq!(settings["server.listen"].values, ["a", "b"]);
         assert_eq!(settings["server.listen"].origin, Origin::File { line: 2 });
         assert_eq!(settings["cache.max_size"].values, ["1000"]);
-        assert_eq!(settings["upstream.trust_manifests"].values, ["true"]);
-        assert_eq!(
-            settings["upstream.registry"].origin,
-            Origin::File { line: 7 }
-        );
+        assert_eq!(settings["tls.cert"].origin, Origin::File { line: 7 });
+        let [upstream, another] = &tables["upstream"][..] else {
+            panic!("two upstreams");
+        };
+        let trust = &upstream.settings["upstream.trust_manifests"];
+        assert_eq!(trust.values, ["true"]);
+        assert_eq!(trust.origin, Origin::File { line: 10 });
+        assert!(another.settings.is_empty());
     }
 
     #[test]
@@ -362,13 +357,6 @@ mod tests {
                 "line 8: upstream: is written as [[upstream]]",
             ]
         );
-    }
-
-    #[test]
-    fn a_second_upstream_is_a_fault_that_says_so() {
-        let (_, faults) = file("[[upstream]]\nname = \"a\"\n[[upstream]]\nname = \"b\"\n");
-        assert_eq!(faults.len(), 1);
-        assert!(faults[0].starts_with("line 3: upstream: this release serves one"));
     }
 
     #[test]

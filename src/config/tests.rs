@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::oci::RepoKey;
 use crate::tls::Proof;
 
 const ECR: &str = "000042290000.dkr.ecr.us-west-2.amazonaws.com";
@@ -101,9 +102,9 @@ fn flags_alone_are_enough_and_the_rest_has_defaults() {
         config.access.anonymous_networks,
         [Network::Loopback, Network::Private]
     );
-    assert_eq!(config.upstream.name, ECR);
+    assert_eq!(config.upstreams[0].name, ECR);
     assert_eq!(
-        config.upstream.auth,
+        config.upstreams[0].auth,
         Auth::Aws {
             profile: None,
             role: None
@@ -671,8 +672,8 @@ fn loopback_listeners_do_without_domains_and_plain_ones_without_tls() {
     .load()
     .expect("config");
     assert_eq!(config.tls, Tls::Off);
-    assert_eq!(config.upstream.auth, Auth::Anonymous);
-    assert_eq!(config.upstream.name, "127.0.0.1_5000");
+    assert_eq!(config.upstreams[0].auth, Auth::Anonymous);
+    assert_eq!(config.upstreams[0].name, "127.0.0.1_5000");
 }
 
 #[test]
@@ -681,7 +682,11 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
         let file = format!("[server]\ndomains = [\"a.test\"]\n[[upstream]]\n{text}");
         Scene::file(&file).beside("password", "x\n")
     };
-    let auth = |text: &str| upstream(text).load().expect("config").upstream.auth;
+    let auth = |text: &str| {
+        upstream(text).load().expect("config").upstreams[0]
+            .auth
+            .clone()
+    };
     assert_eq!(
         auth(&format!("registry = \"{ECR}\"\nprofile = \"p\"\n")),
         Auth::Aws {
@@ -762,7 +767,7 @@ fn quotas_are_those_of_aws_where_nothing_else_is_written() {
         );
         Scene::file(&file)
             .load()
-            .map(|config| config.upstream.quotas)
+            .map(|config| config.upstreams[0].quotas.clone())
     };
     let of_aws = Quotas::of_aws();
     assert_eq!(quotas(ECR, "").ok(), Some(of_aws.clone()));
@@ -792,12 +797,18 @@ fn quotas_are_those_of_aws_where_nothing_else_is_written() {
 fn freshness_is_of_the_cache_unless_the_upstream_or_a_route_says_otherwise() {
     let file = "[server]\ndomains = [\"a.test\"]\n\
         [cache]\nstale_if_error = \"1h\"\nimmutable_tags = [\"v*\"]\n\
-        [[upstream]]\nname = \"hub\"\nregistry = \"docker.io\"\noffline = false\n\
+        [[upstream]]\nname = \"hub\"\nregistry = \"registry.example\"\noffline = false\n\
         [[route]]\nrepository = \"team/**\"\nupstream = \"hub\"\nimmutable_tags = true\ntag_ttl = \"1d\"\n\
         [[route]]\nrepository = \"old\"\nimmutable_tags = false\nstale_if_error = \"forever\"\noffline = true\n";
     let config = Scene::file(file).load().expect("config");
     let tags = config.fill_options().tags;
-    let of = |name: &str| tags.of(&name.parse().expect("a name")).clone();
+    let of = |name: &str| {
+        tags.of(&RepoKey {
+            upstream: "hub".into(),
+            repository: name.parse().expect("a name"),
+        })
+        .clone()
+    };
     let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
     let patterns = |policy: &TagPolicy| {
         let patterns = policy.immutable_tags.iter().map(ToString::to_string);
@@ -816,7 +827,8 @@ fn freshness_is_of_the_cache_unless_the_upstream_or_a_route_says_otherwise() {
         );
         assert_eq!(patterns(&policy), immutable, "{name}");
     }
-    let offline = config.upstream_options().expect("options").offline;
+    let options = config.upstream_options().expect("options");
+    let offline = &options[0].offline;
     assert!(*offline.of_name("old") && !*offline.of_name("app"));
 }
 
@@ -828,8 +840,8 @@ fn freshness_is_set_by_the_environment() {
         .variable("ECR_PROXY_CACHE_IMMUTABLE_TAGS", "v*, 1.*")
         .variable("ECR_PROXY_CACHE_TAG_WAIT", "3s");
     let config = scene.load().expect("config");
-    assert!(config.upstream.freshness.offline);
-    let tags = &config.upstream.freshness.tags;
+    assert!(config.upstreams[0].freshness.offline);
+    let tags = &config.upstreams[0].freshness.tags;
     assert_eq!(tags.stale_if_error, Some(Duration::from_secs(7200)));
     assert_eq!(tags.immutable_tags.len(), 2);
     assert_eq!(config.fill_options().tag_wait, Duration::from_secs(3));
@@ -839,14 +851,14 @@ fn freshness_is_set_by_the_environment() {
 fn every_fault_of_a_route_is_told_with_its_line() {
     let file = "[server]\ndomains = [\"a.test\"]\n[[upstream]]\nname = \"hub\"\nregistry = \"docker.io\"\n\
         [[route]]\nupstream = \"prod\"\nrepository = \"a**\"\n\
-        [[route]]\ntag_ttl = \"soon\"\nimmutable_tags = [\"team/*\"]\nstrip_prefix = \"x\"\n";
+        [[route]]\ntag_ttl = \"soon\"\nimmutable_tags = [\"team/*\"]\nstrip = \"x\"\n";
     let faults = Scene::file(file).faults();
     let expected = [
         "line 7: route.upstream: \"prod\" is no upstream; there is \"hub\"",
         "line 8: route.repository: \"a**\" is no pattern over repositories",
         "line 10: route.tag_ttl: ",
         "line 11: route.immutable_tags: \"team/*\" is no pattern over tags",
-        "line 12: route.strip_prefix: unknown key",
+        "line 12: route.strip: unknown key",
         "route.repository: is missing",
     ];
     assert_eq!(faults.len(), expected.len(), "{faults:#?}");
@@ -863,14 +875,14 @@ fn an_upstream_may_have_its_own_tag_ttl() {
     let file = "[server]\ndomains = [\"a.test\"]\n[cache]\ntag_ttl = \"7s\"\n[[upstream]]\nregistry = \"docker.io\"\n";
     let config = Scene::file(file).load().expect("config");
     assert_eq!(
-        config.upstream.freshness.tags.tag_ttl,
+        config.upstreams[0].freshness.tags.tag_ttl,
         Duration::from_secs(7)
     );
     let config = Scene::file(&format!("{file}tag_ttl = \"9s\"\n"))
         .load()
         .expect("config");
     assert_eq!(
-        config.upstream.freshness.tags.tag_ttl,
+        config.upstreams[0].freshness.tags.tag_ttl,
         Duration::from_secs(9)
     );
     assert_eq!(config.cache.freshness.tags.tag_ttl, Duration::from_secs(7));
@@ -883,7 +895,7 @@ fn effective_values_name_every_key_once() {
     for (index, (key, _)) in values.iter().enumerate() {
         assert!(values[..index].iter().all(|(other, _)| other != key));
     }
-    assert!(values.contains(&("upstream.registry", ECR.to_owned())));
+    assert!(values.contains(&("upstream.registry".to_owned(), ECR.to_owned())));
 }
 
 #[test]
@@ -934,4 +946,109 @@ fn what_is_kept_warm_is_read_table_by_table() {
             assert!(fault.starts_with(start), "{fault} / {start}");
         }
     }
+}
+
+#[test]
+fn several_upstreams_each_have_their_own_keys_and_routes_lead_to_them() {
+    let upstreams = "[[upstream]]\nname = \"prod\"\nregistry = \"000042290000.dkr.ecr.us-west-2.amazonaws.com\"\n\
+        [[upstream]]\nname = \"hub\"\nregistry = \"docker.io\"\ntag_ttl = \"1h\"\n";
+    let file = format!(
+        "[server]\ndomains = [\"a.test\", \"hub.test\"]\n\
+        [cache]\nmax_upstream_bandwidth = \"1MiB/s\"\npins = [\"base/app:v1\", \"docker.io/alpine:3\"]\n\
+        [[warm]]\nimages = [\"hub.test/alpine\", \"a.test/base/app\", \"docker.io/x/y\"]\n{upstreams}\
+        [[route]]\ndomain = \"hub.test\"\nupstream = \"hub\"\n\
+        [[route]]\nrepository = \"base/**\"\nupstream = \"prod\"\nstrip_prefix = \"base/\"\n\
+        add_prefix = \"mirror/\"\ntag_ttl = \"2h\"\n"
+    );
+    let config = Scene::file(&file).load().expect("config");
+    let options = config.upstream_options().expect("options");
+    let names: Vec<&str> = options.iter().map(|options| &*options.name).collect();
+    assert_eq!(names, ["prod", "hub"]);
+    assert!(options.iter().all(|options| options.shared_line.is_some()));
+    let pins: Vec<String> = config.cache.pins.iter().map(ToString::to_string).collect();
+    assert_eq!(pins, ["mirror/app:v1", "library/alpine:3"]);
+    let schedules = config.schedules().into_iter();
+    let warmed: Vec<Vec<String>> = schedules
+        .map(|schedule| {
+            schedule
+                .targets
+                .iter()
+                .map(|t| t.repo.to_string())
+                .collect()
+        })
+        .collect();
+    let hub = vec!["hub/library/alpine".to_owned(), "hub/x/y".to_owned()];
+    assert_eq!(warmed, [hub, vec!["prod/mirror/app".to_owned()]]);
+    let tags = config.fill_options().tags;
+    for (upstream, repository, hours) in [("prod", "mirror/app", 2), ("hub", "x/y", 1)] {
+        let policy = tags.of(&RepoKey {
+            upstream: upstream.into(),
+            repository: repository.parse().expect("a name"),
+        });
+        assert_eq!(
+            policy.tag_ttl,
+            Duration::from_secs(hours * 3600),
+            "{upstream}"
+        );
+    }
+}
+
+#[test]
+fn what_several_upstreams_and_their_routes_have_wrong_is_told_with_its_line() {
+    let file = "[server]\ndomains = [\"a.test\"]\n\
+        [[upstream]]\nname = \"one\"\nregistry = \"one.example\"\n\
+        [[upstream]]\nname = \"one\"\nregistry = \"https://two.example\"\n\
+        [[upstream]]\nname = \"one\"\nregistry = \"three.example\"\n";
+    let faults = Scene::file(file).faults();
+    assert_eq!(faults.len(), 2, "{faults:#?}");
+    assert!(
+        faults[0].contains("line 8: upstream.registry: \"https://two.example\": not a registry")
+    );
+    assert!(faults[1].contains("line 10: upstream.name: \"one\" is the name of another upstream"));
+    let upstreams = "[[upstream]]\nname = \"one\"\nregistry = \"one.example\"\n\
+        [[upstream]]\nname = \"two\"\nregistry = \"two.example\"\n";
+    for (text, fault) in [
+        (
+            "[[route]]\nrepository = \"a\"\n",
+            "route.upstream: is missing",
+        ),
+        (
+            "[[route]]\nupstream = \"three\"\n",
+            "there is \"one\", \"two\"",
+        ),
+        (
+            "[[route]]\nupstream = \"one\"\ndomain = \"b.test\"\n",
+            "is not among server.domains",
+        ),
+        (
+            "[[route]]\nupstream = \"one\"\nns = \"https://x\"\n",
+            "route.ns: ",
+        ),
+        (
+            "[[route]]\nupstream = \"one\"\nadd_prefix = \"/x\"\n",
+            "route.add_prefix: ",
+        ),
+        (
+            "[[route]]\nupstream = \"one\"\nrepository = \"a/**\"\nstrip_prefix = \"b\"\n",
+            "route.strip_prefix: is not what",
+        ),
+        ("[cache]\npins = [\"a:1\"]\n", "no [[route]] leads from it"),
+        (
+            "[[warm]]\nimages = [\"a:1\"]\n",
+            "no [[route]] leads from it",
+        ),
+    ] {
+        let file = format!("[server]\ndomains = [\"a.test\"]\n{upstreams}{text}");
+        let faults = Scene::file(&file).faults();
+        assert_eq!(faults.len(), 1, "{text}: {faults:#?}");
+        assert!(faults[0].contains(fault), "{text}: {faults:#?}");
+    }
+    let flagged = Scene::file(&format!("[server]\ndomains = [\"a.test\"]\n{upstreams}"));
+    let faults = flagged
+        .flag("upstream.registry", "--upstream", ECR)
+        .faults();
+    assert!(
+        faults[0].contains("there are several [[upstream]] in the file"),
+        "{faults:?}"
+    );
 }

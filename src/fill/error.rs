@@ -1,5 +1,6 @@
 //! Why there is no content to give.
 
+use crate::oci::RepoKey;
 use crate::upstream::UpstreamError;
 
 /// Why a request for content ends without it. Shared by everybody who waited for the same fill, so
@@ -62,5 +63,15 @@ impl FillError {
             Self::Upstream(UpstreamError::Absent(_) | UpstreamError::Refused)
                 | Self::SizeMismatch { .. }
         )
+    }
+
+    /// True for what `asked` said or did not say, and says nothing of `other`.
+    pub(super) fn is_of_another(&self, asked: &RepoKey, other: &RepoKey) -> bool {
+        let is_of_its_upstream = matches!(
+            self,
+            Self::Upstream(_) | Self::DigestMismatch | Self::UnknownSize
+        );
+        (asked != other && self.is_of_its_repository())
+            || (asked.upstream != other.upstream && is_of_its_upstream)
     }
 }

@@ -145,8 +145,8 @@ impl Fills {
     ) -> Result<Carried, FillError> {
         loop {
             let slot = self.shared.background_slots.take(None).await;
-            let Some((outcome, attendance, is_own)) =
-                self.start(repo, digest, size, Slot::Had(slot))
+            let Some((outcome, attendance, asked)) =
+                self.start(repo, digest, size, Slot::Had(slot))?
             else {
                 return Ok(Carried::Present);
             };
@@ -155,7 +155,7 @@ impl Fills {
             drop(attendance);
             match until_verdict(&flow, progress).await {
                 // A no to another repository is none to this one. That fill is off the map by now.
-                Err(error) if !is_own && error.is_of_its_repository() => {}
+                Err(error) if error.is_of_another(&asked, repo) => {}
                 Err(error) => return Err(error),
                 Ok(size) => {
                     return Ok(match flow.until_ended().await {

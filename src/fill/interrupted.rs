@@ -72,11 +72,11 @@ impl Fills {
         let Some((note, repository)) = read_note(&interrupted.note) else {
             return Ok(());
         };
-        if *note.upstream != **self.shared.upstream.name() {
+        let Some(upstream) = self.shared.upstreams.named(&note.upstream) else {
             return Ok(());
-        }
+        };
         let repo = RepoKey {
-            upstream: Arc::clone(self.shared.upstream.name()),
+            upstream: Arc::clone(upstream.name()),
             repository,
         };
         let size = KnownSize {

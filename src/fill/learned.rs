@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::oci::{RepoKey, Tag};
-use crate::upstream::{TagMutability, Upstream, UpstreamError};
+use crate::upstream::{TagMutability, UpstreamError, Upstreams};
 
 /// An operator who lifts the protection of a repository finds it noticed within a day; who grants the
 /// permission to ask, within a quarter of one.
@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// Which tags are known not to move. Clones know the same. Lost on restart, and then asked for again.
 #[derive(Clone)]
 pub(super) struct Learned {
-    upstream: Upstream,
+    upstreams: Upstreams,
     known: moka::sync::Cache<RepoKey, Known>,
     refusal_told: Arc<AtomicBool>,
 }
@@ -31,9 +31,9 @@ struct Known {
 }
 
 impl Learned {
-    pub(super) fn new(upstream: Upstream) -> Self {
+    pub(super) fn new(upstreams: Upstreams) -> Self {
         Self {
-            upstream,
+            upstreams,
             known: moka::sync::Cache::new(10_000),
             refusal_told: Arc::default(),
         }
@@ -60,12 +60,16 @@ impl Learned {
     }
 
     async fn ask(self, repo: RepoKey, before: Option<TagMutability>) {
-        match self.upstream.tag_mutability(&repo.repository).await {
+        let answer = match self.upstreams.of(&repo) {
+            Ok(upstream) => upstream.tag_mutability(&repo.repository).await,
+            Err(error) => Err(error),
+        };
+        match answer {
             Ok(mutability) => self.note(&repo, Some(mutability), GOOD_FOR),
             Err(UpstreamError::Refused) => {
                 if !self.refusal_told.swap(true, Ordering::Relaxed) {
                     tracing::info!(
-                        upstream.name = %self.upstream.name(),
+                        upstream.name = %repo.upstream,
                         "ecr:DescribeRepositories is not granted: tags of immutable repositories are checked like others"
                     );
                 }

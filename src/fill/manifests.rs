@@ -10,13 +10,13 @@ use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
 use super::learned::Learned;
-use super::policy::TagPolicy;
+use super::policy::TagPolicies;
 use super::recorded::Recorded;
 use crate::cache::{StoredManifest, TagRecord};
 use crate::clock::Clock;
-use crate::oci::{Digest, Reference, RepoKey, Routed, Tag};
+use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::{FillMetrics, Outcome, StaleReason};
-use crate::upstream::{Absent, FetchedManifest, ManifestHead, Upstream, UpstreamError};
+use crate::upstream::{Absent, FetchedManifest, ManifestHead, UpstreamError, Upstreams};
 
 /// A manifest, and how fresh it is.
 #[derive(Clone, Debug)]
@@ -77,9 +77,9 @@ type Found = Result<FoundManifest, UpstreamError>;
 /// Finds manifests by tag and digest. Questions to the upstream are asked once for all who wait.
 pub(super) struct Manifests {
     recorded: Recorded,
-    upstream: Upstream,
+    upstreams: Upstreams,
     clock: Clock,
-    tags: Routed<TagPolicy>,
+    tags: TagPolicies,
     tag_wait: Duration,
     record_ttl: Duration,
     questions: Flights<(RepoKey, Reference), Found>,
@@ -107,7 +107,7 @@ type Changed = moka::sync::Cache<(RepoKey, Tag), Instant>;
 #[derive(Clone)]
 struct Asker {
     recorded: Recorded,
-    upstream: Upstream,
+    upstreams: Upstreams,
     clock: Clock,
     gone: Gone,
     changed: Changed,
@@ -118,12 +118,12 @@ struct Asker {
 impl Manifests {
     pub(super) fn new(
         recorded: Recorded,
-        upstream: Upstream,
+        upstreams: Upstreams,
         clock: Clock,
         options: &FillOptions,
         metrics: FillMetrics,
     ) -> Self {
-        let learned = Learned::new(upstream.clone());
+        let learned = Learned::new(upstreams.clone());
         let absent = moka::sync::Cache::builder()
             .max_capacity(10_000)
             .time_to_live(options.absent_ttl)
@@ -138,7 +138,7 @@ impl Manifests {
             .build();
         Self {
             recorded,
-            upstream,
+            upstreams,
             clock,
             tags: options.tags.clone(),
             tag_wait: options.tag_wait,
@@ -192,7 +192,7 @@ impl Manifests {
     fn asker(&self, repo: &RepoKey) -> Asker {
         Asker {
             recorded: self.recorded.clone(),
-            upstream: self.upstream.clone(),
+            upstreams: self.upstreams.clone(),
             clock: self.clock.clone(),
             gone: self.gone.clone(),
             changed: self.changed.clone(),
@@ -277,7 +277,7 @@ impl Manifests {
             let question = move || asker.by_tag(tag, Some(record));
             return self.ask(repo, reference, question).await;
         };
-        let policy = self.tags.of(&repo.repository);
+        let policy = self.tags.of(repo);
         let Some(ttl) = policy.ttl(tag, None) else {
             return Ok(kept);
         };
@@ -433,8 +433,7 @@ impl Asker {
 
     async fn confirm(self, manifest: StoredManifest) -> Found {
         let reference = Reference::Digest(manifest.digest);
-        let repository = &self.repo.repository;
-        match self.upstream.head_manifest(repository, &reference).await {
+        match self.head(&reference).await {
             Ok(_) => {
                 let (media_type, bytes) = (manifest.media_type.to_string(), manifest.bytes.clone());
                 let now = self.clock.now();
@@ -488,11 +487,7 @@ impl Asker {
         if let Some(record) = record
             && let Ok(Some(kept)) = self.kept(record.digest).await
         {
-            match self
-                .upstream
-                .head_manifest(&self.repo.repository, &reference)
-                .await
-            {
+            match self.head(&reference).await {
                 Ok(head) if head.digest == record.digest => {
                     self.note_tag(tag, record.digest).await;
                     return Ok(kept);
@@ -523,11 +518,16 @@ impl Asker {
     }
 
     async fn fetch(&self, reference: &Reference) -> Found {
-        let fetched = self
-            .upstream
-            .manifest(&self.repo.repository, reference)
-            .await?;
+        let upstream = self.upstreams.of(&self.repo)?;
+        let fetched = upstream.manifest(&self.repo.repository, reference).await?;
         Ok(self.keep(fetched).await)
+    }
+
+    async fn head(&self, reference: &Reference) -> Result<ManifestHead, UpstreamError> {
+        let upstream = self.upstreams.of(&self.repo)?;
+        upstream
+            .head_manifest(&self.repo.repository, reference)
+            .await
     }
 
     async fn keep(&self, fetched: FetchedManifest) -> FoundManifest {

@@ -78,7 +78,7 @@ pub use fetch::Fetched;
 pub use manifests::{FoundManifest, Refreshed, Staleness};
 pub use opening::{Content, Parts, Want};
 pub use options::FillOptions;
-pub use policy::TagPolicy;
+pub use policy::{TagPolicies, TagPolicy};
 pub use proof::Pass;
 pub use reader::{Reader, Step};
 pub use received::Received;
@@ -90,7 +90,7 @@ use crate::cache::Store;
 use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey};
 use crate::telemetry::FillMetrics;
-use crate::upstream::{Absent, Upstream, UpstreamError};
+use crate::upstream::{Absent, UpstreamError, Upstreams};
 use flight::Flights;
 use flow::Flow;
 use manifests::Manifests;
@@ -105,7 +105,7 @@ pub struct Fills {
 
 struct Shared {
     store: Store,
-    upstream: Upstream,
+    upstreams: Upstreams,
     buffers: BufferPool,
     options: FillOptions,
     metrics: FillMetrics,
@@ -142,7 +142,7 @@ impl Fills {
     /// Puts the parts together. Nothing runs until something is asked.
     pub fn new(
         store: Store,
-        upstream: Upstream,
+        upstreams: Upstreams,
         buffers: BufferPool,
         clock: Clock,
         options: FillOptions,
@@ -151,7 +151,7 @@ impl Fills {
         let recorded = Recorded::new(store.clone());
         let manifests = Manifests::new(
             recorded.clone(),
-            upstream.clone(),
+            upstreams.clone(),
             clock.clone(),
             &options,
             metrics.clone(),
@@ -181,7 +181,7 @@ impl Fills {
                 spare_lanes: Arc::new(Semaphore::new(lanes::SPARE_LANES)),
                 verifiers: Arc::new(Semaphore::new(1)),
                 store,
-                upstream,
+                upstreams,
                 buffers,
                 options,
                 metrics,
@@ -215,12 +215,22 @@ impl Fills {
         self.shared.manifests.stale()
     }
 
-    /// Returns at once while upstream answers, and otherwise soon after it does again; true if it was away.
+    /// Returns at once while the upstream of `repo` answers, and otherwise soon after it does again.
     ///
     /// # Cancel safety
     /// Leaving changes nothing.
-    pub async fn until_upstream_answers(&self) -> bool {
-        self.shared.upstream.answers().await
+    pub async fn until_answered(&self, repo: &RepoKey) {
+        if let Ok(upstream) = self.shared.upstreams.of(repo) {
+            upstream.answers().await;
+        }
+    }
+
+    /// Waits until an upstream that does not answer now does again; for ever where there is none.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing.
+    pub async fn until_one_returns(&self) {
+        self.shared.upstreams.one_returns().await;
     }
 
     /// Waits until every fill that was begun for a client has ended and its blob is kept, until
@@ -236,7 +246,8 @@ impl Shared {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn origin(&self, repo: &RepoKey) -> Origin {
-        Origin::new(self.upstream.clone(), repo.repository.clone())
+    fn origin(&self, repo: &RepoKey) -> Result<Origin, UpstreamError> {
+        let upstream = self.upstreams.of(repo)?;
+        Ok(Origin::new(upstream, repo.repository.clone()))
     }
 }

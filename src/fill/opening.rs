@@ -91,11 +91,8 @@ impl Fills {
             return Ok(size);
         }
         let repository = &pass.repo.repository;
-        let size = self
-            .shared
-            .upstream
-            .blob_size(repository, &pass.digest)
-            .await?;
+        let upstream = self.shared.upstreams.of(&pass.repo)?;
+        let size = upstream.blob_size(repository, &pass.digest).await?;
         let now = self.shared.clock.now();
         self.shared
             .recorded
@@ -187,7 +184,7 @@ impl Fills {
         let deadline = Instant::now() + self.shared.options.head_deadline;
         let turn = timeout_at(deadline, self.shared.bypasses.take(client));
         let turn = turn.await.map_err(|_elapsed| FillError::TooSlow)?;
-        let origin = self.shared.origin(&pass.repo);
+        let origin = self.shared.origin(&pass.repo)?;
         let body = origin
             .open(pass.digest, range.start, Some(range.end))
             .await?;

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::policy::TagPolicy;
-use crate::oci::Routed;
+use super::policy::TagPolicies;
 
 /// How fills behave.
 #[derive(Clone, Debug)]
@@ -26,7 +25,7 @@ pub struct FillOptions {
     /// background after this.
     pub record_ttl: Duration,
     /// How tags are believed.
-    pub tags: Routed<TagPolicy>,
+    pub tags: TagPolicies,
     /// How long a client waits for the check of a tag that it may have stale. The check goes on, for the
     /// next. A person hardly notices so much, and most lines answer within.
     pub tag_wait: Duration,
@@ -48,7 +47,7 @@ impl Default for FillOptions {
             head_deadline: Duration::from_secs(25),
             patience: Duration::from_secs(60),
             record_ttl: Duration::from_secs(24 * 60 * 60),
-            tags: Routed::from(TagPolicy::default()),
+            tags: TagPolicies::default(),
             tag_wait: Duration::from_secs(2),
             immutable_ttl: Duration::from_secs(24 * 60 * 60),
             absent_ttl: Duration::from_secs(5),

@@ -1,8 +1,10 @@
 //! How long tags are believed, and how much longer when upstream cannot answer.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::oci::{Pattern, Tag};
+use crate::oci::{Pattern, RepoKey, Routed, Tag};
 
 /// How the tags of a repository are believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,30 @@ impl Default for TagPolicy {
             tag_ttl: Duration::from_secs(5),
             stale_if_error: None,
             immutable_tags: Vec::new(),
+        }
+    }
+}
+
+/// How tags are believed, by upstream and repository.
+#[derive(Clone, Debug, Default)]
+pub struct TagPolicies {
+    upstreams: BTreeMap<Arc<str>, Routed<TagPolicy>>,
+    otherwise: TagPolicy,
+}
+
+impl TagPolicies {
+    /// What counts for the tags of `repo`.
+    pub fn of(&self, repo: &RepoKey) -> &TagPolicy {
+        let routed = self.upstreams.get(&repo.upstream);
+        routed.map_or(&self.otherwise, |routed| routed.of(&repo.repository))
+    }
+}
+
+impl FromIterator<(Arc<str>, Routed<TagPolicy>)> for TagPolicies {
+    fn from_iter<I: IntoIterator<Item = (Arc<str>, Routed<TagPolicy>)>>(upstreams: I) -> Self {
+        Self {
+            upstreams: upstreams.into_iter().collect(),
+            otherwise: TagPolicy::default(),
         }
     }
 }

@@ -69,7 +69,8 @@ impl Fills {
             },
         };
         let key = (repo.clone(), digest);
-        let trusts_manifests = self.shared.upstream.trusts_manifests();
+        let upstream = self.shared.upstreams.named(&repo.upstream);
+        let trusts_manifests = upstream.is_some_and(|upstream| upstream.trusts_manifests());
         match self.shared.recorded.held(repo, digest).await? {
             Some(held) if held.by == HeldBy::Upstream || trusts_manifests => {
                 let is_due =
@@ -135,7 +136,10 @@ impl Shared {
         let answer = self
             .probes
             .run(key.clone(), move || async move {
-                let answer = shared.upstream.probe_blob(&repo.repository, &digest).await;
+                let answer = match shared.upstreams.of(&repo) {
+                    Ok(upstream) => upstream.probe_blob(&repo.repository, &digest).await,
+                    Err(error) => Err(error),
+                };
                 match &answer {
                     Ok(size) => {
                         let now = shared.clock.now();

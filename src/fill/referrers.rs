@@ -60,7 +60,7 @@ impl Fills {
     ) -> Result<FoundReferrers, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
         let shared = &self.shared;
-        let upstream = &shared.upstream;
+        let upstream = shared.upstreams.of(repo)?;
         let answer = upstream
             .referrers(&repo.repository, &subject, artifact_type, page)
             .await;
@@ -111,11 +111,11 @@ impl Fills {
         subject: Digest,
     ) -> Result<Referrers, FillError> {
         let shared = &self.shared;
+        let upstream = shared.upstreams.of(repo)?;
         let mut list = Referrers::default();
         let mut next = None;
         for _ in 0..MAX_PAGES {
-            let answer = shared
-                .upstream
+            let answer = upstream
                 .referrers(&repo.repository, &subject, None, next.as_deref())
                 .await;
             let page = match answer {

@@ -13,6 +13,7 @@ use super::proof::{KnownSize, Pass};
 use super::{Fills, Running};
 use crate::oci::{Digest, RepoKey};
 use crate::telemetry::Outcome;
+use crate::upstream::UpstreamError;
 
 /// A fill that can be answered from.
 pub(super) struct Begun {
@@ -31,14 +32,14 @@ impl Fills {
     ) -> Result<Option<Begun>, FillError> {
         let deadline = Instant::now() + self.shared.options.head_deadline;
         loop {
-            let Some((outcome, attendance, is_own)) =
-                self.start(&pass.repo, pass.digest, pass.size, Slot::Wanted(client))
+            let Some((outcome, attendance, asked)) =
+                self.start(&pass.repo, pass.digest, pass.size, Slot::Wanted(client))?
             else {
                 return Ok(None);
             };
             match begun(attendance, deadline).await {
                 // A no to another repository is none to this one. That fill is off the map by now.
-                Err(error) if !is_own && error.is_of_its_repository() => {}
+                Err(error) if error.is_of_another(&asked, &pass.repo) => {}
                 Err(error) => return Err(error),
                 Ok((size, attendance)) => {
                     return Ok(Some(Begun {
@@ -51,24 +52,28 @@ impl Fills {
         }
     }
 
-    /// Begins a fill, or joins the one that somebody began, and tells whether that is one of this very
-    /// repository. `None` if the blob is on disk by now: a fill leaves the map after the blob was
-    /// kept, so who looked into the store a moment too early does not fetch it once more.
+    /// Begins a fill, or joins the one that somebody began, and tells which repository it asks. `None` if
+    /// the blob is on disk by now: a fill leaves the map after the blob was kept, so who looked into the
+    /// store a moment too early does not fetch it once more.
+    ///
+    /// # Errors
+    /// Its upstream is not configured.
     pub(super) fn start(
         &self,
         repo: &RepoKey,
         digest: Digest,
         size: KnownSize,
         slot: Slot,
-    ) -> Option<(Outcome, Attendance, bool)> {
+    ) -> Result<Option<(Outcome, Attendance, RepoKey)>, UpstreamError> {
+        let origin = self.shared.origin(repo)?;
         let mut running = self.shared.running();
         if let Some(fill) = running.get(&digest)
             && let Some(attendance) = fill.flow.join()
         {
-            return Some((Outcome::Joined, attendance, fill.repo == *repo));
+            return Ok(Some((Outcome::Joined, attendance, fill.repo.clone())));
         }
         if self.shared.store.blob_now(&digest).is_some() {
-            return None;
+            return Ok(None);
         }
         let flow = Flow::new(digest, Front::connecting(), None);
         running.insert(
@@ -81,7 +86,7 @@ impl Fills {
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
-            origin: self.shared.origin(repo).wanted_by(flow.interest()),
+            origin: origin.wanted_by(flow.interest()),
             flow,
             size,
             store: self.shared.store.clone(),
@@ -91,7 +96,7 @@ impl Fills {
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared), slot);
-        Some((Outcome::Miss, attendance, true))
+        Ok(Some((Outcome::Miss, attendance, repo.clone())))
     }
 }
 

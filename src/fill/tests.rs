@@ -30,7 +30,9 @@ fn fills(dir: &TempDir) -> Fills {
     let upstream = UpstreamOptions::new("test", registry, Auth::Anonymous);
     Fills::new(
         Store::open(options, CacheMetrics::default()).unwrap(),
-        Upstream::new(upstream, &UpstreamMetrics::default()).unwrap(),
+        Upstream::new(upstream, &UpstreamMetrics::default())
+            .unwrap()
+            .into(),
         BufferPool::new(1024, 1),
         Clock::system(),
         FillOptions::default(),

@@ -28,9 +28,7 @@ async fn go_on(fills: Fills, mut left: Vec<Interrupted>) {
             }
         }
         // The end of an outage is what broken downloads wait for.
-        if !fills.until_upstream_answers().await {
-            tokio::time::sleep(PAUSE).await;
-        }
+        let _ = tokio::time::timeout(PAUSE, fills.until_one_returns()).await;
         left = fills.interrupted();
     }
 }

@@ -71,12 +71,18 @@ pub enum Which {
 impl ImagePattern {
     /// Whether the pattern describes the manifest `digest` of `repository`, or, with a tag, that tag of it.
     pub fn matches(&self, repository: &RepositoryName, tag: Option<&Tag>, digest: &Digest) -> bool {
-        let is_one = match &self.which {
-            Which::Any => true,
-            Which::Tags(tags) => tag.is_some_and(|tag| tags.matches(tag.as_str())),
-            Which::Digest(wanted) => wanted == digest,
-        };
-        is_one && self.repository.matches(repository.as_str())
+        self.which.matches(tag, digest) && self.repository.matches(repository.as_str())
+    }
+}
+
+impl Which {
+    /// Whether the manifest `digest` is one of them, or, with a tag, that tag.
+    pub fn matches(&self, tag: Option<&Tag>, digest: &Digest) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Tags(tags) => tag.is_some_and(|tag| tags.matches(tag.as_str())),
+            Self::Digest(wanted) => wanted == digest,
+        }
     }
 }
 

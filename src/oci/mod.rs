@@ -17,6 +17,7 @@ mod reference;
 mod referrers;
 mod route;
 mod routed;
+mod routing;
 
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
@@ -33,3 +34,4 @@ pub use reference::{
 pub use referrers::Referrers;
 pub use route::{ParseRequestError, Request, query_value};
 pub use routed::Routed;
+pub use routing::{Because, Home, Led, NameRoute, Namespace, Routes, Written};

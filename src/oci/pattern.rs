@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::RepositoryName;
+
 /// A pattern over names of repositories or tags, compared component by component, case and all.
 ///
 /// `*` stands for any characters within one component, also inside it (`app-*`); a component that is `**`
@@ -42,6 +44,45 @@ impl Pattern {
     /// The pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Everything.
+    pub fn any() -> Self {
+        Self("**".to_owned())
+    }
+
+    /// The one name that the pattern describes, where it is one.
+    pub fn literal(&self) -> Option<&str> {
+        (!self.0.contains('*')).then_some(&self.0)
+    }
+
+    /// The pattern of the names described that begin with the components of `strip` and have more, without
+    /// these and with those of `add` before them; `None` if there are none. What comes after a `**` is
+    /// taken to be for names below `strip`.
+    pub fn renamed(
+        &self,
+        strip: Option<&RepositoryName>,
+        add: Option<&RepositoryName>,
+    ) -> Option<Self> {
+        let mut rest = self.0.as_str();
+        let stripped = strip.iter().flat_map(|strip| strip.as_str().split('/'));
+        for component in stripped {
+            let (first, after) = rest.split_once('/').unwrap_or((rest, ""));
+            if first == "**" {
+                break;
+            }
+            if !Self(first.to_owned()).matches(component) {
+                return None;
+            }
+            rest = after;
+        }
+        if rest.is_empty() {
+            return None;
+        }
+        Some(Self(match add {
+            None => rest.to_owned(),
+            Some(add) => format!("{add}/{rest}"),
+        }))
     }
 
     /// True if `name` is what the pattern describes.

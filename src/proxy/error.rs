@@ -52,6 +52,9 @@ pub(super) enum Refusal {
     /// containerd's `ns` names a registry that is not ours to mirror.
     #[error("an ns that is not mirrored here")]
     ForeignNamespace,
+    /// No route is about the name.
+    #[error("a name that no route is about")]
+    Unrouted,
     /// The manifest is of a type that the client's `Accept` does not name.
     #[error("the manifest is {0}, which Accept does not name")]
     NotAccepted(String),
@@ -122,6 +125,11 @@ impl Refusal {
                 StatusCode::NOT_FOUND,
                 ErrorCode::NameUnknown,
                 "the registry that ns names is not mirrored here",
+            ),
+            Self::Unrouted => answer(
+                StatusCode::NOT_FOUND,
+                ErrorCode::NameUnknown,
+                "no registry behind this proxy is set up for this name",
             ),
             Self::NotAccepted(media_type) => answer(
                 StatusCode::NOT_FOUND,
@@ -373,7 +381,7 @@ fn of_upstream(error: &UpstreamError) -> Answer {
                 ..of_upstream(cause)
             };
         }
-        UpstreamError::Offline => (
+        UpstreamError::Offline | UpstreamError::Unconfigured => (
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Unavailable,
             "this is not in the cache, and the proxy is set to stay offline",

@@ -8,9 +8,17 @@ use super::verdicts;
 use crate::access::Right;
 use crate::fill::Fills;
 use crate::oci::header::OCI_FILTERS_APPLIED;
-use crate::oci::{self, Digest, RepoKey, media_type};
+use crate::oci::{self, Digest, RepoKey, RepositoryName, media_type};
 use crate::telemetry::Outcome;
 use crate::upstream::Upstream;
+
+/// How the client asked for a repository: what pages are called to it.
+pub(super) struct AsAsked<'a> {
+    /// The name that it wrote.
+    pub(super) repository: &'a RepositoryName,
+    /// containerd's `ns`.
+    pub(super) ns: Option<&'a str>,
+}
 
 /// Most names of a page. ECR refuses more, and nobody needs them at once.
 const LONGEST_PAGE: u32 = 1000;
@@ -20,6 +28,7 @@ pub(super) async fn tags(
     upstream: &Upstream,
     right: &Right,
     repo: &RepoKey,
+    asked: &AsAsked<'_>,
     limit: Option<u32>,
     last: Option<&str>,
 ) -> Result<Reply, Refusal> {
@@ -34,12 +43,13 @@ pub(super) async fn tags(
     } else {
         (page.names, page.next)
     };
-    let list = serde_json::json!({ "name": repo.repository.as_str(), "tags": names });
+    let list = serde_json::json!({ "name": asked.repository.as_str(), "tags": names });
     let mut reply = Reply::json(list.to_string());
     if let Some(last) = next {
-        let repository = repo.repository.clone();
+        let repository = asked.repository.clone();
         link(
             &mut reply,
+            asked,
             &oci::Request::Tags {
                 repository,
                 limit,
@@ -56,6 +66,7 @@ pub(super) async fn referrers(
     fills: &Fills,
     right: &Right,
     repo: &RepoKey,
+    asked: &AsAsked<'_>,
     digest: Digest,
     artifact_type: Option<&str>,
     page: Option<&str>,
@@ -73,8 +84,9 @@ pub(super) async fn referrers(
     if let Some(page) = answer.next {
         link(
             &mut reply,
+            asked,
             &oci::Request::Referrers {
-                repository: repo.repository.clone(),
+                repository: asked.repository.clone(),
                 digest,
                 artifact_type: None,
                 page: Some(page),
@@ -86,8 +98,14 @@ pub(super) async fn referrers(
     Ok(reply)
 }
 
-/// Names the next page, on our own host by naming none.
-fn link(reply: &mut Reply, next: &oci::Request) {
+/// Names the next page, on our own host by naming none, and led the same way.
+fn link(reply: &mut Reply, asked: &AsAsked<'_>, next: &oci::Request) {
+    let mut next = next.to_string();
+    if let Some(ns) = asked.ns {
+        let mark = if next.contains('?') { '&' } else { '?' };
+        let ns = url::form_urlencoded::byte_serialize(ns.as_bytes()).collect::<String>();
+        next.push_str(&format!("{mark}ns={ns}"));
+    }
     if let Ok(link) = HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")) {
         reply.headers.insert(header::LINK, link);
     }

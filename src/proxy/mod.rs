@@ -37,9 +37,9 @@ use crate::access::{
 use crate::cache::StoredManifest;
 use crate::fill::{FillError, Fills};
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
-use crate::oci::{self, Digest, RepoKey, RepositoryName, error_body, query_value};
+use crate::oci::{self, Digest, RepoKey, RepositoryName, Routes, error_body, query_value};
 use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics, StaleReason};
-use crate::upstream::Upstream;
+use crate::upstream::Upstreams;
 use body::Said;
 use completion::Completion;
 use error::Refusal;
@@ -96,14 +96,14 @@ pub struct Proxy {
 
 /// What a [`Proxy`] is made of.
 pub struct Parts {
-    /// The names we answer to, in lower case; loopback listeners answer to any.
-    pub domains: Vec<String>,
+    /// The names we answer to, and where repositories lead; loopback listeners answer to any name.
+    pub routes: Arc<Routes>,
     /// Balancers, whose `X-Forwarded-For` tells whose request it is.
     pub trusted_proxies: Vec<Network>,
     /// Who may do what.
     pub access: Access,
     /// Where lists of tags are asked for.
-    pub upstream: Upstream,
+    pub upstreams: Upstreams,
     /// The gate to content.
     pub fills: Fills,
     /// What is counted.
@@ -244,7 +244,7 @@ impl Proxy {
         let place = self.requests.take_now(completion.from.address());
         completion.place = Some(place.ok_or(Refusal::TooMany)?);
         let host = host(request)?;
-        let domain = domain(&self.parts.domains, host);
+        let domain = self.parts.routes.domain(host);
         if domain.is_none() && !via.is_loopback {
             return Err(Refusal::Misdirected);
         }
@@ -273,13 +273,13 @@ impl Proxy {
             };
         };
         // Where a name does not lead anywhere is told only to those who may do this behind it.
-        let repo = self.route(repository, uri.query());
-        let upstream = repo
-            .as_ref()
-            .map_or(self.parts.upstream.name(), |repo| &repo.upstream);
+        let ns = query_value(uri.query(), "ns");
+        let repo = ns.clone().map_err(Refusal::from);
+        let repo = repo.and_then(|ns| self.route(domain, ns.as_deref(), repository));
         let wish = |action| Wanted {
             repository,
-            upstream,
+            // What leads nowhere is of no upstream that a rule could name.
+            upstream: repo.as_ref().map_or("", |repo| &*repo.upstream),
             repo: repo.as_ref().ok(),
             action,
             content: content(&wanted),
@@ -294,14 +294,13 @@ impl Proxy {
             },
             false => access.decide(&caller, &wish(action)).await,
         }?;
-        let repo = repo?;
+        let (repo, ns) = (repo?, ns?);
         if action != Action::Pull {
-            let ns = query_value(uri.query(), "ns")?;
             let push = Push {
                 parts: &self.parts,
                 uploads: &self.uploads,
                 right: &right,
-                upstream: asked_with(&self.parts.upstream, &right)?,
+                upstream: asked_with(&self.parts.upstreams.of(&repo)?, &right)?,
                 repo: &repo,
                 repository,
                 ns: ns.as_deref(),
@@ -320,6 +319,10 @@ impl Proxy {
             pulls: self.parts.pulls.as_ref(),
             client: completion.from.address(),
         };
+        let as_asked = lists::AsAsked {
+            repository,
+            ns: ns.as_deref(),
+        };
         match &wanted {
             oci::Request::Manifest { reference, .. } => {
                 pull::manifest(&self.parts.fills, &right, &repo, reference, &asked).await
@@ -328,7 +331,9 @@ impl Proxy {
                 pull::blob(&self.parts.fills, &right, &repo, *digest, &asked).await
             }
             oci::Request::Tags { limit, last, .. } => {
-                lists::tags(&self.parts.upstream, &right, &repo, *limit, last.as_deref()).await
+                let upstream = self.parts.upstreams.of(&repo)?;
+                let last = last.as_deref();
+                lists::tags(&upstream, &right, &repo, &as_asked, *limit, last).await
             }
             oci::Request::Referrers {
                 digest,
@@ -338,7 +343,16 @@ impl Proxy {
             } => {
                 let (artifact_type, page) = (artifact_type.as_deref(), page.as_deref());
                 let fills = &self.parts.fills;
-                lists::referrers(fills, &right, &repo, *digest, artifact_type, page).await
+                lists::referrers(
+                    fills,
+                    &right,
+                    &repo,
+                    &as_asked,
+                    *digest,
+                    artifact_type,
+                    page,
+                )
+                .await
             }
             oci::Request::Ping
             | oci::Request::Catalog
@@ -350,18 +364,17 @@ impl Proxy {
     }
 
     /// Which upstream repository a name means. containerd's `ns` tells which registry the image was
-    /// named after: it is looked up, never dialled, and anything but our one upstream is refused.
-    fn route(&self, repository: &RepositoryName, query: Option<&str>) -> Result<RepoKey, Refusal> {
-        let upstream = &self.parts.upstream;
-        if let Some(ns) = query_value(query, "ns")? {
-            let is_ours = domain(&self.parts.domains, &ns).is_some();
-            if !is_ours && !upstream.registry().name().eq_ignore_ascii_case(&ns) {
-                return Err(Refusal::ForeignNamespace);
-            }
-        }
-        Ok(RepoKey {
-            upstream: Arc::clone(upstream.name()),
-            repository: repository.clone(),
+    /// named after: it is looked up and never dialled.
+    fn route(
+        &self,
+        domain: Option<&str>,
+        ns: Option<&str>,
+        repository: &RepositoryName,
+    ) -> Result<RepoKey, Refusal> {
+        let led = self.parts.routes.find(domain, ns, repository);
+        led.map(|led| led.repo).ok_or(match ns {
+            Some(_) => Refusal::ForeignNamespace,
+            None => Refusal::Unrouted,
         })
     }
 
@@ -427,12 +440,6 @@ impl Proxy {
         *response.headers_mut() = headers;
         response
     }
-}
-
-/// Which of our names a host is.
-fn domain<'a>(domains: &'a [String], host: &str) -> Option<&'a str> {
-    let mut domains = domains.iter().map(String::as_str);
-    domains.find(|domain| domain.eq_ignore_ascii_case(host))
 }
 
 /// What somebody must be allowed to do for this to be answered.
@@ -568,7 +575,8 @@ mod tests {
 
     #[test]
     fn p05_a_name_is_ours_as_a_whole_whatever_its_case() {
-        let domains = ["registry.example".to_owned()];
+        let domains = vec!["registry.example".to_owned()];
+        let routes = Routes::new(domains, Vec::new(), Vec::new());
         for (host, is_ours) in [
             ("registry.example", true),
             ("Registry.Example", true),
@@ -576,7 +584,7 @@ mod tests {
             ("registry.example.evil", false),
             ("127.0.0.1", false),
         ] {
-            let found = domain(&domains, host);
+            let found = routes.domain(host);
             assert_eq!(found, is_ours.then_some("registry.example"), "{host}");
         }
         let answer = Refusal::Misdirected.answer();

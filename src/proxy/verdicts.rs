@@ -7,7 +7,7 @@ use http::StatusCode;
 use super::error::Refusal;
 use crate::access::{ClientToken, Denied, Question, Right, Verdict, Verdicts};
 use crate::oci::{Digest, Reference, RepoKey};
-use crate::upstream::{Upstream, UpstreamError, Wrong};
+use crate::upstream::{Upstream, UpstreamError, Upstreams, Wrong};
 
 /// The upstream as whoever holds `right` may ask it: with the right's own credential, where it has one.
 pub(super) fn asked_with(upstream: &Upstream, right: &Right) -> Result<Upstream, Refusal> {
@@ -33,25 +33,27 @@ pub(super) fn told(right: &Right, error: UpstreamError) -> Refusal {
 ///
 /// ECR looks at the rights before it looks for the content, so "absent" is said to those who may only.
 pub struct AskedUpstream {
-    upstreams: Vec<Upstream>,
+    upstreams: Upstreams,
 }
 
 impl AskedUpstream {
     /// Asks these, each by its name.
-    pub fn new(upstreams: Vec<Upstream>) -> Self {
+    pub fn new(upstreams: Upstreams) -> Self {
         Self { upstreams }
     }
 
-    fn takers(&self) -> impl Iterator<Item = &Upstream> {
-        let upstreams = self.upstreams.iter();
-        upstreams.filter(|upstream| upstream.takes_ecr_tokens())
+    fn takers(&self) -> Vec<Upstream> {
+        let all = self.upstreams.all();
+        let takers = all.iter().filter(|upstream| upstream.takes_ecr_tokens());
+        takers.cloned().collect()
     }
 
     /// The upstream of a repository, asked as the token's bearer; one that takes no tokens refuses it.
     fn as_bearer(&self, token: &ClientToken, repo: &RepoKey) -> Result<Upstream, UpstreamError> {
-        let mut takers = self.takers();
-        let upstream = takers.find(|upstream| *upstream.name() == repo.upstream);
-        let upstream = upstream.ok_or(UpstreamError::Refused)?;
+        let upstream = self.upstreams.of(repo)?;
+        if !upstream.takes_ecr_tokens() {
+            return Err(UpstreamError::Refused);
+        }
         upstream.on_behalf_of(token.authorization())
     }
 
@@ -105,7 +107,8 @@ const BAD_REQUEST: u16 = StatusCode::BAD_REQUEST.as_u16();
 
 impl Verdicts for AskedUpstream {
     fn takes_tokens(&self, upstream: &str) -> bool {
-        self.takers().any(|taker| **taker.name() == *upstream)
+        let upstream = self.upstreams.named(upstream);
+        upstream.is_some_and(|upstream| upstream.takes_ecr_tokens())
     }
 
     fn ask<'a>(&'a self, token: &'a ClientToken, question: Question<'a>) -> BoxFuture<'a, Verdict> {

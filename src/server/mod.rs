@@ -24,6 +24,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rustls::pki_types::CertificateDer;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::pin;
 use tokio::sync::watch;
@@ -50,6 +51,11 @@ mod service;
 /// Size of a coalescing buffer: 512 KiB of body in TLS records, with the overhead of 32 records or
 /// h2 frames, so that one round of writing does not leave a small remainder.
 const WRITE_BUFFER_BYTES: usize = (512 + 8) * 1024;
+
+/// How much the system may hold of what a client has not made room for, in bytes. By itself it takes some
+/// MiB for each connection, and a few hundred that read nothing bring all of the machine's TCP memory under
+/// pressure. A client that reads is not held up: the next write comes when half of it is on its way.
+const UNSENT_BYTES: u32 = 512 * 1024;
 
 /// First and longest pause after an accept that failed for want of descriptors or memory. Without
 /// one the loop spins; a longer one delays recovery.
@@ -464,10 +470,14 @@ impl Acceptor {
     }
 }
 
-/// Answers leave when they are flushed; a socket that cannot be told so works all the same.
+/// Answers leave when they are flushed, and no more of them waits in the system for a client that does not
+/// take it than [`UNSENT_BYTES`]; a socket that cannot be told so works all the same.
 fn prepare(stream: &TcpStream) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
+        tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT");
     }
 }
 

@@ -97,5 +97,5 @@ impl Reply {
 
 fn field(name: &'static str, value: &str) -> Option<(HeaderName, HeaderValue)> {
     let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-    Some((name, HeaderValue::from_str(value).ok()?))
+    Some((name, HeaderValue::from_bytes(value.as_bytes()).ok()?))
 }

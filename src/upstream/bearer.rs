@@ -215,7 +215,8 @@ fn explain(error: &UpstreamError) -> TokenError {
         | UpstreamError::IgnoredRange
         | UpstreamError::Told(_)
         | UpstreamError::Away(_)
-        | UpstreamError::Offline => TokenError::Failing,
+        | UpstreamError::Offline
+        | UpstreamError::Unconfigured => TokenError::Failing,
     }
 }
 

@@ -142,6 +142,7 @@ pub(super) fn weight(error: &UpstreamError) -> u32 {
         | UpstreamError::IgnoredRange
         | UpstreamError::Told(_)
         | UpstreamError::Offline
+        | UpstreamError::Unconfigured
         | UpstreamError::Away(_) => 0,
     }
 }

@@ -47,6 +47,9 @@ pub enum UpstreamError {
     /// The operator wants nothing asked.
     #[error("upstream is not asked: offline by configuration")]
     Offline,
+    /// No upstream of that name is configured any more.
+    #[error("its upstream is not configured any more")]
+    Unconfigured,
     /// A deadline passed.
     #[error("upstream is too slow: {0}")]
     TooSlow(Deadline),
@@ -234,6 +237,7 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Away(_)
             | Self::Offline
+            | Self::Unconfigured
             | Self::TooSlow(_)
             | Self::Wrong(Wrong::BadTls | Wrong::Intercepted | Wrong::Redirect(_))
             | Self::Truncated => true,
@@ -260,6 +264,7 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Away(_)
             | Self::Offline
+            | Self::Unconfigured
             | Self::TooSlow(_)
             | Self::Wrong(_)
             | Self::Truncated
@@ -284,6 +289,7 @@ impl UpstreamError {
             | Self::Refused
             | Self::Unsupported
             | Self::Offline
+            | Self::Unconfigured
             | Self::BadCredentials
             | Self::Wrong(_)
             | Self::TooMuch

@@ -8,6 +8,7 @@
 //!
 //! | file | is |
 //! | --- | --- |
+//! | `upstreams` | all of them, by name |
 //! | `registry`, `origin` | what a registry's name says; where a request goes |
 //! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
 //! | `behalf` | a question asked once, with the credential of whoever wants to know |
@@ -51,6 +52,7 @@ mod storage;
 mod token;
 mod told;
 mod upload;
+mod upstreams;
 
 use std::fmt;
 use std::sync::Arc;
@@ -88,6 +90,7 @@ pub use sending::Feed;
 pub use token::TokenStatus;
 pub use told::Told;
 pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
+pub use upstreams::Upstreams;
 
 use bearer::Realms;
 use breaker::{Breaker, Probe};

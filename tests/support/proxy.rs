@@ -55,6 +55,7 @@ pub struct Builder {
     pki: Arc<Pki>,
     config: Table,
     upstream: Table,
+    more_upstreams: Vec<Table>,
     env: BTreeMap<String, String>,
     mount: Option<String>,
 }
@@ -67,6 +68,7 @@ impl Proxy {
             pki: Arc::new(Pki::new(NAMES)),
             config: Table::new(),
             upstream: Table::new(),
+            more_upstreams: Vec::new(),
             env: BTreeMap::new(),
             mount: None,
         }
@@ -350,6 +352,12 @@ impl Builder {
         self
     }
 
+    /// Adds an `[[upstream]]` after the first.
+    pub fn another_upstream(mut self, upstream: Table) -> Self {
+        self.more_upstreams.push(upstream);
+        self
+    }
+
     /// Adds a `[[route]]` of these keys.
     pub fn route<V: Into<Toml>>(
         mut self,
@@ -453,8 +461,10 @@ impl Builder {
         self = self
             .set("server.state_dir", "state")
             .set("cache.dir", "cache");
-        let upstream = Toml::Array(vec![Toml::Table(self.upstream)]);
-        self.config.insert("upstream".to_owned(), upstream);
+        let mut upstreams = vec![Toml::Table(self.upstream)];
+        upstreams.extend(self.more_upstreams.into_iter().map(Toml::Table));
+        self.config
+            .insert("upstream".to_owned(), Toml::Array(upstreams));
         write_config(dir.path(), &self.config);
         let run = Run::start(dir.path(), &self.config, &self.env, self.mount.as_deref());
         Proxy {

@@ -76,9 +76,11 @@ impl Render for Table {
 
 fn row(image: &ListedImage, now: SystemTime) -> [String; 6] {
     let hex = image.digest.hex();
+    let domain = image.domain.as_ref();
+    let domain = domain.map_or_else(String::new, |domain| format!("{domain}/"));
     let name = match &image.tag {
-        Some(tag) => format!("{}:{tag}", image.repository),
-        None => format!("{}@sha256:{}", image.repository, &hex[..12]),
+        Some(tag) => format!("{domain}{}:{tag}", image.repository),
+        None => format!("{domain}{}@sha256:{}", image.repository, &hex[..12]),
     };
     [
         name,
@@ -135,6 +137,7 @@ mod tests {
         };
         ListedImage {
             upstream: "prod".to_owned(),
+            domain: None,
             repository: "team/app".parse().expect("a name"),
             tag: Some("v1".parse().expect("a tag")),
             digest: Digest::of(b""),

@@ -55,6 +55,12 @@ impl Finding {
         Self::new(subject, Verdict::Fail, detail, mend)
     }
 
+    /// The same, of one of several.
+    pub(crate) fn of(mut self, name: &str) -> Self {
+        self.detail = format!("{name}: {}", self.detail);
+        self
+    }
+
     fn new(
         subject: &'static str,
         verdict: Verdict,

@@ -4,6 +4,7 @@ mod finding;
 mod local;
 mod remote;
 mod right;
+mod route;
 
 pub(super) use finding::{Finding, Verdict};
 
@@ -15,13 +16,13 @@ use super::Failure;
 use super::settings::Settings;
 use crate::clock::Clock;
 use crate::config::{Config, Files, Strings};
-use crate::oci::RepositoryName;
+use crate::oci::{ImageName, RepositoryName};
 use crate::telemetry::{Log, LogFormat, Metrics};
 use crate::upstream::{Upstream, UpstreamMetrics};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Ends with 0 if nothing fails, 1 if something does, 2 if the configuration is wrong.\n\nExample:\n  ecr-proxy check --config /etc/ecr-proxy/config.toml\n  ecr-proxy check --as ci registry.mydomain.com/team/app:v1 push"
+    after_help = "Ends with 0 if nothing fails, 1 if something does, 2 if the configuration is wrong.\n\nExample:\n  ecr-proxy check --config /etc/ecr-proxy/config.toml\n  ecr-proxy check --as ci registry.mydomain.com/team/app:v1 push\n  ecr-proxy check --route library/alpine --ns docker.io"
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -35,6 +36,12 @@ pub(super) struct Args {
     /// Explain instead whether USER (or @anonymous) may pull, push or delete IMAGE
     #[arg(long = "as", num_args = 3, value_names = ["USER", "IMAGE", "ACTION"])]
     as_user: Option<Vec<String>>,
+    /// Explain instead where IMAGE leads, and by which [[route]]
+    #[arg(long, value_name = "IMAGE", conflicts_with = "as_user")]
+    route: Option<ImageName>,
+    /// Ask for it as containerd does for images named after this registry
+    #[arg(long, value_name = "HOST", requires = "route")]
+    ns: Option<String>,
 }
 
 pub(super) fn run(
@@ -55,6 +62,13 @@ pub(super) fn run(
             return Err(Failure::Told(2));
         }
     };
+    if let Some(image) = &args.route {
+        report.add(route::explain(&config, image, args.ns.as_deref()))?;
+        return match report.end()? {
+            true => Err(Failure::Told(1)),
+            false => Ok(()),
+        };
+    }
     if let Some(question) = question {
         for finding in right::explain(&config, &question)? {
             report.add(finding)?;
@@ -106,10 +120,20 @@ fn remote(config: &Config, repository: Option<&RepositoryName>) -> Result<Vec<Fi
         Err(error) => return Ok(wrong(&error)),
     };
     let findings = super::runtime()?.block_on(async {
-        match Upstream::new(options, &UpstreamMetrics::default()) {
-            Ok(upstream) => remote::upstream(&upstream, config, repository).await,
-            Err(error) => wrong(&error),
+        let mut findings = Vec::new();
+        for (options, configured) in options.into_iter().zip(&config.upstreams) {
+            let found = match Upstream::new(options, &UpstreamMetrics::default()) {
+                Ok(upstream) => remote::upstream(&upstream, configured, repository).await,
+                Err(error) => wrong(&error),
+            };
+            // Whose they are, where there are several.
+            let is_alone = config.upstreams.len() == 1;
+            findings.extend(found.into_iter().map(|finding| match is_alone {
+                true => finding,
+                false => finding.of(&configured.name),
+            }));
         }
+        findings
     });
     Ok(findings)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Finding;
 use crate::cli::iam_policy::{DESCRIBE_ACTION, PULL_ACTIONS};
-use crate::config::{Auth, Config};
+use crate::config::{self, Auth};
 use crate::oci::{Digest, Reference, RepositoryName};
 use crate::upstream::{Ping, Skew, TokenError, Upstream, UpstreamError};
 
@@ -22,10 +22,10 @@ const TRY_POLICY: &str = "attach what `ecr-proxy iam-policy` prints to the proxy
 /// Everything about the upstream, in the order in which one thing needs another.
 pub(super) async fn upstream(
     upstream: &Upstream,
-    config: &Config,
+    configured: &config::Upstream,
     repository: Option<&RepositoryName>,
 ) -> Vec<Finding> {
-    let aws = matches!(config.upstream.auth, Auth::Aws { .. });
+    let aws = matches!(configured.auth, Auth::Aws { .. });
     let mut findings = Vec::new();
     let mut logged_in = true;
     if aws {
@@ -33,7 +33,7 @@ pub(super) async fn upstream(
         findings.extend(found);
         logged_in = good;
     } else {
-        let how = match &config.upstream.auth {
+        let how = match &configured.auth {
             Auth::Basic { username, .. } => format!("user {username}"),
             Auth::Aws { .. } | Auth::Anonymous => "none, the registry is asked anonymously".into(),
         };
@@ -48,7 +48,7 @@ pub(super) async fn upstream(
     if aws && ping.is_ok() {
         findings.extend(actions(upstream, repository).await);
     }
-    findings.push(reachable(config, &ping));
+    findings.push(reachable(configured, &ping));
     if let Ok(Ping {
         clock: Some(skew), ..
     }) = ping
@@ -154,9 +154,9 @@ async fn actions(upstream: &Upstream, repository: Option<&RepositoryName>) -> Ve
         .collect()
 }
 
-fn reachable(config: &Config, ping: &Result<Ping, UpstreamError>) -> Finding {
+fn reachable(configured: &config::Upstream, ping: &Result<Ping, UpstreamError>) -> Finding {
     const SUBJECT: &str = "upstream";
-    let registry = &config.upstream.registry;
+    let registry = &configured.registry;
     let error = match ping {
         Ok(ping) => {
             let took = ping.took.as_millis();
@@ -175,6 +175,7 @@ fn reachable(config: &Config, ping: &Result<Ping, UpstreamError>) -> Finding {
             "look whether it is a registry that answers there, and whether upstream.ca is its CA"
         }
         UpstreamError::Offline => "nothing to mend: `offline = true` in the configuration",
+        UpstreamError::Unconfigured => "name it in an [[upstream]]",
         UpstreamError::NoToken(_) => "look at the registry's token service",
         UpstreamError::Absent(_)
         | UpstreamError::Unsupported

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::Resolver;
+use super::{Resolver, known_upstream, our_domain};
 use crate::access::{Action, Network, ReadUsersError, Rule, Rules, Subject, Users};
 use crate::config::{
     Access, Anonymous, Auth, Config, Files, ListenAddress, Server, Upstream, values,
@@ -13,7 +13,7 @@ impl Resolver {
     pub(super) fn access(
         &mut self,
         server: Option<&Server>,
-        upstream: Option<&Upstream>,
+        upstreams: Option<&[Upstream]>,
     ) -> Option<Access> {
         let users_file = self.path("access.users");
         let anonymous = self.one("access.anonymous", |text| match text {
@@ -47,7 +47,7 @@ impl Resolver {
                 "is empty: with anonymous = \"pull\" it says from where",
             );
         }
-        let mut rules = self.each("access.rule", |this| this.rule(server, upstream))?;
+        let mut rules = self.each("access.rule", |this| this.rule(server, upstreams))?;
         let written_rules = rules.len();
         for (index, rule) in rules.iter_mut().enumerate() {
             rule.name = format!("[[access.rule]] {}", index + 1);
@@ -73,7 +73,7 @@ impl Resolver {
         }
         let aws_tokens = aws_tokens?.unwrap_or(false);
         if aws_tokens {
-            self.aws_tokens(&rules, server, upstream);
+            self.aws_tokens(&rules, server, upstreams);
         }
         Some(Access {
             users_file,
@@ -87,31 +87,16 @@ impl Resolver {
     }
 
     /// One `[[access.rule]]`, still without its name.
-    fn rule(&mut self, server: Option<&Server>, upstream: Option<&Upstream>) -> Option<Rule> {
+    fn rule(&mut self, server: Option<&Server>, upstreams: Option<&[Upstream]>) -> Option<Rule> {
         let users = self.many("access.rule.users", |text| {
             text.parse::<Subject>().map_err(|error| error.to_string())
         });
         let actions = self.many("access.rule.actions", |text| {
             text.parse::<Action>().map_err(|error| error.to_string())
         });
-        let domains = self.many("access.rule.domains", |text| {
-            let domain = values::domain(text)?;
-            match server {
-                Some(server) if !server.domains.contains(&domain) => {
-                    Err(format!("{text:?} is not among server.domains"))
-                }
-                _ => Ok(domain),
-            }
-        });
+        let domains = self.many("access.rule.domains", |text| our_domain(text, server));
         let upstreams = self.many("access.rule.upstreams", |text| {
-            let name = values::upstream_name(text)?;
-            match upstream {
-                Some(upstream) if upstream.name != name => Err(format!(
-                    "{text:?} is no upstream; there is {:?}",
-                    upstream.name
-                )),
-                _ => Ok(name),
-            }
+            known_upstream(text, upstreams)
         });
         let networks = self.many("access.rule.networks", |text| {
             text.parse::<Network>().map_err(|error| error.to_string())
@@ -194,9 +179,15 @@ impl Resolver {
     }
 
     /// Tokens have to come from a registry that issues them, to a domain where clients log in.
-    fn aws_tokens(&mut self, rules: &Rules, server: Option<&Server>, upstream: Option<&Upstream>) {
+    fn aws_tokens(
+        &mut self,
+        rules: &Rules,
+        server: Option<&Server>,
+        upstreams: Option<&[Upstream]>,
+    ) {
         const KEY: &str = "access.aws_tokens";
-        if upstream.is_some_and(|upstream| !matches!(upstream.auth, Auth::Aws { .. })) {
+        let is_aws = |upstream: &Upstream| matches!(upstream.auth, Auth::Aws { .. });
+        if upstreams.is_some_and(|all| !all.iter().any(is_aws)) {
             self.fault(
                 KEY,
                 "cannot be true: no [[upstream]] is a private ECR registry with auth = \"aws\", and \

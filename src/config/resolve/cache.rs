@@ -6,7 +6,7 @@ use super::Resolver;
 use crate::config::values::{self, Size};
 use crate::config::{Cache, Freshness, Prefetch};
 use crate::fill::TagPolicy;
-use crate::jobs::operations::{Names, pin_of};
+use crate::jobs::operations::{Names, is_pinnable};
 use crate::oci::ImagePattern;
 
 /// The keys of [`Freshness`] here.
@@ -53,11 +53,12 @@ impl Resolver {
         let pins = self.many("cache.pins", |text| {
             let images = text.parse::<ImagePattern>();
             let images = images.map_err(|error| format!("{text:?}: {error}"))?;
-            let check = |names: &Names| names.check(images.domain.as_deref());
-            names
-                .map_or(Ok(()), check)
-                .map_err(|error| format!("{text:?}: {error}"))?;
-            pin_of(&images).map_err(|error| format!("{text:?}: {error}"))
+            let pins = match names {
+                Some(names) => names.pins(&images),
+                // Where they lead is not known, for faults that are told.
+                None => is_pinnable(&images).map(|()| Vec::new()),
+            };
+            pins.map_err(|error| format!("{text:?}: {error}"))
         });
         let prefetch = self.one("cache.prefetch", |text| {
             let known = [Prefetch::Off, Prefetch::Layers];
@@ -78,7 +79,7 @@ impl Resolver {
             max_manifest_size: max_manifest_size?.unwrap_or(DEFAULT_MAX_MANIFEST_BYTES),
             max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
             prefetch: prefetch?.unwrap_or(Prefetch::Off),
-            pins: pins?.unwrap_or_default(),
+            pins: pins?.unwrap_or_default().concat(),
         })
     }
 

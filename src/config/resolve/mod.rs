@@ -17,7 +17,7 @@ mod warm;
 
 use std::path::PathBuf;
 
-use super::{Config, Faults, Freshness, Sources};
+use super::{Config, Faults, Freshness, Server, Sources, Upstream, parts, values};
 use reading::Resolver;
 
 pub(super) fn load(sources: Sources<'_>) -> Result<Config, Faults> {
@@ -45,14 +45,16 @@ impl Resolver {
         let tls = self.tls(server.as_ref());
         let client_certificates = self.client_certificates(server.as_ref());
         let freshness = self.freshness(cache::FRESHNESS, Freshness::default());
-        let upstream = self.upstream(freshness.clone().unwrap_or_default());
-        let names = match (&server, &upstream) {
-            (Some(server), Some(upstream)) => Some(upstream.names(&server.domains)),
+        let upstreams = self.upstreams(freshness.clone().unwrap_or_default());
+        let routes = self.routes(server.as_ref(), upstreams.as_deref());
+        let names = match (&server, &upstreams, &routes) {
+            (Some(server), Some(upstreams), Some(routes)) => {
+                Some(parts::names(&server.domains, routes, upstreams))
+            }
             _ => None,
         };
         let cache = self.cache(freshness, names.as_ref());
-        let access = self.access(server.as_ref(), upstream.as_ref());
-        let routes = self.routes(upstream.as_ref());
+        let access = self.access(server.as_ref(), upstreams.as_deref());
         let warm = self.warm(names.as_ref());
         let mut config = Config {
             file,
@@ -63,11 +65,38 @@ impl Resolver {
             client_certificates: client_certificates?,
             cache: cache?,
             access: access?,
-            upstream: upstream?,
+            upstreams: upstreams?,
             routes: routes?,
             warm: warm?,
         };
         config.warnings.extend(access::warnings(&config));
         Some(config)
+    }
+}
+
+/// A domain that is one of ours, as far as these are known.
+fn our_domain(text: &str, server: Option<&Server>) -> Result<String, String> {
+    let domain = values::domain(text)?;
+    match server {
+        Some(server) if !server.domains.contains(&domain) => {
+            Err(format!("{text:?} is not among server.domains"))
+        }
+        _ => Ok(domain),
+    }
+}
+
+/// The name of an upstream that there is, as far as these are known.
+fn known_upstream(text: &str, upstreams: Option<&[Upstream]>) -> Result<String, String> {
+    let name = values::upstream_name(text)?;
+    let names = upstreams.map(|all| all.iter().map(|upstream| upstream.name.as_str()));
+    match names {
+        Some(mut names) if !names.clone().any(|known| known == name) => {
+            let first = names
+                .next()
+                .map_or(String::new(), |first| format!("{first:?}"));
+            let known = names.fold(first, |list, name| format!("{list}, {name:?}"));
+            Err(format!("{text:?} is no upstream; there is {known}"))
+        }
+        _ => Ok(name),
     }
 }

@@ -10,7 +10,7 @@ use crate::config::{DEFAULT_FILE, Files, Sources};
 /// What is being read, and the faults so far.
 pub(super) struct Resolver {
     pub(super) settings: Settings,
-    tables: Tables,
+    pub(super) tables: Tables,
     faults: Vec<Fault>,
     /// Where a key would have been that is missing.
     place: Origin,
@@ -86,7 +86,7 @@ impl Resolver {
     pub(super) fn each<T>(
         &mut self,
         section: &str,
-        resolve: impl Fn(&mut Self) -> Option<T>,
+        mut resolve: impl FnMut(&mut Self) -> Option<T>,
     ) -> Option<Vec<T>> {
         let tables = self.tables.remove(section).unwrap_or_default();
         let resolved = tables.into_iter().map(|table| {
@@ -184,6 +184,11 @@ impl Resolver {
             .get(key)
             .map_or(&self.place, |setting| &setting.origin)
             .clone();
+        self.note(origin, key, reason);
+    }
+
+    /// A fault at a place of its own.
+    pub(super) fn note(&mut self, origin: Origin, key: &'static str, reason: &str) {
         self.faults.push(Fault {
             origin,
             key: key.to_owned(),

@@ -1,18 +1,46 @@
 //! `[[route]]`.
 
-use super::Resolver;
+use std::sync::Arc;
+
+use super::{Resolver, known_upstream, our_domain};
 use crate::config::values;
-use crate::config::{Route, Upstream};
+use crate::config::{Route, Server, Upstream};
+use crate::oci::{NameRoute, Namespace, RepositoryName};
+use crate::upstream::Registry;
 
 impl Resolver {
-    pub(super) fn routes(&mut self, upstream: Option<&Upstream>) -> Option<Vec<Route>> {
-        self.each("route", |this| this.route(upstream))
+    pub(super) fn routes(
+        &mut self,
+        server: Option<&Server>,
+        upstreams: Option<&[Upstream]>,
+    ) -> Option<Vec<Route>> {
+        self.each("route", |this| this.route(server, upstreams))
     }
 
-    fn route(&mut self, upstream: Option<&Upstream>) -> Option<Route> {
+    fn route(&mut self, server: Option<&Server>, upstreams: Option<&[Upstream]>) -> Option<Route> {
+        let domain = self.one("route.domain", |text| our_domain(text, server));
+        let ns = self.one("route.ns", |text| match text {
+            "*" => Ok(Namespace::Any),
+            _ => Registry::parse(text)
+                .map(|registry| Namespace::Registry(registry.name().to_owned()))
+                .map_err(|error| format!("{text:?}: {error}")),
+        });
         let repository = self.one("route.repository", values::repository_pattern);
-        let named = self.one("route.upstream", values::upstream_name);
-        let freshness = upstream.map(|upstream| upstream.freshness.clone());
+        let named = self.one("route.upstream", |text| known_upstream(text, upstreams));
+        let strip_prefix = self.one("route.strip_prefix", prefix);
+        let add_prefix = self.one("route.add_prefix", prefix);
+        let upstream = match (&named, upstreams) {
+            (Some(Some(name)), Some(all)) => all.iter().find(|upstream| upstream.name == *name),
+            (Some(None), Some([only])) => Some(only),
+            (Some(None), Some([_, _, ..])) => {
+                self.fault(
+                    "route.upstream",
+                    "is missing: there are several, so say where the route leads",
+                );
+                None
+            }
+            _ => None,
+        };
         let freshness = self.freshness(
             [
                 "route.tag_ttl",
@@ -20,24 +48,48 @@ impl Resolver {
                 "route.immutable_tags",
                 "route.offline",
             ],
-            freshness.unwrap_or_default(),
+            upstream.map_or_else(Default::default, |upstream| upstream.freshness.clone()),
         );
-        if matches!(repository, Some(None)) {
+        let (domain, ns, repository) = (domain?, ns?, repository?);
+        let (named, strip_prefix, add_prefix) = (named?, strip_prefix?, add_prefix?);
+        let leads = named.is_some()
+            || domain.is_some()
+            || ns.is_some()
+            || strip_prefix.is_some()
+            || add_prefix.is_some();
+        if !leads && repository.is_none() {
             self.fault(
                 "route.repository",
-                "is missing: say which repositories the route is for, such as \"team/**\"",
+                "is missing: say which names the route is for, such as \"team/**\", by repository, \
+                 domain, ns or upstream",
+            );
+            return None;
+        }
+        let names = NameRoute {
+            domain,
+            ns,
+            repository,
+            upstream: Arc::from(upstream?.name.as_str()),
+            strip_prefix,
+            add_prefix,
+        };
+        if names.upstream_pattern().is_none() {
+            self.fault(
+                "route.strip_prefix",
+                "is not what names of route.repository begin with, so the route is for none",
             );
         }
-        if let (Some(Some(named)), Some(upstream)) = (&named, upstream)
-            && *named != upstream.name
-        {
-            let reason = format!("{named:?} is no upstream; there is {:?}", upstream.name);
-            self.fault("route.upstream", &reason);
-        }
-        named?;
         Some(Route {
-            repository: repository??,
+            names,
+            leads,
             freshness: freshness?,
         })
     }
+}
+
+/// Whole components, with or without a slash at the end.
+fn prefix(text: &str) -> Result<RepositoryName, String> {
+    let name = text.strip_suffix('/').unwrap_or(text);
+    let name = name.parse::<RepositoryName>();
+    name.map_err(|error| format!("{text:?}: {error}; it is whole components, such as \"team/\""))
 }

@@ -3,12 +3,49 @@
 use std::ops::RangeInclusive;
 
 use super::Resolver;
+use crate::config::faults::Origin;
+use crate::config::sources::{Settings, Table};
 use crate::config::values;
 use crate::config::{Auth, Freshness, Upstream};
 use crate::upstream::{HostPattern, Quota, Quotas, Registry, RegistryKind, Role};
 
 impl Resolver {
-    pub(super) fn upstream(&mut self, freshness: Freshness) -> Option<Upstream> {
+    /// Flags set keys of the one upstream, in the file or not: of several it is not said which.
+    pub(super) fn upstreams(&mut self, freshness: Freshness) -> Option<Vec<Upstream>> {
+        let (flags, rest): (Settings, Settings) = std::mem::take(&mut self.settings)
+            .into_iter()
+            .partition(|(key, _)| key.starts_with("upstream."));
+        self.settings = rest;
+        let tables = self.tables.entry("upstream").or_default();
+        match &mut tables[..] {
+            [] => tables.push(Table {
+                settings: flags,
+                origin: Origin::Default,
+            }),
+            [only] => only.settings.extend(flags),
+            [_, _, ..] => {
+                for (key, setting) in flags {
+                    self.note(
+                        setting.origin,
+                        key,
+                        "there are several [[upstream]] in the file: say it there",
+                    );
+                }
+            }
+        }
+        let mut names = Vec::new();
+        self.each("upstream", |this| {
+            let upstream = this.upstream(freshness.clone())?;
+            if names.contains(&upstream.name) {
+                let reason = format!("{:?} is the name of another upstream", upstream.name);
+                this.fault("upstream.name", &reason);
+            }
+            names.push(upstream.name.clone());
+            Some(upstream)
+        })
+    }
+
+    fn upstream(&mut self, freshness: Freshness) -> Option<Upstream> {
         let name = self.one("upstream.name", values::upstream_name);
         let registry = self.one("upstream.registry", |text| {
             Registry::parse(text).map_err(|error| format!("{text:?}: {error}"))

@@ -23,10 +23,10 @@ impl Resolver {
         let images = self.many("warm.images", |text| {
             let image = text.parse::<ImageName>();
             let image = image.map_err(|error| format!("{text:?}: {error}"))?;
-            let check = |names: &Names| names.check(image.domain.as_deref());
-            names
-                .map_or(Ok(()), check)
-                .map_err(|error| format!("{text:?}: {error}"))?;
+            if let Some(names) = names {
+                let routed = names.route(&image);
+                routed.map_err(|error| format!("{text:?}: {error}"))?;
+            }
             Ok(image)
         });
         let every = self.one("warm.every", values::duration);

@@ -216,11 +216,7 @@ mod tests {
     use crate::oci::{Digest, media_type};
 
     fn names() -> Names {
-        Names {
-            domains: vec!["registry.mydomain.com".to_owned()],
-            registry: "000042290000.dkr.ecr.us-west-2.amazonaws.com".to_owned(),
-            upstream: "prod".into(),
-        }
+        crate::jobs::operations::names::tests::one_upstream()
     }
 
     fn image(annotations: &[(&str, &str)]) -> LayoutImage {

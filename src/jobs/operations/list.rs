@@ -4,29 +4,36 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::SystemTime;
 
 use super::message::{Event, ImageState, ListedImage, ListedPlatform, Missing, Time};
+use super::names::is_about;
 use super::stats::INDEX_WAIT;
 use super::{OperationError, Output, Parts};
 use crate::cache::{Image, Store};
-use crate::oci::{Digest, ImagePattern, Reference, RepoKey, Tag};
+use crate::oci::{Digest, ImagePattern, Reference, RepoKey, Tag, Which};
 
 pub(super) async fn run(
     parts: &Parts,
     images: Option<ImagePattern>,
     output: &Output,
 ) -> Result<(), OperationError> {
-    if let Some(images) = &images {
-        parts.names.check(images.domain.as_deref())?;
-    }
-    let store = parts.store.clone();
+    let wanted = match &images {
+        None => None,
+        Some(images) => Some((parts.names.patterns(images)?, images.which.clone())),
+    };
+    let (store, names) = (parts.store.clone(), parts.names.clone());
     let list = output.blocking(move |output| {
         // What is on disk is not known before.
         store.wait_ready(INDEX_WAIT);
         for repo in store.records().repositories() {
-            let is_wanted =
-                |images: &ImagePattern| images.repository.matches(repo.repository.as_str());
-            if images.as_ref().is_none_or(is_wanted) {
-                list(&store, &repo, images.as_ref(), |image| {
-                    output.tell_blocking(Event::Image(image))
+            let about = wanted.as_ref().map(|(patterns, _)| patterns);
+            if about.is_none_or(|patterns| is_about(patterns, &repo)) {
+                let which = wanted.as_ref().map(|(_, which)| which);
+                let name = names.written(&repo);
+                list(&store, &repo, which, |image| {
+                    output.tell_blocking(Event::Image(ListedImage {
+                        domain: name.domain.clone(),
+                        repository: name.repository.clone(),
+                        ..image
+                    }))
                 })?;
             }
         }
@@ -40,11 +47,11 @@ pub(super) async fn run(
 fn list<E>(
     store: &Store,
     repo: &RepoKey,
-    wanted: Option<&ImagePattern>,
+    wanted: Option<&Which>,
     mut tell: impl FnMut(ListedImage) -> Result<(), E>,
 ) -> Result<(), E> {
     let is_wanted = |tag: Option<&Tag>, digest: &Digest| {
-        wanted.is_none_or(|wanted| wanted.matches(&repo.repository, tag, digest))
+        wanted.is_none_or(|wanted| wanted.matches(tag, digest))
     };
     let manifests = store.records().manifests(repo);
     let mut referrers: HashMap<Digest, u64> = HashMap::new();
@@ -108,6 +115,7 @@ fn describe(store: &Store, repo: &RepoKey, image: &Image) -> ListedImage {
         .collect();
     ListedImage {
         upstream: repo.upstream.to_string(),
+        domain: None,
         repository: repo.repository.clone(),
         tag: None,
         digest: image.digest(),

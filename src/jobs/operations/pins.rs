@@ -1,10 +1,12 @@
 //! `pins`, `pin`, `unpin`: what is kept whatever happens.
 
+use std::sync::Arc;
+
 use super::message::{Event, PinnedBy};
-use super::names::pin_of;
+use super::names::{NoPin, is_about};
 use super::{OperationError, Output, Parts};
 use crate::cache::{PinSource, Store};
-use crate::oci::{ImagePattern, Which};
+use crate::oci::{ImagePattern, Pattern, Which};
 
 /// What is to become of pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +36,20 @@ pub(super) async fn change(
 ) -> Result<(), OperationError> {
     let mut pins = Vec::with_capacity(images.len());
     for image in &images {
-        parts.names.check(image.domain.as_deref())?;
-        let pin = pin_of(image);
-        pins.push(pin.map_err(|error| OperationError::Usage(format!("{image}: {error}")))?);
+        let wrong = |error: NoPin| OperationError::Usage(format!("{image}: {error}"));
+        let found = parts.names.pins(image).map_err(wrong)?;
+        let about = parts.names.patterns(image)?;
+        let which = &image.which;
+        pins.extend(
+            found
+                .into_iter()
+                .map(|pin| (pin, about.clone(), which.clone())),
+        );
     }
     let store = parts.store.clone();
     let work = output.blocking(move |output| {
         let mut unknown = Vec::new();
-        for (pin, image) in pins.into_iter().zip(images) {
+        for (pin, about, which) in pins {
             let is_changed = match change {
                 Change::Pin => store.pins().pin(pin.clone()),
                 Change::Unpin => store.pins().unpin(&pin),
@@ -51,7 +59,7 @@ pub(super) async fn change(
                 Change::Pin => Event::Pinned {
                     pin: pin.to_string(),
                     is_new: is_changed,
-                    images: count(&store, &image),
+                    images: count(&store, &about, &which),
                 },
                 Change::Unpin if is_changed => Event::Unpinned {
                     pin: pin.to_string(),
@@ -71,14 +79,12 @@ pub(super) async fn change(
     work.await
 }
 
-/// How many tags or manifests in the cache the pattern describes.
-fn count(store: &Store, image: &ImagePattern) -> u64 {
+/// How many tags or manifests in the cache are described.
+fn count(store: &Store, about: &[(Arc<str>, Pattern)], which: &Which) -> u64 {
     let records = store.records();
     let repositories = records.repositories();
-    let named = repositories
-        .iter()
-        .filter(|repo| image.repository.matches(repo.repository.as_str()));
-    let counts = named.map(|repo| match &image.which {
+    let named = repositories.iter().filter(|repo| is_about(about, repo));
+    let counts = named.map(|repo| match which {
         Which::Digest(digest) => {
             let manifests = records.manifests(repo);
             manifests.iter().filter(|m| m.digest == *digest).count()
@@ -86,7 +92,7 @@ fn count(store: &Store, image: &ImagePattern) -> u64 {
         Which::Any | Which::Tags(_) => {
             let tags = records.tags(repo);
             tags.iter()
-                .filter(|(tag, record)| image.matches(&repo.repository, Some(tag), &record.digest))
+                .filter(|(tag, record)| which.matches(Some(tag), &record.digest))
                 .count()
         }
     });

@@ -18,7 +18,7 @@ const RETRY: Duration = Duration::from_secs(15);
 /// What is warmed, and how often.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// The images.
+    /// The images, all of one upstream.
     pub targets: Vec<Target>,
     /// What of them.
     pub choice: Choice,
@@ -72,7 +72,9 @@ impl Warmer {
     pub async fn keep_warm(self, schedule: Schedule, metrics: WarmMetrics) {
         let mut failures = 0;
         loop {
-            self.fills.until_upstream_answers().await;
+            if let Some(first) = schedule.targets.first() {
+                self.fills.until_answered(&first.repo).await;
+            }
             failures = match self.round(&schedule, &metrics).await {
                 true => 0,
                 false => failures + 1,

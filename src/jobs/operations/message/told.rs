@@ -95,7 +95,10 @@ pub struct Fault {
 pub struct ListedImage {
     /// The upstream it is from.
     pub upstream: String,
-    /// Its repository.
+    /// The domain or registry that clients have to name with it, where it takes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Its repository, as clients write it.
     pub repository: RepositoryName,
     /// A tag it has; an image with several is listed with each, one with none without.
     #[serde(default, skip_serializing_if = "Option::is_none")]

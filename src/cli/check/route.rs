@@ -1,0 +1,58 @@
+//! `check --route IMAGE [--ns HOST]`: where a name leads, and why.
+
+use super::Finding;
+use crate::config::Config;
+use crate::oci::{Because, ImageName, Led};
+
+const SUBJECT: &str = "route";
+const MEND: &str = "write a [[route]] that is about it: what none is about is refused";
+
+/// One line: where the image leads, asked as clients do, or as containerd does with `ns`.
+pub(super) fn explain(config: &Config, image: &ImageName, ns: Option<&str>) -> Finding {
+    let names = config.names();
+    let led = match ns {
+        None => names.explain(image).map_err(|error| error.to_string()),
+        Some(ns) => {
+            let routes = names.routes();
+            let domain = image.domain.as_deref();
+            let domain = domain.and_then(|domain| routes.domain(domain));
+            let domain = domain.or(names.domains().first().map(String::as_str));
+            let led = routes.find(domain, Some(ns), &image.repository);
+            led.ok_or_else(|| format!("nothing leads from {ns} to an upstream"))
+        }
+    };
+    let named = ns.map_or_else(String::new, |ns| format!(" with ns={ns}"));
+    match led {
+        Err(why) => Finding::fail(
+            SUBJECT,
+            format!("{image}{named} leads nowhere: {why}"),
+            MEND,
+        ),
+        Ok(led) => {
+            let by = reason(config, &led);
+            let Led { repo, .. } = led;
+            let mut upstreams = config.upstreams.iter();
+            let upstream = upstreams.find(|upstream| *upstream.name == *repo.upstream);
+            let registry = upstream.map_or("", |upstream| upstream.registry.name());
+            let text = format!(
+                "{image}{named} is {registry}/{} (upstream {:?}), by {by}",
+                repo.repository, repo.upstream
+            );
+            Finding::ok(SUBJECT, text)
+        }
+    }
+}
+
+fn reason(config: &Config, led: &Led) -> String {
+    match led.because {
+        Because::Route(number) => {
+            let routes = config.routes.iter().enumerate();
+            let route = routes.filter(|(_, route)| route.leads).nth(number);
+            route.map_or_else(String::new, |(index, route)| {
+                format!("[[route]] {}: {route}", index + 1)
+            })
+        }
+        Because::Registry => "the registry that it is named after".to_owned(),
+        Because::OnlyUpstream => "being the only upstream".to_owned(),
+    }
+}

@@ -1,0 +1,198 @@
+//! Debian's tools for pressing a server: slowhttptest (clients that are slow on purpose) and h2load (clients in
+//! great number). Others are served meanwhile, and afterwards nothing is left of them.
+
+mod support;
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ecr_proxy::simulator::{Listener, Simulator};
+use support::blobs::{MIB, assert_whole, blob, metric, pull, simulator, until};
+use support::{Proxy, program};
+
+/// Within what others are served.
+const SERVED: Duration = Duration::from_secs(5);
+
+struct Rig {
+    simulator: Simulator,
+    proxy: Proxy,
+    small: (String, String),
+    large: (String, String),
+}
+
+/// What a process holds.
+#[derive(Debug)]
+struct Held {
+    descriptors: usize,
+    threads: u64,
+    memory: u64,
+}
+
+impl Rig {
+    async fn start() -> Self {
+        let simulator = simulator().await;
+        let proxy = Proxy::before(&simulator);
+        let small = blob(&simulator, 1, 10_000);
+        let large = blob(&simulator, 2, 64 * MIB);
+        for blob in [&small, &large] {
+            pull(&proxy, blob).await;
+        }
+        Self {
+            simulator,
+            proxy,
+            small,
+            large,
+        }
+    }
+
+    /// Runs a tool to its end, and serves others meanwhile; what it said.
+    async fn press(&self, tool: &str, arguments: &[String]) -> String {
+        println!("{tool} {}", arguments.join(" "));
+        let mut command = Command::new(program(tool));
+        command.args(arguments).stdin(Stdio::null());
+        let tool = tokio::task::spawn_blocking(move || command.output().expect("it starts"));
+        let (plain, tls) = (self.proxy.client(), self.proxy.tls_client());
+        let mut longest = Duration::ZERO;
+        while !tool.is_finished() {
+            for client in [&plain, &tls] {
+                let began = Instant::now();
+                assert_whole(&client.get(&self.small.1).await, &self.small.0);
+                longest = longest.max(began.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        println!("others were served within {longest:?}");
+        assert!(longest < SERVED, "{longest:?}");
+        let output = tool.await.expect("no panic");
+        let said = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    /// No connection is left, and nothing that came with one.
+    async fn is_left_alone(&self) {
+        until("every connection is closed", async || {
+            metric(&self.proxy, "ecr_proxy_connections_open", &[]).await == 0.0
+        })
+        .await;
+        assert_eq!(
+            metric(&self.proxy, "ecr_proxy_requests_active", &[]).await,
+            0.0
+        );
+    }
+
+    fn held(&self) -> Held {
+        let process = format!("/proc/{}", self.proxy.pid());
+        let descriptors = fs::read_dir(format!("{process}/fd")).expect("a process");
+        let status = fs::read_to_string(format!("{process}/status")).expect("a process");
+        let threads = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Threads:"));
+        Held {
+            descriptors: descriptors.count(),
+            threads: threads
+                .and_then(|t| t.trim().parse().ok())
+                .expect("threads"),
+            memory: self.proxy.memory(),
+        }
+    }
+}
+
+/// slowhttptest with 400 connections for 13 s: longer than any that says nothing whole may last.
+async fn slow(mode: &[&str], target: impl Fn(&Rig) -> String) {
+    let rig = Rig::start().await;
+    let before = rig.held();
+    for url in [
+        format!("http://{}{}", rig.proxy.http(), target(&rig)),
+        format!("https://{}{}", rig.proxy.https(), target(&rig)),
+    ] {
+        let common = ["-c", "400", "-r", "200", "-l", "13", "-p", "3", "-u", &url];
+        let arguments = mode.iter().copied().chain(common).map(str::to_owned);
+        let said = rig
+            .press("slowhttptest", &arguments.collect::<Vec<_>>())
+            .await;
+        assert!(said.contains("service available"), "{said}");
+        let unavailable = said
+            .lines()
+            .any(|line| line.contains("service available") && line.contains("NO"));
+        assert!(!unavailable, "{said}");
+    }
+    rig.is_left_alone().await;
+    let after = rig.held();
+    println!("{before:?} before, {after:?} after");
+    assert!(after.descriptors <= before.descriptors + 10, "{after:?}");
+    // Some 200 KiB for each that took nothing over TLS, of which the allocator keeps what it likes.
+    assert!(after.memory < before.memory + 128 * MIB, "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l04_slowhttptest_with_heads_that_never_end() {
+    slow(&["-H", "-i", "2", "-x", "24"], |_| "/v2/".to_owned()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l05_slowhttptest_with_bodies_that_never_end() {
+    let upload = |_: &Rig| format!("/v2/{}/blobs/uploads/", support::image::REPOSITORY);
+    slow(&["-B", "-i", "2", "-s", "8192", "-x", "10"], upload).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l03_slowhttptest_with_answers_that_are_hardly_read() {
+    let mode = [
+        "-X", "-w", "10", "-y", "20", "-n", "5", "-z", "32", "-k", "3",
+    ];
+    slow(&mode, |rig| rig.large.1.clone()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p11_slowhttptest_with_ranges_beyond_number() {
+    let mode = ["-R", "-t", "HEAD", "-a", "10", "-b", "3000"];
+    slow(&mode, |rig| rig.small.1.clone()).await;
+}
+
+/// What h2load counted.
+fn succeeded(said: &str) -> u64 {
+    let line = said.lines().find(|line| line.starts_with("requests:"));
+    let counts = line.unwrap_or_else(|| panic!("{said}")).split(", ");
+    let count = counts.filter_map(|count| count.strip_suffix(" succeeded"));
+    count.last().and_then(|n| n.parse().ok()).expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l16_h2load_with_a_thousand_streams_on_ten_connections() {
+    let rig = Rig::start().await;
+    let url = format!("https://{}{}", rig.proxy.https(), rig.small.1);
+    let arguments = ["-n", "20000", "-c", "10", "-m", "100", &url].map(str::to_owned);
+    let said = rig.press("h2load", &arguments).await;
+    assert_eq!(succeeded(&said), 20_000, "{said}");
+    rig.is_left_alone().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l15_ten_thousand_tls_connections_a_minute_leave_nothing_behind() {
+    /// Connections a second, and in all, each for one request.
+    const RATE: u64 = 170;
+    const ALL: u64 = 15 * RATE;
+    let rig = Rig::start().await;
+    let url = format!("https://{}{}", rig.proxy.https(), rig.small.1);
+    let [all, rate] = [ALL, RATE].map(|n| n.to_string());
+    let arguments = ["-n", &all, "-c", &all, "-r", &rate, &url].map(str::to_owned);
+    let upstream = || rig.simulator.journal().connections(Listener::Registry);
+    let mut held = Vec::new();
+    let before = upstream();
+    for _ in 0..2 {
+        let said = rig.press("h2load", &arguments).await;
+        assert_eq!(succeeded(&said), ALL, "{said}");
+        rig.is_left_alone().await;
+        held.push(rig.held());
+    }
+    println!("{held:?}");
+    let [first, second] = held.as_slice() else {
+        unreachable!("two rounds");
+    };
+    assert!(second.descriptors <= first.descriptors + 5, "{held:?}");
+    assert!(second.memory < first.memory + 8 * MIB, "{held:?}");
+    // Those for the disk come and go.
+    assert!(second.threads < 64, "{held:?}");
+    assert!(upstream() <= before + 4, "{} upstream", upstream() - before);
+}

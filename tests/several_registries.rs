@@ -1,0 +1,334 @@
+//! Several registries behind one proxy: each is logged in to for itself, names lead by route, and what
+//! one holds is no other's.
+
+mod support;
+
+use std::fs;
+
+use ecr_proxy::simulator::{BlobSource, FULL_ACCESS_KEY, Listener, Simulator};
+use serde_json::Value;
+use support::blobs::{MIB, assert_whole, idle, outcome, until};
+use support::proxy::Builder;
+use support::{Client, DOMAIN, Proxy};
+use tempfile::TempDir;
+use toml::Table;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// Two accounts in two regions, and where their keys are.
+struct Two {
+    prod: Simulator,
+    base: Simulator,
+    folder: TempDir,
+}
+
+impl Two {
+    async fn start() -> Self {
+        let at = |account: &str, region: &str| {
+            let builder = Simulator::builder().account(account).region(region);
+            builder.start()
+        };
+        let prod = at("000042290000", "us-west-2").await.expect("a simulator");
+        let base = at("111122223333", "eu-west-1").await.expect("a simulator");
+        let folder = TempDir::new().expect("a folder");
+        let profile = |name: &str, simulator: &Simulator| {
+            format!(
+                "[profile {name}]\naws_access_key_id = {FULL_ACCESS_KEY}\n\
+                 aws_secret_access_key = secret-of-{name}\nendpoint_url = {}\n",
+                simulator.api_endpoint()
+            )
+        };
+        let profiles = profile("prod", &prod) + &profile("base", &base);
+        fs::write(folder.path().join("aws"), profiles).expect("a writable folder");
+        Self { prod, base, folder }
+    }
+
+    /// Before both, with `prod` as the first upstream; nothing leads to either yet.
+    fn builder(&self) -> Builder {
+        let mut base = upstream(&self.base);
+        base.insert("name".to_owned(), "base".into());
+        base.insert("profile".to_owned(), "base".into());
+        let config = self.folder.path().join("aws");
+        Proxy::builder()
+            .upstream_key("registry", self.prod.registry_host())
+            .upstream_key("endpoint", self.prod.endpoint())
+            .upstream_key("profile", "prod")
+            .another_upstream(base)
+            .env("AWS_CONFIG_FILE", config.to_str().expect("a UTF-8 path"))
+    }
+}
+
+fn upstream(simulator: &Simulator) -> Table {
+    let mut table = Table::new();
+    table.insert("registry".to_owned(), simulator.registry_host().into());
+    table.insert("endpoint".to_owned(), simulator.endpoint().into());
+    table
+}
+
+/// Puts an image of one layer: the layer's digest, and the manifest's.
+fn put(simulator: &Simulator, repository: &str, tag: &str, layer: BlobSource) -> (String, String) {
+    let size = layer.len();
+    let layer = simulator.put_blob(repository, layer);
+    let config = simulator.put_blob(repository, "{}");
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{{"mediaType":"{CONFIG}","digest":"{config}","size":2}},"layers":[{{"mediaType":"{LAYER}","digest":"{layer}","size":{size}}}]}}"#
+    );
+    let manifest = simulator.put_manifest(repository, tag, MANIFEST, text.into_bytes());
+    (layer, manifest)
+}
+
+async fn status(client: &Client, path: &str) -> u16 {
+    client.get(path).await.status
+}
+
+/// How often something of `digest` was asked for at either.
+fn bodies(simulator: &Simulator, digest: &str) -> u64 {
+    let journal = simulator.journal();
+    journal.body_bytes(|entry| {
+        entry.listener == Listener::Storage && entry.digest.as_deref() == Some(digest)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k08_two_accounts_answer_under_one_name_each_with_its_own_token() {
+    let two = Two::start().await;
+    let (layer, _) = put(&two.prod, "team/app", "v1", BlobSource::generated(1, MIB));
+    let (base, _) = put(&two.base, "jdk", "21", BlobSource::generated(2, MIB));
+    let proxy = two
+        .builder()
+        .route([
+            ("repository", "base/**"),
+            ("upstream", "base"),
+            ("strip_prefix", "base/"),
+        ])
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let client = proxy.client();
+    for (repository, tag, digest) in [("team/app", "v1", &layer), ("base/jdk", "21", &base)] {
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        assert_eq!(status(&client, &path).await, 200, "{path}");
+        let path = format!("/v2/{repository}/blobs/{digest}");
+        assert_whole(&client.get(&path).await, digest);
+        let path = format!("/v2/{repository}/tags/list");
+        let tags = client.get(&path).await;
+        assert_eq!(tags.json()["name"], repository, "{}", tags.text());
+        assert_eq!(tags.json()["tags"][0], tag);
+    }
+    // Under the name that its own registry has for it there is nothing: that one is prod's.
+    assert_eq!(status(&client, "/v2/jdk/manifests/21").await, 404);
+    for simulator in [&two.prod, &two.base] {
+        let journal = simulator.journal().snapshot();
+        assert!(journal.iter().all(|entry| entry.status != Some(401)));
+        // No credential of one was shown to the other.
+        let other = match std::ptr::eq(simulator, &raw const two.prod) {
+            true => &two.base,
+            false => &two.prod,
+        };
+        for entry in journal {
+            let shown = entry.header("authorization").unwrap_or_default();
+            for secret in other.secrets() {
+                assert!(!shown.contains(&secret), "{} {}", entry.method, entry.path);
+            }
+        }
+    }
+    let mut secrets = two.prod.secrets();
+    secrets.extend(two.base.secrets());
+    proxy.assert_no_secrets(&secrets).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s03_one_file_for_a_blob_of_two_registries_and_a_proof_for_each() {
+    let two = Two::start().await;
+    let blob = || BlobSource::generated(7, 2 * MIB);
+    let (digest, _) = put(&two.prod, "app", "v1", blob());
+    let proxy = two
+        .builder()
+        .route([
+            ("repository", "base/**"),
+            ("upstream", "base"),
+            ("strip_prefix", "base"),
+        ])
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let client = proxy.client();
+    let in_prod = format!("/v2/app/blobs/{digest}");
+    assert_whole(&client.get(&in_prod).await, &digest);
+    idle(&proxy).await;
+    // It is on disk, and no repository of the other registry holds it.
+    let in_base = format!("/v2/base/app/blobs/{digest}");
+    assert_eq!(status(&client, &in_base).await, 404);
+
+    put(&two.base, "app", "v1", blob());
+    assert_eq!(status(&client, "/v2/base/app/manifests/v1").await, 200);
+    until("the absence is forgotten", async || {
+        status(&client, &in_base).await == 200
+    })
+    .await;
+    let hit = client.get(&in_base).await;
+    assert_whole(&hit, &digest);
+    assert_eq!(outcome(&hit), Some("hit"));
+    assert_eq!(bodies(&two.prod, &digest), 2 * MIB);
+    assert_eq!(bodies(&two.base, &digest), 0);
+    assert_eq!(proxy.assert_blobs_are_sound().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_route_is_about_is_refused_and_nobody_is_asked() {
+    let two = Two::start().await;
+    put(&two.prod, "app", "v1", BlobSource::generated(1, 1000));
+    put(&two.base, "app", "v1", BlobSource::generated(2, 1000));
+    let proxy = two
+        .builder()
+        .route([("repository", "team/**"), ("upstream", "prod")])
+        .start();
+    let client = proxy.client();
+    let path = "/v2/app/manifests/v1";
+    for ns in [
+        "",
+        "?ns=docker.io",
+        "?ns=169.254.169.254",
+        "?ns=127.0.0.1:1",
+    ] {
+        let answer = client.get(&format!("{path}{ns}")).await;
+        assert_eq!(answer.status, 404, "{ns}: {}", answer.text());
+        assert_eq!(answer.error_code(), "NAME_UNKNOWN", "{ns}");
+    }
+    for simulator in [&two.prod, &two.base] {
+        let asked = simulator.journal().snapshot();
+        let of_app = asked.iter().filter(|entry| entry.path.contains("/app/"));
+        assert_eq!(of_app.count(), 0);
+    }
+    // The registry that an image is named after is a route of its own.
+    for simulator in [&two.prod, &two.base] {
+        let ns = simulator.registry_host();
+        assert_eq!(
+            status(&client, &format!("{path}?ns={ns}")).await,
+            200,
+            "{ns}"
+        );
+        let tags = format!("/v2/app/tags/list?n=1&ns={ns}");
+        assert_eq!(status(&client, &tags).await, 200, "{ns}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_right_is_not_told_what_leads_nowhere() {
+    let two = Two::start().await;
+    let proxy = two
+        .builder()
+        .route([("repository", "team/**"), ("upstream", "prod")])
+        .rule(&format!(
+            "users = [\"@anonymous\"]\nactions = [\"pull\"]\nrepositories = [\"team/**\", \"gone/**\"]\ndomains = [\"{DOMAIN}\"]"
+        ))
+        .start();
+    let client = proxy.client();
+    let refused = client.get("/v2/other/app/manifests/v1").await;
+    assert_eq!(refused.status, 401, "{}", refused.text());
+    let unrouted = client.get("/v2/gone/app/manifests/v1").await;
+    assert_eq!(unrouted.status, 404, "{}", unrouted.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_page_and_metrics_tell_of_each_upstream_and_readiness_of_the_one_that_is_away() {
+    let two = Two::start().await;
+    put(&two.prod, "app", "v1", BlobSource::generated(1, 1000));
+    put(&two.base, "app", "v1", BlobSource::generated(2, 1000));
+    let proxy = two
+        .builder()
+        .set("cache.tag_ttl", "0s")
+        .route([
+            ("repository", "base/**"),
+            ("upstream", "base"),
+            ("strip_prefix", "base"),
+        ])
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let client = proxy.client();
+    two.base.outage(ecr_proxy::simulator::Outage::Refused).await;
+    until("the outage is noticed", async || {
+        client.get("/v2/base/app/manifests/v1").await;
+        let ready = Client::operator(proxy.admin()).get("/readyz").await;
+        assert_eq!(ready.status, 200);
+        ready.text().contains("base: ")
+    })
+    .await;
+    // The other does not suffer.
+    assert_eq!(status(&client, "/v2/app/manifests/v1").await, 200);
+    let page: Value = Client::operator(proxy.admin())
+        .get("/api/v1/status")
+        .await
+        .json();
+    let answering = |name: &str| {
+        let upstreams = page["upstreams"].as_array().expect("upstreams");
+        let upstream = upstreams.iter().find(|upstream| upstream["name"] == name);
+        upstream.expect(name)["is_answering"].clone()
+    };
+    assert_eq!(answering("prod"), true, "{page}");
+    assert_eq!(answering("base"), false, "{page}");
+    let metrics = proxy.metrics().await;
+    for upstream in ["prod", "base"] {
+        let label = format!("upstream=\"{upstream}\"");
+        let asked = metrics.sum("ecr_proxy_upstream_requests_total", &[&label]);
+        assert!(asked > 0.0, "{upstream}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_and_the_list_of_images_speak_of_names_as_clients_write_them() {
+    let two = Two::start().await;
+    put(&two.base, "jdk", "21", BlobSource::generated(2, 1000));
+    let proxy = two
+        .builder()
+        .route([
+            ("repository", "base/**"),
+            ("upstream", "base"),
+            ("strip_prefix", "base/"),
+        ])
+        .start();
+    let base = two.base.registry_host();
+    for (arguments, status, said) in [
+        (
+            vec!["check", "--route", "base/jdk"],
+            0,
+            format!(
+                "base/jdk:latest is {base}/jdk (upstream \"base\"), by [[route]] 1: repository"
+            ),
+        ),
+        (
+            vec!["check", "--route", "jdk", "--ns", &base],
+            0,
+            "by the registry that it is named after".to_owned(),
+        ),
+        (
+            vec!["check", "--route", "jdk"],
+            1,
+            "leads nowhere".to_owned(),
+        ),
+        (
+            vec!["check", "--route", "jdk", "--ns", "quay.io"],
+            1,
+            "nothing leads from quay.io".to_owned(),
+        ),
+    ] {
+        let ended = proxy.run(arguments.clone());
+        assert_eq!(ended.code, Some(status), "{arguments:?}: {ended:?}");
+        assert!(ended.stdout.contains(&said), "{arguments:?}: {ended:?}");
+    }
+    let warmed = proxy.run(["warm", "base/jdk:21"]);
+    assert_eq!(warmed.code, Some(0), "{warmed:?}");
+    for pattern in ["base/jdk", "base/*", &format!("{base}/jdk")] {
+        let listed = proxy.run(["cache", "list", pattern]);
+        assert!(
+            listed.stdout.contains("base/jdk:21"),
+            "{pattern}: {listed:?}"
+        );
+    }
+    let pinned = proxy.run(["cache", "pin", "base/jdk:21"]);
+    assert_eq!(pinned.code, Some(0), "{pinned:?}");
+    let listed = proxy.run(["cache", "list", "--json"]);
+    assert!(listed.stdout.contains("\"is_pinned\":true"), "{listed:?}");
+    let unrouted = proxy.run(["cache", "pin", "jdk:21"]);
+    assert_eq!(unrouted.code, Some(2), "{unrouted:?}");
+}

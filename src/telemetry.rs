@@ -393,6 +393,7 @@ pub struct FillMetrics {
     results: Family<FillLabel, Counter>,
     resumes: Family<ResumeLabel, Counter>,
     stale: Family<StaleLabel, Counter>,
+    stood_in: Counter,
     /// Fills that are running.
     pub active: Gauge,
     /// Bodies whose bytes were not what their digest says.
@@ -410,6 +411,11 @@ impl FillMetrics {
         self.resumes.get_or_create(&ResumeLabel { result }).inc();
     }
 
+    /// Counts an answer of an upstream that stood in for another.
+    pub fn stood_in(&self) {
+        self.stood_in.inc();
+    }
+
     /// Counts a tag that was answered as it last was.
     pub fn stale(&self, reason: StaleReason) {
         self.stale.get_or_create(&StaleLabel { reason }).inc();
@@ -421,6 +427,11 @@ impl FillMetrics {
             "stale_answers",
             "Tags answered as they last were, by why upstream was not asked or did not answer",
             self.stale.clone(),
+        );
+        registry.register(
+            "fallback_answers",
+            "Manifests and blobs of an upstream that stood in for one that could not answer",
+            self.stood_in.clone(),
         );
         registry.register("fills", "Fills that ended, by result", self.results.clone());
         registry.register(

@@ -9,7 +9,7 @@ use ecr_proxy::simulator::{
     Action, DENIED_ACCESS_KEY, Entry, FULL_ACCESS_KEY, Fault, ImageSpec, IssuedToken, Listener,
     Outage, Pattern, Principal, PushedImage, Simulator,
 };
-use support::blobs::{metric, outcome};
+use support::blobs::{idle, metric, outcome};
 use support::image::{REPOSITORY, TAG};
 use support::proxy::Builder;
 use support::users::{basic, login, user_line};
@@ -115,6 +115,7 @@ async fn who_may_pull_in_ecr_pulls_here_and_nobody_else_hits_and_misses_alike() 
             .get(&format!("/v2/{REPOSITORY}/manifests/absent"))
             .await;
         assert_refused(&absent, 404, "MANIFEST_UNKNOWN");
+        idle(&proxy).await;
     }
     // What the cache was filled from was asked for with our own identity.
     let bodies = simulator.journal().count(|entry| {
@@ -365,4 +366,101 @@ async fn commands_tell_of_tokens() {
         checked.stdout.contains("which are not taken"),
         "{checked:?}"
     );
+}
+
+/// What AWS documents as the rights to push: no right to read blobs is among them.
+const PUSH: [Action; 7] = [
+    Action::GetAuthorizationToken,
+    Action::BatchCheckLayerAvailability,
+    Action::InitiateLayerUpload,
+    Action::UploadLayerPart,
+    Action::CompleteLayerUpload,
+    Action::PutImage,
+    Action::BatchGetImage,
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_go_upstream_with_the_callers_token_and_ecr_decides() {
+    let (simulator, _) = simulator().await;
+    let pusher = Principal::with_actions(STRANGER, "user/x", &PUSH).only_in(&[OTHER]);
+    simulator.set_principal(pusher);
+    let proxy = with_tokens(&simulator).start();
+    let (pusher, reader) = (token(&simulator, STRANGER), token(&simulator, READER));
+    let blob = b"pushed with a token of one's own".as_slice();
+    let digest = format!("sha256:{}", sha256(blob));
+    let upload = async |token: &IssuedToken, repository: &str| {
+        let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
+        let client = bearer(&proxy, token);
+        let length = [("content-length", blob.len().to_string())];
+        let length = length
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        let mut connection = client.start("POST", &path, &length).await;
+        connection.send(blob).await.expect("send");
+        connection.answer("POST").await.expect("an answer")
+    };
+    let path = format!("/v2/{OTHER}/blobs/{digest}");
+    let client = bearer(&proxy, &pusher);
+    assert_eq!(client.head(&path).await.status, 404, "nothing is there yet");
+    let pushed = upload(&pusher, OTHER).await;
+    assert_eq!(pushed.status, 201, "{}", pushed.text());
+    let sent = simulator.journal().snapshot();
+    let sent: Vec<_> = sent
+        .iter()
+        .filter(|e| e.path.contains("/uploads/"))
+        .collect();
+    let theirs = basic("AWS", &pusher.password);
+    assert!(!sent.is_empty());
+    assert!(
+        sent.iter()
+            .all(|e| e.header("authorization") == Some(&theirs))
+    );
+    // As in ECR it can be asked for, and not read.
+    assert_eq!(client.head(&path).await.status, 200);
+    assert_refused(&client.get(&path).await, 403, "DENIED");
+    // Nor pushed elsewhere, nor by who may only read.
+    for (token, repository) in [
+        (&pusher, REPOSITORY),
+        (&reader, REPOSITORY),
+        (&reader, OTHER),
+    ] {
+        let refused = upload(token, repository).await;
+        assert_eq!(refused.status, 403, "{repository}: {}", refused.text());
+        assert!(!refused.text().contains("arn:"), "{}", refused.text());
+    }
+    let deleted = client
+        .ask("DELETE", &format!("/v2/{OTHER}/manifests/v1"), &[])
+        .await;
+    assert_eq!(deleted.status, 403, "{}", deleted.text());
+    proxy.assert_no_secrets(&simulator.secrets()).await;
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    let sum = sha2::Sha256::digest(bytes);
+    sum.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_shown_to_no_registry_but_ecr() {
+    let (simulator, _) = simulator().await;
+    let elsewhere = Simulator::builder().start().await.expect("a simulator");
+    let another = format!(
+        "name = 'hub'\nregistry = 'registry.upstream.test'\nauth = 'anonymous'\nendpoint = '{}'",
+        elsewhere.endpoint()
+    );
+    let proxy = with_tokens(&simulator)
+        .another_upstream(another.parse().expect("a table"))
+        .route([("repository", "hub/**"), ("upstream", "hub")])
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let client = bearer(&proxy, &token(&simulator, FULL_ACCESS_KEY));
+    assert_eq!(client.get(&manifest()).await.status, 200);
+    for path in ["manifests/v1", "tags/list", "blobs/uploads/"] {
+        let path = format!("/v2/hub/app/{path}");
+        assert_refused(&client.get(&path).await, 403, "DENIED");
+        assert_eq!(client.ask("POST", &path, &[]).await.status, 403, "{path}");
+    }
+    let asked = elsewhere.journal().snapshot();
+    assert!(asked.is_empty(), "{asked:?}");
 }

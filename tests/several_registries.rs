@@ -3,81 +3,11 @@
 
 mod support;
 
-use std::fs;
-
-use ecr_proxy::simulator::{BlobSource, FULL_ACCESS_KEY, Listener, Simulator};
+use ecr_proxy::simulator::{BlobSource, Listener, Simulator};
 use serde_json::Value;
 use support::blobs::{MIB, assert_whole, idle, outcome, until};
-use support::proxy::Builder;
-use support::{Client, DOMAIN, Proxy};
-use tempfile::TempDir;
-use toml::Table;
-
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-
-/// Two accounts in two regions, and where their keys are.
-struct Two {
-    prod: Simulator,
-    base: Simulator,
-    folder: TempDir,
-}
-
-impl Two {
-    async fn start() -> Self {
-        let at = |account: &str, region: &str| {
-            let builder = Simulator::builder().account(account).region(region);
-            builder.start()
-        };
-        let prod = at("000042290000", "us-west-2").await.expect("a simulator");
-        let base = at("111122223333", "eu-west-1").await.expect("a simulator");
-        let folder = TempDir::new().expect("a folder");
-        let profile = |name: &str, simulator: &Simulator| {
-            format!(
-                "[profile {name}]\naws_access_key_id = {FULL_ACCESS_KEY}\n\
-                 aws_secret_access_key = secret-of-{name}\nendpoint_url = {}\n",
-                simulator.api_endpoint()
-            )
-        };
-        let profiles = profile("prod", &prod) + &profile("base", &base);
-        fs::write(folder.path().join("aws"), profiles).expect("a writable folder");
-        Self { prod, base, folder }
-    }
-
-    /// Before both, with `prod` as the first upstream; nothing leads to either yet.
-    fn builder(&self) -> Builder {
-        let mut base = upstream(&self.base);
-        base.insert("name".to_owned(), "base".into());
-        base.insert("profile".to_owned(), "base".into());
-        let config = self.folder.path().join("aws");
-        Proxy::builder()
-            .upstream_key("registry", self.prod.registry_host())
-            .upstream_key("endpoint", self.prod.endpoint())
-            .upstream_key("profile", "prod")
-            .another_upstream(base)
-            .env("AWS_CONFIG_FILE", config.to_str().expect("a UTF-8 path"))
-    }
-}
-
-fn upstream(simulator: &Simulator) -> Table {
-    let mut table = Table::new();
-    table.insert("registry".to_owned(), simulator.registry_host().into());
-    table.insert("endpoint".to_owned(), simulator.endpoint().into());
-    table
-}
-
-/// Puts an image of one layer: the layer's digest, and the manifest's.
-fn put(simulator: &Simulator, repository: &str, tag: &str, layer: BlobSource) -> (String, String) {
-    let size = layer.len();
-    let layer = simulator.put_blob(repository, layer);
-    let config = simulator.put_blob(repository, "{}");
-    let text = format!(
-        r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{{"mediaType":"{CONFIG}","digest":"{config}","size":2}},"layers":[{{"mediaType":"{LAYER}","digest":"{layer}","size":{size}}}]}}"#
-    );
-    let manifest = simulator.put_manifest(repository, tag, MANIFEST, text.into_bytes());
-    (layer, manifest)
-}
+use support::two::{Two, put};
+use support::{Client, DOMAIN};
 
 async fn status(client: &Client, path: &str) -> u16 {
     client.get(path).await.status

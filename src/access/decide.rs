@@ -96,6 +96,8 @@ pub enum Content<'a> {
     Referrers(Digest),
     /// A blob.
     Blob(Digest),
+    /// That a blob is there, and its size.
+    BlobHead(Digest),
     /// What never comes from the cache. For the bearer of a token it has to be asked upstream with the
     /// credential of the right, and with no other.
     Uncached,

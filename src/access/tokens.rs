@@ -4,8 +4,7 @@
 //! repository, is ECR's own answer to that very token; no answer is believed for longer than
 //! [`BELIEVED`], counted from the moment it was asked for, and none is made up: where ECR does not answer,
 //! nobody is told yes or no. Who brings rubbish makes us ask little: equal questions are asked once, a no
-//! is remembered like a yes, few are asked at once, and a client whose tokens ECR keeps refusing has to
-//! wait. A token is never printed; the memory holds keyed hashes.
+//! is remembered like a yes, few are asked at once, and a client to whom ECR keeps saying no has to wait. A token is never printed; the memory holds keyed hashes.
 //!
 //! What ECR is asked is handed in as [`Verdicts`]: nothing is known here of upstreams.
 
@@ -51,7 +50,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many tokens of one client ECR may refuse within [`BELIEVED`] before further ones that are not
 /// known yet are turned away unasked. Above the machines that stand behind one address with old logins.
-const MAX_REFUSED: u32 = 30;
+const MAX_BAD_TOKENS: u32 = 30;
+
+/// How many repositories of ours it may refuse to the bearers at one client before they are turned away at
+/// others unasked: every AWS account has tokens that are good, and is a stranger all the same.
+const MAX_FORBIDDEN: u32 = 120;
 
 /// Clients of which refusals are counted at once.
 const MAX_CLIENTS: u64 = 16 * 1024;
@@ -99,6 +102,9 @@ pub enum Question<'a> {
     /// Whether its bearer may read blobs of the repository, this one to begin with. ECR has a right of
     /// its own for them.
     Blob(&'a RepoKey, Digest),
+    /// Whether its bearer may ask if blobs are in the repository, this one to begin with. In ECR who pushes
+    /// has a right to that and none to read them.
+    BlobHead(&'a RepoKey, Digest),
 }
 
 /// What ECR says of a token.
@@ -151,8 +157,8 @@ pub(super) struct Tokens {
     verdicts: Arc<dyn Verdicts>,
     key: [u8; 32],
     answers: Cache<[u8; 32], Arc<Remembered>>,
-    /// How many tokens of each client were refused of late.
-    refused: Cache<IpAddr, Arc<AtomicU32>>,
+    /// How many tokens, and how many other questions, of each client were refused of late.
+    refused: Cache<(IpAddr, bool), Arc<AtomicU32>>,
     running: Semaphore,
     waiting: Semaphore,
     from_one: PerClient,
@@ -195,7 +201,7 @@ impl Tokens {
     ///
     /// # Errors
     /// [`Denied::Unauthenticated`] if it does not, [`Denied::Undecided`] if it cannot be asked,
-    /// [`Denied::Busy`] for a client that brought too many bad ones.
+    /// [`Denied::Busy`] for a client that brought too many bad ones, or asks too much at once.
     pub(super) async fn identify(
         &self,
         password: String,
@@ -237,6 +243,14 @@ impl Tokens {
                 Question::Manifest(repo, &subject)
             }
             (Action::Pull, Content::Blob(digest)) => Question::Blob(repo, digest),
+            (Action::Pull, Content::BlobHead(digest)) => {
+                // Who may read it may ask for it, whatever ECR says to a HEAD.
+                let may_read = Question::Blob(repo, digest);
+                match self.verdict(token, may_read, address).await? {
+                    Verdict::Forbidden => Question::BlobHead(repo, digest),
+                    _ => may_read,
+                }
+            }
             (Action::Pull, Content::Uncached) | (Action::Push | Action::Delete, _) => return Ok(()),
         };
         match self.verdict(token, question, address).await? {
@@ -272,10 +286,15 @@ impl Tokens {
                 .into_value()
         });
         let verdict = known.verdict.get_or_try_init(|| async {
-            let client = client(address);
-            let refused = self.refused.get(&client);
             let is_login = question == Question::Login;
-            if is_login && refused.is_some_and(|n| n.load(Ordering::Relaxed) >= MAX_REFUSED) {
+            let most = if is_login {
+                MAX_BAD_TOKENS
+            } else {
+                MAX_FORBIDDEN
+            };
+            let of_client = (client(address), is_login);
+            let refused = self.refused.get(&of_client);
+            if refused.is_some_and(|refused| refused.load(Ordering::Relaxed) >= most) {
                 return Err(Denied::Busy);
             }
             let _place = self.waiting.try_acquire().map_err(|_| Denied::Busy)?;
@@ -290,8 +309,8 @@ impl Tokens {
             self.asked
                 .get_or_create(&VerdictLabel { result: verdict })
                 .inc();
-            if is_login && verdict == Verdict::Invalid {
-                let refused = self.refused.get_with(client, Arc::default);
+            if matches!(verdict, Verdict::Invalid | Verdict::Forbidden) {
+                let refused = self.refused.get_with(of_client, Arc::default);
                 refused.fetch_add(1, Ordering::Relaxed);
             }
             Ok(verdict)
@@ -313,6 +332,7 @@ impl Tokens {
             Question::Login => token.hash,
             Question::Manifest(repo, _) => of(b"manifests", repo),
             Question::Blob(repo, _) => of(b"blobs", repo),
+            Question::BlobHead(repo, _) => of(b"blob heads", repo),
         }
     }
 

@@ -35,6 +35,9 @@ pub struct UpstreamState {
     /// Since when it does not, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outage: Option<Trouble>,
+    /// What stands in for it meanwhile, where something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stand_in: Option<String>,
     /// Since when the storage that it redirects to does not answer, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_outage: Option<Trouble>,
@@ -274,12 +277,17 @@ fn write_upstreams(out: &mut String, upstreams: &[UpstreamState]) -> std::fmt::R
     )?;
     for upstream in upstreams {
         write!(out, "<tr><td>{}</td>", Escaped(&upstream.name))?;
-        for outage in [&upstream.outage, &upstream.storage_outage] {
+        let stand_in = upstream.stand_in.as_deref().unwrap_or_default();
+        for (outage, stand_in) in [(&upstream.outage, stand_in), (&upstream.storage_outage, "")] {
             match outage {
                 None => write!(out, "<td class=\"ok\">yes</td>")?,
                 Some(Trouble { since, reason }) => {
                     let reason = Escaped(reason);
-                    write!(out, "<td class=\"bad\">no, since {since}: {reason}</td>")?;
+                    write!(out, "<td class=\"bad\">no, since {since}: {reason}")?;
+                    if !stand_in.is_empty() {
+                        write!(out, "; {} stands in", Escaped(stand_in))?;
+                    }
+                    write!(out, "</td>")?;
                 }
             }
         }
@@ -394,6 +402,7 @@ mod tests {
         let upstream = UpstreamState {
             name: "<i>".to_owned(),
             is_answering: false,
+            stand_in: Some("<script>".to_owned()),
             outage: Some(trouble("<script>")),
             storage_outage: Some(trouble("<script>")),
             token_valid_until: None,

@@ -119,7 +119,12 @@ impl Service {
         };
         let operations = mechanisms.operations(Some(Box::new(move || answers(&request_metrics))));
         let upstreams = mechanisms.upstreams.clone();
-        let states = move || upstreams.all().iter().map(state_of).collect();
+        let states = move || {
+            let all = upstreams.all();
+            all.iter()
+                .map(|upstream| state_of(upstream, &all))
+                .collect()
+        };
         let status = Status::new(operations.clone(), states);
         let pages = Admin::new(metrics.finish(), readiness.clone(), status);
         let admin = match config.server.admin {
@@ -411,7 +416,7 @@ fn answers(metrics: &RequestMetrics) -> Answers {
 }
 
 /// How an upstream is, for the status page.
-fn state_of(upstream: &Upstream) -> UpstreamState {
+fn state_of(upstream: &Upstream, all: &[Upstream]) -> UpstreamState {
     let outage = upstream.outage();
     let token = upstream.token_status();
     let trouble = |outage: Outage| Trouble {
@@ -421,6 +426,14 @@ fn state_of(upstream: &Upstream) -> UpstreamState {
     UpstreamState {
         name: upstream.name().to_string(),
         is_answering: outage.is_none(),
+        stand_in: outage.as_ref().and_then(|_| {
+            let answers = |name: &&Arc<str>| {
+                let mut all = all.iter();
+                all.any(|other| other.name() == *name && other.outage().is_none())
+            };
+            let stand_in = upstream.fallback().iter().find(answers);
+            stand_in.map(ToString::to_string)
+        }),
         outage: outage.map(trouble),
         storage_outage: upstream.storage_outage().map(trouble),
         token_valid_until: token.valid_until.map(Time),

@@ -145,6 +145,7 @@ impl Upstream {
             ("stale_if_error", stale),
             ("immutable_tags", join(&tags.immutable_tags)),
             ("offline", self.freshness.offline.to_string()),
+            ("fallback", join(&self.fallback)),
             ("max_upstream_bandwidth", rate(self.max_upstream_bandwidth)),
         ];
         values.extend(login);

@@ -135,6 +135,7 @@ pub(super) const KEYS: &[Key] = &[
     key("upstream.endpoint_tls_name", Shape::Text),
     key("upstream.ca", Shape::Text),
     key("upstream.redirect_hosts", Shape::List),
+    key("upstream.fallback", Shape::List),
     key("upstream.tag_ttl", Shape::Text),
     key("upstream.stale_if_error", Shape::Text),
     key("upstream.immutable_tags", Shape::BoolOrList),

@@ -228,6 +228,8 @@ pub struct Upstream {
     pub ca: Option<PathBuf>,
     /// Further hosts that blob redirects may lead to.
     pub redirect_hosts: Vec<HostPattern>,
+    /// Other upstreams with the same repositories, asked in this order where this one cannot answer.
+    pub fallback: Vec<String>,
     /// How fresh what it holds has to be; already defaulted from [`Cache::freshness`].
     pub freshness: Freshness,
     /// Whether a manifest proves that the repository holds its blobs; `None` to tell by registry.

@@ -171,6 +171,11 @@ impl Config {
             trust_manifests: upstream.trust_manifests,
             max_bandwidth: upstream.max_upstream_bandwidth,
             quotas: upstream.quotas.clone(),
+            fallback: upstream
+                .fallback
+                .iter()
+                .map(|name| Arc::from(name.as_str()))
+                .collect(),
             offline: self.routed(upstream, |freshness| freshness.offline),
             shared_line,
             limits: Limits {

@@ -1032,6 +1032,10 @@ fn what_several_upstreams_and_their_routes_have_wrong_is_told_with_its_line() {
             "[[route]]\nupstream = \"one\"\nrepository = \"a/**\"\nstrip_prefix = \"b\"\n",
             "route.strip_prefix: is not what",
         ),
+        (
+            "[[upstream]]\nname = \"x\"\nregistry = \"x.example\"\nfallback = [\"one\", \"y\"]\n",
+            "upstream.fallback: \"y\" is no upstream",
+        ),
         ("[cache]\npins = [\"a:1\"]\n", "no [[route]] leads from it"),
         (
             "[[warm]]\nimages = [\"a:1\"]\n",

@@ -29,6 +29,8 @@ pub struct FoundManifest {
     pub age: Option<Duration>,
     /// Why it is stale, where it is.
     pub reason: Option<StaleReason>,
+    /// It is that of the same repository elsewhere, whose own upstream cannot answer.
+    pub is_of_another: bool,
 }
 
 /// Tags that were answered as they last were since upstream last confirmed one.
@@ -424,6 +426,7 @@ impl Asker {
             outcome: Outcome::Hit,
             age: None,
             reason: None,
+            is_of_another: false,
         }))
     }
 
@@ -459,6 +462,7 @@ impl Asker {
             outcome: Outcome::Hit,
             age: None,
             reason: None,
+            is_of_another: false,
         })
     }
 
@@ -545,6 +549,7 @@ impl Asker {
             outcome: Outcome::Miss,
             age: None,
             reason: None,
+            is_of_another: false,
         }
     }
 

@@ -17,6 +17,7 @@
 //! | `filling.rs`, `writer.rs` | the task of a fill; its thread that writes and hashes |
 //! | `lanes.rs`, `stretches.rs`, `steering.rs`, `busy.rs` | the connections it comes by: who fetches what, how many are worth it, and whether we are the limit |
 //! | `download.rs`, `pieces.rs` | one connection's bytes, continued past what breaks it; put together for the disk |
+//! | `failover.rs` | the same repository elsewhere, while its own upstream cannot answer |
 //! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `origin.rs` | the place that a blob comes from, and how to tell that it is the same still |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
@@ -34,6 +35,7 @@
 mod busy;
 mod download;
 mod error;
+mod failover;
 mod fetch;
 mod filling;
 mod flight;
@@ -204,9 +206,9 @@ impl Fills {
         reference: &Reference,
     ) -> Result<FoundManifest, FillError> {
         debug_assert_ne!(right.action(), crate::access::Action::Delete);
-        let found = self.shared.manifests.find(repo, reference).await?;
+        let (repo, found) = self.find_manifest(repo, reference).await?;
         let digest = &found.manifest.digest;
-        self.shared.store.manifest_used(repo, digest);
+        self.shared.store.manifest_used(&repo, digest);
         Ok(found)
     }
 

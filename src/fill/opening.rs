@@ -43,6 +43,8 @@ pub struct Content {
     pub outcome: Outcome,
     /// What was wanted of it.
     pub parts: Parts,
+    /// It is that of the same repository elsewhere, whose own upstream cannot answer.
+    pub is_of_another: bool,
 }
 
 /// What was wanted of a blob.
@@ -66,10 +68,13 @@ impl Fills {
     pub async fn size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
         let found = self.find_size(pass).await;
         self.shared.hear(pass, found.as_ref().err()).await;
-        found
+        match found {
+            Ok(found) => Ok(found),
+            Err(error) => self.size_elsewhere(pass, error).await,
+        }
     }
 
-    async fn find_size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
+    pub(super) async fn find_size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
         if let Some(blob) = self.shared.stored(pass).await? {
             return Ok((blob.len(), Outcome::Hit));
         }
@@ -111,6 +116,14 @@ impl Fills {
     /// # Cancel safety
     /// A fill that was begun goes on without the caller.
     pub async fn open(&self, pass: &Pass, want: &Want) -> Result<Content, FillError> {
+        match self.open_of(pass, want).await {
+            Ok(content) => Ok(content),
+            Err(error) => self.open_elsewhere(pass, want, error).await,
+        }
+    }
+
+    /// The same, of the repository that the pass is for.
+    pub(super) async fn open_of(&self, pass: &Pass, want: &Want) -> Result<Content, FillError> {
         let mut opened = Ok(None);
         for _ in 0..LOOKS {
             opened = self.try_open(pass, want).await;
@@ -170,6 +183,7 @@ impl Fills {
             size,
             outcome,
             parts,
+            is_of_another: pass.is_of_another,
         }))
     }
 
@@ -211,6 +225,7 @@ impl Fills {
             size,
             outcome: Outcome::Bypass,
             parts: Parts::One(range, reader),
+            is_of_another: pass.is_of_another,
         })
     }
 

@@ -20,6 +20,8 @@ pub struct Pass {
     pub(super) repo: RepoKey,
     pub(super) digest: Digest,
     pub(super) size: KnownSize,
+    /// The repository is the same one elsewhere, whose own upstream cannot answer.
+    pub(super) is_of_another: bool,
 }
 
 /// What is known of a blob's size, in bytes, before it comes.
@@ -48,7 +50,7 @@ impl Fills {
         digest: Digest,
     ) -> Result<Pass, FillError> {
         debug_assert_ne!(right.action(), crate::access::Action::Delete);
-        self.establish(repo, digest).await
+        self.establish_anywhere(repo, digest).await
     }
 
     /// The repository's part of the proof, which is all there is to show where nobody gets to see the
@@ -61,6 +63,7 @@ impl Fills {
         let pass = |held: Option<Held>, told: Option<u64>| Pass {
             repo: repo.clone(),
             digest,
+            is_of_another: false,
             size: KnownSize {
                 described: held
                     .filter(|held| held.is_stated)

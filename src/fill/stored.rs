@@ -91,6 +91,7 @@ impl Fills {
             size,
             outcome: Outcome::Hit,
             parts,
+            is_of_another: pass.is_of_another,
         }))
     }
 }

@@ -149,6 +149,8 @@ struct Reply {
     /// that the client keeps (RFC 9110, 8.6).
     length: Option<u64>,
     outcome: Outcome,
+    /// It comes from an upstream that stands in for one that cannot answer.
+    is_of_another: bool,
 }
 
 impl Reply {
@@ -160,6 +162,7 @@ impl Reply {
             said,
             length,
             outcome: Outcome::None,
+            is_of_another: false,
         }
     }
 
@@ -282,7 +285,7 @@ impl Proxy {
             upstream: repo.as_ref().map_or("", |repo| &*repo.upstream),
             repo: repo.as_ref().ok(),
             action,
-            content: content(&wanted),
+            content: content(method, &wanted),
         };
         // Push includes the HEADs that a push makes, and those are answered as a push needs it. What the
         // bearer of a token may see is ECR's to say, of HEADs as well.
@@ -429,7 +432,7 @@ impl Proxy {
             HeaderValue::from_static("nosniff"),
         );
         if reply.outcome != Outcome::None {
-            headers.insert(X_CACHE, HeaderValue::from_static(reply.outcome.as_str()));
+            headers.insert(X_CACHE, x_cache(reply.outcome, reply.is_of_another));
             headers.insert(header::CACHE_CONTROL, CACHE_CONTROL);
         }
         if let Ok(id) = HeaderValue::from_str(&completion.id) {
@@ -439,6 +442,15 @@ impl Proxy {
         *response.status_mut() = reply.status;
         *response.headers_mut() = headers;
         response
+    }
+}
+
+/// Where content comes from, and whether that is an upstream that stands in for another.
+fn x_cache(outcome: Outcome, is_of_another: bool) -> HeaderValue {
+    let plain = HeaderValue::from_static(outcome.as_str());
+    match is_of_another {
+        true => HeaderValue::from_str(&format!("{}; fallback", outcome.as_str())).unwrap_or(plain),
+        false => plain,
     }
 }
 
@@ -472,10 +484,11 @@ fn looks(method: &Method, wanted: &oci::Request) -> bool {
 }
 
 /// What a pull of this reads.
-fn content(wanted: &oci::Request) -> Content<'_> {
+fn content<'a>(method: &Method, wanted: &'a oci::Request) -> Content<'a> {
     match wanted {
         oci::Request::Manifest { reference, .. } => Content::Manifest(reference),
         oci::Request::Referrers { digest, .. } => Content::Referrers(*digest),
+        oci::Request::Blob { digest, .. } if method == Method::HEAD => Content::BlobHead(*digest),
         oci::Request::Blob { digest, .. } => Content::Blob(*digest),
         oci::Request::Ping
         | oci::Request::Catalog

@@ -39,6 +39,7 @@ pub(super) async fn manifest(
     }
     identify(&mut reply.headers, manifest.digest);
     reply.outcome = found.outcome;
+    reply.is_of_another = found.is_of_another;
     reply.age(found.age, found.reason);
     Ok(reply)
 }
@@ -88,6 +89,7 @@ fn reply_with(content: Content, digest: Digest) -> Reply {
         size,
         outcome,
         parts,
+        is_of_another,
     } = content;
     let mut reply = match parts {
         Parts::Whole(reader) => {
@@ -125,6 +127,7 @@ fn reply_with(content: Content, digest: Digest) -> Reply {
         }
     };
     reply.outcome = outcome;
+    reply.is_of_another = is_of_another;
     reply
 }
 

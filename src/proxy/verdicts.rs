@@ -79,6 +79,16 @@ impl AskedUpstream {
         Ok(())
     }
 
+    async fn blob_head(
+        &self,
+        token: &ClientToken,
+        repo: &RepoKey,
+        digest: &Digest,
+    ) -> Result<(), UpstreamError> {
+        let upstream = self.as_bearer(token, repo)?;
+        upstream.has_blob(&repo.repository, digest).await
+    }
+
     /// A token is good if any of the registries takes it. That none does is known when all said so.
     async fn login(&self, token: &ClientToken) -> Verdict {
         let mut verdict = Verdict::Invalid;
@@ -117,6 +127,7 @@ impl Verdicts for AskedUpstream {
                 Question::Login => return self.login(token).await,
                 Question::Manifest(repo, reference) => self.manifest(token, repo, reference).await,
                 Question::Blob(repo, digest) => self.blob(token, repo, &digest).await,
+                Question::BlobHead(repo, digest) => self.blob_head(token, repo, &digest).await,
             };
             match answer {
                 Ok(()) | Err(UpstreamError::Absent(_)) => Verdict::Allowed,

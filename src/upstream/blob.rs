@@ -127,6 +127,30 @@ impl Upstream {
         }
     }
 
+    /// Makes sure that the registry says by HEAD that the repository holds the blob. For ECR that takes a
+    /// right of its own, which who pushes has and who pulls need not.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Absent`] if it does not; otherwise as [`UpstreamError`] says.
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub async fn has_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<(), UpstreamError> {
+        let question = Question {
+            method: Method::HEAD,
+            ..blob_question(Kind::BlobProbe, repository, digest)?
+        };
+        let answer = self.ask(&question).await?;
+        match answer.status() {
+            StatusCode::OK => Ok(()),
+            _ => Err(unanswered(answer, Absent::Blob).await),
+        }
+    }
+
     /// The size of the blob in bytes: from a HEAD where that is permitted, else from the head of a
     /// one-byte part of the content.
     ///

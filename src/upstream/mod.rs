@@ -134,6 +134,8 @@ pub struct UpstreamOptions {
     pub offline: Routed<bool>,
     /// How many requests a second it takes.
     pub quotas: Quotas,
+    /// Upstreams that have the same repositories, asked in this order where this one cannot answer.
+    pub fallback: Vec<Arc<str>>,
     /// Deadlines and sizes.
     pub limits: Limits,
 }
@@ -153,6 +155,7 @@ impl UpstreamOptions {
             max_bandwidth: None,
             shared_line: None,
             offline: false.into(),
+            fallback: Vec::new(),
             quotas: Quotas::unlimited(),
             limits: Limits::default(),
         }
@@ -266,6 +269,7 @@ struct Shared {
     /// What every blob passes: its own line, and the one shared with other upstreams.
     lines: Vec<Line>,
     offline: Routed<bool>,
+    fallback: Vec<Arc<str>>,
     limits: Limits,
     meter: Meter,
 }
@@ -288,6 +292,7 @@ impl Upstream {
             max_bandwidth,
             shared_line,
             offline,
+            fallback,
             quotas,
             limits,
         } = options;
@@ -386,6 +391,7 @@ impl Upstream {
                     .flatten()
                     .collect(),
                 offline,
+                fallback,
                 limits,
                 meter,
             }),
@@ -401,6 +407,12 @@ impl Upstream {
     /// The registry.
     pub fn registry(&self) -> &Registry {
         &self.shared.registry
+    }
+
+    /// The names of upstreams that have the same repositories, to be asked in this order where this one
+    /// cannot answer.
+    pub fn fallback(&self) -> &[Arc<str>] {
+        &self.shared.fallback
     }
 
     /// True if a manifest of a repository proves that the repository holds its blobs.

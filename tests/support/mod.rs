@@ -27,6 +27,7 @@ pub mod sandbox;
 pub mod scene;
 pub mod stage;
 pub mod store;
+pub mod two;
 pub mod users;
 
 use std::future::Future;

@@ -7,7 +7,7 @@ use super::image::{REPOSITORY, TAG, credentials, push};
 use super::proxy::Builder;
 use super::real::DockerRegistry;
 use super::sandbox::Sandbox;
-use super::{DOMAIN, Proxy};
+use super::{Client, DOMAIN, Proxy};
 
 /// What stands behind the proxy.
 enum Upstream {
@@ -116,6 +116,14 @@ impl Scene {
     /// What the simulator made of the sample image.
     pub fn image(&self) -> &PushedImage {
         &self.image
+    }
+
+    /// A client of the upstream itself, which asks for no credentials if it is docker-registry.
+    pub fn direct(&self) -> Client {
+        Client::plain(match &self.upstream {
+            Upstream::Simulator(simulator) => simulator.address(Listener::Registry),
+            Upstream::Registry(registry) => registry.address(),
+        })
     }
 
     /// From now on no connection to the upstream succeeds.

@@ -39,7 +39,7 @@ impl Verdicts for Ecr {
             _ if *self.is_away.lock().expect("no panic") => Verdict::Unknown,
             _ if !token.password.starts_with(GOOD) => Verdict::Invalid,
             Question::Login => Verdict::Allowed,
-            Question::Manifest(repo, _) | Question::Blob(repo, _) => {
+            Question::Manifest(repo, _) | Question::Blob(repo, _) | Question::BlobHead(repo, _) => {
                 let allows = *self.allows.lock().expect("no panic");
                 match repo.repository.as_str() {
                     "team/app" => allows.unwrap_or(Verdict::Allowed),
@@ -206,7 +206,7 @@ async fn who_leaves_does_not_take_the_answer_along() {
 async fn a_client_of_many_bad_tokens_waits_and_others_do_not() {
     let (tokens, ecr) = tokens();
     let known = login(&tokens, GOOD).await.expect("it is good");
-    for guess in 0..MAX_REFUSED {
+    for guess in 0..MAX_BAD_TOKENS {
         let guess = login(&tokens, &format!("bad {guess}")).await;
         assert_eq!(guess, Err(Denied::Unauthenticated));
     }
@@ -224,6 +224,22 @@ async fn a_client_of_many_bad_tokens_waits_and_others_do_not() {
     let elsewhere = "192.0.2.1".parse().expect("an address");
     let other = tokens.identify("good, too".to_owned(), elsewhere).await;
     assert!(other.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_with_a_good_token_tries_few_repositories() {
+    let (tokens, ecr) = tokens();
+    let stranger = login(&tokens, GOOD).await.expect("it is good");
+    let ask = async |name: &str| decide(&tokens, &stranger, "prod", name, blob()).await;
+    assert_eq!(ask("team/app").await, Ok(()));
+    for guess in 0..MAX_FORBIDDEN {
+        assert_eq!(ask(&format!("guess/{guess}")).await, Err(Denied::Forbidden));
+    }
+    let asked = ecr.asked();
+    assert_eq!(ask("guess/more").await, Err(Denied::Busy));
+    assert_eq!(ask("guess/3").await, Err(Denied::Forbidden));
+    assert_eq!(ask("team/app").await, Ok(()));
+    assert_eq!(ecr.asked(), asked);
 }
 
 #[test]

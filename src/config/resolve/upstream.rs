@@ -33,6 +33,7 @@ impl Resolver {
                 }
             }
         }
+        let known = self.upstream_names();
         let mut names = Vec::new();
         self.each("upstream", |this| {
             let upstream = this.upstream(freshness.clone())?;
@@ -40,9 +41,30 @@ impl Resolver {
                 let reason = format!("{:?} is the name of another upstream", upstream.name);
                 this.fault("upstream.name", &reason);
             }
+            for other in &upstream.fallback {
+                let reason = match *other == upstream.name {
+                    true => format!("{other:?} is this upstream itself"),
+                    false if known.contains(other) => continue,
+                    false => format!("{other:?} is no upstream"),
+                };
+                this.fault("upstream.fallback", &reason);
+            }
             names.push(upstream.name.clone());
             Some(upstream)
         })
+    }
+
+    /// What upstreams are called, by those that are not faulty.
+    fn upstream_names(&self) -> Vec<String> {
+        let tables = self.tables.get("upstream").into_iter().flatten();
+        let text = |table: &Table, key: &str| table.settings.get(key)?.values.first().cloned();
+        let names = tables.filter_map(|table| {
+            text(table, "upstream.name").or_else(|| {
+                let registry = Registry::parse(&text(table, "upstream.registry")?).ok()?;
+                Some(default_name(&registry))
+            })
+        });
+        names.collect()
     }
 
     fn upstream(&mut self, freshness: Freshness) -> Option<Upstream> {
@@ -57,6 +79,7 @@ impl Resolver {
             text.parse::<HostPattern>()
                 .map_err(|error| format!("{text:?}: {error}"))
         });
+        let fallback = self.many("upstream.fallback", values::upstream_name);
         let freshness = self.freshness(
             [
                 "upstream.tag_ttl",
@@ -93,6 +116,7 @@ impl Resolver {
             endpoint_tls_name: endpoint_tls_name?,
             ca: ca?,
             redirect_hosts: redirect_hosts?.unwrap_or_default(),
+            fallback: fallback?.unwrap_or_default(),
             freshness: freshness?,
             trust_manifests: trust_manifests?,
             max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),

@@ -1,0 +1,147 @@
+//! Upstreams that stand in for one that cannot answer.
+//!
+//! The same repository elsewhere is a repository of its own: it is asked, recorded and proven for itself,
+//! and only while the first cannot answer. A no of the first is final, and a no of another is none.
+
+use super::error::FillError;
+use super::manifests::FoundManifest;
+use super::opening::{Content, Want};
+use super::proof::Pass;
+use super::{Fills, Shared};
+use crate::oci::{Digest, Reference, RepoKey};
+use crate::telemetry::{Outcome, StaleReason};
+use crate::upstream::UpstreamError;
+
+impl FillError {
+    /// True where another upstream may answer instead: its own could not, and is meant to be asked.
+    fn wants_another(&self) -> bool {
+        match self {
+            Self::Upstream(UpstreamError::Offline | UpstreamError::Unconfigured) => false,
+            Self::Upstream(error) => error.cannot_answer(),
+            Self::TooSlow => true,
+            _ => false,
+        }
+    }
+}
+
+impl FoundManifest {
+    /// True where another upstream may know better: this is what was last confirmed.
+    fn wants_another(&self) -> bool {
+        let is_by_choice = |reason| {
+            matches!(
+                reason,
+                StaleReason::Offline | StaleReason::Pinned | StaleReason::Slow
+            )
+        };
+        self.outcome == Outcome::Stale && self.reason.is_none_or(|reason| !is_by_choice(reason))
+    }
+}
+
+impl Fills {
+    /// A manifest of a repository, or of the same one elsewhere where its upstream cannot answer.
+    pub(super) async fn find_manifest(
+        &self,
+        repo: &RepoKey,
+        reference: &Reference,
+    ) -> Result<(RepoKey, FoundManifest), FillError> {
+        let manifests = &self.shared.manifests;
+        let found = manifests.find(repo, reference).await;
+        let wants_another = match &found {
+            Ok(found) => found.wants_another(),
+            Err(error) => error.wants_another(),
+        };
+        if wants_another {
+            for other in self.shared.stand_ins(repo) {
+                if let Ok(found) = manifests.find(&other, reference).await
+                    && found.outcome != Outcome::Stale
+                {
+                    self.shared.metrics.stood_in();
+                    let found = FoundManifest {
+                        is_of_another: true,
+                        ..found
+                    };
+                    return Ok((other, found));
+                }
+            }
+        }
+        Ok((repo.clone(), found?))
+    }
+
+    /// The proof of a repository, or of the same one elsewhere where its upstream cannot answer.
+    pub(super) async fn establish_anywhere(
+        &self,
+        repo: &RepoKey,
+        digest: Digest,
+    ) -> Result<Pass, FillError> {
+        let proof = self.establish(repo, digest).await;
+        let Err(error) = &proof else { return proof };
+        if error.wants_another() {
+            for other in self.shared.stand_ins(repo) {
+                if let Ok(pass) = self.establish(&other, digest).await {
+                    return Ok(Pass {
+                        is_of_another: true,
+                        ..pass
+                    });
+                }
+            }
+        }
+        proof
+    }
+
+    /// What the same repository elsewhere has of a blob, where its own upstream could not answer: `error`
+    /// otherwise.
+    pub(super) async fn open_elsewhere(
+        &self,
+        pass: &Pass,
+        want: &Want,
+        error: FillError,
+    ) -> Result<Content, FillError> {
+        for pass in self.elsewhere(pass, &error).await {
+            if let Ok(content) = self.open_of(&pass, want).await {
+                self.shared.metrics.stood_in();
+                return Ok(Content {
+                    is_of_another: true,
+                    ..content
+                });
+            }
+        }
+        Err(error)
+    }
+
+    /// The size of a blob in the same way.
+    pub(super) async fn size_elsewhere(
+        &self,
+        pass: &Pass,
+        error: FillError,
+    ) -> Result<(u64, Outcome), FillError> {
+        for pass in self.elsewhere(pass, &error).await {
+            if let Ok(found) = self.find_size(&pass).await {
+                return Ok(found);
+            }
+        }
+        Err(error)
+    }
+
+    async fn elsewhere(&self, pass: &Pass, error: &FillError) -> Vec<Pass> {
+        let mut passes = Vec::new();
+        if error.wants_another() {
+            for other in self.shared.stand_ins(&pass.repo) {
+                passes.extend(self.establish(&other, pass.digest).await);
+            }
+        }
+        passes
+    }
+}
+
+impl Shared {
+    /// The same repository of the upstreams that stand in for its own, in order.
+    fn stand_ins(&self, repo: &RepoKey) -> Vec<RepoKey> {
+        let upstream = self.upstreams.named(&repo.upstream);
+        let names = upstream.map_or_else(Vec::new, |upstream| upstream.fallback().to_vec());
+        let of = |upstream| RepoKey {
+            upstream,
+            repository: repo.repository.clone(),
+        };
+        names.into_iter().map(of).collect()
+    }
+}

@@ -447,7 +447,7 @@ pub(super) fn is_failure(status: StatusCode) -> bool {
     )
 }
 
-/// What an answer that is neither content nor an error of [`Upstream::ask`] means, when `what` was asked.
+/// What an answer that is neither content nor an error of [`Upstream::ask`](super::Upstream) means, when `what` was asked.
 pub(super) async fn unanswered(answer: Answer, what: Absent) -> UpstreamError {
     let status = answer.status();
     match status {

@@ -84,7 +84,11 @@ async fn l17_fifty_misses_on_a_thin_line_progress_evenly() {
     for number in 0..50 {
         let blob = stage.blob(384 * KIB + number);
         stage.spoil(&blob, [Fault::Hold(together.clone())]);
-        let client = stage.proxy.client();
+        // One client never has more than half of the fills that there may be at once.
+        let client = stage
+            .proxy
+            .client()
+            .at(["127.0.0.1", "127.0.0.2"][number as usize % 2]);
         let halfway = Arc::clone(&halfway);
         pulls.spawn(async move {
             let mut connection = client.start("GET", &blob.path, &[]).await;

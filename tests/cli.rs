@@ -120,7 +120,7 @@ fn all_faults_are_told_together() {
         "line 2: cache.max_size: ",
         "line 3: cache.tag_ttl: ",
         "line 5: upstream.registry: ",
-        "line 6: upstream: this release serves one upstream",
+        "line 6: upstream.registry: is missing",
         "ECR_PROXY_SERVER_DRAIN_TIMEOUT: server.drain_timeout: ",
         "--domain: server.domains: ",
     ] {
@@ -145,6 +145,30 @@ fn a_hashed_password_is_a_line_that_the_user_file_takes() {
     }
     let output = with_input(&["hash-password", "AWS"], "x\n");
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn the_iam_policy_of_pushes_has_what_pushes_take_besides() {
+    let output = ran(&[
+        "iam-policy",
+        "--push",
+        "--upstream",
+        ECR,
+        "--domain",
+        "a.test",
+    ]);
+    let policy: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let push = &policy["Statement"][2];
+    assert_eq!(push["Sid"], "Push");
+    let actions: Vec<&str> = push["Action"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    assert!(actions.contains(&"ecr:PutImage") && actions.contains(&"ecr:InitiateLayerUpload"));
+    let arn = "arn:aws:ecr:us-west-2:000042290000:repository/*";
+    assert_eq!(push["Resource"], arn);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Alone for a long time, with a clock that nobody set: it starts, serves what it has, and believes
-//! nothing for longer because of it (O09, C11; promise 6).
+//! nothing for longer because of it (O09, C11, K06; promise 6).
 
 mod support;
 
@@ -109,6 +109,51 @@ async fn c11_tokens_live_as_long_as_they_live_whatever_the_clock_shows() {
     assert_eq!(simulator.journal().count(refused), 0, "sent when expired");
     let asked = tokens_asked(&simulator) as u64;
     assert!(asked <= 2 + began.elapsed().as_secs(), "{asked} tokens");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k06_a_clock_that_jumps_while_it_runs_asks_for_no_storm_of_tokens_and_evicts_nothing() {
+    let simulator = simulator().await;
+    let clock = Clock::right();
+    let builder = Proxy::builder().simulator(&simulator);
+    let proxy = clock.govern(builder).start();
+    let kept: Vec<_> = (0..4).map(|seed| blob(&simulator, seed, MIB)).collect();
+    for blob in &kept {
+        assert_eq!(pull(&proxy, blob).await, "miss");
+    }
+    assert_eq!(tokens_asked(&simulator), 1);
+    let hours = |count: u64| Duration::from_secs(count * 60 * 60);
+    let now = SystemTime::now();
+    let jumps = [now + hours(13), now - hours(13), now + YEAR, now];
+    for (round, time) in (10..).zip(jumps) {
+        clock.set(time);
+        for blob in &kept {
+            assert_eq!(pull(&proxy, blob).await, "hit", "jump {round}");
+        }
+        // The token that there is goes on being good, or another is asked for once.
+        let cold: Vec<_> = (0..8)
+            .map(|n| blob(&simulator, round * 100 + n, 1000))
+            .collect();
+        let client = proxy.client();
+        let answers = cold.iter().map(|(_, target)| client.get(target));
+        for answer in futures_util::future::join_all(answers).await {
+            assert_eq!(answer.status, 200, "jump {round}: {}", answer.text());
+        }
+        let (status, ready) = readyz(&proxy, "").await;
+        assert_eq!(status, 200, "{ready}");
+    }
+    let asked = tokens_asked(&simulator);
+    assert!(asked <= 1 + jumps.len(), "{asked} tokens");
+    let refused = |entry: &ecr_proxy::simulator::Entry| {
+        entry.listener == Listener::Registry && entry.status == Some(403)
+    };
+    assert_eq!(simulator.journal().count(refused), 0, "sent when expired");
+    assert_eq!(
+        metric(&proxy, "ecr_proxy_cache_evictions_total", &[]).await,
+        0.0
+    );
+    idle(&proxy).await;
+    proxy.assert_blobs_are_sound();
 }
 
 #[tokio::test(flavor = "multi_thread")]

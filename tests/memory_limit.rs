@@ -1,5 +1,5 @@
 //! A small machine: hundreds of slow clients fit into a little memory, and where there is less still the
-//! end of the process costs nothing that was kept (C08; promises 7 and 9).
+//! end of the process costs nothing that was kept (C08, L13; promises 7 and 9).
 
 mod support;
 
@@ -8,9 +8,11 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use ecr_proxy::simulator::{Fault, Listener};
 use futures_util::future::join_all;
 use support::Proxy;
 use support::blobs::{MIB, assert_whole, blob, pull, simulator};
+use support::image::REPOSITORY;
 
 /// A group of processes that the kernel gives no more memory than this, page cache included.
 struct MemoryGroup {
@@ -80,6 +82,71 @@ async fn c08_five_hundred_slow_clients_fit_into_a_small_machine() {
     println!("{} MiB of it anonymous", proxy.memory() / MIB);
     assert!(proxy.memory() < 200 * MIB, "{} bytes", proxy.memory());
     drop(slow);
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    proxy.assert_blobs_are_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l13_two_hundred_pulls_and_a_hundred_long_lists_fit_into_a_small_machine() {
+    const PULLS: usize = 200;
+    const LISTS: usize = 100;
+    let group = MemoryGroup::new(256 * MIB);
+    let simulator = simulator().await;
+    let tags: Vec<String> = (0..100_000)
+        .map(|number| format!("\"tag-{number}\""))
+        .collect();
+    let list = format!(
+        "{{\"name\":\"{REPOSITORY}\",\"tags\":[{}]}}",
+        tags.join(",")
+    );
+    let long = simulator
+        .faults()
+        .on(Listener::Registry, "GET", "/tags/list");
+    long.then(Fault::status(200, &list));
+    let mut proxy = Proxy::before(&simulator);
+    group.hold(&proxy);
+    let blobs: Vec<_> = (0..4).map(|n| blob(&simulator, n, 4 * MIB)).collect();
+    let (plain, tls) = (proxy.client(), proxy.tls_client());
+    let pulls = (0..PULLS).map(|number| {
+        let client = if number % 5 == 0 { &tls } else { &plain };
+        let (client, target) = (client.clone(), blobs[number % 4].1.clone());
+        tokio::spawn(async move {
+            let mut connection = client.start("GET", &target, &[]).await;
+            assert_eq!(connection.head().await.expect("a head").status, 200);
+            for _ in 0..4 {
+                connection.read_exactly(MIB).await.expect("the next MiB");
+            }
+        })
+    });
+    let pulls: Vec<_> = pulls.collect();
+    let lists = (0..LISTS).map(|_| {
+        let client = plain.clone();
+        tokio::spawn(async move {
+            let path = format!("/v2/{REPOSITORY}/tags/list");
+            client.get(&path).await.status
+        })
+    });
+    let lists: Vec<_> = lists.collect();
+    for pull in join_all(pulls).await {
+        pull.expect("a pull");
+    }
+    let lists: Vec<u16> = join_all(lists)
+        .await
+        .into_iter()
+        .map(|list| list.expect("a list"))
+        .collect();
+    // As many as are answered are answered whole, and the others are told.
+    assert!(
+        lists
+            .iter()
+            .all(|status| [200, 429, 502, 503].contains(status)),
+        "{lists:?}"
+    );
+    println!("{} MiB of it anonymous", proxy.memory() / MIB);
+    for blob in &blobs {
+        assert_eq!(pull(&proxy, blob).await, "hit");
+    }
     proxy.terminate();
     assert!(proxy.wait().success());
     proxy.assert_blobs_are_sound();

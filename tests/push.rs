@@ -263,6 +263,58 @@ async fn s08_what_was_pushed_is_pulled_from_the_cache_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_ecr_has_taken_away_is_not_left_out_of_the_next_push() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let layer = rig.ecr.put_blob(APP, "a layer");
+    let config = rig.ecr.put_blob(APP, "{}");
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{kind}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":2}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"{layer}","size":7}}]}}"#
+    );
+    rig.ecr.put_manifest(APP, "v1", kind, manifest.into_bytes());
+    let path = format!("/v2/{APP}/blobs/{layer}");
+    assert_eq!(
+        ann.get(&format!("/v2/{APP}/manifests/v1")).await.status,
+        200
+    );
+    assert_eq!(ann.get(&path).await.status, 200);
+
+    rig.ecr.delete_blob(APP, &layer);
+    // Who pulls has it from the cache, by the manifest that names it; who may push is told the truth.
+    let pulled = ann.get(&path).await;
+    assert_eq!(
+        (pulled.status, pulled.header("x-cache")),
+        (200, Some("hit"))
+    );
+    assert_eq!(rig.user("push").head(&path).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s05_a_mount_gives_nobody_what_they_may_not_read() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let layer = bytes(100_000);
+    push_image(&ann, OTHER, "v1", &layer).await;
+    // Who may push to one repository, and read none, names a blob of another.
+    let push = rig.user("push");
+    let query = format!("mount={}&from={OTHER}", digest(&layer));
+    let answer = push
+        .ask("POST", &format!("/v2/{APP}/blobs/uploads/?{query}"), &[])
+        .await;
+    assert_eq!(answer.status, 202, "an ordinary session: {}", answer.text());
+    let mounts = |entry: &ecr_proxy::simulator::Entry| entry.query.contains("mount");
+    assert_eq!(
+        rig.ecr.journal().count(mounts),
+        0,
+        "never asked for upstream"
+    );
+    let blob = format!("/v2/{APP}/blobs/{}", digest(&layer));
+    assert_eq!(push.head(&blob).await.status, 404);
+    assert_eq!(ann.get(&blob).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s08_nothing_of_a_refused_push_is_readable() {
     let rig = Rig::start().await;
     let ann = rig.user("ann");

@@ -16,10 +16,22 @@ use crate::upstream::EcrHost;
 pub(super) struct Args {
     #[command(flatten)]
     settings: Settings,
+    /// Also what pushing takes. Deletes take ecr:BatchDeleteImage besides.
+    #[arg(long)]
+    push: bool,
 }
 
 /// What pulling a repository's images takes.
 pub(super) const PULL_ACTIONS: [&str; 2] = ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"];
+
+/// What pushing takes besides.
+const PUSH_ACTIONS: [&str; 5] = [
+    "ecr:BatchCheckLayerAvailability",
+    "ecr:InitiateLayerUpload",
+    "ecr:UploadLayerPart",
+    "ecr:CompleteLayerUpload",
+    "ecr:PutImage",
+];
 
 /// What tells which repositories have immutable tags; nothing depends on it.
 pub(super) const DESCRIBE_ACTION: &str = "ecr:DescribeRepositories";
@@ -30,7 +42,7 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let config = args.settings.load(environment, Files::Ignored)?;
-    let policy = policy(&config).ok_or_else(|| {
+    let policy = policy(&config, args.push).ok_or_else(|| {
         let registries = config.upstreams.iter();
         let registries: Vec<String> = registries.map(|it| it.registry.to_string()).collect();
         Failure::Failed(format!(
@@ -43,7 +55,7 @@ pub(super) fn run(
 }
 
 /// The policy, if AWS credentials are used.
-fn policy(config: &Config) -> Option<Value> {
+fn policy(config: &Config, push: bool) -> Option<Value> {
     let upstreams = config.upstreams.iter();
     let with_aws = upstreams.filter(|upstream| matches!(upstream.auth, Auth::Aws { .. }));
     let mut arns: Vec<String> = with_aws
@@ -56,24 +68,16 @@ fn policy(config: &Config) -> Option<Value> {
         [only] => Value::from(std::mem::take(only)),
         _ => Value::from(arns),
     };
-    Some(json!({
-        "Version": "2012-10-17",
-        "Statement": [
-            {
-                "Sid": "Login",
-                "Effect": "Allow",
-                "Action": "ecr:GetAuthorizationToken",
-                // IAM knows no narrower resource for it.
-                "Resource": "*",
-            },
-            {
-                "Sid": "Pull",
-                "Effect": "Allow",
-                "Action": PULL_ACTIONS,
-                "Resource": resource,
-            },
-        ],
-    }))
+    let statement = |name: &str, actions: Value, resource: &Value| json!({"Sid": name, "Effect": "Allow", "Action": actions, "Resource": resource});
+    let mut statements = vec![
+        // IAM knows no narrower resource for it.
+        statement("Login", json!("ecr:GetAuthorizationToken"), &json!("*")),
+        statement("Pull", json!(PULL_ACTIONS), &resource),
+    ];
+    if push {
+        statements.push(statement("Push", json!(PUSH_ACTIONS), &resource));
+    }
+    Some(json!({"Version": "2012-10-17", "Statement": statements}))
 }
 
 /// All repositories of a registry, as an ARN.

@@ -4,6 +4,7 @@
 //! upstream's no takes a proof away.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::FillError;
 use super::flight::Lost;
@@ -12,6 +13,9 @@ use crate::access::Right;
 use crate::cache::{Held, HeldBy};
 use crate::oci::{Digest, Reference, RepoKey};
 use crate::upstream::{Absent, UpstreamError};
+
+/// How long upstream's word counts for a push that asks what it may leave out.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// Proof that somebody may have a blob: a right, and a repository that holds the digest. Made by
 /// [`Fills::prove`] alone.
@@ -51,6 +55,35 @@ impl Fills {
     ) -> Result<Pass, FillError> {
         debug_assert_ne!(right.action(), crate::access::Action::Delete);
         self.establish_anywhere(repo, digest).await
+    }
+
+    /// As [`Fills::prove`], to somebody who sends what is not there: what a record says counts only while
+    /// upstream's word is fresh, for a lifecycle policy may have taken the blob away since, and a push that
+    /// leaves it out fails at its manifest. Where upstream cannot answer the record does.
+    ///
+    /// # Errors
+    /// As [`Fills::prove`].
+    ///
+    /// # Cancel safety
+    /// As [`Fills::prove`].
+    pub async fn confirm(
+        &self,
+        right: &Right,
+        repo: &RepoKey,
+        digest: Digest,
+    ) -> Result<Pass, FillError> {
+        debug_assert_eq!(right.action(), crate::access::Action::Push);
+        let held = self.shared.recorded.held(repo, digest).await?;
+        let is_fresh = held.is_some_and(|held| {
+            held.by == HeldBy::Upstream && self.shared.clock.since(held.checked_at) <= FRESH
+        });
+        if !is_fresh && held.is_some() {
+            let told = self.shared.ask_whether_held((repo.clone(), digest)).await;
+            if let Err(error @ FillError::Upstream(UpstreamError::Absent(_))) = told {
+                return Err(error);
+            }
+        }
+        self.establish(repo, digest).await
     }
 
     /// The repository's part of the proof, which is all there is to show where nobody gets to see the

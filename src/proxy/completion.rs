@@ -47,6 +47,8 @@ pub(super) struct Completion {
     pub(super) from: Source,
     /// The place of the request among those at once; none if it was refused one.
     pub(super) place: Option<Turn>,
+    /// Its turn at lists, if it wants one.
+    pub(super) list: Option<Turn>,
     pub(super) who: Option<Who>,
     pub(super) agent: Option<String>,
     pub(super) method: http::Method,
@@ -75,6 +77,7 @@ impl Completion {
             id: format!("{:016x}", fastrand::u64(..)),
             from: Source { peer, client: None },
             place: None,
+            list: None,
             who: None,
             agent: None,
             method,

@@ -23,6 +23,13 @@ pub(super) struct AsAsked<'a> {
 /// Most names of a page. ECR refuses more, and nobody needs them at once.
 const LONGEST_PAGE: u32 = 1000;
 
+/// A page of tags as clients read it.
+#[derive(serde::Serialize)]
+struct TagList<'a> {
+    name: &'a str,
+    tags: &'a [String],
+}
+
 /// A page of a repository's tags (distribution-spec, end-8).
 pub(super) async fn tags(
     upstream: &Upstream,
@@ -43,8 +50,12 @@ pub(super) async fn tags(
     } else {
         (page.names, page.next)
     };
-    let list = serde_json::json!({ "name": asked.repository.as_str(), "tags": names });
-    let mut reply = Reply::json(list.to_string());
+    let list = TagList {
+        name: asked.repository.as_str(),
+        tags: &names,
+    };
+    // Text and lists of text are always JSON.
+    let mut reply = Reply::json(serde_json::to_vec(&list).unwrap_or_default());
     if let Some(last) = next {
         let repository = asked.repository.clone();
         link(

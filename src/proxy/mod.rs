@@ -74,6 +74,12 @@ const USUAL_HEADERS: usize = 12;
 /// some 25 KiB, and an h2 connection has many.
 const MAX_REQUESTS: usize = 8192;
 
+/// Most lists of tags or referrers at once, of which one client has no more than half. An upstream may
+/// answer with all there are, which takes some ten MiB until it is told.
+const MAX_LISTS: usize = 8;
+/// How long a list waits for its turn.
+const LIST_PATIENCE: Duration = Duration::from_secs(20);
+
 /// How a request came.
 #[derive(Clone, Debug)]
 pub struct Via {
@@ -92,6 +98,7 @@ pub struct Via {
 pub struct Proxy {
     parts: Arc<Parts>,
     requests: Turns,
+    lists: Turns,
     uploads: Uploads,
 }
 
@@ -221,6 +228,7 @@ impl Proxy {
         Self {
             parts: Arc::new(parts),
             requests: Turns::new(MAX_REQUESTS),
+            lists: Turns::new(MAX_LISTS),
             uploads: Uploads::default(),
         }
     }
@@ -343,6 +351,14 @@ impl Proxy {
             pulls: self.parts.pulls.as_ref(),
             client: completion.from.address(),
         };
+        if matches!(
+            wanted,
+            oci::Request::Tags { .. } | oci::Request::Referrers { .. }
+        ) {
+            let turn = self.lists.take(Some(completion.from.address()));
+            let turn = tokio::time::timeout(LIST_PATIENCE, turn).await;
+            completion.list = Some(turn.map_err(|_| Refusal::TooMany)?);
+        }
         let as_asked = lists::AsAsked {
             repository,
             ns: ns.as_deref(),

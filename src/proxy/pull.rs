@@ -7,7 +7,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use super::body::Said;
 use super::error::Refusal;
 use super::{Asked, Pulled, Reply};
-use crate::access::Right;
+use crate::access::{Action, Right};
 use crate::fill::{Content, Fills, Parts, Want};
 use crate::oci::header::{DOCKER_CONTENT_DIGEST, etag_list_matches};
 use crate::oci::{ByteRange, ContentRange, Digest, RangeSet, Reference, RepoKey};
@@ -52,7 +52,10 @@ pub(super) async fn blob(
     digest: Digest,
     asked: &Asked<'_>,
 ) -> Result<Reply, Refusal> {
-    let pass = fills.prove(right, repo, digest).await?;
+    let pass = match right.action() {
+        Action::Push => fills.confirm(right, repo, digest).await?,
+        Action::Pull | Action::Delete => fills.prove(right, repo, digest).await?,
+    };
     let mut reply = if unchanged(asked.headers, digest) {
         let mut reply = Reply::new(StatusCode::NOT_MODIFIED, Said::nothing());
         // Nothing but the proof was needed; a 304 has the headers that a 200 would (RFC 9110, 15.4.5).

@@ -1,5 +1,5 @@
 //! Real clients push through the proxy, into ECR and into docker-registry, by the owner's own name and a
-//! password of his, and what they pushed is pulled again.
+//! password of his; what they pushed is pulled from the cache with the upstream gone.
 
 mod support;
 
@@ -55,13 +55,14 @@ async fn digest_of(scene: &Scene, tag: &str) -> String {
     digest.expect("a digest").to_owned()
 }
 
-/// What was pushed is upstream, and is pulled again.
-async fn pulls_again(scene: Scene, tag: &str) {
+/// What was pushed is upstream, and is pulled with upstream gone.
+async fn pulls_without_upstream(mut scene: Scene, tag: &str) {
     let digest = digest_of(&scene, tag).await;
     if let Some(ecr) = scene.ecr() {
         assert!(ecr.manifest(TARGET, tag).is_some(), "ECR has no {tag}");
         assert!(ecr.manifest(TARGET, &digest).is_some());
     }
+    scene.stop_upstream().await;
     let from = format!("docker://{}", target(&scene, tag));
     let to = format!("oci:{}:v1", scene.sandbox.path("pulled").display());
     let copy = ["copy", "--all", "--src-creds", LOGIN, &from, &to];
@@ -93,7 +94,7 @@ async fn skopeo_story(scene: Scene) {
     let copy = ["copy", "--all", "--dest-creds", LOGIN, &layout, &to];
     scene.sandbox.must("skopeo", copy);
     assert_eq!(digest_of(&scene, "v1").await, scene.image().top.digest);
-    pulls_again(scene, "v1").await;
+    pulls_without_upstream(scene, "v1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +118,7 @@ async fn skopeo_between_story(scene: Scene) {
         let copy = copy.chain([from.as_str(), to.as_str()]);
         scene.sandbox.must("skopeo", copy);
     }
-    pulls_again(scene, "copied").await;
+    pulls_without_upstream(scene, "copied").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,7 +154,7 @@ async fn podman_story(scene: Scene, program: &str) {
     run(sandbox, program, &["push", "--creds", LOGIN, &to]);
     // What is there already is not sent again, and is no fault.
     run(sandbox, program, &["push", "--creds", LOGIN, &to]);
-    pulls_again(scene, program).await;
+    pulls_without_upstream(scene, program).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,7 +189,7 @@ async fn docker_story(scene: Scene) {
     let said = docker(&["push", &to]);
     assert!(said.contains("docker: digest: sha256:"), "{said}");
     docker(&["push", &to]);
-    pulls_again(scene, "docker").await;
+    pulls_without_upstream(scene, "docker").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

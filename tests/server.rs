@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use ecr_proxy::server::{
-    self, BoxError, ConnectionInfo, DrainReport, Handler, Listener, Refusal, ServerMetrics,
-    ServerOptions,
+    self, BoxError, ConnectionInfo, DrainReport, Handler, Handshake, Listener, Refusal,
+    ServerMetrics, ServerOptions, Terms,
 };
 use ecr_proxy::tls::{Certificates, LocalCa, server_config};
 use http::{Method, Request, Response, StatusCode};
@@ -187,12 +188,14 @@ impl Scene {
             Listener {
                 socket: plain,
                 tls: None,
-                name_client: None,
             },
             Listener {
                 socket: tls,
-                tls: Some(config),
-                name_client: None,
+                tls: Some(Arc::new(ArcSwap::from_pointee(Handshake {
+                    tls: config,
+                    name_client: None,
+                    number: 0,
+                }))),
             },
         ];
         let (stop, stopped) = oneshot::channel();
@@ -856,7 +859,10 @@ async fn c09_a_drain_lets_requests_finish_and_closes_everything_else() {
 #[tokio::test]
 async fn c09_what_does_not_finish_in_time_is_cut_and_counted() {
     let mut scene = Scene::start(ServerOptions {
-        drain_timeout: SHORT,
+        terms: Arc::new(ArcSwap::from_pointee(Terms {
+            drain_timeout: SHORT,
+            ..Terms::default()
+        })),
         ..ServerOptions::default()
     })
     .await;

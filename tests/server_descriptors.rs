@@ -51,11 +51,7 @@ async fn l07_out_of_descriptors_the_server_waits_and_recovers() {
     let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = socket.local_addr().expect("bound");
     let metrics = ServerMetrics::default();
-    let listeners = vec![Listener {
-        socket,
-        tls: None,
-        name_client: None,
-    }];
+    let listeners = vec![Listener { socket, tls: None }];
     let options = ServerOptions::default();
     let run = server::run(
         listeners,

@@ -79,7 +79,7 @@ struct Inner {
     challenge: HeaderValue,
     rules: Rules,
     passwords: Passwords,
-    tokens: Option<Tokens>,
+    tokens: Option<Arc<Tokens>>,
 }
 
 /// What a request shows of who sent it.
@@ -159,7 +159,7 @@ impl Access {
         let asked = metrics.token_questions.clone();
         let tokens = match verdicts {
             None => None,
-            Some(verdicts) => Some(Tokens::new(verdicts, secret_key()?, asked)),
+            Some(verdicts) => Some(Arc::new(Tokens::new(verdicts, secret_key()?, asked))),
         };
         Ok(Self {
             inner: Arc::new(Inner {
@@ -171,9 +171,29 @@ impl Access {
         })
     }
 
-    /// Takes other users, for all requests to come; whether they differ from those before.
-    pub fn replace_users(&self, users: Users) -> bool {
-        self.inner.passwords.replace(users)
+    /// The same decisions about other users and by other rules. What is remembered of passwords stays, and
+    /// so do the bounds of checking them, which are those of all together.
+    #[must_use]
+    pub fn with(&self, users: Users, rules: Rules) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                challenge: self.inner.challenge.clone(),
+                rules,
+                passwords: self.inner.passwords.with_users(users),
+                tokens: self.inner.tokens.clone(),
+            }),
+        }
+    }
+
+    /// The same decisions about other users; `None` if they are the same.
+    pub fn with_users(&self, users: Users) -> Option<Self> {
+        let is_same = users == *self.users();
+        (!is_same).then(|| self.with(users, self.inner.rules.clone()))
+    }
+
+    /// The named users.
+    pub fn users(&self) -> &Users {
+        self.inner.passwords.users()
     }
 
     /// The `WWW-Authenticate` value of every 401.
@@ -258,7 +278,7 @@ impl Access {
     /// Safe: whoever else waits for the same answer of ECR has it asked on.
     pub async fn decide(&self, caller: &Caller<'_>, wanted: &Wanted<'_>) -> Result<Right, Denied> {
         let Inner { rules, tokens, .. } = &*self.inner;
-        decide::decide(rules, tokens.as_ref(), caller, wanted).await
+        decide::decide(rules, tokens.as_deref(), caller, wanted).await
     }
 }
 

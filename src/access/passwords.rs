@@ -11,7 +11,6 @@ use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use moka::sync::Cache;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -67,8 +66,15 @@ impl AccessMetrics {
     }
 }
 
+/// The users, and the checking of their passwords. A clone, also one with other users, shares its bounds and
+/// what it remembers.
+#[derive(Clone)]
 pub(super) struct Passwords {
-    users: ArcSwap<Users>,
+    users: Arc<Users>,
+    checks: Arc<Checks>,
+}
+
+struct Checks {
     key: [u8; 32],
     verdicts: Cache<[u8; 32], Arc<OnceCell<bool>>>,
     running: Arc<Semaphore>,
@@ -81,8 +87,7 @@ impl Passwords {
     /// `key` makes what is remembered useless to whoever does not have it.
     pub(super) fn new(users: Users, key: [u8; 32], metrics: AccessMetrics) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        Self {
-            users: ArcSwap::from_pointee(users),
+        let checks = Checks {
             key,
             verdicts: Cache::builder()
                 .max_capacity(MAX_VERDICTS)
@@ -93,13 +98,23 @@ impl Passwords {
             waiting: Semaphore::new(MAX_WAITING),
             from_one: PerClient::default(),
             metrics,
+        };
+        Self {
+            users: Arc::new(users),
+            checks: Arc::new(checks),
         }
     }
 
-    /// Takes other users for all requests to come; whether they differ from those before.
-    pub(super) fn replace(&self, users: Users) -> bool {
-        let users = Arc::new(users);
-        *self.users.swap(Arc::clone(&users)) != *users
+    pub(super) fn users(&self) -> &Users {
+        &self.users
+    }
+
+    /// The same with other users.
+    pub(super) fn with_users(&self, users: Users) -> Self {
+        Self {
+            users: Arc::new(users),
+            checks: Arc::clone(&self.checks),
+        }
     }
 
     /// Whether the password is the user's.
@@ -111,30 +126,29 @@ impl Passwords {
         credentials: Credentials,
         address: IpAddr,
     ) -> Result<bool, Denied> {
-        let users = self.users.load();
+        let (users, checks) = (&self.users, &self.checks);
         let known = users.hash(&credentials.user);
         // Another user's hash costs what a real check costs, whatever costs the file has. Which one
         // depends on the name and the secret key alone, so it cannot be averaged out; and it is looked for
         // in either case, so that looking tells nothing.
-        let other = users.any_hash(self.pick(&credentials.user));
+        let other = users.any_hash(checks.pick(&credentials.user));
         let Some(hash) = known.or(other) else {
             return Ok(false);
         };
-        let key = self.key_of(&credentials, known.is_some(), hash);
+        let key = checks.key_of(&credentials, known.is_some(), hash);
         // Those who ask the same wait together.
-        let cell = self.verdicts.get_with(key, Arc::default);
+        let cell = checks.verdicts.get_with(key, Arc::default);
         if let Some(verdict) = cell.get() {
             return Ok(*verdict);
         }
         let (is_known, hash) = (known.is_some(), hash.to_owned());
-        drop(users);
         let verdict = cell.get_or_try_init(|| async {
-            let _place = self.waiting.try_acquire().map_err(|_| Denied::Busy)?;
-            let from_one = self.from_one.take(address, MAX_WAITING_FROM_ONE);
+            let _place = checks.waiting.try_acquire().map_err(|_| Denied::Busy)?;
+            let from_one = checks.from_one.take(address, MAX_WAITING_FROM_ONE);
             let _from_one = from_one.ok_or(Denied::Busy)?;
-            let turn = Arc::clone(&self.running).acquire_owned();
+            let turn = Arc::clone(&checks.running).acquire_owned();
             let turn = turn.await.map_err(|_| Denied::Busy)?;
-            self.metrics.password_checks.inc();
+            checks.metrics.password_checks.inc();
             let checked = tokio::task::spawn_blocking(move || {
                 // Kept until the check ends: a caller that leaves does not free its core.
                 let _turn = turn;
@@ -146,7 +160,9 @@ impl Passwords {
         });
         verdict.await.copied()
     }
+}
 
+impl Checks {
     /// SHA-256 over a secret key, then the parts, the first two with their length. The result never
     /// leaves the process, so the plain construction suffices.
     fn key_of(&self, credentials: &Credentials, is_known: bool, compared: &str) -> [u8; 32] {
@@ -214,7 +230,7 @@ mod tests {
             assert_eq!(ask(&passwords, "ci", "secret").await, Ok(true));
             assert_eq!(ask(&passwords, "ci", "wrong").await, Ok(false));
         }
-        assert_eq!(passwords.metrics.password_checks.get(), 2);
+        assert_eq!(passwords.checks.metrics.password_checks.get(), 2);
     }
 
     #[tokio::test]
@@ -226,7 +242,7 @@ mod tests {
             all.spawn(async move { ask(&passwords, "ci", "secret").await });
         }
         assert!(all.join_all().await.into_iter().all(|v| v == Ok(true)));
-        assert_eq!(passwords.metrics.password_checks.get(), 1);
+        assert_eq!(passwords.checks.metrics.password_checks.get(), 1);
     }
 
     #[tokio::test]
@@ -237,25 +253,27 @@ mod tests {
             .enumerate()
         {
             assert_eq!(ask(&passwords, user, password).await, Ok(false));
-            let checks = passwords.metrics.password_checks.get();
+            let checks = passwords.checks.metrics.password_checks.get();
             assert_eq!(checks, index as u64 + 1, "{user}");
         }
     }
 
     #[tokio::test]
     async fn s04_no_verdict_outlives_a_changed_user_file() {
-        let passwords = passwords();
-        assert_eq!(ask(&passwords, "ci", "secret").await, Ok(true));
-        assert_eq!(ask(&passwords, "dev", "other").await, Ok(false));
-        assert!(passwords.replace(users(&[("ci", "changed"), ("dev", "other")])));
-        assert_eq!(ask(&passwords, "ci", "secret").await, Ok(false));
-        assert_eq!(ask(&passwords, "ci", "changed").await, Ok(true));
-        assert_eq!(ask(&passwords, "dev", "other").await, Ok(true));
-        passwords.replace(users(&[("dev", "other")]));
-        assert_eq!(ask(&passwords, "ci", "changed").await, Ok(false));
-        passwords.replace(Users::default());
-        assert_eq!(ask(&passwords, "dev", "other").await, Ok(false));
-        assert!(!passwords.replace(Users::default()));
+        let first = passwords();
+        assert_eq!(ask(&first, "ci", "secret").await, Ok(true));
+        assert_eq!(ask(&first, "dev", "other").await, Ok(false));
+        let second = first.with_users(users(&[("ci", "changed"), ("dev", "other")]));
+        assert_eq!(ask(&second, "ci", "secret").await, Ok(false));
+        assert_eq!(ask(&second, "ci", "changed").await, Ok(true));
+        assert_eq!(ask(&second, "dev", "other").await, Ok(true));
+        let third = second.with_users(users(&[("dev", "other")]));
+        assert_eq!(ask(&third, "ci", "changed").await, Ok(false));
+        let none = third.with_users(Users::default());
+        assert_eq!(ask(&none, "dev", "other").await, Ok(false));
+        // The bounds are those of all together.
+        let checks = first.checks.metrics.password_checks.get();
+        assert_eq!(none.checks.metrics.password_checks.get(), checks);
     }
 
     #[tokio::test]
@@ -270,7 +288,11 @@ mod tests {
     async fn s20_a_full_queue_is_told_at_once() {
         let passwords = passwords();
         let all = u32::try_from(MAX_WAITING).expect("small");
-        let held = passwords.waiting.try_acquire_many(all).expect("free");
+        let held = passwords
+            .checks
+            .waiting
+            .try_acquire_many(all)
+            .expect("free");
         assert_eq!(ask(&passwords, "ci", "secret").await, Err(Denied::Busy));
         // Nothing of it is remembered.
         drop(held);
@@ -284,6 +306,7 @@ mod tests {
         let mut held: Vec<_> = (0..MAX_WAITING_FROM_ONE)
             .map(|_| {
                 passwords
+                    .checks
                     .from_one
                     .take(attacker, MAX_WAITING_FROM_ONE)
                     .expect("free")
@@ -294,13 +317,17 @@ mod tests {
         assert_eq!(passwords.check(pair(), neighbour).await, Err(Denied::Busy));
         assert_eq!(passwords.check(pair(), HERE).await, Ok(true));
         held.clear();
-        assert!(passwords.from_one.is_empty());
+        assert!(passwords.checks.from_one.is_empty());
     }
 
     #[test]
     fn user_hash_and_password_do_not_run_together() {
         let passwords = passwords();
-        let key = |user, hash, password| passwords.key_of(&credentials(user, password), true, hash);
+        let key = |user, hash, password| {
+            passwords
+                .checks
+                .key_of(&credentials(user, password), true, hash)
+        };
         assert_ne!(key("ab", "h", "c"), key("a", "h", "bc"));
         assert_ne!(key("a", "bh", "c"), key("ab", "h", "c"));
     }

@@ -15,7 +15,7 @@
 //! | `repositories/<upstream>/<name>/_log` | what a repository holds, with proof | `records` |
 //! | `evicted` | blobs gone before the log of their repository says so | `evicted` |
 //! | `index`, `index.journal` | sizes, order of use, stamps; a hint | `index_file` |
-//! | `fills/` | downloads in progress | `partial` |
+//! | `fills/` | downloads and pushes in progress | `partial`, `candidate` |
 //! | `scrub` | how far hashing everything again has come | `scrub` |
 //!
 //! The pins are in the state directory, see [`Pins`]: they survive a cache that is thrown away.
@@ -27,6 +27,7 @@
 //! ledger. Who holds a shard, `open` or `index` asks no records.
 
 pub mod bundle;
+mod candidate;
 mod content;
 mod evicted;
 mod eviction;
@@ -56,6 +57,7 @@ mod store;
 
 #[cfg(any(test, fuzzing))]
 pub use bundle::fuzz_bundle;
+pub use candidate::Candidate;
 pub use content::{Blob, ContentFile};
 pub use health::{Degradation, StoreHealth};
 pub use images::{Image, ImageBlob, ImageContent, ImageManifest};

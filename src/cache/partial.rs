@@ -118,6 +118,21 @@ impl Partial {
         }
     }
 
+    /// A file of which all `written` bytes are in `hasher`.
+    pub(super) fn received(
+        shared: Arc<Shared>,
+        content: ContentFile,
+        name: String,
+        hasher: Hasher,
+        written: u64,
+    ) -> Self {
+        let present = Spans::up_to(written);
+        let mut partial = Self::again(shared, content, name, present, false, Bytes::new());
+        partial.hasher = hasher;
+        partial.written = written;
+        partial
+    }
+
     /// What is in the file, hashed or not.
     pub fn present(&self) -> &Spans {
         &self.present

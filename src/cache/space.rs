@@ -208,6 +208,34 @@ impl Space {
         }
     }
 
+    /// Takes `more` into this reservation: both are of one temporary file.
+    pub(super) fn grow(&mut self, mut more: Self) {
+        let mut theirs = lock(&more.standing);
+        if let (Standing::Temporary { unallocated }, Standing::Temporary { unallocated: added }) =
+            (&mut *lock(&self.standing), &mut *theirs)
+        {
+            *unallocated += std::mem::take(added);
+            self.len += more.len;
+        }
+        drop(theirs);
+        // Counted here from now on, and not to be given back with `more`.
+        more.len = 0;
+    }
+
+    /// Gives back what is reserved of a temporary file beyond `len` bytes.
+    pub(super) fn shrink_to(&mut self, len: u64) {
+        let excess = self.len.saturating_sub(len);
+        if let Standing::Temporary { unallocated } = &mut *lock(&self.standing) {
+            let never = excess.min(*unallocated);
+            *unallocated -= never;
+            self.len -= excess;
+            self.ledger.change(|counts| {
+                counts.temporary -= excess;
+                counts.unallocated -= never;
+            });
+        }
+    }
+
     /// The file got its final name, and the index counts it from now on.
     pub(super) fn settle(&self) {
         let mut standing = lock(&self.standing);

@@ -188,8 +188,8 @@ pub(super) struct Shared {
     pub(super) health: Arc<Health>,
     pub(super) metrics: CacheMetrics,
     /// In the names of this run's temporary files, so that none is that of an older one.
-    run: u64,
-    temporaries: AtomicU64,
+    pub(super) run: u64,
+    pub(super) temporaries: AtomicU64,
 }
 
 /// Uses by sequence: a hit must not wait for the index.
@@ -501,7 +501,7 @@ pub(super) fn seconds(at: SystemTime) -> i64 {
 }
 
 /// The name under `fills/` of a download of `digest`.
-fn temporary_name(digest: &Digest, run: u64, number: u64) -> String {
+pub(super) fn temporary_name(digest: &Digest, run: u64, number: u64) -> String {
     format!("{}.{run:016x}-{number}.part", digest.hex())
 }
 

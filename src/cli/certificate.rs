@@ -1,13 +1,16 @@
 //! The certificates in use, looked after: renewed where that is ours to do, and told of where they end.
 
 use std::mem::discriminant;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::{Failure, chain};
 use crate::config::{Config, Tls};
 use crate::jobs::{Reload, Reread};
-use crate::tls::{Acme, CertificateMetrics, Certificates, LocalCa, OwnFiles, Standing, Trouble};
+use crate::tls::{
+    Acme, CertificateMetrics, Certificates, LocalCa, OwnFiles, Pair, Standing, Trouble,
+};
 
 /// How often the dates are looked at. A leaf of the local CA is renewed a month ahead, but a clock that
 /// is corrected after start may leave it expired all at once, and no client waits long for another.
@@ -15,8 +18,7 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What shows the certificates, and who renews them.
 pub(super) struct Keeper {
-    certificates: Certificates,
-    source: Source,
+    origin: Origin,
     troubles: Troubles,
     metrics: CertificateMetrics,
     /// The names whose ends are shown.
@@ -25,16 +27,76 @@ pub(super) struct Keeper {
     said: Option<Standing>,
 }
 
+/// The certificates in use, and where they come from. Clones share both.
+#[derive(Clone)]
+pub(super) struct Origin {
+    certificates: Certificates,
+    source: Arc<Mutex<Source>>,
+}
+
 /// Where certificates come from.
 enum Source {
     /// No listener speaks TLS.
     None,
     /// The operator renews them.
-    Own(Arc<OwnFiles>),
+    Own(OwnFiles),
     /// We obtain them from a directory; taken when that runs.
     Acme(Option<Acme>),
     /// We issue them ourselves.
     LocalCa(LocalCa),
+}
+
+/// Other certificates, ready to be used.
+pub(super) struct Prepared {
+    source: Source,
+    pairs: Vec<Pair>,
+}
+
+impl Origin {
+    fn source(&self) -> MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What another configuration wants instead, where that is of the same kind; `None` if it wants what there
+    /// is.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub(super) fn prepare(
+        &self,
+        in_use: &Config,
+        new: &Config,
+    ) -> Result<Option<Prepared>, String> {
+        let domains = &new.server.domains;
+        let is_same = in_use.tls == new.tls && in_use.server.domains == *domains;
+        match (&*self.source(), &new.tls) {
+            (Source::Own(_), Tls::Files(files)) if !is_same => {
+                let loaded = OwnFiles::load_for(&self.certificates, files, domains);
+                let (own, pairs) = loaded.map_err(|errors| {
+                    let told: Vec<String> = errors.iter().map(|error| chain(error)).collect();
+                    told.join("; ")
+                })?;
+                let source = Source::Own(own);
+                Ok(Some(Prepared { source, pairs }))
+            }
+            (Source::LocalCa(_), Tls::LocalCa) if !is_same => {
+                // The state directory is read at start only.
+                let ca = LocalCa::open(&in_use.server.state_dir, domains, SystemTime::now());
+                let ca = ca.map_err(|error| chain(&error))?;
+                let pairs = vec![ca.pair().clone()];
+                let source = Source::LocalCa(ca);
+                Ok(Some(Prepared { source, pairs }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Puts them in use, for all handshakes to come.
+    pub(super) fn take_over(&self, prepared: Prepared) {
+        let mut source = self.source();
+        self.certificates.replace(prepared.pairs);
+        *source = prepared.source;
+    }
 }
 
 impl Keeper {
@@ -52,7 +114,7 @@ impl Keeper {
                     let told: Vec<String> = errors.iter().map(|error| chain(error)).collect();
                     Failure::Failed(told.join("\n"))
                 })?;
-                (own.certificates().clone(), Source::Own(Arc::new(own)))
+                (own.certificates().clone(), Source::Own(own))
             }
             Tls::Acme { options, .. } => {
                 let acme = Acme::open(options.clone(), metrics.clone());
@@ -68,9 +130,12 @@ impl Keeper {
             }
         };
         troubles.certificates = Some(certificates.clone());
+        let source = Arc::new(Mutex::new(source));
         let mut keeper = Self {
-            certificates,
-            source,
+            origin: Origin {
+                certificates,
+                source,
+            },
             troubles,
             metrics,
             shown: Vec::new(),
@@ -82,13 +147,18 @@ impl Keeper {
 
     /// The certificates in use; they stay the same set when they are renewed.
     pub(super) fn certificates(&self) -> &Certificates {
-        &self.certificates
+        &self.origin.certificates
     }
 
-    /// The local CA, if one is used.
-    pub(super) fn local_ca(&self) -> Option<&LocalCa> {
-        match &self.source {
-            Source::LocalCa(ca) => Some(ca),
+    /// Where they come from.
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The certificate and fingerprint of the local CA, if one is used.
+    pub(super) fn local_ca(&self) -> Option<(PathBuf, String)> {
+        match &*self.origin.source() {
+            Source::LocalCa(ca) => Some((ca.ca_path(), ca.fingerprint().to_owned())),
             Source::None | Source::Own(_) | Source::Acme(_) => None,
         }
     }
@@ -100,7 +170,7 @@ impl Keeper {
 
     /// What obtains and renews them by ACME, to be run by whoever takes it.
     pub(super) fn take_acme(&mut self) -> Option<Acme> {
-        match &mut self.source {
+        match &mut *self.origin.source() {
             Source::Acme(acme) => acme.take(),
             Source::None | Source::Own(_) | Source::LocalCa(_) => None,
         }
@@ -108,35 +178,42 @@ impl Keeper {
 
     /// Has the operator's certificates read again when they are renewed.
     pub(super) fn reload_by(&self, reload: &mut Reload) {
-        let Source::Own(own) = &self.source else {
+        if !matches!(&*self.origin.source(), Source::Own(_)) {
             return;
+        }
+        let origin = self.origin.clone();
+        let files = move || match &*origin.source() {
+            Source::Own(own) => own.paths(),
+            Source::None | Source::Acme(_) | Source::LocalCa(_) => Vec::new(),
         };
-        let renew = {
-            let own = Arc::clone(own);
-            move || {
+        let origin = self.origin.clone();
+        let renew = move || match &*origin.source() {
+            Source::Own(own) => {
                 let renewed = own.renew(SystemTime::now());
                 renewed.map(Reread::from).map_err(|error| error.to_string())
             }
+            Source::None | Source::Acme(_) | Source::LocalCa(_) => Ok(Reread::Same),
         };
-        reload.add("certificates", own.paths(), renew);
+        reload.watch("certificates", files, renew);
     }
 
     /// Renews the local CA's certificate where it is due, for all handshakes to come, and tells how the
     /// certificates stand where that has changed.
     pub(super) fn look(&mut self) {
         let now = SystemTime::now();
-        if let Source::LocalCa(ca) = &mut self.source {
+        let certificates = &self.origin.certificates;
+        if let Source::LocalCa(ca) = &mut *self.origin.source() {
             match ca.renew_if_due(now) {
                 Ok(false) => {}
                 Ok(true) => {
                     tracing::info!("the certificate was renewed");
-                    self.certificates.replace(vec![ca.pair().clone()]);
+                    certificates.replace(vec![ca.pair().clone()]);
                 }
                 Err(error) => tracing::error!(%error, "the certificate could not be renewed"),
             }
         }
-        self.shown = self.metrics.show(&self.certificates, &self.shown);
-        let standing = worst(&self.certificates, now).map(|(_, standing)| standing);
+        self.shown = self.metrics.show(certificates, &self.shown);
+        let standing = worst(certificates, now).map(|(_, standing)| standing);
         if standing.as_ref().map(discriminant) != self.said.as_ref().map(discriminant) {
             match standing {
                 Some(standing) if standing.is_refused() => {

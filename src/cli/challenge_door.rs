@@ -26,11 +26,7 @@ pub(super) async fn run(
     challenges: Challenges,
     shutdown: impl Future<Output = ()>,
 ) {
-    let listeners = vec![Listener {
-        socket,
-        tls: None,
-        name_client: None,
-    }];
+    let listeners = vec![Listener { socket, tls: None }];
     let options = ServerOptions {
         max_connections: MAX_CONNECTIONS,
         ..ServerOptions::default()

@@ -196,7 +196,7 @@ async fn serve(
             ..AwsOptions::default()
         });
     }
-    Service::bind(config, upstreams, metrics).await
+    Service::bind(config, None, upstreams, metrics).await
 }
 
 fn puller(service: &Service) -> Result<Puller, Failure> {

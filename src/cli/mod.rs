@@ -8,6 +8,7 @@ mod cache;
 mod certificate;
 mod challenge_door;
 mod check;
+mod client_certificates;
 mod client_config;
 mod clients;
 mod demo;
@@ -19,6 +20,7 @@ mod iam_policy;
 mod import;
 mod mechanisms;
 mod puller;
+mod running;
 mod serve;
 mod service;
 mod settings;
@@ -133,7 +135,11 @@ impl From<io::Error> for Failure {
 ///
 /// # Errors
 /// Why it did not end well; [`Failure::exit_code`] says with which code the process should end.
-pub fn run(cli: Cli, environment: &dyn Strings, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(
+    cli: Cli,
+    environment: &'static (dyn Strings + Sync),
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::run(args, environment, out),
         Command::Demo(args) => demo::run(args, out),

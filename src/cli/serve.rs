@@ -16,7 +16,7 @@ use crate::telemetry::{Log, LogFormat, Metrics};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --tls-cert it makes a local CA and prints how clients trust it. Certificates are watched: a renewal is in use within seconds, or at once on SIGHUP.\n\nExample:\n  ecr-proxy serve --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com --anonymous-pull"
+    after_help = "Without --tls-cert it makes a local CA and prints how clients trust it. Certificates are watched: a renewal is in use within seconds, or at once on SIGHUP. SIGHUP also has the configuration read again; what is wrong with it is told, and changes nothing.\n\nExample:\n  ecr-proxy serve --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com --anonymous-pull"
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -28,10 +28,12 @@ pub(super) struct Args {
 
 pub(super) fn run(
     args: Args,
-    environment: &dyn Strings,
+    environment: &'static (dyn Strings + Sync),
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let config = args.settings.load(environment, Files::Required)?;
+    let settings = args.settings;
+    let load = move |files| settings.clone().load(environment, files);
+    let config = load(Files::Required)?;
     let metrics = Metrics::new();
     let dropped = metrics.log_dropped.clone();
     let _log = Log::start(args.log_format, config.log_filter.as_deref(), dropped)
@@ -43,7 +45,7 @@ pub(super) fn run(
         let signals = Signals::watch()?;
         let hangups = hangups()?;
         let upstreams = config.upstream_options().map_err(|error| Failure::Failed(chain(&error)))?;
-        let service = Service::bind(&config, upstreams, metrics).await?;
+        let service = Service::bind(&config, Some(Box::new(load)), upstreams, metrics).await?;
         let local_ca = service.local_ca();
         let text = start_text(
             &config,

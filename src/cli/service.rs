@@ -5,8 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use sd_notify::NotifyState;
@@ -16,9 +16,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::certificate::{self, Keeper};
+use super::client_certificates::Handshakes;
 use super::mechanisms::Mechanisms;
+use super::running::{self, Load, Running};
 use super::{Failure, chain, challenge_door, health, users};
-use crate::access::{Access, Certified};
+use crate::access::Access;
 use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Prefetch, Tls};
@@ -27,10 +29,10 @@ use crate::jobs::warm::{Schedule, WarmMetrics};
 use crate::jobs::{self, PrefetchMetrics, Reload, ReloadMetrics, ScrubOptions};
 use crate::proxy::{AskedUpstream, Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
-    self, ConnectionInfo, Handler, Listener, NameClient, Refusal, ServerMetrics, ServerOptions,
+    self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
 use crate::telemetry::{Metrics, Outcome, RequestMetrics};
-use crate::tls::{self, CertificateMetrics, Certificates, ClientCa, ClientUser};
+use crate::tls::CertificateMetrics;
 use crate::upstream::{Outage, Upstream, UpstreamOptions};
 
 /// Everything that runs, bound to its sockets and not yet serving.
@@ -53,16 +55,19 @@ pub(super) struct Service {
     options: ServerOptions,
     metrics: ServerMetrics,
     keeper: Keeper,
+    handshakes: Handshakes,
     reload: Reload,
 }
 
 impl Service {
-    /// Builds every part and binds the sockets.
+    /// Builds every part and binds the sockets. `load` reads the configuration again, where there is more to
+    /// it than `config`.
     ///
     /// # Errors
     /// What cannot be built, or bound, and why.
     pub(super) async fn bind(
         config: &Config,
+        load: Option<Load>,
         upstreams: Vec<UpstreamOptions>,
         mut metrics: Metrics,
     ) -> Result<Self, Failure> {
@@ -85,9 +90,23 @@ impl Service {
             access_options.verdicts = Some(Arc::new(asked));
         }
         let access = Access::new(access_options)?;
-        if let Some(file) = &config.access.users_file {
-            users::reload_by(access.clone(), file.clone(), &mut reload);
-        }
+        let handshakes =
+            Handshakes::open(config, keeper.certificates()).map_err(Failure::Failed)?;
+        let options = config.server_options();
+        let running = Running {
+            config: Arc::new(ArcSwap::from_pointee(config.clone())),
+            policy: Arc::new(ArcSwap::from_pointee(running::policy(config, access))),
+            terms: Arc::clone(&options.terms),
+            certificates: keeper.origin().clone(),
+            handshakes: handshakes.clone(),
+        };
+        let policy = Arc::clone(&running.policy);
+        users::reload_by(
+            Arc::clone(&policy),
+            Arc::clone(&running.config),
+            &mut reload,
+        );
+        running.reload_by(load, &mut reload);
         let (pulls, prefetch) = match config.cache.prefetch {
             Prefetch::Off => (None, None),
             Prefetch::Layers => {
@@ -100,16 +119,14 @@ impl Service {
         let warm_metrics = WarmMetrics::default();
         warm_metrics.register(metrics.registry());
         let proxy = Proxy::new(Parts {
-            trusted_proxies: config.server.trusted_proxies.clone(),
-            routes: Arc::clone(mechanisms.names.routes()),
-            access,
+            policy,
             upstreams: mechanisms.upstreams.clone(),
             fills: mechanisms.fills.clone(),
             metrics: Arc::clone(&request_metrics),
             pulls,
         });
         let readiness = health::readiness(mechanisms.clone(), keeper.troubles(), reload.refused());
-        let (listeners, bound) = listeners(config, keeper.certificates()).await?;
+        let (listeners, bound) = listeners(config, &handshakes).await?;
         let challenges = match &config.tls {
             Tls::Acme {
                 http_listen: Some(address),
@@ -132,7 +149,6 @@ impl Service {
             Some(address) => Some(listen(address).await?),
         };
         let admin_socket = admin_socket(config)?;
-        let options = config.server_options();
         Ok(Self {
             proxy,
             mechanisms,
@@ -150,6 +166,7 @@ impl Service {
             options,
             metrics: server_metrics,
             keeper,
+            handshakes,
             reload,
         })
     }
@@ -168,9 +185,7 @@ impl Service {
 
     /// The certificate and fingerprint of the local CA, if one is used.
     pub(super) fn local_ca(&self) -> Option<(PathBuf, String)> {
-        self.keeper
-            .local_ca()
-            .map(|ca| (ca.ca_path(), ca.fingerprint().to_owned()))
+        self.keeper.local_ca()
     }
 
     /// Serves until `shutdown` resolves, then lets what is in flight finish within the drain timeout. Each of
@@ -234,9 +249,15 @@ impl Service {
         self.readiness.enter(Phase::Serving);
         tell_supervisor(NotifyState::Ready);
 
-        let drain_timeout = self.options.drain_timeout;
+        let terms = Arc::clone(&self.options.terms);
         let listeners = std::mem::take(&mut self.listeners);
-        let (door, options) = (Door(self.proxy.clone()), self.options.clone());
+        let (door, options) = (
+            Door {
+                proxy: self.proxy.clone(),
+                handshakes: self.handshakes.clone(),
+            },
+            self.options.clone(),
+        );
         let readiness = self.readiness.clone();
         let (draining, mut drain_began) = watch::channel(None);
         let shutdown = async move {
@@ -256,7 +277,7 @@ impl Service {
             }
         };
         let began = drain_began.borrow_and_update().unwrap_or_else(Instant::now);
-        fills.drain(began + drain_timeout).await;
+        fills.drain(began + terms.load().drain_timeout).await;
         stop.send_replace(true);
         background.shutdown().await;
         match tokio::task::spawn_blocking(move || store.flush()).await {
@@ -282,23 +303,20 @@ fn tell_supervisor(state: NotifyState<'_>) {
 
 /// The proxy as the handler of a server: neither knows of the other.
 #[derive(Clone)]
-struct Door(Proxy);
-
-fn via(connection: &ConnectionInfo) -> Via {
-    let client = connection.tls.as_ref().and_then(|tls| tls.client.as_ref());
-    Via {
-        peer: connection.peer,
-        is_loopback: connection.local.ip().to_canonical().is_loopback(),
-        certificate: client.map(certified),
-        is_plain: connection.tls.is_none(),
-    }
+struct Door {
+    proxy: Proxy,
+    handshakes: Handshakes,
 }
 
-/// A connection may outlive the certificate that it began with.
-fn certified(client: &server::Client) -> Certified {
-    match &client.name {
-        Some(name) if SystemTime::now() < client.until => Certified::User(Arc::clone(name)),
-        _ => Certified::Nobody,
+impl Door {
+    fn via(&self, connection: &ConnectionInfo) -> Via {
+        let client = connection.tls.as_ref().and_then(|tls| tls.client.as_ref());
+        Via {
+            peer: connection.peer,
+            is_loopback: connection.local.ip().to_canonical().is_loopback(),
+            certificate: client.and_then(|client| self.handshakes.certified(client)),
+            is_plain: connection.tls.is_none(),
+        }
     }
 }
 
@@ -310,64 +328,33 @@ impl Handler for Door {
         request: Request<Incoming>,
         connection: Arc<ConnectionInfo>,
     ) -> Response<Body> {
-        self.0.call(request, via(&connection)).await
+        self.proxy.call(request, self.via(&connection)).await
     }
 
     fn refuse(&self, refusal: Refusal, connection: Arc<ConnectionInfo>) -> Response<Body> {
-        self.0
-            .refuse(refusal.status(), refusal.to_string(), via(&connection))
+        self.proxy
+            .refuse(refusal.status(), refusal.to_string(), self.via(&connection))
     }
 }
 
 async fn listeners(
     config: &Config,
-    certificates: &Certificates,
+    handshakes: &Handshakes,
 ) -> Result<(Vec<Listener>, Vec<ListenAddress>), Failure> {
     let mut listeners = Vec::new();
     let mut bound = Vec::new();
-    let client_ca = match &config.client_certificates {
-        None => None,
-        Some(clients) => {
-            let ca = ClientCa::load(&clients.ca);
-            Some(ca.map_err(|error| Failure::Failed(format!("tls.client_ca: {}", chain(&error))))?)
-        }
-    };
-    let name_client = config.client_certificates.as_ref();
-    let name_client = name_client.map(|clients| name_by(clients.user));
     for ListenAddress { tls, address } in &config.server.listen {
         let socket = listen(*address).await?;
         bound.push(ListenAddress {
             tls: *tls,
             address: socket.local_addr()?,
         });
-        let tls = match tls {
-            false => None,
-            true => {
-                let config = tls::server_config(certificates, client_ca.as_ref());
-                Some(config.map_err(|error| Failure::Failed(chain(&error)))?)
-            }
-        };
         listeners.push(Listener {
             socket,
-            tls,
-            name_client: name_client.clone(),
+            tls: tls.then(|| handshakes.in_use()),
         });
     }
     Ok((listeners, bound))
-}
-
-/// Names clients by this part of their certificates.
-fn name_by(user: ClientUser) -> NameClient {
-    Arc::new(move |certificate| match user.of(certificate) {
-        Some((name, until)) => server::Client {
-            name: name.map(Arc::from),
-            until,
-        },
-        None => server::Client {
-            name: None,
-            until: SystemTime::UNIX_EPOCH,
-        },
-    })
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {

@@ -56,7 +56,7 @@ pub(super) fn hangups() -> io::Result<mpsc::Receiver<()>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            tracing::info!("SIGHUP: files are read again; the configuration itself only at start");
+            tracing::info!("SIGHUP: the configuration and its files are read again");
             if let Err(TrySendError::Closed(())) = sender.try_send(()) {
                 tracing::info!("the proxy ends, so nothing is read again");
             }

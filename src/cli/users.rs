@@ -1,34 +1,58 @@
 //! The user file, read again while the proxy runs.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use super::chain;
 use crate::access::{Access, Users};
+use crate::config::Config;
 use crate::jobs::{Reload, Reread};
+use crate::proxy::Policy;
 
 /// How long a file that lost users is given to be written to its end: who rewrites it in place empties
 /// it first, and nobody is to be locked out by that.
 const SETTLING: Duration = Duration::from_millis(250);
 
-/// Has `access` take over what the user file holds when it changes. What cannot be used changes nothing.
-pub(super) fn reload_by(access: Access, file: PathBuf, reload: &mut Reload) {
-    let mut count = 0;
-    let path = file.clone();
+/// Has `policy` take over what the user file of `config` holds when it changes. What cannot be used changes
+/// nothing.
+pub(super) fn reload_by(
+    policy: Arc<ArcSwap<Policy>>,
+    config: Arc<ArcSwap<Config>>,
+    reload: &mut Reload,
+) {
+    let of = Arc::clone(&config);
+    let files = move || of.load().access.users_file.iter().cloned().collect();
     let reread = move || {
-        let mut users = read(&path)?;
-        if users.len() < count {
-            thread::sleep(SETTLING);
-            users = read(&path)?;
-        }
-        count = users.len();
-        Ok(Reread::from(access.replace_users(users)))
+        let in_use = policy.load();
+        let users = read(&config.load(), &in_use.access)?;
+        let access = in_use.access.with_users(users);
+        Ok(Reread::from(access.is_some_and(|access| {
+            policy.store(Arc::new(in_use.with_access(access)));
+            true
+        })))
     };
-    reload.add("users", vec![file], reread);
+    reload.watch("users", files, reread);
 }
 
-fn read(path: &Path) -> Result<Users, String> {
-    Users::read(path)
-        .map_err(|error| format!("access.users: {}: {}", path.display(), chain(&error)))
+/// The users of a configuration that takes the place of what is `in_use`.
+///
+/// # Errors
+/// The user file cannot be used.
+pub(super) fn read(config: &Config, in_use: &Access) -> Result<Users, String> {
+    let Some(file) = &config.access.users_file else {
+        return Ok(Users::default());
+    };
+    let read = || {
+        let named = |error| format!("access.users: {}: {}", file.display(), chain(&error));
+        Users::read(file).map_err(named)
+    };
+    let users = read()?;
+    if users.len() >= in_use.users().len() {
+        return Ok(users);
+    }
+    thread::sleep(SETTLING);
+    read()
 }

@@ -165,6 +165,26 @@ pub(super) fn find(section: &str, name: &str) -> Option<Key> {
         .find(|key| key.section() == section && key.name() == name)
 }
 
+/// What is read at start only, so that another value waits for the next one: keys, and whole sections.
+const FIXED: &[&str] = &[
+    "server.listen",
+    "server.state_dir",
+    "server.admin",
+    "server.admin_socket",
+    "tls.acme",
+    "cache",
+    "access.aws_tokens",
+    "upstream",
+    "route",
+    "warm",
+];
+
+/// Whether a known key is read at start only.
+pub(super) fn is_fixed(path: &str) -> bool {
+    let section = path.rsplit_once('.').map_or("", |(section, _)| section);
+    FIXED.contains(&path) || FIXED.contains(&section)
+}
+
 /// The section nearest to one that does not exist, as it is written.
 pub(super) fn nearest_section(section: &str) -> &'static str {
     nearest(section, SECTIONS.iter().copied(), |(name, _)| name).map_or("", |(_, written)| written)
@@ -226,6 +246,24 @@ mod tests {
             nearest_variable("ECR_PROXY_CACHE_MAXSIZE"),
             "ECR_PROXY_CACHE_MAX_SIZE"
         );
+    }
+
+    #[test]
+    fn what_is_fixed_is_a_key_or_a_section() {
+        for path in FIXED {
+            let is_key = KEYS.iter().any(|key| key.path == *path);
+            assert!(is_key || section(path).is_some(), "{path}");
+        }
+        for (path, expected) in [
+            ("server.listen", true),
+            ("server.domains", false),
+            ("tls.acme.email", true),
+            ("tls.cert", false),
+            ("upstream.registry", true),
+            ("access.rule.users", false),
+        ] {
+            assert_eq!(is_fixed(path), expected, "{path}");
+        }
     }
 
     #[test]

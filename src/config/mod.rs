@@ -7,6 +7,7 @@
 //!
 //! A `Config` holds paths of secrets, never secrets; hashes of the user file do not print.
 
+mod changes;
 mod effective;
 mod faults;
 mod keys;
@@ -18,11 +19,13 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use changes::Changes;
 pub use faults::{Fault, Faults, Origin};
 pub use parts::FileError;
 pub use sources::{Flags, ProcessEnvironment, Strings};
 pub use values::{ListenAddress, Size, bytes as parse_bytes, duration as parse_duration};
 
+use changes::Written;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -65,6 +68,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Each `[[warm]]`.
     pub warm: Vec<Warm>,
+    /// What all of this was read from, to tell later what has changed.
+    written: Written,
 }
 
 /// `[[warm]]`: images that are fetched at the start and again and again.

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 use super::{Auth, Config, Freshness, Route, Size, Upstream};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
@@ -12,7 +14,7 @@ use crate::fill::{FillOptions, TagPolicies};
 use crate::jobs::operations::Names;
 use crate::jobs::warm::{Choice, Schedule, Target};
 use crate::oci::{Home, ImageName, Routed, Routes};
-use crate::server::ServerOptions;
+use crate::server::{ServerOptions, Terms};
 use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Line, Secret, UpstreamOptions};
 
 /// Passwords are short; what is larger is another file.
@@ -117,9 +119,16 @@ impl Config {
     /// For the listeners.
     pub fn server_options(&self) -> ServerOptions {
         ServerOptions {
+            terms: Arc::new(ArcSwap::from_pointee(self.server_terms())),
+            ..ServerOptions::default()
+        }
+    }
+
+    /// What of it may be another while it runs.
+    pub fn server_terms(&self) -> Terms {
+        Terms {
             drain_timeout: self.server.drain_timeout,
             shared_addresses: self.server.trusted_proxies.clone(),
-            ..ServerOptions::default()
         }
     }
 

@@ -949,6 +949,67 @@ fn what_is_kept_warm_is_read_table_by_table() {
 }
 
 #[test]
+fn what_has_changed_is_told_by_key_and_by_when_it_counts() {
+    let rule = |users: &str| format!("[[access.rule]]\nusers = [{users}]\nactions = [\"pull\"]\n");
+    let file = |server: &str, rules: &[&str]| {
+        let rules: String = rules.iter().map(|users| rule(users)).collect();
+        let text = format!("[server]\ndomains = [\"a.test\"]\n{server}\n{rules}");
+        let scene = Scene::file(&text).flag("upstream.registry", "--upstream", ECR);
+        scene.load().expect("config")
+    };
+    let start = file("", &["\"a\"", "\"b\""]);
+    let none = Changes::default();
+    assert_eq!(start.changes(&start, &start), none);
+    // Where it is written makes no difference.
+    let moved = Scene::file("").variable("ECR_PROXY_SERVER_DOMAINS", "a.test");
+    let moved = moved.flag("upstream.registry", "--upstream", ECR);
+    let moved = moved.load().expect("config").changes(&start, &start);
+    assert_eq!(moved.now, ["access.rule.actions", "access.rule.users"]);
+    assert_eq!(moved.at_start, Vec::<&str>::new());
+
+    for (server, rules, now, at_start) in [
+        (
+            "",
+            &["\"b\"", "\"a\""][..],
+            &["access.rule.users"][..],
+            &[][..],
+        ),
+        (
+            "",
+            &["\"a\""],
+            &["access.rule.actions", "access.rule.users"],
+            &[],
+        ),
+        (
+            "drain_timeout = \"1s\"\nadmin = \"off\"",
+            &["\"a\"", "\"b\""],
+            &["server.drain_timeout"],
+            &["server.admin"],
+        ),
+    ] {
+        let changes = file(server, rules).changes(&start, &start);
+        assert_eq!((&changes.now[..], &changes.at_start[..]), (now, at_start));
+    }
+    // What waits is told until it counts; what was taken over is no change any more.
+    let waiting = file(
+        "drain_timeout = \"1s\"\nadmin = \"off\"",
+        &["\"a\"", "\"b\""],
+    );
+    let changes = waiting.changes(&waiting, &start);
+    assert_eq!(
+        (changes.now.len(), &changes.at_start[..]),
+        (0, &["server.admin"][..])
+    );
+
+    // A certificate from elsewhere waits, and so does what it is made of.
+    let pair = "[tls]\ncert = \"a.pem\"\nkey = \"a.pem\"\n[server]\ndomains = [\"a.test\"]\n";
+    let own = Scene::file(pair).beside("a.pem", "");
+    let own = own.flag("upstream.registry", "--upstream", ECR).load();
+    let changes = own.expect("config").changes(&start, &start);
+    assert_eq!(changes.at_start, ["tls.cert", "tls.key"]);
+}
+
+#[test]
 fn several_upstreams_each_have_their_own_keys_and_routes_lead_to_them() {
     let upstreams = "[[upstream]]\nname = \"prod\"\nregistry = \"000042290000.dkr.ecr.us-west-2.amazonaws.com\"\n\
         [[upstream]]\nname = \"hub\"\nregistry = \"docker.io\"\ntag_ttl = \"1h\"\n";

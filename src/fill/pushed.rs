@@ -2,16 +2,38 @@
 //!
 //! Called once upstream has said yes, and never before: nothing of a refused push is readable.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::{Fills, Received};
 use crate::access::{Action, Right};
+use crate::cache::{Candidate, Store};
 use crate::oci::{Digest, Reference, RepoKey};
+
+/// How long the answer to a push waits for the cache.
+const KEEPING: Duration = Duration::from_secs(2);
+
+fn keep(store: &Store, candidate: Candidate, digest: Digest) {
+    if store.stored_len(&digest).is_some() {
+        return;
+    }
+    match candidate.verify(digest) {
+        Ok(verified) => {
+            if let Err(error) = store.commit(verified) {
+                tracing::warn!(oci.digest = %digest, %error, "what was pushed could not be kept");
+            }
+        }
+        // Upstream says that it is what it is not.
+        Err(mismatch) => tracing::warn!(oci.digest = %digest, %mismatch, "a push is not kept"),
+    }
+}
 
 impl Fills {
     /// What a push is received into.
     pub fn receive(&self) -> Received {
-        Received::default()
+        Received::new(self.shared.store.clone())
     }
 
     /// Upstream took a blob into `repo`, of which `received` are the bytes.
@@ -27,6 +49,15 @@ impl Fills {
     ) {
         self.blob_mounted(right, repo, digest, Some(received.len()))
             .await;
+        let store = self.shared.store.clone();
+        let keeping = tokio::spawn(async move {
+            if let Some(candidate) = received.kept().await {
+                let kept = tokio::task::spawn_blocking(move || keep(&store, candidate, digest));
+                let _ = kept.await;
+            }
+        });
+        // A disk that is slow to sync is not waited for.
+        let _ = timeout(KEEPING, keeping).await;
     }
 
     /// Upstream has a blob in `repo` from now on, of `size` bytes where that is known.

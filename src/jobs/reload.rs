@@ -1,9 +1,10 @@
 //! What is read again while the proxy runs: when its files change, and when the operator asks for it.
 //!
-//! Each [`Reload::add`] names files and a way to take over what they hold. They are looked at every second
+//! Each [`Reload::watch`] names files and a way to take over what they hold. They are looked at every second
 //! by what `stat` tells of what their paths lead to, so a file that is rewritten, renamed over, or swapped
 //! by a symbolic link anywhere in its path is seen alike. What cannot be taken over changes nothing, is
-//! told once, and is tried again until it can be: a renewal that is half written mends by itself.
+//! told once, and is tried again until it can be: a renewal that is half written mends by itself. What
+//! [`Reload::when_asked`] names is read only then, and first.
 //!
 //! Knows nothing of what the files hold.
 
@@ -33,12 +34,14 @@ const UNSETTLED: Duration = Duration::from_secs(2);
 const TELL_AFTER: u32 = 2;
 
 /// What reading again came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reread {
     /// What is in use already.
     Same,
     /// Something else, which is in use from now on.
     Changed,
+    /// The same, in these parts, for the log.
+    ChangedIn(String),
 }
 
 impl From<bool> for Reread {
@@ -59,10 +62,11 @@ pub struct Reload {
 
 struct Source {
     what: &'static str,
-    files: Vec<PathBuf>,
+    /// Where to look for a change; `None` for what is read only when asked for.
+    files: Option<Box<dyn Fn() -> Vec<PathBuf> + Send>>,
     reread: Box<dyn FnMut() -> Result<Reread, String> + Send>,
     /// How the files were when they were last read; `None` if they have to be read anew.
-    seen: Option<Vec<Option<Stamp>>>,
+    seen: Option<Vec<(Option<Stamp>, PathBuf)>>,
     failures: u32,
     /// What was last told of it, while it fails.
     told: Option<String>,
@@ -112,26 +116,49 @@ impl Reload {
         }
     }
 
-    /// Reads `files` again by `reread` when one of them changes. `what` is a word for the log, the label of
-    /// metrics and the readiness page, such as `certificates`.
+    /// Reads `files` again by `reread` when one of them changes, or when they are others. `what` is a word for
+    /// the log, the label of metrics and the readiness page, such as `certificates`.
     ///
     /// `reread` may block on the disk. It takes over what it can and answers why it could not take over
     /// the rest, without secrets; it is called again until it can.
-    pub fn add(
+    pub fn watch(
         &mut self,
         what: &'static str,
-        files: Vec<PathBuf>,
+        files: impl Fn() -> Vec<PathBuf> + Send + 'static,
         reread: impl FnMut() -> Result<Reread, String> + Send + 'static,
     ) {
-        self.metrics.refused(what).set(0);
+        let source = self.source(what, reread);
         self.sources.push(Source {
+            files: Some(Box::new(files)),
+            ..source
+        });
+    }
+
+    /// Reads something again by `reread` only when asked, and before anything that is watched. What cannot be
+    /// taken over then is not tried again by itself: its operator may be in the midst of writing it.
+    pub fn when_asked(
+        &mut self,
+        what: &'static str,
+        reread: impl FnMut() -> Result<Reread, String> + Send + 'static,
+    ) {
+        let source = self.source(what, reread);
+        self.sources.insert(0, source);
+    }
+
+    fn source(
+        &self,
+        what: &'static str,
+        reread: impl FnMut() -> Result<Reread, String> + Send + 'static,
+    ) -> Source {
+        self.metrics.refused(what).set(0);
+        Source {
             what,
-            files,
+            files: None,
             reread: Box::new(reread),
             seen: None,
             failures: 0,
             told: None,
-        });
+        }
     }
 
     /// What could not be taken over, as it is told while this runs.
@@ -172,13 +199,23 @@ impl Reload {
 
 impl Source {
     fn look(&mut self, forced: bool, now: SystemTime, refused: &Refused, metrics: &ReloadMetrics) {
-        // Before they are read: what changes meanwhile is then seen at the next look.
-        let stamps: Vec<Option<Stamp>> = self.files.iter().map(|file| Stamp::of(file)).collect();
-        if !forced && self.failures == 0 && self.seen.as_ref() == Some(&stamps) {
-            return;
+        match &self.files {
+            None if !forced => return,
+            None => {}
+            Some(files) => {
+                // Before they are read: what changes meanwhile is then seen at the next look.
+                let stamps: Vec<_> = files()
+                    .into_iter()
+                    .map(|file| (Stamp::of(&file), file))
+                    .collect();
+                if !forced && self.failures == 0 && self.seen.as_ref() == Some(&stamps) {
+                    return;
+                }
+                let mut present = stamps.iter().filter_map(|(stamp, _)| stamp.as_ref());
+                let settled = present.all(|stamp| stamp.is_settled(now));
+                self.seen = settled.then_some(stamps);
+            }
         }
-        let settled = stamps.iter().flatten().all(|stamp| stamp.is_settled(now));
-        self.seen = settled.then_some(stamps);
         let what = self.what;
         match (self.reread)() {
             Ok(reread) => {
@@ -188,10 +225,12 @@ impl Source {
                     refused.clear(what);
                     metrics.refused(what).set(0);
                 }
-                if reread == Reread::Changed {
+                if reread != Reread::Same {
                     metrics.count(what, "ok");
                 }
-                if mended || reread == Reread::Changed {
+                if let Reread::ChangedIn(keys) = &reread {
+                    tracing::info!(reload.what = what, reload.changed = keys, "reloaded");
+                } else if mended || reread == Reread::Changed {
                     tracing::info!(reload.what = what, "reloaded");
                 } else if forced {
                     tracing::info!(reload.what = what, "read again, nothing has changed");
@@ -200,7 +239,8 @@ impl Source {
             Err(reason) => {
                 self.failures = self.failures.saturating_add(1);
                 let is_news = self.told.as_ref() != Some(&reason);
-                if is_news && (forced || self.failures >= TELL_AFTER) {
+                // Who asks is answered each time.
+                if self.files.is_none() || (is_news && (forced || self.failures >= TELL_AFTER)) {
                     tracing::error!(
                         reload.what = what,
                         error = reason,
@@ -305,15 +345,20 @@ mod tests {
             let mut reload = Reload::new(ReloadMetrics::default());
             let mut in_use = text.to_owned();
             let (read, path) = (Arc::clone(&reads), file.clone());
-            reload.add("words", vec![file], move || {
-                let text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
-                read.lock().expect("no panic").push(text.clone());
-                if text.starts_with("bad") {
-                    return Err(text);
-                }
-                let same = std::mem::replace(&mut in_use, text.clone()) == text;
-                Ok(if same { Reread::Same } else { Reread::Changed })
-            });
+            let files = vec![file];
+            reload.watch(
+                "words",
+                move || files.clone(),
+                move || {
+                    let text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
+                    read.lock().expect("no panic").push(text.clone());
+                    if text.starts_with("bad") {
+                        return Err(text);
+                    }
+                    let same = std::mem::replace(&mut in_use, text.clone()) == text;
+                    Ok(if same { Reread::Same } else { Reread::Changed })
+                },
+            );
             Self {
                 folder,
                 reload,
@@ -431,5 +476,40 @@ mod tests {
         scene.write("bad");
         scene.reload.look(true, SystemTime::now() + LATER);
         assert_eq!(scene.refused().as_deref(), Some("bad"));
+    }
+
+    #[test]
+    fn what_is_read_when_asked_is_read_first_and_told_each_time() {
+        let mut scene = Scene::holding("a");
+        let order: Arc<Mutex<Vec<bool>>> = Arc::default();
+        let (reads, asked) = (Arc::clone(&scene.reads), Arc::clone(&order));
+        scene.reload.when_asked("settings", move || {
+            let words_were_read = !reads.lock().expect("no panic").is_empty();
+            let mut asked = asked.lock().expect("no panic");
+            asked.push(words_were_read);
+            match asked.len() {
+                1 | 2 => Err("bad".to_owned()),
+                _ => Ok(Reread::ChangedIn("a, b".to_owned())),
+            }
+        });
+        let mut ask = || scene.reload.look(true, SystemTime::now() + LATER);
+        ask();
+        ask();
+        let refused = |scene: &Scene| {
+            let list = scene.reload.refused().list();
+            list.into_iter().any(|(what, _, _)| what == "settings")
+        };
+        let count = |scene: &Scene, result| {
+            let what = "settings";
+            let labels = ResultLabels { what, result };
+            scene.reload.metrics.reloads.get_or_create(&labels).get()
+        };
+        assert!(refused(&scene));
+        assert_eq!(count(&scene, "refused"), 2);
+        scene.look(LATER);
+        assert_eq!(*order.lock().expect("no panic"), [false, true]);
+        scene.reload.look(true, SystemTime::now() + LATER);
+        assert!(!refused(&scene));
+        assert_eq!(count(&scene, "ok"), 1);
     }
 }

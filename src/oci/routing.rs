@@ -492,7 +492,7 @@ mod tests {
     #[test]
     fn a_name_that_would_be_too_long_is_not_made() {
         let routes = routes(vec![NameRoute {
-            add_prefix: Some(name(&"p/".repeat(60).trim_end_matches('/'))),
+            add_prefix: Some(name("p/".repeat(60).trim_end_matches('/'))),
             ..route("dev")
         }]);
         let long = "a/".repeat(90);

@@ -22,6 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request;
 use http::{Method, Request, Response, StatusCode};
@@ -94,14 +95,33 @@ pub struct Proxy {
     uploads: Uploads,
 }
 
-/// What a [`Proxy`] is made of.
-pub struct Parts {
+/// What requests are judged by. It may be another while the proxy runs; a request is judged by one.
+#[derive(Debug)]
+pub struct Policy {
     /// The names we answer to, and where repositories lead; loopback listeners answer to any name.
     pub routes: Arc<Routes>,
     /// Balancers, whose `X-Forwarded-For` tells whose request it is.
     pub trusted_proxies: Vec<Network>,
     /// Who may do what.
     pub access: Access,
+}
+
+impl Policy {
+    /// The same with other decisions about who may do what.
+    #[must_use]
+    pub fn with_access(&self, access: Access) -> Self {
+        Self {
+            routes: Arc::clone(&self.routes),
+            trusted_proxies: self.trusted_proxies.clone(),
+            access,
+        }
+    }
+}
+
+/// What a [`Proxy`] is made of.
+pub struct Parts {
+    /// What requests are judged by from now on.
+    pub policy: Arc<ArcSwap<Policy>>,
     /// Where lists of tags are asked for.
     pub upstreams: Upstreams,
     /// The gate to content.
@@ -242,12 +262,13 @@ impl Proxy {
         via: &Via,
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
-        let client = forwarded::client(&request.headers, via.peer, &self.parts.trusted_proxies);
+        let policy = self.parts.policy.load_full();
+        let client = forwarded::client(&request.headers, via.peer, &policy.trusted_proxies);
         completion.from.client = client.map_err(|_| Refusal::Forwarded)?;
         let place = self.requests.take_now(completion.from.address());
         completion.place = Some(place.ok_or(Refusal::TooMany)?);
         let host = host(request)?;
-        let domain = self.parts.routes.domain(host);
+        let domain = policy.routes.domain(host);
         if domain.is_none() && !via.is_loopback {
             return Err(Refusal::Misdirected);
         }
@@ -258,7 +279,7 @@ impl Proxy {
             address: completion.from.address(),
             domain,
         };
-        let access = &self.parts.access;
+        let access = &policy.access;
         let caller = access.identify(shown).await?;
         completion.who = Some(caller.who().clone());
 
@@ -278,7 +299,7 @@ impl Proxy {
         // Where a name does not lead anywhere is told only to those who may do this behind it.
         let ns = query_value(uri.query(), "ns");
         let repo = ns.clone().map_err(Refusal::from);
-        let repo = repo.and_then(|ns| self.route(domain, ns.as_deref(), repository));
+        let repo = repo.and_then(|ns| route(&policy.routes, domain, ns.as_deref(), repository));
         let wish = |action| Wanted {
             repository,
             // What leads nowhere is of no upstream that a rule could name.
@@ -366,21 +387,6 @@ impl Proxy {
         }
     }
 
-    /// Which upstream repository a name means. containerd's `ns` tells which registry the image was
-    /// named after: it is looked up and never dialled.
-    fn route(
-        &self,
-        domain: Option<&str>,
-        ns: Option<&str>,
-        repository: &RepositoryName,
-    ) -> Result<RepoKey, Refusal> {
-        let led = self.parts.routes.find(domain, ns, repository);
-        led.map(|led| led.repo).ok_or(match ns {
-            Some(_) => Refusal::ForeignNamespace,
-            None => Refusal::Unrouted,
-        })
-    }
-
     fn count_denial(&self, refusal: &Refusal) {
         let reason = match refusal {
             Refusal::Denied(Denied::Unauthenticated | Denied::BadRequest) => {
@@ -403,7 +409,7 @@ impl Proxy {
         let mut reply = Reply::json(error_body(&answer.code, &message));
         reply.status = answer.status;
         if answer.status == StatusCode::UNAUTHORIZED {
-            let challenge = self.parts.access.challenge().clone();
+            let challenge = self.parts.policy.load().access.challenge().clone();
             reply.headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         if let Some(pause) = answer.retry_after {
@@ -443,6 +449,21 @@ impl Proxy {
         *response.headers_mut() = headers;
         response
     }
+}
+
+/// Which upstream repository a name means. containerd's `ns` tells which registry the image was named after:
+/// it is looked up and never dialled.
+fn route(
+    routes: &Routes,
+    domain: Option<&str>,
+    ns: Option<&str>,
+    repository: &RepositoryName,
+) -> Result<RepoKey, Refusal> {
+    let led = routes.find(domain, ns, repository);
+    led.map(|led| led.repo).ok_or(match ns {
+        Some(_) => Refusal::ForeignNamespace,
+        None => Refusal::Unrouted,
+    })
 }
 
 /// Where content comes from, and whether that is an upstream that stands in for another.

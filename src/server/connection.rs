@@ -22,7 +22,7 @@ use super::coalesce::Coalescing;
 use super::framing::HeadGuard;
 use super::progress::{Limits, Overdue, Pulse, Watched};
 use super::service::{NextStream, Requests, StreamExecutor};
-use super::{ConnectionInfo, Handler, NameClient, ServerMetrics, ServerOptions, TlsInfo};
+use super::{Client, ConnectionInfo, Handler, Handshake, ServerMetrics, ServerOptions, TlsInfo};
 use crate::access::Turns;
 use crate::buffers::BufferPool;
 
@@ -46,8 +46,7 @@ pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) local: SocketAddr,
-    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
-    pub(super) name_client: Option<NameClient>,
+    pub(super) tls: Option<Arc<Handshake>>,
 }
 
 /// Serves one connection to its end.
@@ -72,10 +71,9 @@ async fn serve_until_overdue<H: Handler>(
         peer,
         local,
         tls,
-        name_client,
     } = accepted;
     let socket = Watched::new(stream, Arc::clone(pulse));
-    let Some(config) = tls else {
+    let Some(tls) = tls else {
         let info = ConnectionInfo {
             peer,
             local,
@@ -85,13 +83,23 @@ async fn serve_until_overdue<H: Handler>(
     };
 
     let coalescing = Coalescing::new(socket, shared.write_buffers.clone(), Arc::clone(pulse));
-    let Some(stream) = handshake(coalescing, config, peer, shared, pulse).await? else {
+    let Some(stream) = handshake(coalescing, Arc::clone(&tls.tls), peer, shared, pulse).await?
+    else {
         return Ok(());
     };
     let session = stream.get_ref().1;
     let is_h2 = session.alpn_protocol() == Some(b"h2");
-    let shown = session.peer_certificates().and_then(<[_]>::first);
-    let client = name_client.zip(shown).map(|(name, shown)| name(shown));
+    let chain = session.peer_certificates().unwrap_or_default();
+    let client = tls.name_client.as_ref().zip(chain.first());
+    let client = client.map(|(name, shown)| {
+        let (name, until) = name(shown);
+        Client {
+            name,
+            until,
+            chain: chain.to_vec(),
+            handshake: tls.number,
+        }
+    });
     let info = ConnectionInfo {
         peer,
         local,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::access::{Held, Network, PerClient};
+use crate::access::{Held, PerClient};
 
 /// Counts connections against both caps.
 #[derive(Clone, Debug)]
@@ -15,27 +15,20 @@ pub(super) struct Places {
     all: Arc<Semaphore>,
     by_address: PerClient,
     max_per_address: usize,
-    /// Addresses of balancers: each stands for many clients.
-    shared: Arc<[Network]>,
 }
 
 impl Places {
-    pub(super) fn new(
-        max_connections: usize,
-        max_per_address: usize,
-        shared: Vec<Network>,
-    ) -> Self {
+    pub(super) fn new(max_connections: usize, max_per_address: usize) -> Self {
         Self {
             all: Arc::new(Semaphore::new(max_connections)),
             by_address: PerClient::default(),
             max_per_address,
-            shared: shared.into(),
         }
     }
 
-    /// A place for a connection from `peer`, or `None` where a cap is reached.
-    pub(super) fn take(&self, peer: IpAddr) -> Option<Place> {
-        let is_shared = self.shared.iter().any(|network| network.contains(peer));
+    /// A place for a connection from `peer`, or `None` where a cap is reached. One that is
+    /// shared, such as a balancer's, stands for many clients.
+    pub(super) fn take(&self, peer: IpAddr, is_shared: bool) -> Option<Place> {
         let most = match is_shared {
             true => usize::MAX,
             false => self.max_per_address,
@@ -64,28 +57,46 @@ mod tests {
 
     #[test]
     fn both_caps_hold_and_a_dropped_place_is_free_again() {
-        let places = Places::new(3, 2, Vec::new());
-        let first = places.take(address("192.0.2.1")).expect("below both caps");
-        let _second = places.take(address("192.0.2.1")).expect("below both caps");
-        assert!(places.take(address("192.0.2.1")).is_none(), "address cap");
-        let _third = places.take(address("192.0.2.2")).expect("below both caps");
-        assert!(places.take(address("192.0.2.3")).is_none(), "total cap");
+        let places = Places::new(3, 2);
+        let first = places
+            .take(address("192.0.2.1"), false)
+            .expect("below both caps");
+        let _second = places
+            .take(address("192.0.2.1"), false)
+            .expect("below both caps");
+        assert!(
+            places.take(address("192.0.2.1"), false).is_none(),
+            "address cap"
+        );
+        let _third = places
+            .take(address("192.0.2.2"), false)
+            .expect("below both caps");
+        assert!(
+            places.take(address("192.0.2.3"), false).is_none(),
+            "total cap"
+        );
         drop(first);
-        assert!(places.take(address("192.0.2.1")).is_some());
+        assert!(places.take(address("192.0.2.1"), false).is_some());
     }
 
     #[test]
     fn a_balancer_is_not_one_client() {
-        let balancer = "192.0.2.0/30".parse().expect("a network");
-        let places = Places::new(3, 1, vec![balancer]);
-        let _taken = [(); 3].map(|()| places.take(address("192.0.2.1")).expect("below the cap"));
-        assert!(places.take(address("192.0.2.1")).is_none(), "total cap");
+        let places = Places::new(3, 1);
+        let _taken = [(); 3].map(|()| {
+            places
+                .take(address("192.0.2.1"), true)
+                .expect("below the cap")
+        });
+        assert!(
+            places.take(address("192.0.2.1"), true).is_none(),
+            "total cap"
+        );
     }
 
     #[test]
     fn nothing_is_remembered_of_addresses_that_left() {
-        let places = Places::new(10, 10, Vec::new());
-        drop(places.take(address("192.0.2.1")));
+        let places = Places::new(10, 10);
+        drop(places.take(address("192.0.2.1"), false));
         assert!(places.by_address.is_empty());
     }
 }

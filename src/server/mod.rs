@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -93,10 +94,25 @@ pub struct Client {
     pub name: Option<Arc<str>>,
     /// The end of the certificate's validity.
     pub until: SystemTime,
+    /// What it showed, its own certificate first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The [`Handshake::number`] of the handshake.
+    pub handshake: u64,
 }
 
-/// Tells whom a verified client certificate names; asked once a connection.
-pub type NameClient = Arc<dyn Fn(&CertificateDer<'_>) -> Client + Send + Sync>;
+/// Tells whom a verified client certificate names, and the end of its validity; asked once a connection.
+pub type NameClient =
+    Arc<dyn Fn(&CertificateDer<'_>) -> (Option<Arc<str>>, SystemTime) + Send + Sync>;
+
+/// How TLS is spoken with clients that connect from now on.
+pub struct Handshake {
+    /// Certificates are swapped inside, by its resolver.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Who names clients by their certificates, where those are taken.
+    pub name_client: Option<NameClient>,
+    /// Another one for each way of verifying and naming clients.
+    pub number: u64,
+}
 
 /// What answers requests. A clone is made per request.
 pub trait Handler: Clone + Send + Sync + 'static {
@@ -122,10 +138,26 @@ pub trait Handler: Clone + Send + Sync + 'static {
 pub struct Listener {
     /// Where to accept.
     pub socket: TcpListener,
-    /// `None` for plain HTTP/1.1. Certificates are swapped inside, by its resolver.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Who names clients by their certificates, where those are taken.
-    pub name_client: Option<NameClient>,
+    /// `None` for plain HTTP/1.1.
+    pub tls: Option<Arc<ArcSwap<Handshake>>>,
+}
+
+/// What may be another while the server runs, and counts from then on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// How long requests may go on after shutdown.
+    pub drain_timeout: Duration,
+    /// Addresses that stand for many clients, for which the cap on those of one address does not count.
+    pub shared_addresses: Vec<Network>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            drain_timeout: Duration::from_secs(25),
+            shared_addresses: Vec::new(),
+        }
+    }
 }
 
 /// Limits and deadlines of [`run`].
@@ -140,14 +172,12 @@ pub struct ServerOptions {
     /// How long a client may take no byte from its connection, or no frame from an h2 stream,
     /// before that is closed. With body frames of 256 KiB the default asks for 4.3 KiB/s.
     pub write_timeout: Duration,
-    /// How long requests may go on after shutdown.
-    pub drain_timeout: Duration,
     /// Most connections at once; more are accepted and closed.
     pub max_connections: usize,
     /// Most connections at once from one IPv4 address or IPv6 /64.
     pub max_connections_per_address: usize,
-    /// Addresses that stand for many clients, for which that does not count.
-    pub shared_addresses: Vec<Network>,
+    /// What may be another while it runs.
+    pub terms: Arc<ArcSwap<Terms>>,
     /// Most TLS handshakes in progress at once, of which one address has no more than half; others wait,
     /// under their own deadline.
     pub max_handshakes: usize,
@@ -167,10 +197,9 @@ impl Default for ServerOptions {
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(60),
-            drain_timeout: Duration::from_secs(25),
             max_connections: 4096,
             max_connections_per_address: 1024,
-            shared_addresses: Vec::new(),
+            terms: Arc::default(),
             max_handshakes: 256,
             max_header_bytes: 32 * 1024,
             max_write_buffers: 32,
@@ -182,7 +211,8 @@ impl Default for ServerOptions {
 impl ServerOptions {
     /// Whether this address stands for many clients.
     fn is_shared(&self, address: IpAddr) -> bool {
-        let mut shared = self.shared_addresses.iter();
+        let terms = self.terms.load();
+        let mut shared = terms.shared_addresses.iter();
         shared.any(|network| network.contains(address))
     }
 }
@@ -307,12 +337,8 @@ pub async fn run<H: Handler>(
     shutdown: impl Future<Output = ()>,
 ) -> DrainReport {
     let (drain, draining) = watch::channel(false);
-    let places = Places::new(
-        options.max_connections,
-        options.max_connections_per_address,
-        options.shared_addresses.clone(),
-    );
-    let drain_timeout = options.drain_timeout;
+    let places = Places::new(options.max_connections, options.max_connections_per_address);
+    let terms = Arc::clone(&options.terms);
     let shared = Arc::new(Shared {
         handler,
         metrics: metrics.clone(),
@@ -336,7 +362,10 @@ pub async fn run<H: Handler>(
             accepted = acceptor.next() => accepted,
         };
         metrics.connections_accepted.inc();
-        let Some(place) = places.take(accepted.peer.ip()) else {
+        let Some(place) = places.take(
+            accepted.peer.ip(),
+            shared.options.is_shared(accepted.peer.ip()),
+        ) else {
             metrics.connections_refused.inc();
             tracing::debug!(client.addr = %accepted.peer, "connection refused: too many");
             continue;
@@ -359,7 +388,7 @@ pub async fn run<H: Handler>(
             report_panic(ended);
         }
     };
-    let cut = match tokio::time::timeout(drain_timeout, finish).await {
+    let cut = match tokio::time::timeout(terms.load().drain_timeout, finish).await {
         Ok(()) => 0,
         Err(_) => {
             let cut = connections.len();
@@ -462,8 +491,10 @@ impl Acceptor {
         prepare(&stream);
         Ok(Accepted {
             local: stream.local_addr()?,
-            tls: self.listeners[index].tls.clone(),
-            name_client: self.listeners[index].name_client.clone(),
+            tls: self.listeners[index]
+                .tls
+                .as_ref()
+                .map(|tls| tls.load_full()),
             stream,
             peer,
         })

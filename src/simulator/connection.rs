@@ -232,7 +232,15 @@ async fn exchange(
     }
 
     let reply = match instead {
-        Some(reply) => reply,
+        Some(reply) => {
+            // Who answers early goes on reading, as balancers do: closing with unread bytes would reset the
+            // connection, and the answer might be lost with it.
+            tokio::spawn(async move {
+                let mut body = body;
+                while let Some(Ok(_)) = body.frame().await {}
+            });
+            reply
+        }
         None => match collect(body, &ticket).await {
             Some(body) => {
                 let mut asked = Asked {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use x509_parser::extensions::GeneralName;
@@ -89,9 +89,20 @@ impl ClientUser {
     }
 }
 
-/// Whose client certificates are taken.
+/// Whose client certificates are taken. Equal to another that has the same CAs in the same order.
 #[derive(Clone, Debug)]
-pub struct ClientCa(pub(super) Arc<dyn ClientCertVerifier>);
+pub struct ClientCa {
+    pub(super) verifier: Arc<dyn ClientCertVerifier>,
+    cas: Vec<CertificateDer<'static>>,
+}
+
+impl PartialEq for ClientCa {
+    fn eq(&self, other: &Self) -> bool {
+        self.cas == other.cas
+    }
+}
+
+impl Eq for ClientCa {}
 
 impl ClientCa {
     /// Reads the CAs of a PEM file.
@@ -101,10 +112,12 @@ impl ClientCa {
     pub fn load(path: &Path) -> Result<Self, TlsError> {
         let pem = read(path)?;
         let mut roots = RootCertStore::empty();
+        let mut cas = Vec::new();
         for certificate in CertificateDer::pem_slice_iter(&pem) {
             let certificate = certificate.map_err(|_| pem_fault(path, PemFault::Broken))?;
             let unusable = |_| TlsError::Certificate { path: path.into() };
-            roots.add(certificate).map_err(unusable)?;
+            roots.add(certificate.clone()).map_err(unusable)?;
+            cas.push(certificate);
         }
         if roots.is_empty() {
             return Err(pem_fault(path, PemFault::NoCertificate));
@@ -114,7 +127,17 @@ impl ClientCa {
                 .allow_unauthenticated()
                 .build()
                 .map_err(|_| TlsError::Certificate { path: path.into() })?;
-        Ok(Self(verifier))
+        Ok(Self { verifier, cas })
+    }
+
+    /// Whether a handshake at that time would take what a client showed in an earlier one.
+    pub fn would_take(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> bool {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH);
+        let (Some((own, others)), Ok(now)) = (chain.split_first(), now) else {
+            return false;
+        };
+        let now = UnixTime::since_unix_epoch(now);
+        self.verifier.verify_client_cert(own, others, now).is_ok()
     }
 }
 

@@ -43,6 +43,21 @@ impl OwnFiles {
     /// # Errors
     /// What is wrong with each pair that cannot be used. One outside its dates is no error.
     pub fn load(files: &[PairFiles], domains: &[String]) -> Result<Self, Vec<TlsError>> {
+        let certificates = Certificates::new(Vec::new());
+        let (own, pairs) = Self::load_for(&certificates, files, domains)?;
+        certificates.replace(pairs);
+        Ok(own)
+    }
+
+    /// The same for a set of certificates that there is, which remains as it is: it waits for these pairs.
+    ///
+    /// # Errors
+    /// As [`OwnFiles::load`].
+    pub fn load_for(
+        certificates: &Certificates,
+        files: &[PairFiles],
+        domains: &[String],
+    ) -> Result<(Self, Vec<Pair>), Vec<TlsError>> {
         let mut pairs = Vec::new();
         let mut faults = Vec::new();
         for files in files {
@@ -54,11 +69,12 @@ impl OwnFiles {
         if !faults.is_empty() {
             return Err(faults);
         }
-        Ok(Self {
+        let own = Self {
             files: files.to_vec(),
             domains: domains.to_vec(),
-            certificates: Certificates::new(pairs),
-        })
+            certificates: certificates.clone(),
+        };
+        Ok((own, pairs))
     }
 
     /// The certificates in use; they stay the same set when they are renewed.

@@ -64,7 +64,7 @@ pub fn server_config(
         .map_err(TlsError::Config)?;
     let builder = match client_ca {
         None => builder.with_no_client_auth(),
-        Some(ca) => builder.with_client_cert_verifier(Arc::clone(&ca.0)),
+        Some(ca) => builder.with_client_cert_verifier(Arc::clone(&ca.verifier)),
     };
     let mut config = builder.with_cert_resolver(Arc::new(certificates.clone()));
     // HTTP/1.1 costs less per byte than h2, and Docker and containerd speak nothing else anyway.

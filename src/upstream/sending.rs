@@ -133,7 +133,12 @@ impl Feed {
     /// # Errors
     /// As [`Feed::piece`].
     pub async fn end(self, patience: Duration) -> Result<(), UpstreamError> {
-        self.hand_on(Piece::End, patience).await
+        let handed_on = self.hand_on(Piece::End, patience).await;
+        // A body of a known length is whole without its end, and may have been answered by now.
+        match self.progress.borrow().is_whole {
+            true => Ok(()),
+            false => handed_on,
+        }
     }
 
     async fn hand_on(&self, piece: Piece, patience: Duration) -> Result<(), UpstreamError> {
@@ -279,6 +284,18 @@ mod tests {
         carried.is_taken().await;
         drop(feeding.await.unwrap());
         assert!(second.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_body_of_a_known_length_is_whole_without_its_end() {
+        let (mut feed, stream) = stream(Some(3));
+        let mut sending = body(&stream);
+        let piece = Bytes::from_static(b"abc");
+        let (fed, taken) = tokio::join!(feed.piece(piece, PATIENCE), sending.frame());
+        assert!(fed.is_ok() && taken.is_some_and(|frame| frame.is_ok()));
+        // It was answered, and nobody is there any more.
+        drop((sending, stream));
+        assert_eq!(feed.end(PATIENCE).await, Ok(()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -226,10 +226,32 @@ impl Proxy {
         );
     }
 
-    /// Changes the configuration for the next [`Proxy::restart`].
+    /// Changes the configuration for the next [`Proxy::restart`] or [`Proxy::reload`].
     pub fn set(&mut self, key: &str, value: impl Into<Toml>) {
         set(&mut self.config, key, value.into());
         write_config(self.dir.path(), &self.config);
+    }
+
+    /// The same for all `[[access.rule]]` at once, each some lines of TOML.
+    pub fn set_rules<'a>(&mut self, rules: impl IntoIterator<Item = &'a str>) {
+        let tables = rules.into_iter().map(|lines| {
+            let rule: Table = lines.parse().expect("lines of TOML");
+            Toml::Table(rule)
+        });
+        self.set("access.rule", tables.collect::<Vec<_>>());
+    }
+
+    /// Has it read its configuration again; what it says of that.
+    pub async fn reload(&self) -> Event {
+        let is_answer =
+            |event: &&Event| event.field("reload.what").as_deref() == Some("configuration");
+        let before = self.run.events.borrow().iter().filter(is_answer).count();
+        self.signal(Signal::HUP);
+        let mut events = self.run.events.clone();
+        let answered = events.wait_for(|all| all.iter().filter(is_answer).count() > before);
+        let all = within("an answer to SIGHUP", answered).await;
+        let all = all.expect("the proxy runs");
+        all.iter().rfind(is_answer).expect("just found").clone()
     }
 
     /// The next [`Proxy::restart`] finds the folder of the cache read-only.

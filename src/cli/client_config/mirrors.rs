@@ -58,14 +58,18 @@ impl<'a> Mirrors<'a> {
         }
     }
 
-    /// Each registry whose images can be had by telling of it, at the host that asks for no password if
-    /// one does not.
+    /// Each registry whose images can be had by telling of it, at a host where anybody may pull anything if
+    /// there is one.
     pub(super) fn by_registry(&self) -> Vec<Mirror> {
         let mut mirrors = Vec::new();
         for registry in self.registries() {
             let mut at: Vec<&ClientHost> = self.hosts.iter().collect();
             at.retain(|host| self.leads(self.domain(host), &registry));
-            let is_open = |host: &&&ClientHost| clients::admits_anonymous(self.config, host);
+            let is_open = |host: &&&ClientHost| {
+                let rules = &self.config.access.rules;
+                let rule = rules.admit_anonymous(self.domain(host));
+                rule.is_some_and(|rule| rule.repositories.is_empty() && rule.upstreams.is_empty())
+            };
             let Some(host) = at.iter().find(is_open).or(at.first()) else {
                 continue;
             };

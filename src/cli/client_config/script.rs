@@ -166,7 +166,7 @@ impl<'a> Script<'a> {
                 text.push_str(&self.no_login(host));
                 continue;
             }
-            text.push_str(&self.short_lived_tokens());
+            text.push_str(self.short_lived_tokens());
             let secret = format!(
                 "ecr-proxy-{}",
                 host.to_string().replace([':', '[', ']'], "-")
@@ -245,7 +245,7 @@ impl<'a> Script<'a> {
         let path = "/etc/rancher/k3s/registries.yaml";
         text.push_str(&new_file(path, &yaml));
         if asks {
-            text.push_str(&self.short_lived_tokens());
+            text.push_str(self.short_lived_tokens());
             text.push_str(&format!(
                 "# NAME and PASSWORD are those of a user; keep them from others:\n\
                  sudo chmod 600 {path}\nsudoedit {path}\n"
@@ -303,7 +303,7 @@ impl<'a> Script<'a> {
                     .as_str();
             }
             text.push_str(&format!(
-                "\n# Images of {registry} by their own names; what is not had here is asked of {registry}.\n{}\
+                "\n# Images of {registry} by their own names; what is not had here is asked of it.\n{}\
                  sudo mkdir -p {}\n",
                 mirror.remarks(),
                 quoted(&folder)
@@ -442,7 +442,7 @@ impl Mirror {
             .map(|route| format!("# Only by [[route]] {route}.\n"));
         let elsewhere = self.elsewhere.iter();
         let elsewhere = elsewhere.map(|route| {
-            format!("# But names of [[route]] {route} lead there, of any registry.\n")
+            format!("# But what [[route]] {route} is about comes from there, whatever registry it is of.\n")
         });
         only.chain(elsewhere).collect()
     }

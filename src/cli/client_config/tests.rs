@@ -194,6 +194,25 @@ fn a_registry_whose_names_are_taken_elsewhere_is_not_mirrored() {
 }
 
 #[test]
+fn a_host_where_anybody_may_pull_some_repositories_is_not_preferred() {
+    let mirror = |limit: &str| {
+        let config = config(&format!(
+            "[server]\ndomains = ['users.test', 'open.test']\n\
+             [[access.rule]]\nusers = ['@anonymous']\nactions = ['pull']\ndomains = ['open.test']\n{limit}\n\
+             [[access.rule]]\nusers = ['*']\nactions = ['pull']\ndomains = ['users.test']\n\
+             [[upstream]]\nname = 'one'\nregistry = '{PROD}'\n"
+        ));
+        let script = printed(Kind::Buildkit, &config);
+        let conf = toml(file(&script, "/etc/buildkit/buildkitd.toml"));
+        let host = conf["registry"][PROD]["mirrors"][0].as_str();
+        host.expect("a mirror").to_owned()
+    };
+    assert_eq!(mirror(""), "open.test");
+    assert_eq!(mirror("repositories = ['base/**']"), "users.test");
+    assert_eq!(mirror("upstreams = ['one']"), "users.test");
+}
+
+#[test]
 fn podman_is_given_the_prefix_under_which_a_registry_is() {
     let script = printed(Kind::Podman, &teams());
     let path = "/etc/containers/registries.conf.d/ecr-proxy.conf";

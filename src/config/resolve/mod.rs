@@ -17,6 +17,7 @@ mod warm;
 
 use std::path::PathBuf;
 
+use super::changes::Written;
 use super::{Config, Faults, Freshness, Server, Sources, Upstream, parts, values};
 use reading::Resolver;
 
@@ -41,6 +42,7 @@ impl Resolver {
         warnings: Vec<String>,
         log_filter: Option<String>,
     ) -> Option<Config> {
+        let written = Written::of(&self.settings, &self.tables);
         let server = self.server();
         let tls = self.tls(server.as_ref());
         let client_certificates = self.client_certificates(server.as_ref());
@@ -68,6 +70,7 @@ impl Resolver {
             upstreams: upstreams?,
             routes: routes?,
             warm: warm?,
+            written,
         };
         config.warnings.extend(access::warnings(&config));
         Some(config)

@@ -1,0 +1,135 @@
+//! The configuration of a proxy that runs, and how another one takes its place: all of it that can, at once,
+//! or nothing.
+//!
+//! Whatever can fail is prepared first. What is taken over then is a few stores of a pointer: a request sees
+//! one configuration, and none waits.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::certificate::Origin;
+use super::client_certificates::Handshakes;
+use super::users;
+use crate::access::Access;
+use crate::config::{Config, Faults, Files, Tls};
+use crate::jobs::{Reload, Reread};
+use crate::proxy::Policy;
+use crate::server::Terms;
+
+/// Reads the configuration from where it was read at start.
+pub(super) type Load = Box<dyn FnMut(Files) -> Result<Config, Faults> + Send>;
+
+/// What of a running proxy goes by the configuration. Clones share it.
+#[derive(Clone)]
+pub(super) struct Running {
+    /// What is in use. Where a key is read at start only, what it says now may not be.
+    pub(super) config: Arc<ArcSwap<Config>>,
+    pub(super) policy: Arc<ArcSwap<Policy>>,
+    pub(super) terms: Arc<ArcSwap<Terms>>,
+    pub(super) certificates: Origin,
+    pub(super) handshakes: Handshakes,
+}
+
+/// What requests are judged by, as the configuration says.
+pub(super) fn policy(config: &Config, access: Access) -> Policy {
+    Policy {
+        routes: Arc::clone(config.names().routes()),
+        trusted_proxies: config.server.trusted_proxies.clone(),
+        access,
+    }
+}
+
+impl Running {
+    /// Has the configuration read again by `load` when the operator asks for it, and the files of
+    /// `tls.client_ca` when they change.
+    pub(super) fn reload_by(&self, load: Option<Load>, reload: &mut Reload) {
+        let of = self.clone();
+        let files = move || {
+            let config = of.config.load();
+            let clients = config.client_certificates.iter();
+            clients.map(|clients| clients.ca.clone()).collect()
+        };
+        let this = self.clone();
+        reload.watch("client_ca", files, move || {
+            let prepared = this.handshakes.prepare(&this.config.load())?;
+            let is_other = prepared.is_some();
+            if let Some(prepared) = prepared {
+                this.handshakes.take_over(prepared);
+            }
+            Ok(Reread::from(is_other))
+        });
+        let Some(mut load) = load else {
+            return;
+        };
+        let this = self.clone();
+        let at_start = self.config.load_full();
+        reload.when_asked("configuration", move || {
+            let mut load = |files| load(files).map_err(|faults| one_line(&faults));
+            // Where it says what it said, what its files hold is the business of those who watch them.
+            let changes = load(Files::Ignored)?.changes(&this.config.load(), &at_start);
+            let reread = match changes.now.is_empty() {
+                true => Reread::Same,
+                false => this.take_over(load(Files::Required)?, changes.now)?,
+            };
+            if !changes.at_start.is_empty() {
+                tracing::warn!(
+                    reload.waiting = changes.at_start.join(", "),
+                    "these keys were changed as well, and are read at the next start"
+                );
+            }
+            Ok(reread)
+        });
+    }
+
+    fn take_over(&self, new: Config, mut changed: Vec<&'static str>) -> Result<Reread, String> {
+        let in_use = self.config.load_full();
+        let new = new.with_fixed(&in_use);
+        let certificates = self.certificates.prepare(&in_use, &new)?;
+        let handshakes = self.handshakes.prepare(&new)?;
+        let access = &self.policy.load().access;
+        let users = users::read(&new, access)?;
+        // What these files hold counts as their keys do.
+        for (key, section, is_other) in [
+            ("access.users", "access.users", users != *access.users()),
+            ("tls.client_ca", "tls.client_", handshakes.is_some()),
+        ] {
+            let is_named = changed.iter().any(|named| named.starts_with(section));
+            if is_other && !is_named {
+                changed.push(key);
+            }
+        }
+        let access = access.with(users, new.access_options().rules);
+
+        self.policy.store(Arc::new(policy(&new, access)));
+        if let Some(prepared) = certificates {
+            self.certificates.take_over(prepared);
+        }
+        if let Some(prepared) = handshakes {
+            self.handshakes.take_over(prepared);
+        }
+        self.terms.store(Arc::new(new.server_terms()));
+        tell(&new, &in_use);
+        self.config.store(Arc::new(new));
+        Ok(Reread::ChangedIn(changed.join(", ")))
+    }
+}
+
+/// What is odd about a configuration that was not about the one before.
+fn tell(new: &Config, before: &Config) {
+    for warning in new.warnings.iter().filter(|w| !before.warnings.contains(w)) {
+        tracing::warn!(config.warning = %warning, "configuration");
+    }
+    let other_domains = new.server.domains != before.server.domains;
+    if other_domains && matches!(new.tls, Tls::Acme { .. }) {
+        tracing::warn!(
+            "server.domains has changed: the ACME directory is asked for a certificate for these names \
+             at the next start"
+        );
+    }
+}
+
+fn one_line(faults: &Faults) -> String {
+    let each: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    each.join("; ")
+}

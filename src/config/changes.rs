@@ -1,0 +1,77 @@
+//! What is written otherwise than before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
+
+use super::Config;
+use super::keys;
+use super::sources::{Settings, Tables};
+
+/// Every key that is set, wherever that may be, with its texts. Of a section that is there several times each
+/// table counts by its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Written(BTreeMap<&'static str, Vec<(usize, Vec<String>)>>);
+
+impl Written {
+    pub(super) fn of(settings: &Settings, tables: &Tables) -> Self {
+        let mut written = Self::default();
+        written.add(0, settings);
+        for table in tables.values() {
+            for (place, table) in table.iter().enumerate() {
+                written.add(place, &table.settings);
+            }
+        }
+        written
+    }
+
+    fn add(&mut self, place: usize, settings: &Settings) {
+        for (key, setting) in settings {
+            let values = setting.values.clone();
+            self.0.entry(*key).or_default().push((place, values));
+        }
+    }
+
+    /// The keys whose texts differ.
+    fn differing(&self, other: &Self) -> BTreeSet<&'static str> {
+        let keys = self.0.keys().chain(other.0.keys());
+        keys.filter(|key| self.0.get(*key) != other.0.get(*key))
+            .copied()
+            .collect()
+    }
+}
+
+/// The keys in which a configuration that was read again differs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// From what is in use: they can be taken over while the proxy runs.
+    pub now: Vec<&'static str>,
+    /// From what the proxy was started with: they have to wait for the next start.
+    pub at_start: Vec<&'static str>,
+}
+
+impl Config {
+    /// The same with the upstreams, and the routes to them, that are in use: other ones wait.
+    #[must_use]
+    pub fn with_fixed(self, in_use: &Self) -> Self {
+        Self {
+            upstreams: in_use.upstreams.clone(),
+            routes: in_use.routes.clone(),
+            ..self
+        }
+    }
+
+    /// What differs from the configuration in use, and from the one at start.
+    pub fn changes(&self, in_use: &Self, at_start: &Self) -> Changes {
+        let other_source = discriminant(&self.tls) != discriminant(&at_start.tls);
+        let is_fixed = |key: &&'static str| {
+            let is_of_source = key.starts_with("tls.") && !key.starts_with("tls.client_");
+            keys::is_fixed(key) || (other_source && is_of_source)
+        };
+        let now = self.written.differing(&in_use.written);
+        let waiting = self.written.differing(&at_start.written);
+        Changes {
+            now: now.into_iter().filter(|key| !is_fixed(key)).collect(),
+            at_start: waiting.into_iter().filter(is_fixed).collect(),
+        }
+    }
+}

@@ -221,13 +221,50 @@ fn client_config_is_complete_for_each_client() {
                 "/etc/containerd/certs.d/registry.mydomain.com:8443/hosts.toml",
                 "server = \"https://registry.mydomain.com:8443\"",
                 "ca = \"/etc/containerd/certs.d/registry.mydomain.com:8443/ca.crt\"",
-                "kubectl create secret docker-registry",
+                "server = \"https://000042290000.dkr.ecr.us-west-2.amazonaws.com\"",
+                "nerdctl login registry.mydomain.com:8443",
+            ],
+        ),
+        (
+            "buildkit",
+            &[
+                "[registry.\"registry.mydomain.com:8443\"]",
+                "ca = [\"/etc/buildkit/certs.d/registry.mydomain.com:8443/ca.crt\"]",
+                "mirrors = [\"registry.mydomain.com:8443\"]",
+                "docker login registry.mydomain.com:8443",
+            ],
+        ),
+        (
+            "kubernetes",
+            &[
+                "/etc/containerd/certs.d/registry.mydomain.com:8443/ca.crt",
+                "kubectl create secret docker-registry ecr-proxy-registry.mydomain.com-8443 \
+                 --docker-server=registry.mydomain.com:8443",
+                "imagePullSecrets",
+            ],
+        ),
+        (
+            "k3s",
+            &[
+                "/etc/rancher/k3s/registries.yaml",
+                "- \"https://registry.mydomain.com:8443\"",
+                "ca_file: \"/etc/rancher/k3s/certs.d/registry.mydomain.com:8443/ca.crt\"",
+                "password: \"PASSWORD\"",
+            ],
+        ),
+        (
+            "helm",
+            &[
+                "helm registry login --ca-file /usr/local/share/ecr-proxy/registry.mydomain.com:8443/ca.crt \
+                 registry.mydomain.com:8443",
+                "helm pull oci://registry.mydomain.com:8443/",
             ],
         ),
         (
             "podman",
             &[
                 "/etc/containers/certs.d/registry.mydomain.com:8443/ca.crt",
+                "location = \"registry.mydomain.com:8443\"",
                 "podman login registry.mydomain.com:8443",
             ],
         ),
@@ -255,6 +292,21 @@ fn client_config_is_complete_for_each_client() {
     }
 }
 
+#[test]
+fn a_docker_mirror_that_cannot_work_is_refused_with_the_key_to_set() {
+    for (upstream, told) in [
+        ("docker.io", "access.anonymous"),
+        (ECR, "registry = \"docker.io\""),
+    ] {
+        let mut given = vec!["client-config", "docker-mirror", "--upstream", upstream];
+        given.extend(["--domain", "registry.mydomain.com"]);
+        let output = ran(&given);
+        assert_eq!(output.status.code(), Some(1), "{upstream}");
+        assert!(stderr(&output).contains(told), "{}", stderr(&output));
+        assert_eq!(stdout(&output), "");
+    }
+}
+
 /// The shell's opinion of a script's form; nothing of it runs.
 fn with_shell(script: &str) -> Output {
     let mut child = Command::new("/bin/sh")
@@ -275,6 +327,14 @@ fn plain_listeners_need_no_trust_and_say_how_they_are_used() {
         ("docker", "insecure-registries"),
         ("containerd", "server = \"http://localhost:5000\""),
         ("podman", "insecure = true"),
+        (
+            "docker-mirror",
+            "\"registry-mirrors\": [\"http://localhost:5000/\"]",
+        ),
+        ("buildkit", "http = true"),
+        ("kubernetes", "server = \"http://localhost:5000\""),
+        ("k3s", "- \"http://localhost:5000\""),
+        ("helm", "--plain-http"),
     ] {
         let output = ran(&[
             "client-config",

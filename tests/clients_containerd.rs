@@ -5,42 +5,8 @@ mod support;
 
 use support::image::{GREETING, REPOSITORY, TAG};
 use support::pki::Leaf;
-use support::{Pki, Sandbox, Scene};
-
-/// A containerd of the sandbox's own; without the part that serves kubelets, which wants networks.
-fn start_containerd(sandbox: &Sandbox) {
-    let path = |name: &str| sandbox.path(name).to_string_lossy().into_owned();
-    let config = format!(
-        "version = 2\n\
-         root = {:?}\n\
-         state = {:?}\n\
-         disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-         [grpc]\n\
-         address = {:?}\n",
-        path("containerd"),
-        path("containerd-state"),
-        path("containerd.sock")
-    );
-    let file = sandbox.path("containerd.toml");
-    sandbox.write(&file, config);
-    let file = file.to_string_lossy();
-    sandbox.daemon(
-        "containerd successfully booted",
-        "containerd",
-        ["--config", &file],
-    );
-}
-
-fn ctr(sandbox: &Sandbox, arguments: &[&str]) -> String {
-    let socket = sandbox.path("containerd.sock");
-    let own = ["--address", &socket.to_string_lossy()].map(str::to_owned);
-    sandbox.must(
-        "ctr",
-        own.iter()
-            .map(String::as_str)
-            .chain(arguments.iter().copied()),
-    )
-}
+use support::real::{ctr, start_containerd};
+use support::{Pki, Scene};
 
 /// Writes `hosts.toml` for the proxy and the CA beside it, as `client-config containerd` prints it; and with
 /// it the certificate that containerd is to show, if it has one.

@@ -50,6 +50,14 @@ pub(super) struct ClientHost {
     pub(super) tls: bool,
 }
 
+impl ClientHost {
+    /// Where it is asked.
+    pub(super) fn url(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{self}")
+    }
+}
+
 impl fmt::Display for ClientHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.name.parse::<Ipv6Addr>().is_ok() {
@@ -86,6 +94,19 @@ pub(super) fn hosts(config: &Config, listen: &[ListenAddress]) -> Vec<ClientHost
     config.server.domains.iter().map(|name| at(name)).collect()
 }
 
+/// Whether clients need no password at `host`, at least from some networks.
+pub(super) fn admits_anonymous(config: &Config, host: &ClientHost) -> bool {
+    anonymous_networks(config, host).is_some()
+}
+
+/// The networks from which clients need no password at `host`, if from any; all if empty.
+pub(super) fn anonymous_networks(config: &Config, host: &ClientHost) -> Option<Vec<String>> {
+    let mut domains = config.server.domains.iter();
+    let domain = domains.find(|name| **name == host.name).map(String::as_str);
+    let rule = config.access.rules.admit_anonymous(domain)?;
+    Some(rule.networks.iter().map(ToString::to_string).collect())
+}
+
 /// Where the local CA's certificate is, once there is one.
 pub(super) fn local_ca_path(state_dir: &Path) -> PathBuf {
     state_dir.join("tls").join("ca.pem")
@@ -103,21 +124,19 @@ pub(super) fn trust_lines(client: Client, host: &ClientHost, ca: &Path) -> Strin
     let quoted_folder = quoted(&folder);
     let mut lines = format!("sudo mkdir -p {quoted_folder}\nsudo cp {ca} {quoted_folder}/ca.crt\n");
     if client == Client::Containerd {
-        lines.push_str(&hosts_toml(host, Some(&folder)));
+        let ca = format!("  ca = \"{folder}/ca.crt\"\n");
+        lines.push_str(&hosts_toml(&folder, &host.url(), host, &ca));
     }
     lines
 }
 
-/// The lines that write containerd's `hosts.toml` for `host`.
-pub(super) fn hosts_toml(host: &ClientHost, ca_folder: Option<&str>) -> String {
-    let scheme = if host.tls { "https" } else { "http" };
-    let folder = Client::Containerd.folder(host);
-    let mut toml = format!(
-        "server = \"{scheme}://{host}\"\n\n[host.\"{scheme}://{host}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+/// The lines that write containerd's `hosts.toml` to `folder`: what is not had from `host` is asked of
+/// `server`. `more` is what else there is to say of the host, lines of TOML.
+pub(super) fn hosts_toml(folder: &str, server: &str, host: &ClientHost, more: &str) -> String {
+    let url = host.url();
+    let toml = format!(
+        "server = \"{server}\"\n\n[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n{more}"
     );
-    if let Some(ca_folder) = ca_folder {
-        toml.push_str(&format!("  ca = \"{ca_folder}/ca.crt\"\n"));
-    }
     here_document(&format!("{folder}/hosts.toml"), &toml)
 }
 
@@ -130,8 +149,14 @@ pub(super) fn here_document(path: &str, text: &str) -> String {
     )
 }
 
+/// The lines that write `text` to `path` as root, unless there is a file: that one is left as it is.
+pub(super) fn new_file(path: &str, text: &str) -> String {
+    let path = quoted(path);
+    format!("sudo sh -C -c 'cat > \"$0\"' {path} <<'END'\n{text}END\n")
+}
+
 /// As one word for a shell.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-:".contains(&b);
     if !text.is_empty() && text.bytes().all(plain) {
         text.to_owned()

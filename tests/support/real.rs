@@ -1,4 +1,5 @@
-//! Real parts: Debian's docker-registry, an upstream that shares no line of code with us, and dockerd.
+//! Real parts: Debian's docker-registry, an upstream that shares no line of code with us, dockerd
+//! and containerd.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -149,4 +150,40 @@ impl Dockerd {
             ["--host", &self.host].into_iter().chain(arguments),
         )
     }
+}
+
+/// A containerd of the sandbox's own; without the part that serves kubelets, which wants networks.
+pub fn start_containerd(sandbox: &Sandbox) {
+    let path = |name: &str| sandbox.path(name).to_string_lossy().into_owned();
+    let config = format!(
+        "version = 2\n\
+         root = {:?}\n\
+         state = {:?}\n\
+         disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+         [grpc]\n\
+         address = {:?}\n",
+        path("containerd"),
+        path("containerd-state"),
+        path("containerd.sock")
+    );
+    let file = sandbox.path("containerd.toml");
+    sandbox.write(&file, config);
+    let file = file.to_string_lossy();
+    sandbox.daemon(
+        "containerd successfully booted",
+        "containerd",
+        ["--config", &file],
+    );
+}
+
+/// Runs containerd's own command in it, which must end well; returns its standard output.
+pub fn ctr(sandbox: &Sandbox, arguments: &[&str]) -> String {
+    let socket = sandbox.path("containerd.sock");
+    let own = ["--address", &socket.to_string_lossy()].map(str::to_owned);
+    sandbox.must(
+        "ctr",
+        own.iter()
+            .map(String::as_str)
+            .chain(arguments.iter().copied()),
+    )
 }

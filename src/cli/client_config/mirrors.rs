@@ -1,0 +1,215 @@
+//! Which registries' images can be had through the proxy, and how a client has to ask for them.
+//!
+//! Whether a name leads to where it should is asked of the routes themselves, with a name that no
+//! pattern of the operator's is likely to be about.
+
+use std::str::FromStr as _;
+
+use crate::cli::clients::{self, ClientHost};
+use crate::config::{Config, Route};
+use crate::oci::{Because, Namespace, RepositoryName, Routes};
+use crate::upstream::Registry;
+
+const DOCKER_HUB: &str = "docker.io";
+/// Two components: with one, Docker Hub's `library/` comes before it.
+const PROBE: &str = "ecr-proxy/any-name";
+/// dockerd puts `library/` before it by itself.
+const PROBE_OF_DOCKER: &str = "library/any-name";
+
+/// A registry whose images can be had through the proxy by clients that tell which registry they are of.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Mirror {
+    /// As images are written with it.
+    pub(super) registry: String,
+    /// Where to ask.
+    pub(super) host: ClientHost,
+    /// Its routes, where they are about some of its names alone; clients have the others from itself.
+    pub(super) only: Vec<String>,
+    /// Routes that are about a name whatever registry it is of, and lead elsewhere.
+    pub(super) elsewhere: Vec<String>,
+}
+
+/// How docker.io is mirrored for dockerd, which tells of no registry and has no password for a mirror.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum DockerMirror {
+    /// By these hosts.
+    Hosts(Vec<ClientHost>),
+    /// This one would, but asks for a password.
+    AsksForPassword(ClientHost),
+    /// Nothing at the root of a domain leads there.
+    None,
+}
+
+/// The proxy's names, and where what is asked of them leads.
+pub(super) struct Mirrors<'a> {
+    config: &'a Config,
+    hosts: &'a [ClientHost],
+    routes: Routes,
+    leading: Vec<&'a Route>,
+}
+
+impl<'a> Mirrors<'a> {
+    pub(super) fn new(config: &'a Config, hosts: &'a [ClientHost]) -> Self {
+        Self {
+            config,
+            hosts,
+            routes: config.names().routes().as_ref().clone(),
+            leading: config.routes.iter().filter(|route| route.leads).collect(),
+        }
+    }
+
+    /// Each registry whose images can be had by telling of it, at a host where anybody may pull anything if
+    /// there is one.
+    pub(super) fn by_registry(&self) -> Vec<Mirror> {
+        let mut mirrors = Vec::new();
+        for registry in self.registries() {
+            let mut at: Vec<&ClientHost> = self.hosts.iter().collect();
+            at.retain(|host| self.leads(self.domain(host), &registry));
+            let is_open = |host: &&&ClientHost| {
+                let rules = &self.config.access.rules;
+                let rule = rules.admit_anonymous(self.domain(host));
+                rule.is_some_and(|rule| rule.repositories.is_empty() && rule.upstreams.is_empty())
+            };
+            let Some(host) = at.iter().find(is_open).or(at.first()) else {
+                continue;
+            };
+            let (only, elsewhere) = self.exceptions(self.domain(host), &registry);
+            mirrors.push(Mirror {
+                host: (*host).clone(),
+                registry,
+                only,
+                elsewhere,
+            });
+        }
+        mirrors
+    }
+
+    /// What stands for the registry of a mirror in the name of an image, for clients that tell of none:
+    /// the host, and a prefix.
+    pub(super) fn by_name(&self, mirror: &Mirror) -> Option<String> {
+        let domain = self.domain(&mirror.host);
+        let probe = name(PROBE)?;
+        let led = self.routes.find(domain, Some(&mirror.registry), &probe)?;
+        let written = self.routes.written(&led.repo)?;
+        let host = match &written.domain {
+            None => &mirror.host,
+            Some(domain) => self.hosts.iter().find(|host| host.name == *domain)?,
+        };
+        let prefix = written.repository.as_str().strip_suffix(PROBE)?;
+        Some(format!("{host}/{prefix}").trim_end_matches('/').to_owned())
+    }
+
+    /// See [`DockerMirror`].
+    pub(super) fn of_docker(&self) -> DockerMirror {
+        let mut all: Vec<&ClientHost> = self.hosts.iter().collect();
+        all.retain(|host| self.is_docker_hub(self.domain(host)));
+        let mut open = all.clone();
+        open.retain(|host| clients::admits_anonymous(self.config, host));
+        match (&open[..], &all[..]) {
+            ([], []) => DockerMirror::None,
+            ([], [closed, ..]) => DockerMirror::AsksForPassword((*closed).clone()),
+            (open, _) => DockerMirror::Hosts(open.iter().map(|host| (*host).clone()).collect()),
+        }
+    }
+
+    /// Whether a name of docker.io leads to the same place whether the client tells of docker.io or not.
+    fn is_docker_hub(&self, domain: Option<&str>) -> bool {
+        let Some(probe) = name(PROBE_OF_DOCKER) else {
+            return false;
+        };
+        let plain = self.routes.find(domain, None, &probe);
+        let told = self.routes.find(domain, Some(DOCKER_HUB), &probe);
+        let is_same = plain.zip(told).is_some_and(|(a, b)| a.repo == b.repo);
+        is_same && self.leads_name(domain, DOCKER_HUB, &probe) == Some(true)
+    }
+
+    /// Every registry that the configuration names, once.
+    fn registries(&self) -> Vec<String> {
+        let homes = self.config.upstreams.iter();
+        let homes = homes.map(|upstream| upstream.registry.name().to_owned());
+        let routes = self.leading.iter();
+        let named = routes.filter_map(|route| match &route.names.ns {
+            Some(Namespace::Registry(registry)) => Some(canonical(registry)),
+            Some(Namespace::Any) | None => None,
+        });
+        let mut registries = Vec::new();
+        for registry in homes.chain(named) {
+            if !registries.contains(&registry) {
+                registries.push(registry);
+            }
+        }
+        registries
+    }
+
+    fn leads(&self, domain: Option<&str>, registry: &str) -> bool {
+        let Some(probe) = name(PROBE) else {
+            return false;
+        };
+        let led = self.leads_name(domain, registry, &probe);
+        led.unwrap_or_else(|| !self.exceptions(domain, registry).0.is_empty())
+    }
+
+    /// Whether a name of the registry leads to what the operator means by it; `None` if nowhere.
+    fn leads_name(
+        &self,
+        domain: Option<&str>,
+        registry: &str,
+        name: &RepositoryName,
+    ) -> Option<bool> {
+        let led = self.routes.find(domain, Some(registry), name)?;
+        Some(match led.because {
+            Because::Registry | Because::OnlyUpstream => true,
+            Because::Route(number) => {
+                let route = self.leading.get(number)?;
+                route.names.ns.is_some() || self.is_home(route, registry)
+            }
+        })
+    }
+
+    /// The routes of some of the registry's names, where there is none of all; and those that take such
+    /// names elsewhere.
+    fn exceptions(&self, domain: Option<&str>, registry: &str) -> (Vec<String>, Vec<String>) {
+        let (mut only, mut elsewhere) = (Vec::new(), Vec::new());
+        let leads_all = name(PROBE)
+            .and_then(|probe| self.leads_name(domain, registry, &probe))
+            .is_some();
+        for route in &self.leading {
+            let names = &route.names;
+            if names.domain.is_some() && names.domain.as_deref() != domain {
+                continue;
+            }
+            match &names.ns {
+                Some(Namespace::Registry(own)) if canonical(own) == registry && !leads_all => {
+                    only.push(route.to_string());
+                }
+                None if names.repository.is_some() && !self.is_home(route, registry) => {
+                    elsewhere.push(route.to_string());
+                }
+                Some(_) | None => {}
+            }
+        }
+        (only, elsewhere)
+    }
+
+    fn is_home(&self, route: &Route, registry: &str) -> bool {
+        let mut upstreams = self.config.upstreams.iter();
+        upstreams.any(|it| {
+            *it.name == *route.names.upstream && it.registry.name().eq_ignore_ascii_case(registry)
+        })
+    }
+
+    fn domain(&self, host: &ClientHost) -> Option<&str> {
+        self.routes.domain(&host.name)
+    }
+}
+
+fn name(text: &str) -> Option<RepositoryName> {
+    RepositoryName::from_str(text).ok()
+}
+
+fn canonical(registry: &str) -> String {
+    Registry::parse(registry).map_or_else(
+        |_| registry.to_owned(),
+        |registry| registry.name().to_owned(),
+    )
+}

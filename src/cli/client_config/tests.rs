@@ -1,0 +1,286 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::config::{Flags, Sources};
+
+const PROD: &str = "000042290000.dkr.ecr.us-west-2.amazonaws.com";
+
+fn config(text: &str) -> Config {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("config.toml");
+    fs::write(&file, text).expect("a file");
+    Config::load(Sources {
+        file: Some(&file),
+        environment: &BTreeMap::new(),
+        flags: Flags::default(),
+        files: Files::Ignored,
+    })
+    .expect("a configuration")
+}
+
+/// Two domains: one for users, with the base images under `hub/`; one that is Docker Hub's for anybody.
+fn teams() -> Config {
+    config(&format!(
+        r#"
+        [server]
+        domains = ["registry.mydomain.com", "hub.mydomain.com"]
+        [[access.rule]]
+        users = ["@anonymous"]
+        actions = ["pull"]
+        domains = ["hub.mydomain.com"]
+        [[access.rule]]
+        users = ["*"]
+        actions = ["pull"]
+        domains = ["registry.mydomain.com"]
+        [[upstream]]
+        name = "prod"
+        registry = "{PROD}"
+        [[upstream]]
+        name = "hub"
+        registry = "docker.io"
+        auth = "anonymous"
+        [[route]]
+        domain = "hub.mydomain.com"
+        upstream = "hub"
+        [[route]]
+        repository = "hub/**"
+        upstream = "hub"
+        strip_prefix = "hub/"
+        [[route]]
+        domain = "registry.mydomain.com"
+        upstream = "prod"
+        [[route]]
+        ns = "quay.io"
+        upstream = "prod"
+        add_prefix = "quay"
+        "#
+    ))
+}
+
+fn printed(kind: Kind, config: &Config) -> String {
+    text(kind, config, Some("PEM\n")).expect("a script")
+}
+
+/// The file that the script writes to this path.
+fn file<'a>(script: &'a str, path: &str) -> &'a str {
+    let at = format!("{path} <<'END'\n");
+    let tee = format!("{path} > /dev/null <<'END'\n");
+    let after = script
+        .split_once(&at)
+        .or_else(|| script.split_once(&tee))
+        .unwrap_or_else(|| panic!("no {path} in {script}"))
+        .1;
+    after.split_once("END\n").expect("an end").0
+}
+
+fn toml(text: &str) -> toml::Table {
+    text.parse().unwrap_or_else(|why| panic!("{why} in {text}"))
+}
+
+#[test]
+fn dockerd_is_given_the_domain_that_is_docker_hub_and_asks_for_no_password() {
+    let script = printed(Kind::DockerMirror, &teams());
+    let json: serde_json::Value =
+        serde_json::from_str(file(&script, "/etc/docker/daemon.json")).expect("JSON");
+    assert_eq!(
+        json["registry-mirrors"],
+        serde_json::json!(["https://hub.mydomain.com/"])
+    );
+    assert!(script.contains("/etc/docker/certs.d/hub.mydomain.com/ca.crt"));
+    assert!(!script.contains("registry.mydomain.com/ca.crt"), "{script}");
+}
+
+#[test]
+fn dockerd_is_not_given_a_mirror_that_does_not_work() {
+    let refusal = |upstream: &str, routes: &str, access: &str| {
+        let config = config(&format!(
+            "[server]\ndomains = ['hub.test']\n{access}\n[[upstream]]\nname = 'one'\nregistry = '{upstream}'\n{routes}"
+        ));
+        match text(Kind::DockerMirror, &config, None) {
+            Ok(script) => panic!("{script}"),
+            Err(why) => why.to_string(),
+        }
+    };
+    let open = "[access]\nanonymous = 'pull'";
+    let why = refusal("docker.io", "", "");
+    assert!(
+        why.contains("hub.test") && why.contains("access.anonymous"),
+        "{why}"
+    );
+    let why = refusal(PROD, "", open);
+    assert!(why.contains("registry = \"docker.io\""), "{why}");
+    // This route takes names whatever registry they are of, and is not Docker Hub.
+    let any = "[[route]]\nrepository = '**'\nupstream = 'one'";
+    assert!(refusal(PROD, any, open).contains("docker.io"));
+    // Nor does what dockerd asks for begin so.
+    let below = "[[route]]\nrepository = 'hub/**'\nstrip_prefix = 'hub'\nupstream = 'one'";
+    assert!(refusal("docker.io", below, open).contains("at its root"));
+}
+
+#[test]
+fn a_pull_through_cache_of_docker_hub_is_a_mirror_where_the_route_says_so() {
+    let config = config(&format!(
+        "[server]\ndomains = ['hub.test']\n[access]\nanonymous = 'pull'\n\
+         [[upstream]]\nname = 'one'\nregistry = '{PROD}'\n\
+         [[route]]\nns = '*'\nupstream = 'one'\nadd_prefix = 'docker-hub'\n"
+    ));
+    assert!(printed(Kind::DockerMirror, &config).contains("https://hub.test/"));
+}
+
+#[test]
+fn containerd_has_a_file_for_each_registry_that_ns_leads_to() {
+    let script = printed(Kind::Containerd, &teams());
+    for (registry, server, host) in [
+        (
+            "registry.mydomain.com",
+            "https://registry.mydomain.com",
+            "https://registry.mydomain.com",
+        ),
+        (
+            "hub.mydomain.com",
+            "https://hub.mydomain.com",
+            "https://hub.mydomain.com",
+        ),
+        (
+            "docker.io",
+            "https://registry-1.docker.io",
+            "https://hub.mydomain.com",
+        ),
+        (PROD, &format!("https://{PROD}"), "https://hub.mydomain.com"),
+        ("quay.io", "https://quay.io", "https://hub.mydomain.com"),
+    ] {
+        let file = file(
+            &script,
+            &format!("/etc/containerd/certs.d/{registry}/hosts.toml"),
+        );
+        let file = toml(file);
+        assert_eq!(file["server"].as_str(), Some(server), "{registry}");
+        let ca = file["host"][host]["ca"].as_str();
+        let name = host.trim_start_matches("https://");
+        assert_eq!(ca, Some(&*format!("/etc/containerd/certs.d/{name}/ca.crt")));
+    }
+    assert!(
+        script.contains("nerdctl login registry.mydomain.com\n"),
+        "{script}"
+    );
+    assert!(!script.contains("nerdctl login hub"), "{script}");
+}
+
+#[test]
+fn a_mirror_that_asks_for_a_password_tells_where_containerd_has_it() {
+    let config = config(&format!(
+        "[server]\ndomains = ['a.test']\n[[upstream]]\nname = 'one'\nregistry = '{PROD}'\n"
+    ));
+    let script = printed(Kind::Containerd, &config);
+    assert!(
+        script.contains("[host.\"https://a.test\".header]"),
+        "{script}"
+    );
+}
+
+#[test]
+fn a_registry_whose_names_are_taken_elsewhere_is_not_mirrored() {
+    let config = config(&format!(
+        "[server]\ndomains = ['a.test']\n[[upstream]]\nname = 'prod'\nregistry = '{PROD}'\n\
+         [[upstream]]\nname = 'hub'\nregistry = 'docker.io'\nauth = 'anonymous'\n\
+         [[route]]\nrepository = '**'\nupstream = 'prod'\n"
+    ));
+    let script = printed(Kind::Containerd, &config);
+    assert!(
+        script.contains(&format!("certs.d/{PROD}/hosts.toml")),
+        "{script}"
+    );
+    assert!(!script.contains("docker.io"), "{script}");
+}
+
+#[test]
+fn a_host_where_anybody_may_pull_some_repositories_is_not_preferred() {
+    let mirror = |limit: &str| {
+        let config = config(&format!(
+            "[server]\ndomains = ['users.test', 'open.test']\n\
+             [[access.rule]]\nusers = ['@anonymous']\nactions = ['pull']\ndomains = ['open.test']\n{limit}\n\
+             [[access.rule]]\nusers = ['*']\nactions = ['pull']\ndomains = ['users.test']\n\
+             [[upstream]]\nname = 'one'\nregistry = '{PROD}'\n"
+        ));
+        let script = printed(Kind::Buildkit, &config);
+        let conf = toml(file(&script, "/etc/buildkit/buildkitd.toml"));
+        let host = conf["registry"][PROD]["mirrors"][0].as_str();
+        host.expect("a mirror").to_owned()
+    };
+    assert_eq!(mirror(""), "open.test");
+    assert_eq!(mirror("repositories = ['base/**']"), "users.test");
+    assert_eq!(mirror("upstreams = ['one']"), "users.test");
+}
+
+#[test]
+fn podman_is_given_the_prefix_under_which_a_registry_is() {
+    let script = printed(Kind::Podman, &teams());
+    let path = "/etc/containers/registries.conf.d/ecr-proxy.conf";
+    let conf = toml(file(&script, path));
+    let mirrors: Vec<(&str, &str)> = conf["registry"]
+        .as_array()
+        .expect("registries")
+        .iter()
+        .map(|registry| {
+            let location = registry["mirror"][0]["location"].as_str();
+            (
+                registry["prefix"].as_str().expect("a prefix"),
+                location.expect("a mirror"),
+            )
+        })
+        .collect();
+    assert_eq!(
+        mirrors,
+        [
+            (PROD, "registry.mydomain.com"),
+            ("docker.io", "registry.mydomain.com/hub"),
+            ("quay.io", "registry.mydomain.com/quay"),
+        ]
+    );
+}
+
+#[test]
+fn buildkit_and_k3s_have_mirrors_and_trust_in_one_file() {
+    let teams = teams();
+    let script = printed(Kind::Buildkit, &teams);
+    let conf = toml(file(&script, "/etc/buildkit/buildkitd.toml"));
+    let registries = &conf["registry"];
+    assert_eq!(
+        registries["docker.io"]["mirrors"][0].as_str(),
+        Some("hub.mydomain.com")
+    );
+    let ca = registries["hub.mydomain.com"]["ca"][0]
+        .as_str()
+        .expect("a CA");
+    assert_eq!(file(&script, ca), "PEM\n");
+
+    let script = printed(Kind::K3s, &teams);
+    let yaml = file(&script, "/etc/rancher/k3s/registries.yaml");
+    let mirror = "mirrors:\n";
+    assert!(yaml.contains(mirror), "{yaml}");
+    let hub = "  \"docker.io\":\n    endpoint:\n      - \"https://hub.mydomain.com\"\n";
+    assert!(yaml.contains(hub), "{yaml}");
+    let own = "configs:\n  \"registry.mydomain.com\":\n    tls:\n      ca_file: \"/etc/rancher/k3s/certs.d/registry.mydomain.com/ca.crt\"\n    auth:\n";
+    assert!(yaml.contains(own), "{yaml}");
+}
+
+#[test]
+fn kubernetes_has_a_secret_for_each_host_that_asks() {
+    let script = printed(Kind::Kubernetes, &teams());
+    let secret = "kubectl create secret docker-registry ecr-proxy-registry.mydomain.com --docker-server=registry.mydomain.com";
+    assert!(script.contains(secret), "{script}");
+    assert!(!script.contains("--docker-server=hub"), "{script}");
+    assert!(script.contains("/etc/containerd/certs.d/docker.io/hosts.toml"));
+}
+
+#[test]
+fn helm_is_told_of_the_ca_in_every_command() {
+    let script = printed(Kind::Helm, &teams());
+    let ca = "--ca-file /usr/local/share/ecr-proxy/registry.mydomain.com/ca.crt";
+    for line in [
+        format!("helm registry login {ca} registry.mydomain.com\n"),
+        format!("helm pull oci://registry.mydomain.com/REPOSITORY --version VERSION {ca}\n"),
+    ] {
+        assert!(script.contains(&line), "{line} in {script}");
+    }
+}

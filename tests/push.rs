@@ -617,7 +617,7 @@ async fn o10_a_token_that_ends_between_two_steps_is_renewed() {
 async fn u25_a_session_that_is_to_go_on_elsewhere_is_refused() {
     let rig = Rig::start().await;
     let ann = rig.user("ann");
-    let begins = Pattern::from(path_contains("/blobs/uploads/"));
+    let begins = path_contains("/blobs/uploads/");
     let rule = rig.ecr.faults().on(Listener::Registry, "POST", begins);
     let _rule = rule.then(Fault::SetHeader(
         "location",

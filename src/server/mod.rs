@@ -55,8 +55,12 @@ const WRITE_BUFFER_BYTES: usize = (512 + 8) * 1024;
 
 /// How much the system may hold of what a client has not made room for, in bytes. By itself it takes some
 /// MiB for each connection, and a few hundred that read nothing bring all of the machine's TCP memory under
-/// pressure. A client that reads is not held up: the next write comes when half of it is on its way.
+/// pressure. It makes writes smaller, and so dearer, so the first few connections are spared.
 const UNSENT_BYTES: u32 = 512 * 1024;
+
+/// How many connections may fill what the system has for each: of 4 MiB, its usual limit, a quarter of a
+/// GiB together.
+const FREE_CONNECTIONS: i64 = 64;
 
 /// First and longest pause after an accept that failed for want of descriptors or memory. Without
 /// one the loop spins; a longer one delays recovery.
@@ -488,7 +492,10 @@ impl Acceptor {
         .await;
         self.first = index + 1;
         let (stream, peer) = accepted?;
-        prepare(&stream);
+        prepare(
+            &stream,
+            self.metrics.connections_open.get() >= FREE_CONNECTIONS,
+        );
         Ok(Accepted {
             local: stream.local_addr()?,
             tls: self.listeners[index]
@@ -501,13 +508,15 @@ impl Acceptor {
     }
 }
 
-/// Answers leave when they are flushed, and no more of them waits in the system for a client that does not
-/// take it than [`UNSENT_BYTES`]; a socket that cannot be told so works all the same.
-fn prepare(stream: &TcpStream) {
+/// Answers leave when they are flushed, and where there are many connections no more of them waits in the
+/// system for a client that does not take it than [`UNSENT_BYTES`]; a socket that cannot be told so works all
+/// the same.
+fn prepare(stream: &TcpStream, is_one_of_many: bool) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
+    if is_one_of_many && let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES)
+    {
         tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT");
     }
 }

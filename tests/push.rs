@@ -3,7 +3,7 @@
 
 mod support;
 
-use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Listener, Pattern, Simulator, path_contains};
+use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Listener, Simulator, path_contains};
 use support::proxy::Builder;
 use support::store::digest;
 use support::users::{login, user_line};

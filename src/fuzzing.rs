@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_corpora_pass() {
+    fn p22_the_corpora_pass() {
         for (name, target) in TARGETS {
             let corpus = fuzz().join("corpus").join(name);
             let seeds = fs::read_dir(&corpus).unwrap_or_else(|error| panic!("{name}: {error}"));

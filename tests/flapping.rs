@@ -14,7 +14,7 @@ use ecr_proxy::simulator::{
 };
 use sha2::{Digest as _, Sha256};
 use support::Proxy;
-use support::blobs::{MIB, assert_whole, blob_file, idle, until};
+use support::blobs::{MIB, assert_whole, blob_file, idle, metric, until};
 use support::client::Connection;
 use support::image::REPOSITORY;
 
@@ -201,8 +201,10 @@ impl Line {
             Mishap::Refused => {
                 let before = self.continued();
                 self.upstream.outage(Outage::Refused).await;
+                // It tries again, or has found out by something else that trying is of no use.
                 until("the proxy finds nobody", async || {
-                    self.continued() >= before + 2
+                    let open = metric(&self.proxy, "ecr_proxy_upstream_breaker_open", &[]).await;
+                    open > 0.0 || self.continued() >= before + 2
                 })
                 .await;
                 self.upstream.outage(Outage::None).await;

@@ -123,8 +123,7 @@ impl Routes {
         ns: Option<&str>,
         repository: &RepositoryName,
     ) -> Option<Led> {
-        // Clients of ours that name us as the registry name no other.
-        let ns = ns.filter(|ns| self.domain(without_port(ns)).is_none());
+        let ns = self.foreign(ns);
         let routes = self.routes.iter().enumerate();
         let mut routed = routes.filter(|(_, route)| self.applies(route, domain, ns, repository));
         let led = routed.find_map(|(number, route)| {
@@ -196,7 +195,7 @@ impl Routes {
         ns: Option<&str>,
         pattern: &Pattern,
     ) -> Vec<(Arc<str>, Pattern)> {
-        let ns = ns.filter(|ns| self.domain(without_port(ns)).is_none());
+        let ns = self.foreign(ns);
         let mut found: Vec<(Arc<str>, Pattern)> = Vec::new();
         let mut add = |upstream: &Arc<str>, pattern: Pattern| {
             let one = (Arc::clone(upstream), self.pattern_at(upstream, pattern));
@@ -236,10 +235,20 @@ impl Routes {
         }
     }
 
-    fn is_docker_hub(&self, upstream: &str) -> bool {
+    /// An `ns` that names another: clients of ours that name us as the registry name no other.
+    fn foreign<'a>(&self, ns: Option<&'a str>) -> Option<&'a str> {
+        ns.filter(|ns| self.domain(without_port(ns)).is_none())
+    }
+
+    /// Whether the registry of an upstream is the one of this name.
+    fn is_of(&self, upstream: &str, registry: &str) -> bool {
         let mut homes = self.homes.iter();
         let home = homes.find(|home| *home.upstream == *upstream);
-        home.is_some_and(|home| is_same_registry(&home.registry, DOCKER_HUB))
+        home.is_some_and(|home| is_same_registry(&home.registry, registry))
+    }
+
+    fn is_docker_hub(&self, upstream: &str) -> bool {
+        self.is_of(upstream, DOCKER_HUB)
     }
 
     fn applies(
@@ -263,12 +272,7 @@ impl Routes {
             (Some(Namespace::Any), _) | (None, None) => true,
             (Some(Namespace::Registry(own)), Some(ns)) => is_same_registry(own, ns),
             (Some(Namespace::Registry(_)), None) => false,
-            (None, Some(ns)) => {
-                let mut homes = self.homes.iter();
-                let home = homes.find(|home| home.upstream == route.upstream);
-                route.repository.is_some()
-                    || home.is_some_and(|home| is_same_registry(&home.registry, ns))
-            }
+            (None, Some(ns)) => route.repository.is_some() || self.is_of(&route.upstream, ns),
         };
         is_of_domain && is_of_ns
     }
@@ -292,26 +296,12 @@ impl Routes {
 impl NameRoute {
     /// What the upstream calls a repository that the route is about; `None` if it is about none such.
     fn rewritten(&self, name: &RepositoryName) -> Option<RepositoryName> {
-        let rest = match &self.strip_prefix {
-            None => name.as_str(),
-            Some(prefix) => below(prefix, name)?,
-        };
-        match &self.add_prefix {
-            None => rest.parse().ok(),
-            Some(prefix) => format!("{prefix}/{rest}").parse().ok(),
-        }
+        moved(name, self.strip_prefix.as_ref(), self.add_prefix.as_ref())
     }
 
     /// What clients call a repository of the upstream, if this route leads to it.
     fn restored(&self, name: &RepositoryName) -> Option<RepositoryName> {
-        let rest = match &self.add_prefix {
-            None => name.as_str(),
-            Some(prefix) => below(prefix, name)?,
-        };
-        match &self.strip_prefix {
-            None => rest.parse().ok(),
-            Some(prefix) => format!("{prefix}/{rest}").parse().ok(),
-        }
+        moved(name, self.add_prefix.as_ref(), self.strip_prefix.as_ref())
     }
 
     /// What the upstream calls the repositories of a pattern that are the route's.
@@ -326,6 +316,23 @@ impl NameRoute {
             Some(pattern) => self.renamed(pattern),
             None => self.renamed(&Pattern::any()),
         }
+    }
+}
+
+/// `name` without the components of one prefix and with those of the other, where it begins with the one and
+/// has more, and the whole is a name.
+fn moved(
+    name: &RepositoryName,
+    from: Option<&RepositoryName>,
+    to: Option<&RepositoryName>,
+) -> Option<RepositoryName> {
+    let rest = match from {
+        None => name.as_str(),
+        Some(prefix) => below(prefix, name)?,
+    };
+    match to {
+        None => rest.parse().ok(),
+        Some(prefix) => format!("{prefix}/{rest}").parse().ok(),
     }
 }
 

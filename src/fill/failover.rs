@@ -75,14 +75,12 @@ impl Fills {
     ) -> Result<Pass, FillError> {
         let proof = self.establish(repo, digest).await;
         let Err(error) = &proof else { return proof };
-        if error.wants_another() {
-            for other in self.shared.stand_ins(repo) {
-                if let Ok(pass) = self.establish(&other, digest).await {
-                    return Ok(Pass {
-                        is_of_another: true,
-                        ..pass
-                    });
-                }
+        for other in self.shared.instead_of(repo, error) {
+            if let Ok(pass) = self.establish(&other, digest).await {
+                return Ok(Pass {
+                    is_of_another: true,
+                    ..pass
+                });
             }
         }
         proof
@@ -96,8 +94,10 @@ impl Fills {
         want: &Want,
         error: FillError,
     ) -> Result<Content, FillError> {
-        for pass in self.elsewhere(pass, &error).await {
-            if let Ok(content) = self.open_of(&pass, want).await {
+        for other in self.shared.instead_of(&pass.repo, &error) {
+            if let Ok(pass) = self.establish(&other, pass.digest).await
+                && let Ok(content) = self.open_of(&pass, want).await
+            {
                 self.shared.metrics.stood_in();
                 return Ok(Content {
                     is_of_another: true,
@@ -114,26 +114,26 @@ impl Fills {
         pass: &Pass,
         error: FillError,
     ) -> Result<(u64, Outcome), FillError> {
-        for pass in self.elsewhere(pass, &error).await {
-            if let Ok(found) = self.find_size(&pass).await {
+        for other in self.shared.instead_of(&pass.repo, &error) {
+            if let Ok(pass) = self.establish(&other, pass.digest).await
+                && let Ok(found) = self.find_size(&pass).await
+            {
                 return Ok(found);
             }
         }
         Err(error)
     }
-
-    async fn elsewhere(&self, pass: &Pass, error: &FillError) -> Vec<Pass> {
-        let mut passes = Vec::new();
-        if error.wants_another() {
-            for other in self.shared.stand_ins(&pass.repo) {
-                passes.extend(self.establish(&other, pass.digest).await);
-            }
-        }
-        passes
-    }
 }
 
 impl Shared {
+    /// The stand-ins to be asked after `error`: none unless another may answer.
+    fn instead_of(&self, repo: &RepoKey, error: &FillError) -> Vec<RepoKey> {
+        match error.wants_another() {
+            true => self.stand_ins(repo),
+            false => Vec::new(),
+        }
+    }
+
     /// The same repository of the upstreams that stand in for its own, in order.
     fn stand_ins(&self, repo: &RepoKey) -> Vec<RepoKey> {
         let upstream = self.upstreams.named(&repo.upstream);

@@ -11,12 +11,11 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
-use super::client::{Answer, Outgoing};
+use super::client::Answer;
 use super::credentials::{Verdict, verdict};
 use super::error::{UpstreamError, Wrong};
-use super::exchange::{MAX_ERROR_BODY, Question, is_failure, said};
+use super::exchange::{MAX_ERROR_BODY, Question, concerns_credentials, is_failure, said};
 use super::origin::Origin;
-use super::portal::stands_in;
 use super::token::Token;
 use super::told::told;
 use super::{Shared, Upstream};
@@ -64,28 +63,13 @@ impl Shared {
         self.turn(question, connected_by).await?;
         let pass = self.gate.pass(connected_by).await;
         let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
-        let outgoing = Outgoing {
-            kind: question.kind,
-            method: question.method.clone(),
-            target: self.at_home(&question.path)?,
-            host: Some(self.host.clone()),
-            accept: question.accept.clone(),
-            range: question.range.clone(),
-            carried: question.carried.clone(),
-            content_type: question.content_type.clone(),
-            content_range: question.content_range.clone(),
-            token: Some(caller),
-        };
+        let target = self.at_home(&question.path)?;
+        let outgoing = self.outgoing(question, target, Some(caller));
         let sending = self.client.send(&outgoing, connected_by);
         let answer = self.breaker.watched(sending).await;
         let answer = answer.inspect_err(|error| self.breaker.failed(error))?;
         let status = answer.status();
-        if stands_in(&self.registry, status, answer.headers()) {
-            answer.discard().await;
-            let error = UpstreamError::Wrong(Wrong::Intercepted);
-            self.breaker.failed(&error);
-            return Err(error);
-        }
+        let answer = self.of_the_registry(answer).await?;
         if status == StatusCode::TOO_MANY_REQUESTS {
             let retry_after = pass.throttled_for_another(answer.headers());
             answer.discard().await;
@@ -99,11 +83,7 @@ impl Shared {
             return Err(UpstreamError::Failing { status });
         }
         self.breaker.answered();
-        let concerns_credentials = matches!(
-            status,
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST
-        );
-        if !concerns_credentials {
+        if !concerns_credentials(status) {
             return Ok(answer);
         }
         // Without a readable body a 403 is a denial.

@@ -17,6 +17,7 @@ use super::metrics::Kind;
 use super::portal::{is_page, stands_in};
 use super::redirect;
 use super::sending::Carried;
+use super::token::Token;
 use super::told;
 use super::{Shared, Upstream};
 
@@ -150,18 +151,7 @@ impl Shared {
                         .inspect_err(|error| self.without_token(error))?
                 }
             };
-            let outgoing = Outgoing {
-                kind: question.kind,
-                method: question.method.clone(),
-                target: target.clone(),
-                host: Some(self.host.clone()),
-                accept: question.accept.clone(),
-                range: question.range.clone(),
-                carried: question.carried.clone(),
-                content_type: question.content_type.clone(),
-                content_range: question.content_range.clone(),
-                token: token.as_deref(),
-            };
+            let outgoing = self.outgoing(question, target.clone(), token.as_deref());
             let sending = self.client.send(&outgoing, connected_by);
             let answer = match self.breaker.watched(sending).await {
                 Ok(answer) => answer,
@@ -176,12 +166,7 @@ impl Shared {
                 }
             };
             let status = answer.status();
-            if stands_in(&self.registry, status, answer.headers()) {
-                answer.discard().await;
-                let error = UpstreamError::Wrong(Wrong::Intercepted);
-                self.breaker.failed(&error);
-                return Err(error);
-            }
+            let answer = self.of_the_registry(answer).await?;
             if !is_failure(status) {
                 self.breaker.answered();
             }
@@ -209,11 +194,7 @@ impl Shared {
                 connected_by = Instant::now() + self.limits.connect;
                 continue;
             }
-            let concerns_credentials = matches!(
-                status,
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST
-            );
-            if !concerns_credentials {
+            if !concerns_credentials(status) {
                 return Ok(answer);
             }
             let headers = answer.headers().clone();
@@ -253,6 +234,41 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// A question to the registry, with what shows who asks.
+    pub(super) fn outgoing<'a>(
+        &self,
+        question: &Question<'_>,
+        target: Uri,
+        token: Option<&'a Token>,
+    ) -> Outgoing<'a> {
+        Outgoing {
+            kind: question.kind,
+            method: question.method.clone(),
+            target,
+            host: Some(self.host.clone()),
+            accept: question.accept.clone(),
+            range: question.range.clone(),
+            carried: question.carried.clone(),
+            content_type: question.content_type.clone(),
+            content_range: question.content_range.clone(),
+            token,
+        }
+    }
+
+    /// An answer that the registry gave, and nobody in its place.
+    ///
+    /// # Errors
+    /// [`Wrong::Intercepted`], which the breaker is told.
+    pub(super) async fn of_the_registry(&self, answer: Answer) -> Result<Answer, UpstreamError> {
+        if !stands_in(&self.registry, answer.status(), answer.headers()) {
+            return Ok(answer);
+        }
+        answer.discard().await;
+        let error = UpstreamError::Wrong(Wrong::Intercepted);
+        self.breaker.failed(&error);
+        Err(error)
     }
 
     /// Waits until the registry's quota has room for a question, by `deadline` at the latest.
@@ -434,6 +450,14 @@ pub(super) fn is_redirect(status: StatusCode) -> bool {
             | StatusCode::SEE_OTHER
             | StatusCode::TEMPORARY_REDIRECT
             | StatusCode::PERMANENT_REDIRECT
+    )
+}
+
+/// True for statuses by which registries refuse credentials, among other things.
+pub(super) fn concerns_credentials(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST
     )
 }
 

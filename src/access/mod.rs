@@ -159,13 +159,13 @@ impl Access {
         let asked = metrics.token_questions.clone();
         let tokens = match verdicts {
             None => None,
-            Some(verdicts) => Some(Arc::new(Tokens::new(verdicts, secret_key()?, asked))),
+            Some(verdicts) => Some(Arc::new(Tokens::new(verdicts, unguessable()?, asked))),
         };
         Ok(Self {
             inner: Arc::new(Inner {
                 challenge: HeaderValue::from_static(CHALLENGE),
                 rules,
-                passwords: Passwords::new(users, secret_key()?, metrics),
+                passwords: Passwords::new(users, unguessable()?, metrics),
                 tokens,
             }),
         })
@@ -282,15 +282,18 @@ impl Access {
     }
 }
 
-/// Makes what is remembered under a hash with it useless to whoever does not have it.
-fn secret_key() -> std::io::Result<[u8; 32]> {
-    let mut key = [0; 32];
+/// Bytes that nobody can guess: `N` of them, at most 256.
+///
+/// # Errors
+/// The operating system's random source failed.
+pub fn unguessable<const N: usize>() -> std::io::Result<[u8; N]> {
+    let mut bytes = [0; N];
     // A request of at most 256 bytes is never cut short once the pool is initialised.
-    let filled = getrandom(&mut key, GetRandomFlags::empty())?;
-    if filled != key.len() {
+    let filled = getrandom(&mut bytes, GetRandomFlags::empty())?;
+    if filled != N {
         return Err(std::io::Error::other("the random source gave too little"));
     }
-    Ok(key)
+    Ok(bytes)
 }
 
 impl fmt::Debug for AccessOptions {

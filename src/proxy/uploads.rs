@@ -5,14 +5,12 @@
 //! again.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::Instant;
 
-use crate::access::{ClientToken, Who};
+use crate::access::{ClientToken, Who, unguessable};
 use crate::fill::Received;
 use crate::oci::RepoKey;
 use crate::upstream::UploadPlace;
@@ -82,7 +80,8 @@ impl Uploads {
     /// # Errors
     /// [`Full`], also where the operating system has no random number to give.
     pub(super) fn begin(&self, owner: Owner, session: Session) -> Result<String, Full> {
-        let id = unguessable().map_err(|_| Full)?;
+        let id: [u8; 16] = unguessable().map_err(|_| Full)?;
+        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut open = self.open();
         if open.sessions.len() >= MOST {
             open.make_room()?;
@@ -191,14 +190,4 @@ impl Drop for Taken {
             open.sessions.remove(&self.id);
         }
     }
-}
-
-/// 128 bits from the operating system, in hexadecimal.
-fn unguessable() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    let filled = getrandom(&mut bytes, GetRandomFlags::empty())?;
-    if filled < bytes.len() {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

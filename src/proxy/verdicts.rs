@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use super::error::Refusal;
 use crate::access::{ClientToken, Denied, Question, Right, Verdict, Verdicts};
-use crate::oci::{Digest, Reference, RepoKey};
+use crate::oci::RepoKey;
 use crate::upstream::{Upstream, UpstreamError, Upstreams, Wrong};
 
 /// The upstream as whoever holds `right` may ask it: with the right's own credential, where it has one.
@@ -57,36 +57,28 @@ impl AskedUpstream {
         upstream.on_behalf_of(token.authorization())
     }
 
-    async fn manifest(
+    /// What is said to a question; an error may be a verdict as well.
+    async fn said(
         &self,
         token: &ClientToken,
-        repo: &RepoKey,
-        reference: &Reference,
-    ) -> Result<(), UpstreamError> {
-        let upstream = self.as_bearer(token, repo)?;
-        upstream.head_manifest(&repo.repository, reference).await?;
-        Ok(())
-    }
-
-    async fn blob(
-        &self,
-        token: &ClientToken,
-        repo: &RepoKey,
-        digest: &Digest,
-    ) -> Result<(), UpstreamError> {
-        let upstream = self.as_bearer(token, repo)?;
-        upstream.probe_blob(&repo.repository, digest).await?;
-        Ok(())
-    }
-
-    async fn blob_head(
-        &self,
-        token: &ClientToken,
-        repo: &RepoKey,
-        digest: &Digest,
-    ) -> Result<(), UpstreamError> {
-        let upstream = self.as_bearer(token, repo)?;
-        upstream.has_blob(&repo.repository, digest).await
+        question: Question<'_>,
+    ) -> Result<Verdict, UpstreamError> {
+        match question {
+            Question::Login => return Ok(self.login(token).await),
+            Question::Manifest(repo, reference) => {
+                let upstream = self.as_bearer(token, repo)?;
+                upstream.head_manifest(&repo.repository, reference).await?;
+            }
+            Question::Blob(repo, digest) => {
+                let upstream = self.as_bearer(token, repo)?;
+                upstream.probe_blob(&repo.repository, &digest).await?;
+            }
+            Question::BlobHead(repo, digest) => {
+                let upstream = self.as_bearer(token, repo)?;
+                upstream.has_blob(&repo.repository, &digest).await?;
+            }
+        }
+        Ok(Verdict::Allowed)
     }
 
     /// A token is good if any of the registries takes it. That none does is known when all said so.
@@ -123,14 +115,9 @@ impl Verdicts for AskedUpstream {
 
     fn ask<'a>(&'a self, token: &'a ClientToken, question: Question<'a>) -> BoxFuture<'a, Verdict> {
         async move {
-            let answer = match question {
-                Question::Login => return self.login(token).await,
-                Question::Manifest(repo, reference) => self.manifest(token, repo, reference).await,
-                Question::Blob(repo, digest) => self.blob(token, repo, &digest).await,
-                Question::BlobHead(repo, digest) => self.blob_head(token, repo, &digest).await,
-            };
-            match answer {
-                Ok(()) | Err(UpstreamError::Absent(_)) => Verdict::Allowed,
+            match self.said(token, question).await {
+                Ok(verdict) => verdict,
+                Err(UpstreamError::Absent(_)) => Verdict::Allowed,
                 Err(UpstreamError::Refused) => Verdict::Forbidden,
                 Err(UpstreamError::BadCredentials) => Verdict::Invalid,
                 Err(_) => Verdict::Unknown,

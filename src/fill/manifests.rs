@@ -169,25 +169,24 @@ impl Manifests {
         repo: &RepoKey,
         reference: &Reference,
     ) -> Result<FoundManifest, FillError> {
-        let asker = self.asker(repo);
         match reference {
-            Reference::Digest(digest) => match asker.kept(*digest).await? {
+            Reference::Digest(digest) => match self.recorded.kept(repo, *digest).await? {
                 Some(found) if self.gone.contains_key(&(repo.clone(), *digest)) => {
                     let checked = self.recorded.manifest_checked(repo, *digest);
                     let age = checked.map_or(Duration::ZERO, |at| self.clock.since(at));
                     Ok(found.stale(age, StaleReason::Pinned))
                 }
                 Some(found) => {
-                    self.confirm_in_time(asker, &found.manifest);
+                    self.confirm_in_time(repo, &found.manifest);
                     Ok(found)
                 }
                 None => {
-                    let digest = *digest;
+                    let (asker, digest) = (self.asker(repo), *digest);
                     self.ask(repo, reference, move || asker.by_digest(digest))
                         .await
                 }
             },
-            Reference::Tag(tag) => self.find_tag(asker, reference, tag).await,
+            Reference::Tag(tag) => self.find_tag(repo, reference, tag).await,
         }
     }
 
@@ -263,21 +262,19 @@ impl Manifests {
 
     async fn find_tag(
         &self,
-        asker: Asker,
+        repo: &RepoKey,
         reference: &Reference,
         tag: &Tag,
     ) -> Result<FoundManifest, FillError> {
-        let repo = &asker.repo.clone();
-        let Some(record) = self.recorded.tag(repo, tag).await? else {
-            let tag = tag.clone();
-            return self
-                .ask(repo, reference, move || asker.by_tag(tag, None))
-                .await;
+        let question = |record| {
+            let (asker, tag) = (self.asker(repo), tag.clone());
+            move || asker.by_tag(tag, record)
         };
-        let Some(kept) = asker.kept(record.digest).await? else {
-            let tag = tag.clone();
-            let question = move || asker.by_tag(tag, Some(record));
-            return self.ask(repo, reference, question).await;
+        let Some(record) = self.recorded.tag(repo, tag).await? else {
+            return self.ask(repo, reference, question(None)).await;
+        };
+        let Some(kept) = self.recorded.kept(repo, record.digest).await? else {
+            return self.ask(repo, reference, question(Some(record))).await;
         };
         let policy = self.tags.of(repo);
         let Some(ttl) = policy.ttl(tag, None) else {
@@ -305,8 +302,7 @@ impl Manifests {
             // Somebody waited for this very answer already.
             (true, true) => Duration::ZERO,
         };
-        let tag = tag.clone();
-        let question = self.ask(repo, reference, move || asker.by_tag(tag, Some(record)));
+        let question = self.ask(repo, reference, question(Some(record)));
         let reason = match timeout(wait, question).await {
             Err(_elapsed) => {
                 self.slow.insert(key, ());
@@ -355,17 +351,18 @@ impl Manifests {
 
     /// Asks in the background whether the repository still holds a manifest that was confirmed longer
     /// ago than records are believed. Only a no removes it.
-    fn confirm_in_time(&self, asker: Asker, manifest: &StoredManifest) {
-        let checked = self.recorded.manifest_checked(&asker.repo, manifest.digest);
+    fn confirm_in_time(&self, repo: &RepoKey, manifest: &StoredManifest) {
+        let checked = self.recorded.manifest_checked(repo, manifest.digest);
         if checked.is_none_or(|at| self.clock.since(at) <= self.record_ttl) {
             return;
         }
-        let subject = (asker.repo.clone(), manifest.digest);
+        let subject = (repo.clone(), manifest.digest);
         if !self.checked.entry(subject).or_insert(()).is_fresh() {
             return;
         }
-        let (questions, manifest) = (self.questions.clone(), manifest.clone());
-        let key = (asker.repo.clone(), Reference::Digest(manifest.digest));
+        let (asker, questions) = (self.asker(repo), self.questions.clone());
+        let manifest = manifest.clone();
+        let key = (repo.clone(), Reference::Digest(manifest.digest));
         tokio::spawn(async move { questions.run(key, || asker.confirm(manifest)).await });
     }
 
@@ -417,10 +414,14 @@ fn stale_because(error: &UpstreamError) -> Option<StaleReason> {
     })
 }
 
-impl Asker {
+impl Recorded {
     /// A manifest that is recorded for this repository: the record is the proof that it holds it.
-    async fn kept(&self, digest: Digest) -> Result<Option<FoundManifest>, FillError> {
-        let manifest = self.recorded.manifest(&self.repo, digest).await?;
+    async fn kept(
+        &self,
+        repo: &RepoKey,
+        digest: Digest,
+    ) -> Result<Option<FoundManifest>, FillError> {
+        let manifest = self.manifest(repo, digest).await?;
         Ok(manifest.map(|manifest| FoundManifest {
             manifest,
             outcome: Outcome::Hit,
@@ -429,7 +430,9 @@ impl Asker {
             is_of_another: false,
         }))
     }
+}
 
+impl Asker {
     async fn by_digest(self, digest: Digest) -> Found {
         self.fetch(&Reference::Digest(digest)).await
     }
@@ -489,7 +492,7 @@ impl Asker {
     async fn revalidate(&self, tag: &Tag, record: Option<&TagRecord>) -> Found {
         let reference = Reference::Tag(tag.clone());
         if let Some(record) = record
-            && let Ok(Some(kept)) = self.kept(record.digest).await
+            && let Ok(Some(kept)) = self.recorded.kept(&self.repo, record.digest).await
         {
             match self.head(&reference).await {
                 Ok(head) if head.digest == record.digest => {
@@ -516,7 +519,7 @@ impl Asker {
     }
 
     async fn stale(&self, record: &TagRecord) -> Option<FoundManifest> {
-        let kept = self.kept(record.digest).await.ok()??;
+        let kept = self.recorded.kept(&self.repo, record.digest).await.ok()??;
         let age = self.clock.since(record.checked_at);
         Some(kept.stale(age, StaleReason::Pinned))
     }

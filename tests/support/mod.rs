@@ -24,6 +24,7 @@ pub mod pki;
 pub mod proxy;
 pub mod push;
 pub mod real;
+pub mod registries;
 pub mod sandbox;
 pub mod scene;
 pub mod stage;

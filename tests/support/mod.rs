@@ -22,6 +22,7 @@ pub mod large;
 pub mod pebble;
 pub mod pki;
 pub mod proxy;
+pub mod push;
 pub mod real;
 pub mod registries;
 pub mod sandbox;

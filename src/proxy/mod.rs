@@ -13,6 +13,7 @@ mod completion;
 mod error;
 mod forwarded;
 mod lists;
+mod mount;
 mod pull;
 mod pump;
 mod push;
@@ -46,6 +47,7 @@ use body::Said;
 use catalog::Asking;
 use completion::Completion;
 use error::Refusal;
+use mount::Mount;
 use push::Push;
 use uploads::Uploads;
 use verdicts::{asked_with, told};
@@ -342,7 +344,18 @@ impl Proxy {
         }?;
         let (repo, ns) = (repo?, ns?);
         if action != Action::Pull {
+            let mount = match &wanted {
+                oci::Request::Uploads {
+                    mount: Some((digest, from)),
+                    ..
+                } => {
+                    let at = (domain, ns.as_deref());
+                    Mount::permitted(&policy, &caller, at, (*digest, from), &repo).await
+                }
+                _ => None,
+            };
             let push = Push {
+                mount,
                 parts: &self.parts,
                 uploads: &self.uploads,
                 right: &right,

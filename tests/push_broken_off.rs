@@ -100,6 +100,10 @@ async fn u26_p04_what_breaks_off_is_never_ended_upstream() {
         .journal()
         .count(|entry| matches!(&*entry.method, "PATCH" | "PUT") && entry.status.is_some());
     assert_eq!(finished, 0, "ECR never saw a whole body");
+    until("every upload is given up upstream, too", async || {
+        rig.asked("DELETE", "/blobs/uploads/") == rig.asked("POST", "/blobs/uploads/")
+    })
+    .await;
     assert!(rig.ecr.blob(APP, &digest(b"hello")).is_none());
     let left = std::fs::read_dir(rig.proxy.cache_dir().join("fills")).map_or(0, |dir| dir.count());
     assert_eq!(left, 0, "no remains");

@@ -12,6 +12,7 @@ mod completion;
 mod error;
 mod forwarded;
 mod lists;
+mod mount;
 mod pull;
 mod pump;
 mod push;
@@ -44,6 +45,7 @@ use crate::upstream::Upstreams;
 use body::Said;
 use completion::Completion;
 use error::Refusal;
+use mount::Mount;
 use push::Push;
 use uploads::Uploads;
 use verdicts::{asked_with, told};
@@ -328,7 +330,18 @@ impl Proxy {
         }?;
         let (repo, ns) = (repo?, ns?);
         if action != Action::Pull {
+            let mount = match &wanted {
+                oci::Request::Uploads {
+                    mount: Some((digest, from)),
+                    ..
+                } => {
+                    let at = (domain, ns.as_deref());
+                    Mount::permitted(&policy, &caller, at, (*digest, from), &repo).await
+                }
+                _ => None,
+            };
             let push = Push {
+                mount,
                 parts: &self.parts,
                 uploads: &self.uploads,
                 right: &right,

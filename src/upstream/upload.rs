@@ -39,8 +39,8 @@ impl std::fmt::Debug for UploadPlace {
 pub enum Begun {
     /// A session.
     Session(UploadPlace),
-    /// The blob was mounted from another repository; nothing is to be sent.
-    Mounted,
+    /// This blob was mounted from another repository; nothing is to be sent.
+    Mounted(Digest),
 }
 
 /// What a part of an upload consists of; see [`upload_body`].
@@ -86,18 +86,23 @@ impl Upstream {
             breaks_where_absent: self.creator(repository).is_some(),
             ..push(Kind::Upload, Method::POST, path, repository)
         };
-        self.into_repository(repository, || self.begin(&question, mount.is_some()))
+        let mount = mount.map(|(digest, _)| *digest);
+        self.into_repository(repository, || self.begin(&question, mount))
             .await
     }
 
-    async fn begin(&self, question: &Question<'_>, is_mount: bool) -> Result<Begun, UpstreamError> {
+    async fn begin(
+        &self,
+        question: &Question<'_>,
+        mount: Option<Digest>,
+    ) -> Result<Begun, UpstreamError> {
         let answer = self.ask(question).await?;
-        match answer.status() {
-            StatusCode::CREATED if is_mount => {
+        match (answer.status(), mount) {
+            (StatusCode::CREATED, Some(digest)) => {
                 answer.discard().await;
-                Ok(Begun::Mounted)
+                Ok(Begun::Mounted(digest))
             }
-            StatusCode::ACCEPTED => {
+            (StatusCode::ACCEPTED, _) => {
                 let place = self.shared.upload_place(answer.headers());
                 answer.discard().await;
                 place?

@@ -190,7 +190,7 @@ impl Upstream {
     ///
     /// # Cancel safety
     /// As that of `push`; a repository may have been made.
-    pub(super) async fn into_repository<T, F>(
+    pub(super) async fn making_repository<T, F>(
         &self,
         repository: &RepositoryName,
         push: impl Fn() -> F,

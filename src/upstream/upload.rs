@@ -87,7 +87,7 @@ impl Upstream {
             ..push(Kind::Upload, Method::POST, path, repository)
         };
         let mount = mount.map(|(digest, _)| *digest);
-        self.into_repository(repository, || self.begin(&question, mount))
+        self.making_repository(repository, || self.begin(&question, mount))
             .await
     }
 
@@ -206,7 +206,7 @@ impl Upstream {
             content_type: Some(media_type),
             ..push(Kind::ManifestPut, Method::PUT, path, repository)
         };
-        self.into_repository(repository, || self.put(&question))
+        self.making_repository(repository, || self.put(&question))
             .await
     }
 

@@ -28,11 +28,13 @@
 //! | `manifests.rs`, `policy.rs`, `learned.rs` | tags and manifests; how long tags are believed; which never move |
 //! | `recorded.rs`, `flight.rs` | what records say; one question at a time |
 //! | `received.rs`, `pushed.rs` | a push on its way through; what upstream took of it |
+//! | `lists.rs`, `tags.rs`, `catalog.rs` | lists of names, whole and in order; a repository's tags and a registry's repositories, also when upstream cannot tell |
 //! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
 //! It knows nothing of HTTP requests and answers.
 
 mod busy;
+mod catalog;
 mod download;
 mod error;
 mod failover;
@@ -44,6 +46,7 @@ mod front;
 mod interrupted;
 mod lanes;
 mod learned;
+mod lists;
 mod manifests;
 mod opening;
 mod options;
@@ -62,6 +65,7 @@ mod starting;
 mod steering;
 mod stored;
 mod stretches;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod verifying;
@@ -75,6 +79,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+pub use catalog::FoundRepositories;
 pub use error::FillError;
 pub use fetch::Fetched;
 pub use manifests::{FoundManifest, Refreshed, Staleness};
@@ -85,6 +90,7 @@ pub use proof::Pass;
 pub use reader::{Reader, Step};
 pub use received::Received;
 pub use referrers::{FoundReferrers, referrers_tag};
+pub use tags::FoundTags;
 
 use crate::access::{Right, Turns};
 use crate::buffers::BufferPool;
@@ -95,6 +101,7 @@ use crate::telemetry::FillMetrics;
 use crate::upstream::{Absent, UpstreamError, Upstreams};
 use flight::Flights;
 use flow::Flow;
+use lists::Lists;
 use manifests::Manifests;
 use origin::Origin;
 use recorded::Recorded;
@@ -113,6 +120,7 @@ struct Shared {
     metrics: FillMetrics,
     clock: Clock,
     manifests: Manifests,
+    lists: Lists,
     recorded: Recorded,
     running: Mutex<HashMap<Digest, Running>>,
     verifying: Mutex<HashMap<Digest, Arc<Flow>>>,
@@ -161,6 +169,7 @@ impl Fills {
         Self {
             shared: Arc::new(Shared {
                 manifests,
+                lists: Lists::new(upstreams.clone()),
                 recorded,
                 running: Mutex::default(),
                 verifying: Mutex::default(),

@@ -185,6 +185,7 @@ impl Config {
                 .iter()
                 .map(|name| Arc::from(name.as_str()))
                 .collect(),
+            creation: upstream.create.as_ref().map(|it| it.creation.clone()),
             offline: self.routed(upstream, |freshness| freshness.offline),
             shared_line,
             limits: Limits {

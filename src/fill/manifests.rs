@@ -10,7 +10,7 @@ use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
 use super::learned::Learned;
-use super::policy::TagPolicies;
+use super::policy::{TagPolicies, TagPolicy};
 use super::recorded::Recorded;
 use crate::cache::{StoredManifest, TagRecord};
 use crate::clock::Clock;
@@ -188,6 +188,16 @@ impl Manifests {
             },
             Reference::Tag(tag) => self.find_tag(repo, reference, tag).await,
         }
+    }
+
+    /// How the tags of a repository are believed.
+    pub(super) fn policy(&self, repo: &RepoKey) -> &TagPolicy {
+        self.tags.of(repo)
+    }
+
+    /// For how long the list of an upstream's repositories is believed.
+    pub(super) fn catalog_ttl(&self, upstream: &str) -> Duration {
+        self.tags.of_upstream(upstream).tag_ttl
     }
 
     fn asker(&self, repo: &RepoKey) -> Asker {
@@ -400,7 +410,7 @@ impl Manifests {
 }
 
 /// Why what is kept may be served instead of an answer; `None` where there was an answer.
-fn stale_because(error: &UpstreamError) -> Option<StaleReason> {
+pub(super) fn stale_because(error: &UpstreamError) -> Option<StaleReason> {
     if !error.cannot_answer() {
         return None;
     }

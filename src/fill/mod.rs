@@ -17,7 +17,7 @@
 //! | `filling.rs`, `writer.rs` | the task of a fill; its thread that writes and hashes |
 //! | `lanes.rs`, `stretches.rs`, `steering.rs`, `busy.rs` | the connections it comes by: who fetches what, how many are worth it, and whether we are the limit |
 //! | `download.rs`, `pieces.rs` | one connection's bytes, continued past what breaks it; put together for the disk |
-//! | `failover.rs` | the same repository elsewhere, while its own upstream cannot answer |
+//! | `failover.rs`, `elsewhere.rs` | the same repository elsewhere, while its own upstream cannot answer: for a question, and for a download under way |
 //! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `origin.rs` | the place that a blob comes from, and how to tell that it is the same still |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
@@ -28,12 +28,15 @@
 //! | `manifests.rs`, `policy.rs`, `learned.rs` | tags and manifests; how long tags are believed; which never move |
 //! | `recorded.rs`, `flight.rs` | what records say; one question at a time |
 //! | `received.rs`, `pushed.rs` | a push on its way through; what upstream took of it |
+//! | `lists.rs`, `tags.rs`, `catalog.rs` | lists of names, whole and in order; a repository's tags and a registry's repositories, also when upstream cannot tell |
 //! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
 //! It knows nothing of HTTP requests and answers.
 
 mod busy;
+mod catalog;
 mod download;
+mod elsewhere;
 mod error;
 mod failover;
 mod fetch;
@@ -44,6 +47,7 @@ mod front;
 mod interrupted;
 mod lanes;
 mod learned;
+mod lists;
 mod manifests;
 mod opening;
 mod options;
@@ -62,6 +66,7 @@ mod starting;
 mod steering;
 mod stored;
 mod stretches;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod verifying;
@@ -75,6 +80,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+pub use catalog::FoundRepositories;
 pub use error::FillError;
 pub use fetch::Fetched;
 pub use manifests::{FoundManifest, Refreshed, Staleness};
@@ -85,6 +91,7 @@ pub use proof::Pass;
 pub use reader::{Reader, Step};
 pub use received::Received;
 pub use referrers::{FoundReferrers, referrers_tag};
+pub use tags::FoundTags;
 
 use crate::access::{Right, Turns};
 use crate::buffers::BufferPool;
@@ -93,8 +100,10 @@ use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey};
 use crate::telemetry::FillMetrics;
 use crate::upstream::{Absent, UpstreamError, Upstreams};
+use elsewhere::{Elsewhere, any_answers};
 use flight::Flights;
 use flow::Flow;
+use lists::Lists;
 use manifests::Manifests;
 use origin::Origin;
 use recorded::Recorded;
@@ -113,6 +122,7 @@ struct Shared {
     metrics: FillMetrics,
     clock: Clock,
     manifests: Manifests,
+    lists: Lists,
     recorded: Recorded,
     running: Mutex<HashMap<Digest, Running>>,
     verifying: Mutex<HashMap<Digest, Arc<Flow>>>,
@@ -161,6 +171,7 @@ impl Fills {
         Self {
             shared: Arc::new(Shared {
                 manifests,
+                lists: Lists::new(upstreams.clone()),
                 recorded,
                 running: Mutex::default(),
                 verifying: Mutex::default(),
@@ -206,7 +217,13 @@ impl Fills {
         reference: &Reference,
     ) -> Result<FoundManifest, FillError> {
         debug_assert_ne!(right.action(), crate::access::Action::Delete);
-        let (repo, found) = self.find_manifest(repo, reference).await?;
+        let (repo, found) = match right.credential() {
+            None => self.find_manifest(repo, reference).await?,
+            Some(_) => (
+                repo.clone(),
+                self.shared.manifests.find(repo, reference).await?,
+            ),
+        };
         let digest = &found.manifest.digest;
         self.shared.store.manifest_used(&repo, digest);
         Ok(found)
@@ -217,13 +234,18 @@ impl Fills {
         self.shared.manifests.stale()
     }
 
-    /// Returns at once while the upstream of `repo` answers, and otherwise soon after it does again.
+    /// Returns at once while the upstream of `repo` or one that stands in for it answers, and otherwise soon
+    /// after one does again.
     ///
     /// # Cancel safety
     /// Leaving changes nothing.
     pub async fn until_answered(&self, repo: &RepoKey) {
-        if let Ok(upstream) = self.shared.upstreams.of(repo) {
-            upstream.answers().await;
+        let mut repos = self.shared.stand_ins(repo);
+        repos.push(repo.clone());
+        let upstreams = self.shared.upstreams.of_all(&repos);
+        // What is not configured any more is not waited for.
+        if !upstreams.is_empty() {
+            any_answers(&upstreams).await;
         }
     }
 
@@ -248,8 +270,9 @@ impl Shared {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn origin(&self, repo: &RepoKey) -> Result<Origin, UpstreamError> {
+    fn origin(self: &Arc<Self>, repo: &RepoKey) -> Result<Origin, UpstreamError> {
         let upstream = self.upstreams.of(repo)?;
-        Ok(Origin::new(upstream, repo.repository.clone()))
+        let elsewhere = Elsewhere::new(Arc::downgrade(self), repo.clone());
+        Ok(Origin::new(upstream, repo.repository.clone()).or(elsewhere))
     }
 }

@@ -13,6 +13,7 @@ use hyper::body::{Body as _, Incoming as HttpBody};
 
 use super::body::Said;
 use super::error::Refusal;
+use super::mount::Mount;
 use super::pump::{Broken, Incoming};
 use super::uploads::{Full, NoSession, Owner, Session, Taken, Uploads};
 use super::{Parts, Reply};
@@ -111,6 +112,8 @@ impl From<Broken> for Refusal {
 
 /// A push that is permitted, and where it goes.
 pub(super) struct Push<'a> {
+    /// What upstream may be asked to mount, where the client wishes it.
+    pub(super) mount: Option<Mount>,
     pub(super) parts: &'a Parts,
     pub(super) uploads: &'a Uploads,
     pub(super) right: &'a Right,
@@ -155,26 +158,43 @@ impl Push<'_> {
         }
     }
 
-    /// POST: begins an upload. A body is the whole blob, if `digest` says so.
+    /// POST: mounts a blob, or begins an upload. A body is the whole blob, if `digest` says so.
     async fn begin(
         &self,
         headers: &HeaderMap,
         digest: Option<Digest>,
         body: HttpBody,
     ) -> Result<Reply, Refusal> {
-        let begun = self.upstream.begin_upload(&self.repo.repository, None);
-        let Begun::Session(place) = begun.await? else {
-            return Err(UpstreamError::Wrong(Wrong::Malformed).into());
+        // Without room upstream is not asked.
+        let mut taken = self.uploads.begin(self.owner())?;
+        let place = match self.begun(&body).await? {
+            Begun::Session(place) => place,
+            Begun::Mounted(digest) => return self.created_blob(digest, None).await,
         };
-        let session = Session {
-            place,
-            received: self.parts.fills.receive(),
-        };
-        let id = self.uploads.begin(self.owner(), session)?;
+        let (upstream, repo) = (self.upstream.clone(), self.repo.clone());
+        let received = self.parts.fills.receive();
+        taken.hold(Session::new(upstream, repo, place, received));
+        let id = taken.id().to_owned();
+        taken.give_back();
         match digest.filter(|_| !body.is_end_stream()) {
             Some(digest) => self.end(headers, &id, Some(digest), body).await,
             None => Ok(self.progress(StatusCode::ACCEPTED, &id, 0)),
         }
+    }
+
+    /// What upstream makes of the wish to mount or to upload.
+    async fn begun(&self, body: &HttpBody) -> Result<Begun, UpstreamError> {
+        let repository = &self.repo.repository;
+        // With a body the upload is there already.
+        if let Some(mount) = self.mount.as_ref().filter(|_| body.is_end_stream()) {
+            let begun = self.upstream.begin_upload(repository, Some(mount.asked()));
+            match begun.await {
+                // It may be about the other repository, of which nothing is told.
+                Err(UpstreamError::Told(_) | UpstreamError::Refused | UpstreamError::Wrong(_)) => {}
+                begun => return begun,
+            }
+        }
+        self.upstream.begin_upload(repository, None).await
     }
 
     /// What is done with an upload by its id.
@@ -215,9 +235,11 @@ impl Push<'_> {
         if !body.is_end_stream() {
             let (feed, part) = upload_body(body.size_hint().exact(), range);
             let repository = &self.repo.repository;
-            let asking = self.upstream.upload_part(repository, &session.place, part);
+            let asking = self
+                .upstream
+                .upload_part(repository, &session.at.place, part);
             let pumping = Incoming::new(body).pump(feed, &mut session.received, None);
-            session.place = both(asking, pumping).await?;
+            session.at.place = both(asking, pumping).await?;
         }
         let held = session.received.len();
         taken.give_back();
@@ -248,44 +270,27 @@ impl Push<'_> {
             let found = session.received.digest().await?;
             match found == digest {
                 true => {
-                    let asking = upstream.end_upload(repository, &session.place, &digest, None);
+                    let asking = upstream.end_upload(repository, &session.at.place, &digest, None);
                     asking.await.map_err(Refusal::from)
                 }
                 false => Err(PushFault::Digest { found }.into()),
             }
         } else {
             let (feed, part) = upload_body(body.size_hint().exact(), range);
-            let asking = upstream.end_upload(repository, &session.place, &digest, Some(part));
+            let asking = upstream.end_upload(repository, &session.at.place, &digest, Some(part));
             let pumping = Incoming::new(body).pump(feed, &mut session.received, Some(digest));
             both(asking, pumping).await
         };
-        if let Err(refusal) = ended {
-            if let Refusal::Push(PushFault::Digest { .. }) = refusal {
-                self.forget_upstream(&session);
-            }
-            return Err(refusal);
-        }
-        let Session { received, .. } = session;
+        ended?;
+        let received = session.ended();
         self.created_blob(digest, Some(received)).await
     }
 
     /// DELETE: the upload is given up.
     async fn give_up(&self, id: &str) -> Result<Reply, Refusal> {
         let taken = self.uploads.take(id, &self.owner())?;
-        let session = taken.end().ok_or(PushFault::Unknown)?;
-        self.forget_upstream(&session);
+        drop(taken.end());
         Ok(Reply::new(StatusCode::NO_CONTENT, Said::nothing()))
-    }
-
-    /// Tells upstream that nothing more comes, where it wants to be told. Nobody waits for it.
-    fn forget_upstream(&self, session: &Session) {
-        let (upstream, repo) = (self.upstream.clone(), self.repo.clone());
-        let place = session.place.clone();
-        tokio::spawn(async move {
-            if let Err(error) = upstream.give_up_upload(&repo.repository, &place).await {
-                tracing::debug!(oci.repository = %repo, %error, "an upload was not given up upstream");
-            }
-        });
     }
 
     async fn created_blob(

@@ -63,6 +63,8 @@ pub(super) struct Repository {
     pub(super) manifests: BTreeMap<String, Manifest>,
     pub(super) tags: BTreeMap<String, String>,
     pub(super) lifecycle_policy: Option<String>,
+    /// What CreateRepository was asked with; null where it was not.
+    pub(super) made_with: Value,
 }
 
 /// Whether `*` in `filter` can stand for something that makes it `text`.
@@ -86,6 +88,7 @@ impl Repository {
             manifests: BTreeMap::new(),
             tags: BTreeMap::new(),
             lifecycle_policy: None,
+            made_with: Value::Null,
         }
     }
 
@@ -156,6 +159,8 @@ struct State {
     signatures: HashMap<String, SignedUrl>,
     signed: u64,
     url_life: Duration,
+    /// The account's setting `BLOB_MOUNTING`.
+    mounts_blobs: bool,
 }
 
 impl Shelf {
@@ -168,6 +173,7 @@ impl Shelf {
                 signatures: HashMap::new(),
                 signed: 0,
                 url_life: Duration::from_secs(3600),
+                mounts_blobs: false,
             }),
         }
     }
@@ -290,6 +296,14 @@ impl Shelf {
 
     pub(super) fn set_url_life(&self, life: Duration) {
         self.state().url_life = life;
+    }
+
+    pub(super) fn set_mounts_blobs(&self, mounts: bool) {
+        self.state().mounts_blobs = mounts;
+    }
+
+    pub(super) fn mounts_blobs(&self) -> bool {
+        self.state().mounts_blobs
     }
 
     pub(super) fn signatures(&self) -> Vec<String> {

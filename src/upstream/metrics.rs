@@ -20,6 +20,7 @@ pub(super) enum Kind {
     /// Whether a blob is there, or how large it is.
     BlobProbe,
     Tags,
+    Catalog,
     Referrers,
     /// At a Bearer token service; AWS is asked by its own SDK.
     Token,
@@ -43,6 +44,7 @@ impl EncodeLabelValue for Kind {
             Self::Blob => "blob",
             Self::BlobProbe => "blob_probe",
             Self::Tags => "tags",
+            Self::Catalog => "catalog",
             Self::Referrers => "referrers",
             Self::Token => "token",
             Self::Ping => "ping",
@@ -99,6 +101,8 @@ pub struct UpstreamMetrics {
     turned_away: Family<UpstreamLabel, Counter>,
     probes: Family<ResultLabels, Counter>,
     descriptions: Family<ResultLabels, Counter>,
+    creations: Family<ResultLabels, Counter>,
+    lifecycle_policies: Family<ResultLabels, Counter>,
     storage_away: Family<UpstreamLabel, Gauge>,
     held_back: Family<UpstreamLabel, Counter<f64, AtomicU64>>,
 }
@@ -180,6 +184,16 @@ impl UpstreamMetrics {
             "upstream_descriptions",
             "Questions which tags of a repository may move, by result; refused without ecr:DescribeRepositories",
             self.descriptions.clone(),
+        );
+        registry.register(
+            "upstream_repository_creations",
+            "Repositories asked for because a push found none, by result",
+            self.creations.clone(),
+        );
+        registry.register(
+            "upstream_lifecycle_policies",
+            "Lifecycle policies for repositories that were created, by result; without one it has none",
+            self.lifecycle_policies.clone(),
         );
         registry.register(
             "upstream_probes",
@@ -316,6 +330,22 @@ impl Meter {
     pub(super) fn described(&self, result: &'static str) {
         self.metrics
             .descriptions
+            .get_or_create(&self.result(result))
+            .inc();
+    }
+
+    /// A repository was asked for.
+    pub(super) fn created(&self, result: &'static str) {
+        self.metrics
+            .creations
+            .get_or_create(&self.result(result))
+            .inc();
+    }
+
+    /// A repository that was created was to get its lifecycle policy.
+    pub(super) fn lifecycle_policy(&self, result: &'static str) {
+        self.metrics
+            .lifecycle_policies
             .get_or_create(&self.result(result))
             .inc();
     }

@@ -107,6 +107,13 @@ fn dockerd_is_not_given_a_mirror_that_does_not_work() {
         why.contains("hub.test") && why.contains("access.anonymous"),
         "{why}"
     );
+    // It is anybody's, and not Docker Hub.
+    let other = format!(
+        "[[access.rule]]\nusers = ['@anonymous']\nactions = ['pull']\nupstreams = ['two']\n\
+         [[upstream]]\nname = 'two'\nregistry = '{PROD}'"
+    );
+    let first = "[[route]]\nupstream = 'one'";
+    assert!(refusal("docker.io", first, &other).contains("asks for a password"));
     let why = refusal(PROD, "", open);
     assert!(why.contains("registry = \"docker.io\""), "{why}");
     // This route takes names whatever registry they are of, and is not Docker Hub.
@@ -197,7 +204,7 @@ fn a_registry_whose_names_are_taken_elsewhere_is_not_mirrored() {
 fn a_host_where_anybody_may_pull_some_repositories_is_not_preferred() {
     let mirror = |limit: &str| {
         let config = config(&format!(
-            "[server]\ndomains = ['users.test', 'open.test']\n\
+            "[server]\ndomains = ['open.test', 'users.test']\n\
              [[access.rule]]\nusers = ['@anonymous']\nactions = ['pull']\ndomains = ['open.test']\n{limit}\n\
              [[access.rule]]\nusers = ['*']\nactions = ['pull']\ndomains = ['users.test']\n\
              [[upstream]]\nname = 'one'\nregistry = '{PROD}'\n"
@@ -209,7 +216,11 @@ fn a_host_where_anybody_may_pull_some_repositories_is_not_preferred() {
     };
     assert_eq!(mirror(""), "open.test");
     assert_eq!(mirror("repositories = ['base/**']"), "users.test");
-    assert_eq!(mirror("upstreams = ['one']"), "users.test");
+    assert_eq!(mirror("upstreams = ['one']"), "open.test");
+    assert_eq!(
+        mirror("upstreams = ['hub']\n[[upstream]]\nname = 'hub'\nregistry = 'docker.io'"),
+        "users.test"
+    );
 }
 
 #[test]
@@ -283,4 +294,48 @@ fn helm_is_told_of_the_ca_in_every_command() {
     ] {
         assert!(script.contains(&line), "{line} in {script}");
     }
+}
+
+#[test]
+fn where_a_certificate_may_stand_for_a_login_each_client_is_told_where_it_goes() {
+    let config = |access: &str| {
+        config(&format!(
+            "[server]\ndomains = ['a.test']\n[tls]\nclient_ca = 'clients.pem'\n{access}\n\
+             [[upstream]]\nname = 'one'\nregistry = '{PROD}'\n"
+        ))
+    };
+    let known = config("[[access.rule]]\nusers = ['node']\nactions = ['pull']");
+    for (kind, folder) in [
+        (Kind::Docker, "/etc/docker/certs.d"),
+        (Kind::Containerd, "/etc/containerd/certs.d"),
+        (Kind::Podman, "/etc/containers/certs.d"),
+        (Kind::Buildkit, "/etc/buildkit/certs.d"),
+        (Kind::Kubernetes, "/etc/containerd/certs.d"),
+        (Kind::K3s, "/etc/rancher/k3s/certs.d"),
+        (Kind::Helm, "/usr/local/share/ecr-proxy"),
+    ] {
+        let script = printed(kind, &known);
+        let copied = format!("sudo cp client.cert client.key {folder}/a.test/\n");
+        assert!(script.contains(&copied), "{script}");
+        // Nobody has a password.
+        for word in [" login a.test", "Basic BASE64", "PASSWORD"] {
+            assert!(!script.contains(word), "{word} in {script}");
+        }
+        // Where nobody is asked, nobody has to tell.
+        let open = printed(kind, &config("[access]\nanonymous = 'pull'"));
+        assert!(!open.contains("client.cert"), "{open}");
+    }
+    let toml_of = |script: &str| {
+        let conf = file(script, "/etc/buildkit/buildkitd.toml");
+        let lines = conf.lines().map(|line| line.replacen("# ", "", 1) + "\n");
+        toml(&lines.collect::<String>())
+    };
+    let pair = &toml_of(&printed(Kind::Buildkit, &known))["registry"]["a.test"]["keypair"][0];
+    assert_eq!(
+        (pair["cert"].as_str(), pair["key"].as_str()),
+        (
+            Some("/etc/buildkit/certs.d/a.test/client.cert"),
+            Some("/etc/buildkit/certs.d/a.test/client.key")
+        )
+    );
 }

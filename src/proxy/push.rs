@@ -167,6 +167,7 @@ impl Push<'_> {
             return Err(UpstreamError::Wrong(Wrong::Malformed).into());
         };
         let session = Session {
+            upstream: self.upstream.clone(),
             place,
             received: self.parts.fills.receive(),
         };
@@ -215,7 +216,8 @@ impl Push<'_> {
         if !body.is_end_stream() {
             let (feed, part) = upload_body(body.size_hint().exact(), range);
             let repository = &self.repo.repository;
-            let asking = self.upstream.upload_part(repository, &session.place, part);
+            let upstream = session.upstream.clone();
+            let asking = upstream.upload_part(repository, &session.place, part);
             let pumping = Incoming::new(body).pump(feed, &mut session.received, None);
             session.place = both(asking, pumping).await?;
         }
@@ -243,7 +245,7 @@ impl Push<'_> {
             }
         };
         let mut session = taken.end().ok_or(PushFault::Unknown)?;
-        let (upstream, repository) = (&self.upstream, &self.repo.repository);
+        let (upstream, repository) = (&session.upstream, &self.repo.repository);
         let ended = if body.is_end_stream() {
             let found = session.received.digest().await?;
             match found == digest {
@@ -279,7 +281,7 @@ impl Push<'_> {
 
     /// Tells upstream that nothing more comes, where it wants to be told. Nobody waits for it.
     fn forget_upstream(&self, session: &Session) {
-        let (upstream, repo) = (self.upstream.clone(), self.repo.clone());
+        let (upstream, repo) = (session.upstream.clone(), self.repo.clone());
         let place = session.place.clone();
         tokio::spawn(async move {
             if let Err(error) = upstream.give_up_upload(&repo.repository, &place).await {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::access::{ClientToken, Who, unguessable};
 use crate::fill::Received;
 use crate::oci::RepoKey;
-use crate::upstream::UploadPlace;
+use crate::upstream::{UploadPlace, Upstream};
 
 /// Sessions of all together. One costs about a kilobyte.
 const MOST: usize = 4096;
@@ -27,6 +27,8 @@ const SWEEP: Duration = Duration::from_secs(60);
 
 /// What an upload is.
 pub(super) struct Session {
+    /// Where it was begun: that name may be another upstream's by now.
+    pub(super) upstream: Upstream,
     /// Where it goes on upstream.
     pub(super) place: UploadPlace,
     /// What upstream took of it.

@@ -92,6 +92,8 @@ words! {
         Blob = "blob",
         /// A list of tags.
         Tags = "tags",
+        /// A list of repositories.
+        Catalog = "catalog",
         /// A list of referrers.
         Referrers = "referrers",
         /// An upload, or a step of it.

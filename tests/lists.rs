@@ -1,5 +1,6 @@
-//! Lists are upstream's own, page by page: every tag can be reached by following our links, which name
-//! no host but ours, and referrers come as they are, filtered where the registry filters.
+//! Lists are upstream's own in the order that the specification wants, page by page: every tag can be reached
+//! by following our links, which name no host but ours and nothing that only upstream understands, and
+//! referrers come as they are, filtered where the registry filters. What upstream cannot tell the cache does.
 
 mod support;
 
@@ -8,6 +9,7 @@ use std::collections::BTreeSet;
 use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Listener, Outage, Simulator, Stored};
 use support::image::REPOSITORY;
 use support::real::DockerRegistry;
+use support::users::{login, user_line};
 use support::{Answer, Client, Connection, Proxy, image, store};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -27,7 +29,15 @@ fn next(answer: &Answer) -> Option<String> {
     Some(target.to_owned())
 }
 
-/// Every tag, by following the links, and the number of pages; fails if a tag comes twice.
+/// The names of a page of tags.
+fn names(answer: &Answer) -> Vec<String> {
+    let list = answer.json();
+    let tags = list["tags"].as_array().expect("an array of tags").iter();
+    tags.map(|tag| tag.as_str().expect("a tag").to_owned())
+        .collect()
+}
+
+/// Every tag, by following the links, and the number of pages; fails if a tag comes twice, or out of order.
 async fn all_tags(client: &Client, query: &str) -> (BTreeSet<String>, usize) {
     let mut tags = BTreeSet::new();
     let mut pages = 0;
@@ -36,15 +46,20 @@ async fn all_tags(client: &Client, query: &str) -> (BTreeSet<String>, usize) {
         let answer = client.get(&path).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         assert_eq!(answer.header("content-type"), Some("application/json"));
-        let list = answer.json();
-        assert_eq!(list["name"], REPOSITORY);
-        for tag in list["tags"].as_array().expect("an array of tags") {
-            let tag = tag.as_str().expect("a tag").to_owned();
-            assert!(tags.insert(tag.clone()), "{tag} came twice");
+        assert_eq!(answer.json()["name"], REPOSITORY);
+        let page = names(&answer);
+        for tag in &page {
+            let before = tags.last();
+            assert!(before < Some(tag), "{tag} came after {before:?}");
+            tags.insert(tag.clone());
         }
         pages += 1;
         assert!(pages < 300, "the links go round");
         target = next(&answer);
+        if let Some(target) = &target {
+            let last = page.last().expect("a page with a next one");
+            assert!(target.ends_with(&format!("last={last}")), "{target}");
+        }
     }
     (tags, pages)
 }
@@ -69,7 +84,7 @@ async fn p10_all_of_250_tags_are_reached_by_following_our_links() {
     }
     let proxy = before(&simulator).await;
     for (query, at_least) in [
-        ("", 3),
+        ("", 1),
         ("?n=100", 3),
         ("?n=40", 7),
         ("?n=1000", 1),
@@ -79,6 +94,15 @@ async fn p10_all_of_250_tags_are_reached_by_following_our_links() {
         assert_eq!(tags, pushed, "{query}");
         assert!(pages >= at_least, "{query}: {pages} pages");
     }
+    // What a page begins after need not be there.
+    let path = format!("/v2/{REPOSITORY}/tags/list?n=2&last=tag-0105");
+    let page = proxy.client().get(&path).await;
+    assert_eq!(names(&page), ["tag-011", "tag-012"]);
+    // Upstream was asked for a list once, and not once for each of its pages.
+    let lists = simulator
+        .journal()
+        .count(|entry| entry.path.ends_with("/tags/list") && !entry.query.contains("last="));
+    assert!(lists <= 6, "{lists}");
     let longest = simulator
         .journal()
         .snapshot()
@@ -108,6 +132,119 @@ async fn p10_all_of_250_tags_are_reached_by_following_our_links() {
         (absent.status, absent.error_code().as_str()),
         (404, "NAME_UNKNOWN")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_is_in_the_list_of_whoever_pages_on() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let image = image::push(&simulator);
+    for tag in ["a", "b"] {
+        simulator.tag(REPOSITORY, tag, &image.top.digest);
+    }
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
+        .unset("access.anonymous")
+        .users(&user_line("ci", "secret"))
+        .rule("users = ['ci']\nactions = ['pull', 'push', 'delete']")
+        .start();
+    let client = login(proxy.client(), "ci", "secret");
+    let rest = format!("/v2/{REPOSITORY}/tags/list?last=a");
+    assert_eq!(names(&client.get(&rest).await), ["b", image::TAG]);
+    let (media_type, bytes) = simulator
+        .manifest(REPOSITORY, &image.top.digest)
+        .expect("it was pushed");
+    let path = format!("/v2/{REPOSITORY}/manifests/c");
+    let length = bytes.len().to_string();
+    let typed = [
+        ("content-type", media_type.as_str()),
+        ("content-length", length.as_str()),
+    ];
+    let mut connection = client.start("PUT", &path, &typed).await;
+    connection.send(&bytes).await.expect("send");
+    let put = connection.answer("PUT").await.expect("an answer");
+    assert_eq!(put.status, 201, "{}", put.text());
+    assert_eq!(names(&client.get(&rest).await), ["b", "c", image::TAG]);
+    let path = format!("/v2/{REPOSITORY}/manifests/b");
+    assert_eq!(client.ask("DELETE", &path, &[]).await.status, 202);
+    assert_eq!(names(&client.get(&rest).await), ["c", image::TAG]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o01_the_tags_that_are_here_are_listed_when_upstream_cannot() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let digest = image::push(&simulator).top.digest;
+    for tag in ["b", "never-pulled", "a", "C"] {
+        simulator.tag(REPOSITORY, tag, &digest);
+    }
+    let mut proxy = before(&simulator).await;
+    let path = format!("/v2/{REPOSITORY}/tags/list");
+    let online = proxy.client().get(&path).await;
+    let all = ["a", "b", "C", "never-pulled", image::TAG];
+    assert_eq!(
+        (online.status, &names(&online)[..]),
+        (200, &all.map(String::from)[..])
+    );
+    for tag in ["a", "b", "C"] {
+        let manifest = format!("/v2/{REPOSITORY}/manifests/{tag}");
+        assert_eq!(proxy.client().get(&manifest).await.status, 200);
+    }
+
+    simulator.outage(Outage::Refused).await;
+    for again in [false, true] {
+        if again {
+            proxy.terminate();
+            assert!(proxy.wait().success());
+            proxy.restart();
+        }
+        let client = proxy.client();
+        let first = client.get(&format!("{path}?n=2")).await;
+        assert_kept(&first);
+        assert_eq!(names(&first), ["a", "b"]);
+        let second = next(&first).expect("a next page");
+        assert!(second.ends_with("?n=2&last=b"), "{second}");
+        let second = client.get(&second).await;
+        let rest = match again {
+            // Upstream's own list is remembered for those who page through it.
+            false => &["C", "never-pulled"][..],
+            true => &["C"],
+        };
+        assert_eq!(names(&second), rest);
+        let is_from_list = second.header("x-cache") == Some("hit");
+        assert_eq!(is_from_list, !again);
+        let unknown = client.get("/v2/no/such/tags/list").await;
+        assert_eq!(unknown.status, 503, "{}", unknown.text());
+        assert!(unknown.header("retry-after").is_some());
+    }
+
+    // What failed is asked for anew, and what upstream says now counts.
+    simulator.outage(Outage::None).await;
+    support::within("the link is back", async {
+        while names(&proxy.client().get(&path).await).len() < all.len() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let absent = proxy.client().get("/v2/no/such/tags/list").await;
+    assert_eq!(absent.status, 404, "{}", absent.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o02_tags_are_listed_for_as_long_as_they_may_be_stale() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    image::push(&simulator);
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
+        .set("cache.tag_ttl", "0s")
+        .set("cache.stale_if_error", "0s")
+        .start();
+    let manifest = format!("/v2/{REPOSITORY}/manifests/{}", image::TAG);
+    assert_eq!(proxy.client().get(&manifest).await.status, 200);
+    simulator.outage(Outage::Refused).await;
+    let list = format!("/v2/{REPOSITORY}/tags/list");
+    let gone = proxy.client().get(&list).await;
+    assert_eq!(gone.status, 503, "{}", gone.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,12 +301,17 @@ fn listed(answer: &Answer) -> BTreeSet<String> {
         .collect()
 }
 
-/// Fails unless a list is told without upstream, and says so.
-fn assert_stale(answer: &Answer) {
+/// Fails unless something is told without upstream, and says so.
+fn assert_kept(answer: &Answer) {
     assert_eq!(answer.status, 200, "{}", answer.text());
-    assert_eq!(answer.header("content-type"), Some(INDEX));
     assert_eq!(answer.header("x-cache"), Some("stale"));
     assert!(answer.header("age").is_some() && !answer.head.header_values("warning").is_empty());
+}
+
+/// The same of a list of referrers.
+fn assert_stale(answer: &Answer) {
+    assert_kept(answer);
+    assert_eq!(answer.header("content-type"), Some(INDEX));
     assert_eq!(answer.json()["schemaVersion"], 2);
 }
 

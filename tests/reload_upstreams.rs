@@ -6,7 +6,9 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ecr_proxy::simulator::{BlobSource, Fault, Gate, Listener, Outage, Pattern, Simulator};
+use ecr_proxy::simulator::{
+    BlobSource, Fault, Gate, Listener, Outage, Pattern, Simulator, path_contains,
+};
 use support::blobs::{MIB, assert_whole, metric, until};
 use support::two::{Two, put};
 use support::{Answer, Client, Event, Proxy, within};
@@ -32,6 +34,17 @@ fn edited<'a>(tables: &'a mut [Table], name: &str) -> &'a mut Table {
     let mut tables = tables.iter_mut();
     let is_it = |table: &&mut Table| table["name"].as_str() == Some(name);
     tables.find(is_it).expect("an upstream of that name")
+}
+
+/// The account of the second upstream is the first's from now on.
+fn become_base(proxy: &mut Proxy) {
+    proxy.edit("upstream", |all| {
+        let theirs = edited(all, "base").clone();
+        let prod = edited(all, "prod");
+        for key in ["registry", "endpoint", "profile"] {
+            prod.insert(key.to_owned(), theirs[key].clone());
+        }
+    });
 }
 
 async fn tag(client: &Client, repository: &str, tag: &str) -> Answer {
@@ -98,12 +111,8 @@ async fn k11_an_upstream_that_moved_is_asked_where_it_is_now() {
     within("it is under way", gate.arrived(1)).await;
 
     // The second account is the first upstream now, under the name of that.
+    become_base(&mut proxy);
     proxy.edit("upstream", |all| {
-        let theirs = edited(all, "base").clone();
-        let prod = edited(all, "prod");
-        for key in ["registry", "endpoint", "profile"] {
-            prod.insert(key.to_owned(), theirs[key].clone());
-        }
         all.retain(|upstream| upstream["name"].as_str() != Some("base"));
     });
     proxy.edit("route", |routes| routes.truncate(1));
@@ -146,13 +155,7 @@ async fn k11_who_waits_for_an_upstream_that_is_replaced_waits_no_longer() {
         metric(&proxy, "ecr_proxy_upstream_breaker_open", &[]).await == 1.0
     })
     .await;
-    proxy.edit("upstream", |all| {
-        let theirs = edited(all, "base").clone();
-        let prod = edited(all, "prod");
-        for key in ["registry", "endpoint", "profile"] {
-            prod.insert(key.to_owned(), theirs[key].clone());
-        }
-    });
+    become_base(&mut proxy);
     proxy.reload().await;
     assert_eq!(client.get(path).await.status, 200);
     assert_eq!(
@@ -161,6 +164,34 @@ async fn k11_who_waits_for_an_upstream_that_is_replaced_waits_no_longer() {
     );
     let page = Client::operator(proxy.admin()).get("/readyz?strict").await;
     assert_eq!(page.status, 200, "{}", page.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k11_what_an_upstream_said_or_is_being_asked_counts_no_more_once_it_is_another() {
+    let two = Two::start().await;
+    put(&two.prod, "team/app", "held", layer(1));
+    for tag in ["held", "absent"] {
+        put(&two.base, "team/app", tag, layer(2));
+    }
+    let mut proxy = before(&two).await;
+    let client = proxy.client();
+    assert_eq!(tag(&client, "team/app", "absent").await.status, 404);
+    let gate = Gate::new();
+    let held = path_contains("/manifests/held");
+    let held = two.prod.faults().on(Listener::Registry, "GET", held);
+    held.then(Fault::Hold(gate.clone()));
+    let path = "/v2/team/app/manifests/held";
+    let mut waiting = client.start("GET", path, &[]).await;
+    within("it is asked", gate.arrived(1)).await;
+    become_base(&mut proxy);
+    proxy.reload().await;
+    let answer = client.get(path).await;
+    assert_eq!(answer.status, 200, "it joins no question to another");
+    assert_eq!(tag(&client, "team/app", "absent").await.status, 200);
+    gate.open();
+    let theirs = waiting.answer("GET").await.expect("an answer");
+    assert_eq!(theirs.status, 200);
+    assert_ne!(theirs.digest(), answer.digest());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,7 @@ use http::HeaderValue;
 use http::header::GetAll;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use crate::oci::RepositoryName;
 use basic::Credentials;
 use passwords::Passwords;
 use rules::Place;
@@ -134,6 +135,11 @@ impl Caller<'_> {
     /// Who it is.
     pub fn who(&self) -> &Who {
         &self.who
+    }
+
+    /// What shows who it is, where that is an ECR token.
+    pub fn token(&self) -> Option<&ClientToken> {
+        self.token.as_ref()
     }
 
     fn place(&self) -> Place<'_> {
@@ -298,6 +304,19 @@ impl Access {
         let Inner { rules, tokens, .. } = &*self.inner;
         decide::decide(rules, tokens.as_deref(), caller, wanted).await
     }
+
+    /// Whether the rules let somebody pull a repository of this name, and so know that it is there. About
+    /// the bearer of a token they say nothing, and this is false.
+    pub fn may_pull(
+        &self,
+        caller: &Caller<'_>,
+        upstream: &str,
+        repository: &RepositoryName,
+    ) -> bool {
+        let (who, place) = (caller.who(), caller.place());
+        let rules = &self.inner.rules;
+        rules.allow(who, place, upstream, repository, Action::Pull)
+    }
 }
 
 fn tokens(
@@ -349,7 +368,6 @@ impl fmt::Debug for Access {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::RepositoryName;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use http::HeaderMap;

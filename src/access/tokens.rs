@@ -9,6 +9,7 @@
 //! What ECR is asked is handed in as [`Verdicts`]: nothing is known here of upstreams.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -85,6 +86,12 @@ impl PartialEq for ClientToken {
 }
 
 impl Eq for ClientToken {}
+
+impl Hash for ClientToken {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.hash.hash(state);
+    }
+}
 
 impl fmt::Debug for ClientToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

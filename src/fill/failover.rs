@@ -3,6 +3,8 @@
 //! The same repository elsewhere is a repository of its own: it is asked, recorded and proven for itself,
 //! and only while the first cannot answer. A no of the first is final, and a no of another is none.
 
+use std::sync::Arc;
+
 use super::error::FillError;
 use super::manifests::FoundManifest;
 use super::opening::{Content, Want};
@@ -127,7 +129,7 @@ impl Fills {
 
 impl Shared {
     /// The stand-ins to be asked after `error`: none unless another may answer.
-    fn instead_of(&self, repo: &RepoKey, error: &FillError) -> Vec<RepoKey> {
+    pub(super) fn instead_of(&self, repo: &RepoKey, error: &FillError) -> Vec<RepoKey> {
         match error.wants_another() {
             true => self.stand_ins(repo),
             false => Vec::new(),
@@ -136,12 +138,23 @@ impl Shared {
 
     /// The same repository of the upstreams that stand in for its own, in order.
     fn stand_ins(&self, repo: &RepoKey) -> Vec<RepoKey> {
-        let upstream = self.upstreams.named(&repo.upstream);
-        let names = upstream.map_or_else(Vec::new, |upstream| upstream.fallback().to_vec());
         let of = |upstream| RepoKey {
             upstream,
             repository: repo.repository.clone(),
         };
-        names.into_iter().map(of).collect()
+        self.fallback(&repo.upstream).into_iter().map(of).collect()
+    }
+
+    /// The upstreams to be asked in the place of this one after `error`.
+    pub(super) fn standing_in(&self, upstream: &str, error: &FillError) -> Vec<Arc<str>> {
+        match error.wants_another() {
+            true => self.fallback(upstream),
+            false => Vec::new(),
+        }
+    }
+
+    fn fallback(&self, upstream: &str) -> Vec<Arc<str>> {
+        let upstream = self.upstreams.named(upstream);
+        upstream.map_or_else(Vec::new, |upstream| upstream.fallback().to_vec())
     }
 }

@@ -12,6 +12,7 @@ use super::error::FillError;
 use super::flight::{Flights, Lost};
 use super::learned::Learned;
 use super::options::For;
+use super::policy::TagPolicy;
 use super::recorded::Recorded;
 use crate::cache::{StoredManifest, TagRecord};
 use crate::clock::Clock;
@@ -187,14 +188,29 @@ impl Manifests {
         }
     }
 
+    /// See [`super::Fills::set_options`].
+    pub(super) fn forget_absences(&self) {
+        self.absent.invalidate_all();
+    }
+
     /// See [`super::Fills::forget_answers`].
     pub(super) fn forget_answers(&self) {
-        self.absent.invalidate_all();
+        self.forget_absences();
         self.slow.invalidate_all();
         self.checked.invalidate_all();
         self.gone.invalidate_all();
         self.questions.abandon();
         self.learned.forget();
+    }
+
+    /// How the tags of a repository are believed.
+    pub(super) fn policy(&self, repo: &RepoKey) -> TagPolicy {
+        self.options.load().tags.of(repo).clone()
+    }
+
+    /// For how long the list of an upstream's repositories is believed.
+    pub(super) fn catalog_ttl(&self, upstream: &str) -> Duration {
+        self.options.load().tags.of_upstream(upstream).tag_ttl
     }
 
     fn asker(&self, repo: &RepoKey) -> Asker {
@@ -410,7 +426,7 @@ impl Manifests {
 }
 
 /// Why what is kept may be served instead of an answer; `None` where there was an answer.
-fn stale_because(error: &UpstreamError) -> Option<StaleReason> {
+pub(super) fn stale_because(error: &UpstreamError) -> Option<StaleReason> {
     if !error.cannot_answer() {
         return None;
     }

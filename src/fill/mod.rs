@@ -28,11 +28,13 @@
 //! | `manifests.rs`, `policy.rs`, `learned.rs` | tags and manifests; how long tags are believed; which never move |
 //! | `recorded.rs`, `flight.rs` | what records say; one question at a time |
 //! | `received.rs`, `pushed.rs` | a push on its way through; what upstream took of it |
+//! | `lists.rs`, `tags.rs`, `catalog.rs` | lists of names, whole and in order; a repository's tags and a registry's repositories, also when upstream cannot tell |
 //! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
 //!
 //! It knows nothing of HTTP requests and answers.
 
 mod busy;
+mod catalog;
 mod download;
 mod error;
 mod failover;
@@ -44,6 +46,7 @@ mod front;
 mod interrupted;
 mod lanes;
 mod learned;
+mod lists;
 mod manifests;
 mod opening;
 mod options;
@@ -62,6 +65,7 @@ mod starting;
 mod steering;
 mod stored;
 mod stretches;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod verifying;
@@ -76,6 +80,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+pub use catalog::FoundRepositories;
 pub use error::FillError;
 pub use fetch::Fetched;
 pub use manifests::{FoundManifest, Refreshed, Staleness};
@@ -86,6 +91,7 @@ pub use proof::Pass;
 pub use reader::{Reader, Step};
 pub use received::Received;
 pub use referrers::{FoundReferrers, referrers_tag};
+pub use tags::FoundTags;
 
 use crate::access::{Right, Turns};
 use crate::buffers::BufferPool;
@@ -96,6 +102,7 @@ use crate::telemetry::FillMetrics;
 use crate::upstream::{Absent, UpstreamError, Upstreams};
 use flight::Flights;
 use flow::Flow;
+use lists::Lists;
 use manifests::Manifests;
 use options::For;
 use origin::Origin;
@@ -115,6 +122,7 @@ struct Shared {
     metrics: FillMetrics,
     clock: Clock,
     manifests: Manifests,
+    lists: Lists,
     recorded: Recorded,
     running: Mutex<HashMap<Digest, Running>>,
     verifying: Mutex<HashMap<Digest, Arc<Flow>>>,
@@ -166,6 +174,7 @@ impl Fills {
         Self {
             shared: Arc::new(Shared {
                 manifests,
+                lists: Lists::new(upstreams.clone()),
                 recorded,
                 running: Mutex::default(),
                 verifying: Mutex::default(),
@@ -202,7 +211,8 @@ impl Fills {
     pub fn set_options(&self, options: FillOptions) {
         if **self.shared.options.load() != options {
             self.shared.options.store(Arc::new(options));
-            self.forget_answers();
+            self.shared.absent.invalidate_all();
+            self.shared.manifests.forget_absences();
         }
     }
 
@@ -213,6 +223,7 @@ impl Fills {
         self.shared.checked.invalidate_all();
         self.shared.probes.abandon();
         self.shared.manifests.forget_answers();
+        self.shared.lists.forget_answers();
     }
 
     /// The manifest that `reference` names in `repo`, by its record or from upstream.

@@ -40,6 +40,12 @@ impl TagPolicies {
         let routed = self.upstreams.get(&repo.upstream);
         routed.map_or(&self.otherwise, |routed| routed.of(&repo.repository))
     }
+
+    /// What counts for an upstream where no repository is meant.
+    pub(super) fn of_upstream(&self, upstream: &str) -> &TagPolicy {
+        let routed = self.upstreams.get(upstream);
+        routed.map_or(&self.otherwise, Routed::otherwise)
+    }
 }
 
 impl FromIterator<(Arc<str>, Routed<TagPolicy>)> for TagPolicies {

@@ -93,6 +93,7 @@ impl Fills {
         debug_assert_eq!(right.action(), Action::Push);
         let manifests = &self.shared.manifests;
         manifests.pushed(repo, reference, media_type, bytes).await;
+        self.shared.lists.changed(repo);
     }
 
     /// Upstream has taken a tag, or a manifest with its tags, away from `repo`.
@@ -102,6 +103,7 @@ impl Fills {
     pub async fn manifest_deleted(&self, right: &Right, repo: &RepoKey, reference: &Reference) {
         debug_assert_eq!(right.action(), Action::Delete);
         self.shared.manifests.deleted(repo, reference).await;
+        self.shared.lists.changed(repo);
     }
 
     /// Upstream has taken a blob away from `repo`.

@@ -1,5 +1,7 @@
 //! What records say, without making the runtime wait for a disk.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -71,6 +73,32 @@ impl Recorded {
         let tag = tag.clone();
         self.ask(repo, move |records, repo| records.tag(repo, &tag))
             .await
+    }
+
+    /// The tags of a repository whose manifests are stored.
+    pub(super) async fn pullable_tags(
+        &self,
+        repo: &RepoKey,
+    ) -> Result<Vec<(Tag, TagRecord)>, FillError> {
+        self.ask(repo, |records, repo| {
+            let stored = records.manifests(repo).into_iter();
+            let stored: HashSet<Digest> = stored.map(|manifest| manifest.digest).collect();
+            let mut tags = records.tags(repo);
+            tags.retain(|(_, record)| stored.contains(&record.digest));
+            tags
+        })
+        .await
+    }
+
+    /// The names of all repositories of an upstream that anything is recorded of.
+    pub(super) async fn repositories(&self, upstream: &Arc<str>) -> Result<Vec<String>, FillError> {
+        let (store, upstream) = (self.store.clone(), Arc::clone(upstream));
+        let walk = tokio::task::spawn_blocking(move || {
+            let mut all = store.records().repositories();
+            all.retain(|repo| repo.upstream == upstream);
+            all.iter().map(|repo| repo.repository.to_string()).collect()
+        });
+        walk.await.map_err(|_| FillError::Lost)
     }
 
     pub(super) async fn referrer_list(

@@ -73,7 +73,12 @@ pub enum Request {
         digest: Option<Digest>,
     },
     /// `/v2/_catalog`, Docker's list of repositories.
-    Catalog,
+    Catalog {
+        /// `n`: how many names at most. Saturates at `u32::MAX`; the answerer clamps it.
+        limit: Option<u32>,
+        /// `last`: where the page before ended.
+        last: Option<String>,
+    },
 }
 
 /// Why a path is not one of the API's.
@@ -107,7 +112,12 @@ impl Request {
     pub fn parse(path: &str, query: Option<&str>) -> Result<Self, ParseRequestError> {
         let rest = match path {
             "/v2" | "/v2/" => return Ok(Self::Ping),
-            "/v2/_catalog" => return Ok(Self::Catalog),
+            "/v2/_catalog" => {
+                return Ok(Self::Catalog {
+                    limit: limit(query)?,
+                    last: single(query, "last")?,
+                });
+            }
             path => path
                 .strip_prefix("/v2/")
                 .ok_or(ParseRequestError::NotFound)?,
@@ -158,16 +168,9 @@ impl Request {
     }
 
     fn tags(repository: RepositoryName, query: Option<&str>) -> Result<Self, ParseRequestError> {
-        let limit = match single(query, "n")? {
-            None => None,
-            Some(n) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => {
-                Some(n.parse().unwrap_or(u32::MAX))
-            }
-            Some(_) => return Err(ParseRequestError::Query("n")),
-        };
         Ok(Self::Tags {
             repository,
-            limit,
+            limit: limit(query)?,
             last: single(query, "last")?,
         })
     }
@@ -191,7 +194,7 @@ impl Request {
     /// The repository it is about, if it is about one.
     pub fn repository(&self) -> Option<&RepositoryName> {
         match self {
-            Self::Ping | Self::Catalog => None,
+            Self::Ping | Self::Catalog { .. } => None,
             Self::Manifest { repository, .. }
             | Self::Blob { repository, .. }
             | Self::Tags { repository, .. }
@@ -205,6 +208,16 @@ impl Request {
 fn is_session(text: &str) -> bool {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     text.len() <= 128 && text.bytes().all(is_plain)
+}
+
+fn limit(query: Option<&str>) -> Result<Option<u32>, ParseRequestError> {
+    match single(query, "n")? {
+        None => Ok(None),
+        Some(n) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => {
+            Ok(Some(n.parse().unwrap_or(u32::MAX)))
+        }
+        Some(_) => Err(ParseRequestError::Query("n")),
+    }
 }
 
 fn digest(query: Option<&str>) -> Result<Option<Digest>, ParseRequestError> {
@@ -257,7 +270,10 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ping => f.write_str("/v2/"),
-            Self::Catalog => f.write_str("/v2/_catalog"),
+            Self::Catalog { limit, last } => {
+                f.write_str("/v2/_catalog")?;
+                write_page(f, *limit, last.as_deref())
+            }
             Self::Manifest {
                 repository,
                 reference,
@@ -296,11 +312,7 @@ impl fmt::Display for Request {
                 last,
             } => {
                 write!(f, "/v2/{repository}/tags/list")?;
-                let limit = limit.map(|limit| format!("n={limit}"));
-                let last = last
-                    .as_deref()
-                    .map(|last| format!("last={}", escaped(last)));
-                write_query(f, [limit, last])
+                write_page(f, *limit, last.as_deref())
             }
             Self::Referrers {
                 repository,
@@ -320,6 +332,12 @@ impl fmt::Display for Request {
 
 fn escaped(value: &str) -> impl fmt::Display + '_ {
     utf8_percent_encode(value, QUERY_VALUE)
+}
+
+fn write_page(f: &mut fmt::Formatter<'_>, limit: Option<u32>, last: Option<&str>) -> fmt::Result {
+    let limit = limit.map(|limit| format!("n={limit}"));
+    let last = last.map(|last| format!("last={}", escaped(last)));
+    write_query(f, [limit, last])
 }
 
 fn write_query<const N: usize>(
@@ -350,6 +368,7 @@ mod tests {
         for target in [
             "/v2/".to_owned(),
             "/v2/_catalog".to_owned(),
+            "/v2/_catalog?n=5&last=team%2Fapp".to_owned(),
             "/v2/app/manifests/latest".to_owned(),
             format!("/v2/team/app/manifests/{digest}"),
             format!("/v2/team/app/blobs/{digest}"),

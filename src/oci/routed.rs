@@ -28,6 +28,11 @@ impl<T> Routed<T> {
             .map_or(&self.otherwise, |(_, value)| value)
     }
 
+    /// What counts where no pattern matches.
+    pub fn otherwise(&self) -> &T {
+        &self.otherwise
+    }
+
     /// Every value that may count.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         let routed = self.routes.iter().map(|(_, value)| value);

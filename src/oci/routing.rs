@@ -146,11 +146,7 @@ impl Routes {
     /// What a client may write to be led to `repo`, if anything: without a domain wherever all of ours
     /// lead there.
     pub fn written(&self, repo: &RepoKey) -> Option<Written> {
-        let routes = self.routes.iter();
-        let ours = routes.filter(|route| route.upstream == repo.upstream);
-        let mut names: Vec<RepositoryName> = Vec::new();
-        names.extend(ours.filter_map(|route| route.restored(&repo.repository)));
-        names.push(repo.repository.clone());
+        let names = self.candidates(repo);
         let leads = |domain: Option<&str>, ns: Option<&str>, name: &RepositoryName| {
             self.find(domain, ns, name)
                 .is_some_and(|led| led.repo == *repo)
@@ -186,6 +182,46 @@ impl Routes {
                 repository: name.clone(),
             })
         })
+    }
+
+    /// The names that lead to `repo` when they are asked for under `domain` of ours with this `ns`.
+    pub fn called(
+        &self,
+        domain: Option<&str>,
+        ns: Option<&str>,
+        repo: &RepoKey,
+    ) -> Vec<RepositoryName> {
+        let mut names = self.candidates(repo);
+        names.retain(|name| {
+            let led = self.find(domain, ns, name);
+            led.is_some_and(|led| led.repo == *repo)
+        });
+        names
+    }
+
+    /// The upstreams that names may lead to when they are asked for under `domain` with this `ns`, each once.
+    pub fn reached(&self, domain: Option<&str>, ns: Option<&str>) -> Vec<Arc<str>> {
+        let mut reached: Vec<Arc<str>> = Vec::new();
+        for (upstream, _) in self.patterns(domain, ns, &Pattern::any()) {
+            if !reached.contains(&upstream) {
+                reached.push(upstream);
+            }
+        }
+        reached
+    }
+
+    /// What may be written for a repository somewhere: as each route to its upstream has it, and its own name.
+    fn candidates(&self, repo: &RepoKey) -> Vec<RepositoryName> {
+        let mut names: Vec<RepositoryName> = Vec::new();
+        let ours = self.routes.iter();
+        let ours = ours.filter(|route| route.upstream == repo.upstream);
+        let restored = ours.filter_map(|route| route.restored(&repo.repository));
+        for name in restored.chain([repo.repository.clone()]) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 
     /// The patterns, with their upstreams, of what `pattern` describes when clients write it: each once.

@@ -1,4 +1,4 @@
-//! Lists that upstream keeps: tags and referrers.
+//! Lists of what is in one repository: tags and referrers.
 
 use http::header::{self, HeaderValue};
 
@@ -6,11 +6,9 @@ use super::Reply;
 use super::error::Refusal;
 use super::verdicts;
 use crate::access::Right;
-use crate::fill::Fills;
+use crate::fill::{FillError, Fills};
 use crate::oci::header::OCI_FILTERS_APPLIED;
 use crate::oci::{self, Digest, RepoKey, RepositoryName, media_type};
-use crate::telemetry::Outcome;
-use crate::upstream::Upstream;
 
 /// How the client asked for a repository: what pages are called to it.
 pub(super) struct AsAsked<'a> {
@@ -20,8 +18,14 @@ pub(super) struct AsAsked<'a> {
     pub(super) ns: Option<&'a str>,
 }
 
-/// Most names of a page. ECR refuses more, and nobody needs them at once.
-const LONGEST_PAGE: u32 = 1000;
+/// Most names of a page, and as many as there are where none are asked for: what ECR gives at once at most.
+const LONGEST_PAGE: usize = 1000;
+
+/// How many names somebody wants at once.
+pub(super) fn page_size(limit: Option<u32>) -> usize {
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok());
+    limit.unwrap_or(LONGEST_PAGE).min(LONGEST_PAGE)
+}
 
 /// A page of tags as clients read it.
 #[derive(serde::Serialize)]
@@ -32,43 +36,38 @@ struct TagList<'a> {
 
 /// A page of a repository's tags (distribution-spec, end-8).
 pub(super) async fn tags(
-    upstream: &Upstream,
+    fills: &Fills,
     right: &Right,
     repo: &RepoKey,
     asked: &AsAsked<'_>,
     limit: Option<u32>,
     last: Option<&str>,
 ) -> Result<Reply, Refusal> {
-    let limit = limit.map(|limit| limit.min(LONGEST_PAGE));
-    let page = verdicts::asked_with(upstream, right)?
-        .tags(&repo.repository, limit.map(|limit| limit.max(1)), last)
-        .await
-        .map_err(|error| verdicts::told(right, error))?;
-    // `n=0` gives an empty list and no link; that the repository is there was asked all the same.
-    let (names, next) = if limit == Some(0) {
-        (Vec::new(), None)
-    } else {
-        (page.names, page.next)
-    };
+    let found = fills.tags(right, repo, last, page_size(limit)).await;
+    let found = found.map_err(|error| match error {
+        FillError::Upstream(error) => verdicts::told(right, error),
+        error => error.into(),
+    })?;
     let list = TagList {
         name: asked.repository.as_str(),
-        tags: &names,
+        tags: &found.names,
     };
     // Text and lists of text are always JSON.
     let mut reply = Reply::json(serde_json::to_vec(&list).unwrap_or_default());
-    if let Some(last) = next {
-        let repository = asked.repository.clone();
-        link(
-            &mut reply,
-            asked,
-            &oci::Request::Tags {
-                repository,
-                limit,
-                last: Some(last),
-            },
-        );
+    // `n=0` gives an empty list and no link; that the repository is there was asked all the same.
+    if found.more
+        && let Some(last) = found.names.last()
+    {
+        let next = oci::Request::Tags {
+            repository: asked.repository.clone(),
+            limit,
+            last: Some(last.clone()),
+        };
+        link(&mut reply, asked.ns, &next);
     }
-    reply.outcome = Outcome::Bypass;
+    reply.outcome = found.outcome;
+    reply.is_of_another = found.is_of_another;
+    reply.age(found.age, found.reason);
     Ok(reply)
 }
 
@@ -95,7 +94,7 @@ pub(super) async fn referrers(
     if let Some(page) = answer.next {
         link(
             &mut reply,
-            asked,
+            asked.ns,
             &oci::Request::Referrers {
                 repository: asked.repository.clone(),
                 digest,
@@ -110,9 +109,9 @@ pub(super) async fn referrers(
 }
 
 /// Names the next page, on our own host by naming none, and led the same way.
-fn link(reply: &mut Reply, asked: &AsAsked<'_>, next: &oci::Request) {
+pub(super) fn link(reply: &mut Reply, ns: Option<&str>, next: &oci::Request) {
     let mut next = next.to_string();
-    if let Some(ns) = asked.ns {
+    if let Some(ns) = ns {
         let mark = if next.contains('?') { '&' } else { '?' };
         let ns = url::form_urlencoded::byte_serialize(ns.as_bytes()).collect::<String>();
         next.push_str(&format!("{mark}ns={ns}"));

@@ -1,17 +1,19 @@
 //! What a request means: the story of a request, top to bottom.
 //!
 //! [`Proxy::answer`] is that story: the host it came to, who is asking, what is asked, whether they may,
-//! and then one of [`pull`], [`lists`] and [`push`]. What goes wrong becomes a [`Refusal`], and only
+//! and then one of [`pull`], [`lists`], [`catalog`] and [`push`]. What goes wrong becomes a [`Refusal`], and only
 //! [`Refusal::answer`] says with what status. Content comes from the fill gate alone; nothing of a
 //! client's request is copied to an upstream, and no header of an upstream's answer is copied back.
 //!
 //! It knows nothing of sockets, of TLS, or of where content is kept.
 
 mod body;
+mod catalog;
 mod completion;
 mod error;
 mod forwarded;
 mod lists;
+mod mount;
 mod pull;
 mod pump;
 mod push;
@@ -33,7 +35,7 @@ pub use body::Body;
 pub use verdicts::AskedUpstream;
 
 use crate::access::{
-    Access, Action, Certified, Content, Denied, Network, Shown, Turns, Wanted, Who,
+    Access, Action, Certified, Content, Denied, Network, Shown, Turn, Turns, Wanted, Who,
 };
 use crate::cache::StoredManifest;
 use crate::fill::{FillError, Fills};
@@ -42,8 +44,10 @@ use crate::oci::{self, Digest, RepoKey, RepositoryName, Routes, error_body, quer
 use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics, StaleReason};
 use crate::upstream::{UpstreamSet, Upstreams};
 use body::Said;
+use catalog::Asking;
 use completion::Completion;
 use error::Refusal;
+use mount::Mount;
 use push::Push;
 use uploads::Uploads;
 use verdicts::{asked_with, told};
@@ -74,7 +78,7 @@ const USUAL_HEADERS: usize = 12;
 /// some 25 KiB, and an h2 connection has many.
 const MAX_REQUESTS: usize = 8192;
 
-/// Most lists of tags or referrers at once, of which one client has no more than half. An upstream may
+/// Most lists of tags, repositories or referrers at once, of which one client has no more than half. An upstream may
 /// answer with all there are, which takes some ten MiB until it is told.
 const MAX_LISTS: usize = 8;
 /// How long a list waits for its turn.
@@ -300,16 +304,28 @@ impl Proxy {
         note(completion, &wanted);
         let action = action(method, &wanted)?;
 
+        let ns = query_value(uri.query(), "ns");
         let Some(repository) = wanted.repository() else {
-            return match wanted {
+            return match &wanted {
                 oci::Request::Ping if action == Action::Pull => Ok(Reply::json("{}")),
-                _ => Err(Refusal::Unsupported(
-                    "this proxy does not list repositories",
-                )),
+                oci::Request::Catalog { limit, last } if action == Action::Pull => {
+                    let ns = ns?;
+                    completion.list = Some(self.turn_at_lists(completion).await?);
+                    let asking = Asking {
+                        policy: &policy,
+                        caller: &caller,
+                        domain,
+                        ns: ns.as_deref(),
+                    };
+                    let Parts {
+                        fills, upstreams, ..
+                    } = &*self.parts;
+                    catalog::catalog(fills, upstreams, &asking, *limit, last.as_deref()).await
+                }
+                _ => Err(Refusal::Unsupported("the registry API has no such method")),
             };
         };
         // Where a name does not lead anywhere is told only to those who may do this behind it.
-        let ns = query_value(uri.query(), "ns");
         let repo = ns.clone().map_err(Refusal::from);
         let repo = repo.and_then(|ns| route(&policy.routes, domain, ns.as_deref(), repository));
         let wish = |action| Wanted {
@@ -332,7 +348,18 @@ impl Proxy {
         }?;
         let (repo, ns) = (repo?, ns?);
         if action != Action::Pull {
+            let mount = match &wanted {
+                oci::Request::Uploads {
+                    mount: Some((digest, from)),
+                    ..
+                } => {
+                    let at = (domain, ns.as_deref());
+                    Mount::permitted(&policy, &caller, at, (*digest, from), &repo).await
+                }
+                _ => None,
+            };
             let push = Push {
+                mount,
                 parts: &self.parts,
                 uploads: &self.uploads,
                 right: &right,
@@ -359,9 +386,7 @@ impl Proxy {
             wanted,
             oci::Request::Tags { .. } | oci::Request::Referrers { .. }
         ) {
-            let turn = self.lists.take(Some(completion.from.address()));
-            let turn = tokio::time::timeout(LIST_PATIENCE, turn).await;
-            completion.list = Some(turn.map_err(|_| Refusal::TooMany)?);
+            completion.list = Some(self.turn_at_lists(completion).await?);
         }
         let as_asked = lists::AsAsked {
             repository,
@@ -375,9 +400,8 @@ impl Proxy {
                 pull::blob(&self.parts.fills, &right, &repo, *digest, &asked).await
             }
             oci::Request::Tags { limit, last, .. } => {
-                let upstream = self.parts.upstreams.of(&repo)?;
-                let last = last.as_deref();
-                lists::tags(&upstream, &right, &repo, &as_asked, *limit, last).await
+                let (fills, last) = (&self.parts.fills, last.as_deref());
+                lists::tags(fills, &right, &repo, &as_asked, *limit, last).await
             }
             oci::Request::Referrers {
                 digest,
@@ -399,12 +423,18 @@ impl Proxy {
                 .await
             }
             oci::Request::Ping
-            | oci::Request::Catalog
+            | oci::Request::Catalog { .. }
             | oci::Request::Uploads { .. }
             | oci::Request::Upload { .. } => Err(Refusal::Unsupported(
                 "the registry API has no such method here",
             )),
         }
+    }
+
+    async fn turn_at_lists(&self, completion: &Completion) -> Result<Turn, Refusal> {
+        let turn = self.lists.take(Some(completion.from.address()));
+        let turn = tokio::time::timeout(LIST_PATIENCE, turn).await;
+        turn.map_err(|_| Refusal::TooMany)
     }
 
     fn count_denial(&self, refusal: &Refusal) {
@@ -532,7 +562,7 @@ fn content<'a>(method: &Method, wanted: &'a oci::Request) -> Content<'a> {
         oci::Request::Blob { digest, .. } if method == Method::HEAD => Content::BlobHead(*digest),
         oci::Request::Blob { digest, .. } => Content::Blob(*digest),
         oci::Request::Ping
-        | oci::Request::Catalog
+        | oci::Request::Catalog { .. }
         | oci::Request::Tags { .. }
         | oci::Request::Uploads { .. }
         | oci::Request::Upload { .. } => Content::Uncached,
@@ -598,7 +628,7 @@ fn note(completion: &mut Completion, wanted: &oci::Request) {
         oci::Request::Uploads { digest, .. } | oci::Request::Upload { digest, .. } => {
             (RequestKind::Upload, digest.map(|digest| digest.to_string()))
         }
-        oci::Request::Catalog => (RequestKind::Other, None),
+        oci::Request::Catalog { .. } => (RequestKind::Catalog, None),
     };
 }
 

@@ -13,6 +13,7 @@ use hyper::body::{Body as _, Incoming as HttpBody};
 
 use super::body::Said;
 use super::error::Refusal;
+use super::mount::Mount;
 use super::pump::{Broken, Incoming};
 use super::uploads::{Full, NoSession, Owner, Session, Taken, Uploads};
 use super::{Parts, Reply};
@@ -111,6 +112,8 @@ impl From<Broken> for Refusal {
 
 /// A push that is permitted, and where it goes.
 pub(super) struct Push<'a> {
+    /// What upstream may be asked to mount, where the client wishes it.
+    pub(super) mount: Option<Mount>,
     pub(super) parts: &'a Parts,
     pub(super) uploads: &'a Uploads,
     pub(super) right: &'a Right,
@@ -155,16 +158,16 @@ impl Push<'_> {
         }
     }
 
-    /// POST: begins an upload. A body is the whole blob, if `digest` says so.
+    /// POST: mounts a blob, or begins an upload. A body is the whole blob, if `digest` says so.
     async fn begin(
         &self,
         headers: &HeaderMap,
         digest: Option<Digest>,
         body: HttpBody,
     ) -> Result<Reply, Refusal> {
-        let begun = self.upstream.begin_upload(&self.repo.repository, None);
-        let Begun::Session(place) = begun.await? else {
-            return Err(UpstreamError::Wrong(Wrong::Malformed).into());
+        let place = match self.begun(&body).await? {
+            Begun::Session(place) => place,
+            Begun::Mounted(digest) => return self.created_blob(digest, None).await,
         };
         let session = Session {
             upstream: self.upstream.clone(),
@@ -176,6 +179,21 @@ impl Push<'_> {
             Some(digest) => self.end(headers, &id, Some(digest), body).await,
             None => Ok(self.progress(StatusCode::ACCEPTED, &id, 0)),
         }
+    }
+
+    /// What upstream makes of the wish to mount or to upload.
+    async fn begun(&self, body: &HttpBody) -> Result<Begun, UpstreamError> {
+        let repository = &self.repo.repository;
+        // With a body the upload is there already.
+        if let Some(mount) = self.mount.as_ref().filter(|_| body.is_end_stream()) {
+            let begun = self.upstream.begin_upload(repository, Some(mount.asked()));
+            match begun.await {
+                // It may be about the other repository, of which nothing is told.
+                Err(UpstreamError::Told(_) | UpstreamError::Refused | UpstreamError::Wrong(_)) => {}
+                begun => return begun,
+            }
+        }
+        self.upstream.begin_upload(repository, None).await
     }
 
     /// What is done with an upload by its id.

@@ -14,7 +14,8 @@
 //! - tags are listed as `text/plain`, 100 a page, in no useful order, with an absolute `Link` whose
 //!   `last` is opaque; more than 1000 at once is an error;
 //! - PATCH of an upload is 201 and its `Range` sticks at the first chunk; `Location` is absolute;
-//!   an empty blob is refused, nothing is ever mounted, an immutable tag is 400 `TAG_INVALID`.
+//!   an empty blob is refused, nothing is mounted unless the account says so, an immutable tag is 400
+//!   `TAG_INVALID`.
 //!
 //! Every request is in the [`Journal`]; what goes wrong is scripted by [`Faults`] and
 //! [`Simulator::outage`]. A [`Gate`] lets a test arrange concurrency without waiting for time to
@@ -501,6 +502,11 @@ impl Simulator {
     /// How long URLs signed from now on live, in whole seconds; an hour at first.
     pub fn set_url_life(&self, life: Duration) {
         self.parts.shelf.set_url_life(life);
+    }
+
+    /// The account's setting `BLOB_MOUNTING`, which is off at first.
+    pub fn set_blob_mounting(&self, is_on: bool) {
+        self.parts.shelf.set_mounts_blobs(is_on);
     }
 
     /// Every token, password and URL signature handed out: what must appear nowhere else.

@@ -156,6 +156,8 @@ struct State {
     signatures: HashMap<String, SignedUrl>,
     signed: u64,
     url_life: Duration,
+    /// The account's setting `BLOB_MOUNTING`.
+    mounts_blobs: bool,
 }
 
 impl Shelf {
@@ -168,6 +170,7 @@ impl Shelf {
                 signatures: HashMap::new(),
                 signed: 0,
                 url_life: Duration::from_secs(3600),
+                mounts_blobs: false,
             }),
         }
     }
@@ -290,6 +293,14 @@ impl Shelf {
 
     pub(super) fn set_url_life(&self, life: Duration) {
         self.state().url_life = life;
+    }
+
+    pub(super) fn set_mounts_blobs(&self, mounts: bool) {
+        self.state().mounts_blobs = mounts;
+    }
+
+    pub(super) fn mounts_blobs(&self) -> bool {
+        self.state().mounts_blobs
     }
 
     pub(super) fn signatures(&self) -> Vec<String> {

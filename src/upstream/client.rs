@@ -209,6 +209,7 @@ impl Client {
             | Kind::Upload
             | Kind::ManifestPut
             | Kind::Delete
+            | Kind::Catalog
             | Kind::Ping => &self.short,
         };
         let slot = tokio::time::timeout_at(connected_by, Arc::clone(lane).acquire_owned())

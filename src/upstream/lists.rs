@@ -1,25 +1,27 @@
-//! Lists that a registry makes: tags, and manifests that refer to another.
+//! Lists that a registry makes: tags, repositories, and manifests that refer to another.
 //!
 //! How a registry pages is its own affair: what names the next page is opaque here, and given back as
 //! it was.
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::oci::header::{OCI_FILTERS_APPLIED, next_link};
 use crate::oci::media_type;
 use crate::oci::{Digest, RepositoryName};
 
 use super::Upstream;
-use super::client::path_and_query;
+use super::client::{Answer, path_and_query};
 use super::error::{Absent, UpstreamError, Wrong};
 use super::exchange::{Question, unanswered};
 use super::metrics::Kind;
 
 /// ECR refuses more at once.
-const MAX_TAGS: u32 = 1000;
+const MAX_NAMES: u32 = 1000;
 /// A thousand tags of the greatest length are a seventh of this.
 const MAX_LIST: usize = 4 * 1024 * 1024;
 
@@ -30,12 +32,16 @@ const QUERY: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// One page of a repository's tags.
+/// Stands for the catalog where a question is about a repository. No repository has such a name, so what is
+/// learned of how to log in for one counts for nothing else.
+const CATALOG: &str = "_catalog";
+
+/// One page of a repository's tags, or of a registry's repositories.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TagPage {
+pub struct NamePage {
     /// As the registry has them and in its order, which is not always that of the specification.
     pub names: Vec<String>,
-    /// What to give as `last` for the next page: not always a tag.
+    /// What to give as `last` for the next page: not always a name.
     pub next: Option<String>,
 }
 
@@ -58,6 +64,11 @@ struct Tags {
     tags: Option<Vec<String>>,
 }
 
+#[derive(Deserialize)]
+struct Repositories {
+    repositories: Option<Vec<String>>,
+}
+
 impl Upstream {
     /// One page of tags: at most `n`, which is brought within what registries allow, after what `last`
     /// names.
@@ -72,30 +83,60 @@ impl Upstream {
         repository: &RepositoryName,
         n: Option<u32>,
         last: Option<&str>,
-    ) -> Result<TagPage, UpstreamError> {
+    ) -> Result<NamePage, UpstreamError> {
+        let path = format!("/v2/{repository}/tags/list");
+        let question = |path| Question::get(Kind::Tags, path, repository.as_str());
+        let page = self.names(path, n, last, question).await?;
+        page.read(|tags: Tags| tags.tags).await
+    }
+
+    /// One page of the registry's repositories, as [`Upstream::tags`] has tags.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Refused`], [`UpstreamError::Unsupported`] and [`UpstreamError::Absent`] where they
+    /// are not listed, or not for us; otherwise as [`UpstreamError`] says.
+    ///
+    /// # Cancel safety
+    /// Leaving gives the question up.
+    pub async fn catalog(
+        &self,
+        n: Option<u32>,
+        last: Option<&str>,
+    ) -> Result<NamePage, UpstreamError> {
+        let path = "/v2/_catalog".to_owned();
+        let question = |path| Question::get(Kind::Catalog, path, CATALOG);
+        match self.names(path, n, last, question).await {
+            Ok(page) => page.read(|list: Repositories| list.repositories).await,
+            // Registries with tokens for repositories have none for this. ECR has one for everything.
+            Err(UpstreamError::BadCredentials) if !self.takes_ecr_tokens() => {
+                Err(UpstreamError::Refused)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn names<'a>(
+        &self,
+        mut path: String,
+        n: Option<u32>,
+        last: Option<&str>,
+        question: impl FnOnce(PathAndQuery) -> Question<'a>,
+    ) -> Result<Listed, UpstreamError> {
         let mut query = Vec::new();
         if let Some(n) = n {
-            query.push(format!("n={}", n.clamp(1, MAX_TAGS)));
+            query.push(format!("n={}", n.clamp(1, MAX_NAMES)));
         }
         if let Some(last) = last {
             query.push(format!("last={}", utf8_percent_encode(last, QUERY)));
         }
-        let path = path_and_query(format!("/v2/{repository}/tags/list{}", joined(&query)))?;
-        let question = Question::get(Kind::Tags, path, repository.as_str());
-        let answer = self.fetch(&question).await?;
+        path.push_str(&joined(&query));
+        let answer = self.fetch(&question(path_and_query(path)?)).await?;
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Repository).await);
         }
         let next = next_page(answer.headers())
             .and_then(|query| crate::oci::query_value(Some(&query), "last").ok()?);
-        let bytes = answer.read(MAX_LIST).await?;
-        // ECR calls it text/plain: the type says nothing.
-        let tags: Tags =
-            serde_json::from_slice(&bytes).map_err(|_| UpstreamError::Wrong(Wrong::Malformed))?;
-        Ok(TagPage {
-            names: tags.tags.unwrap_or_default(),
-            next,
-        })
+        Ok(Listed { answer, next })
     }
 
     /// One page of the manifests that refer to `digest`, of one artifact type where one is given. `page`
@@ -142,6 +183,28 @@ impl Upstream {
             media_type: media_type::OCI_INDEX.to_owned(),
             filters_applied,
             next,
+        })
+    }
+}
+
+/// A page of names whose body was not read yet.
+struct Listed {
+    answer: Answer,
+    next: Option<String>,
+}
+
+impl Listed {
+    async fn read<T: DeserializeOwned>(
+        self,
+        names: impl FnOnce(T) -> Option<Vec<String>>,
+    ) -> Result<NamePage, UpstreamError> {
+        let bytes = self.answer.read(MAX_LIST).await?;
+        // ECR calls it text/plain: the type says nothing.
+        let list =
+            serde_json::from_slice(&bytes).map_err(|_| UpstreamError::Wrong(Wrong::Malformed))?;
+        Ok(NamePage {
+            names: names(list).unwrap_or_default(),
+            next: self.next,
         })
     }
 }

@@ -20,6 +20,7 @@ pub(super) enum Kind {
     /// Whether a blob is there, or how large it is.
     BlobProbe,
     Tags,
+    Catalog,
     Referrers,
     /// At a Bearer token service; AWS is asked by its own SDK.
     Token,
@@ -43,6 +44,7 @@ impl EncodeLabelValue for Kind {
             Self::Blob => "blob",
             Self::BlobProbe => "blob_probe",
             Self::Tags => "tags",
+            Self::Catalog => "catalog",
             Self::Referrers => "referrers",
             Self::Token => "token",
             Self::Ping => "ping",

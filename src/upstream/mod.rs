@@ -79,7 +79,7 @@ pub use error::{
     Absent, Deadline, OddToken, RefusedRealm, RefusedRedirect, TokenError, Unreachable,
     UpstreamError, Wrong,
 };
-pub use lists::{ReferrersPage, TagPage};
+pub use lists::{NamePage, ReferrersPage};
 pub use manifest::{FetchedManifest, ManifestHead};
 pub use metrics::UpstreamMetrics;
 pub use mutability::TagMutability;

@@ -75,6 +75,7 @@ impl QuotaAction {
             Kind::Upload
             | Kind::Delete
             | Kind::Tags
+            | Kind::Catalog
             | Kind::Referrers
             | Kind::Token
             | Kind::Ping

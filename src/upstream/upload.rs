@@ -39,8 +39,8 @@ impl std::fmt::Debug for UploadPlace {
 pub enum Begun {
     /// A session.
     Session(UploadPlace),
-    /// The blob was mounted from another repository; nothing is to be sent.
-    Mounted,
+    /// This blob was mounted from another repository; nothing is to be sent.
+    Mounted(Digest),
 }
 
 /// What a part of an upload consists of; see [`upload_body`].
@@ -83,12 +83,12 @@ impl Upstream {
         let path = path_and_query(format!("/v2/{repository}/blobs/uploads/{query}"))?;
         let question = push(Kind::Upload, Method::POST, path, repository);
         let answer = self.ask(&question).await?;
-        match answer.status() {
-            StatusCode::CREATED if mount.is_some() => {
+        match (answer.status(), mount) {
+            (StatusCode::CREATED, Some((digest, _))) => {
                 answer.discard().await;
-                Ok(Begun::Mounted)
+                Ok(Begun::Mounted(*digest))
             }
-            StatusCode::ACCEPTED => {
+            (StatusCode::ACCEPTED, _) => {
                 let place = self.shared.upload_place(answer.headers());
                 answer.discard().await;
                 place?

@@ -20,12 +20,17 @@ pub const GREETING: &str = "hello from the sample image";
 
 /// A static busybox, a greeting that it prints, and 3 MiB that do not compress.
 pub fn spec() -> ImageSpec {
+    spec_saying(GREETING)
+}
+
+/// The same, with another greeting.
+pub fn spec_saying(greeting: &str) -> ImageSpec {
     let busybox = fs::read(program("busybox")).expect("busybox can be read");
     let mut ballast = vec![0; 3 << 20];
     fastrand::Rng::with_seed(1).fill(&mut ballast);
     ImageSpec::layers([
         Layer::Files(vec![LayerFile::executable("bin/busybox", busybox)]),
-        Layer::Files(vec![LayerFile::plain("greeting", GREETING.as_bytes())]),
+        Layer::Files(vec![LayerFile::plain("greeting", greeting.to_owned())]),
         Layer::Files(vec![LayerFile::plain("ballast", ballast)]),
     ])
     .platforms(["linux/amd64", "linux/arm64"])

@@ -46,7 +46,7 @@ impl DockerRegistry {
             let config = format!(
                 "version: 0.1\n\
                  log: {{level: info, accesslog: {{disabled: true}}}}\n\
-                 storage: {{filesystem: {{rootdirectory: {}}}}}\n\
+                 storage: {{delete: {{enabled: true}}, filesystem: {{rootdirectory: {}}}}}\n\
                  http:\n  addr: \"{address}\"\n{tls}",
                 dir.path().join("data").display()
             );

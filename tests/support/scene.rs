@@ -3,9 +3,10 @@
 
 use ecr_proxy::simulator::{Listener, Outage, PushedImage, Simulator};
 
-use super::image::{REPOSITORY, TAG, credentials, push};
+use super::image::{REPOSITORY, TAG, push};
 use super::proxy::Builder;
 use super::real::DockerRegistry;
+use super::registries::copy;
 use super::sandbox::Sandbox;
 use super::{Client, DOMAIN, Proxy};
 
@@ -57,21 +58,7 @@ impl Scene {
         let image = push(&simulator);
         let registry = DockerRegistry::start();
         let sandbox = Sandbox::new();
-        let from = simulator.address(Listener::Registry);
-        let to = registry.address();
-        sandbox.must(
-            "skopeo",
-            [
-                "copy",
-                "--all",
-                "--src-tls-verify=false",
-                "--dest-tls-verify=false",
-                "--src-creds",
-                &credentials(&simulator),
-                &format!("docker://{from}/{REPOSITORY}:{TAG}"),
-                &format!("docker://{to}/{REPOSITORY}:{TAG}"),
-            ],
-        );
+        copy(&sandbox, &simulator, &registry, REPOSITORY);
         simulator.shutdown().await;
         let proxy = Proxy::builder().registry("registry.upstream.test", &registry.endpoint());
         let proxy = set(proxy);

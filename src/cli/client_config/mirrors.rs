@@ -5,6 +5,7 @@
 
 use std::str::FromStr as _;
 
+use crate::access::{Action, Who};
 use crate::cli::clients::{self, ClientHost};
 use crate::config::{Config, Route};
 use crate::oci::{Because, Namespace, RepositoryName, Routes};
@@ -65,12 +66,11 @@ impl<'a> Mirrors<'a> {
         for registry in self.registries() {
             let mut at: Vec<&ClientHost> = self.hosts.iter().collect();
             at.retain(|host| self.leads(self.domain(host), &registry));
-            let is_open = |host: &&&ClientHost| {
-                let rules = &self.config.access.rules;
-                let rule = rules.admit_anonymous(self.domain(host));
-                rule.is_some_and(|rule| rule.repositories.is_empty() && rule.upstreams.is_empty())
-            };
-            let Some(host) = at.iter().find(is_open).or(at.first()) else {
+            // Where only some of it is anybody's, nobody gets the rest.
+            let is_open = |host: &&&ClientHost| self.is_open(host, &registry, PROBE);
+            let asks = |host: &&&ClientHost| !clients::admits_anonymous(self.config, host);
+            let host = at.iter().find(is_open).or_else(|| at.iter().find(asks));
+            let Some(host) = host.or(at.first()) else {
                 continue;
             };
             let (only, elsewhere) = self.exceptions(self.domain(host), &registry);
@@ -82,6 +82,21 @@ impl<'a> Mirrors<'a> {
             });
         }
         mirrors
+    }
+
+    /// Whether anybody may pull what `probe` stands for of the registry at `host`, at least from some networks.
+    fn is_open(&self, host: &ClientHost, registry: &str, probe: &str) -> bool {
+        let domain = self.domain(host);
+        let led = name(probe).and_then(|name| {
+            let led = self.routes.find(domain, Some(registry), &name)?;
+            Some((led, name))
+        });
+        led.is_some_and(|(led, name)| {
+            let rules = &self.config.access.rules;
+            let upstream = &led.repo.upstream;
+            let deciding = rules.explain(&Who::Anonymous, domain, upstream, &name, Action::Pull);
+            deciding.iter().any(|deciding| deciding.allows)
+        })
     }
 
     /// What stands for the registry of a mirror in the name of an image, for clients that tell of none:
@@ -104,7 +119,7 @@ impl<'a> Mirrors<'a> {
         let mut all: Vec<&ClientHost> = self.hosts.iter().collect();
         all.retain(|host| self.is_docker_hub(self.domain(host)));
         let mut open = all.clone();
-        open.retain(|host| clients::admits_anonymous(self.config, host));
+        open.retain(|host| self.is_open(host, DOCKER_HUB, PROBE_OF_DOCKER));
         match (&open[..], &all[..]) {
             ([], []) => DockerMirror::None,
             ([], [closed, ..]) => DockerMirror::AsksForPassword((*closed).clone()),

@@ -107,6 +107,13 @@ fn dockerd_is_not_given_a_mirror_that_does_not_work() {
         why.contains("hub.test") && why.contains("access.anonymous"),
         "{why}"
     );
+    // It is anybody's, and not Docker Hub.
+    let other = format!(
+        "[[access.rule]]\nusers = ['@anonymous']\nactions = ['pull']\nupstreams = ['two']\n\
+         [[upstream]]\nname = 'two'\nregistry = '{PROD}'"
+    );
+    let first = "[[route]]\nupstream = 'one'";
+    assert!(refusal("docker.io", first, &other).contains("asks for a password"));
     let why = refusal(PROD, "", open);
     assert!(why.contains("registry = \"docker.io\""), "{why}");
     // This route takes names whatever registry they are of, and is not Docker Hub.
@@ -197,7 +204,7 @@ fn a_registry_whose_names_are_taken_elsewhere_is_not_mirrored() {
 fn a_host_where_anybody_may_pull_some_repositories_is_not_preferred() {
     let mirror = |limit: &str| {
         let config = config(&format!(
-            "[server]\ndomains = ['users.test', 'open.test']\n\
+            "[server]\ndomains = ['open.test', 'users.test']\n\
              [[access.rule]]\nusers = ['@anonymous']\nactions = ['pull']\ndomains = ['open.test']\n{limit}\n\
              [[access.rule]]\nusers = ['*']\nactions = ['pull']\ndomains = ['users.test']\n\
              [[upstream]]\nname = 'one'\nregistry = '{PROD}'\n"
@@ -209,7 +216,11 @@ fn a_host_where_anybody_may_pull_some_repositories_is_not_preferred() {
     };
     assert_eq!(mirror(""), "open.test");
     assert_eq!(mirror("repositories = ['base/**']"), "users.test");
-    assert_eq!(mirror("upstreams = ['one']"), "users.test");
+    assert_eq!(mirror("upstreams = ['one']"), "open.test");
+    assert_eq!(
+        mirror("upstreams = ['hub']\n[[upstream]]\nname = 'hub'\nregistry = 'docker.io'"),
+        "users.test"
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Pushes: upload sessions and manifests, with the answers in which ECR departs from the
-//! specification (PATCH says 201, its `Range` sticks, empty blobs are refused, nothing is mounted).
+//! specification (PATCH says 201, its `Range` sticks, empty blobs are refused, and nothing is mounted unless
+//! the account says so).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -41,10 +42,16 @@ impl Uploads {
     }
 }
 
-/// A mount or a whole blob in the POST is taken for an ordinary session, as the specification
-/// allows and ECR does.
+/// A whole blob in the POST is taken for an ordinary session, as the specification allows and ECR does; so
+/// is a mount, unless the account has them and an image of the other repository names the blob.
 pub(super) fn start(caller: &Caller<'_>, name: &str, asked: &Asked) -> Result<Reply, Reply> {
     caller.enter(name, Action::InitiateLayerUpload)?;
+    if let Some(digest) = mount(caller, name, asked) {
+        let place = format!("/v2/{name}/blobs/{digest}");
+        return Ok(Reply::empty(201)
+            .with("location", &caller.registry.absolute(asked, &place))
+            .with("docker-content-digest", &digest));
+    }
     let id = {
         let mut sessions = caller.registry.uploads.sessions();
         sessions.started += 1;
@@ -59,6 +66,24 @@ pub(super) fn start(caller: &Caller<'_>, name: &str, asked: &Asked) -> Result<Re
         id
     };
     Ok(progress(caller, asked, name, &id, 202, 0))
+}
+
+/// Mounts what the query asks for, if ECR would.
+fn mount(caller: &Caller<'_>, name: &str, asked: &Asked) -> Option<String> {
+    let digest = parameter(&asked.query, "mount")?;
+    let from = parameter(&asked.query, "from")?;
+    let may_read = caller
+        .principal
+        .may(Action::GetDownloadUrlForLayer, Some(&from));
+    if !may_read || !caller.shelf().mounts_blobs() {
+        return None;
+    }
+    let blob = caller
+        .shelf()
+        .read(&from, |repository| repository.blobs.get(&digest).cloned())??;
+    let source = blob.referenced.then_some(blob.source)?;
+    caller.shelf().put_blob(name, &digest, source, false);
+    Some(digest)
 }
 
 pub(super) fn upload(

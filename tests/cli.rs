@@ -172,6 +172,28 @@ fn the_iam_policy_of_pushes_has_what_pushes_take_besides() {
 }
 
 #[test]
+fn the_iam_policy_of_new_repositories_has_what_making_them_takes_besides() {
+    let arguments = ["iam-policy", "--upstream", ECR, "--domain", "a.test"];
+    let actions = |flags: &[&str]| {
+        let output = ran(&[&arguments[..], flags].concat());
+        let policy: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let statements = policy["Statement"].as_array().expect("statements").clone();
+        let create = statements.into_iter().find(|it| it["Sid"] == "Create");
+        create.map(|it| it["Action"].clone())
+    };
+    assert_eq!(actions(&["--push"]), None);
+    let expected = [
+        "ecr:CreateRepository",
+        "ecr:PutLifecyclePolicy",
+        "ecr:TagResource",
+    ];
+    assert_eq!(
+        actions(&["--push", "--create"]),
+        Some(expected.as_slice().into())
+    );
+}
+
+#[test]
 fn the_iam_policy_is_json_and_the_least() {
     let output = ran(&["iam-policy", "--upstream", ECR, "--domain", "a.test"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -42,8 +42,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("hyper_rustls", &["upstream"]),
 ];
 
-/// Crates that may be named in one file only, so that replacing them touches one file.
-const ONE_FILE: &[&str] = &["aws_sdk_ecr", "aws_config"];
+/// Crates that may be named in one place only, a file or a folder, so that replacing them touches that.
+const ONE_PLACE: &[&str] = &["aws_sdk_ecr", "aws_config"];
 
 /// Crates that a module must not name.
 const NEVER_IN: &[(&str, &[&str])] = &[(
@@ -117,7 +117,7 @@ impl Sources {
     fn judge(&self, peers: &[(&str, &str, &str)]) -> Vec<Finding> {
         let mut findings = BTreeSet::new();
         let mut peers_used = BTreeSet::new();
-        let mut namers: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut namers: BTreeMap<&str, BTreeMap<String, &str>> = BTreeMap::new();
         for (file, text) in &self.files {
             if file == "lib.rs" {
                 continue; // declares the modules, imports nothing
@@ -153,8 +153,13 @@ impl Sources {
                             say(line, format!("`{module}` does not know `{head}`"));
                         }
                     }
-                    if let Some(krate) = ONE_FILE.iter().find(|k| **k == head) {
-                        namers.entry(krate).or_default().insert(file);
+                    if let Some(krate) = ONE_PLACE.iter().find(|k| **k == head) {
+                        let place = module.iter().take(2).map(String::as_str);
+                        let place: Vec<&str> = place.collect();
+                        namers
+                            .entry(krate)
+                            .or_default()
+                            .insert(place.join("::"), file);
                     }
                     continue;
                 }
@@ -196,13 +201,14 @@ impl Sources {
             }
         }
         let mut findings: Vec<_> = findings.into_iter().collect();
-        for (krate, files) in namers {
-            for file in files.iter().skip(1) {
-                let first = files.first().expect("skipped past it");
+        for (krate, places) in namers {
+            let mut files = places.into_values();
+            let first = files.next().unwrap_or_default();
+            for file in files {
                 let what =
-                    format!("`{krate}` is already named in src/{first}, and one file is enough");
+                    format!("`{krate}` is already named in src/{first}, and one place is enough");
                 findings.push(Finding {
-                    file: (*file).to_owned(),
+                    file: file.to_owned(),
                     line: 1,
                     what,
                 });
@@ -430,8 +436,10 @@ fn heavy_crates_stay_where_they_belong() {
         judged(&[("tls/mod.rs", "use rustls::ServerConfig;")]),
         [""; 0]
     );
-    let one = ("upstream/ecr.rs", "use aws_sdk_ecr::Client;");
+    let one = ("upstream/ecr/mod.rs", "use aws_sdk_ecr::Client;");
     assert_eq!(judged(&[one]), [""; 0]);
+    let below = ("upstream/ecr/token.rs", "use aws_sdk_ecr::Client;");
+    assert_eq!(judged(&[one, below]), [""; 0]);
     assert_eq!(
         judged(&[one, ("upstream/mod.rs", "aws_sdk_ecr::Client::new()")]).len(),
         1

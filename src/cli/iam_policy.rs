@@ -19,6 +19,10 @@ pub(super) struct Args {
     /// Also what pushing takes. Deletes take ecr:BatchDeleteImage besides.
     #[arg(long)]
     push: bool,
+    /// Also what making repositories takes that are pushed to (create_repositories). A key of KMS takes
+    /// kms:CreateGrant and kms:DescribeKey on that key besides.
+    #[arg(long)]
+    create: bool,
 }
 
 /// What pulling a repository's images takes.
@@ -33,6 +37,13 @@ const PUSH_ACTIONS: [&str; 5] = [
     "ecr:PutImage",
 ];
 
+/// What making a repository takes, with all that its template may say.
+const CREATE_ACTIONS: [&str; 3] = [
+    "ecr:CreateRepository",
+    "ecr:PutLifecyclePolicy",
+    "ecr:TagResource",
+];
+
 /// What tells which repositories have immutable tags; nothing depends on it.
 pub(super) const DESCRIBE_ACTION: &str = "ecr:DescribeRepositories";
 
@@ -42,7 +53,7 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let config = args.settings.load(environment, Files::Ignored)?;
-    let policy = policy(&config, args.push).ok_or_else(|| {
+    let policy = policy(&config, args.push, args.create).ok_or_else(|| {
         let registries = config.upstreams.iter();
         let registries: Vec<String> = registries.map(|it| it.registry.to_string()).collect();
         Failure::Failed(format!(
@@ -55,7 +66,7 @@ pub(super) fn run(
 }
 
 /// The policy, if AWS credentials are used.
-fn policy(config: &Config, push: bool) -> Option<Value> {
+fn policy(config: &Config, push: bool, create: bool) -> Option<Value> {
     let upstreams = config.upstreams.iter();
     let with_aws = upstreams.filter(|upstream| matches!(upstream.auth, Auth::Aws { .. }));
     let mut arns: Vec<String> = with_aws
@@ -76,6 +87,9 @@ fn policy(config: &Config, push: bool) -> Option<Value> {
     ];
     if push {
         statements.push(statement("Push", json!(PUSH_ACTIONS), &resource));
+    }
+    if create {
+        statements.push(statement("Create", json!(CREATE_ACTIONS), &resource));
     }
     Some(json!({"Version": "2012-10-17", "Statement": statements}))
 }

@@ -162,6 +162,12 @@ impl Upstream {
             let count = self.redirect_hosts.len();
             values.push(("redirect_hosts", format!("{count} hosts")));
         }
+        if let Some(create) = &self.create {
+            let repositories = join(&create.creation.repositories);
+            values.push(("create_repositories", repositories));
+            let policy = create.lifecycle_policy.iter();
+            values.extend(policy.map(|policy| ("template.lifecycle_policy", path(policy))));
+        }
         if let Some(trust) = self.trust_manifests {
             values.push(("trust_manifests", trust.to_string()));
         }

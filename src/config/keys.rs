@@ -13,6 +13,8 @@ pub(super) enum Shape {
     Bool,
     /// `true`, `false`, or a list of strings.
     BoolOrList,
+    /// A table of strings; each becomes `name=value`.
+    Pairs,
 }
 
 /// A known key: its section, its name, its shape.
@@ -38,7 +40,9 @@ impl Key {
     /// The environment variable that sets it; what may be there several times is set in the file or by
     /// flags.
     pub(super) fn variable(self) -> Option<String> {
-        (!is_array(self.section())).then(|| {
+        let section = self.section();
+        let outer = section.split_once('.').map_or(section, |(outer, _)| outer);
+        (!is_array(section) && !is_array(outer)).then(|| {
             let path = self.path.replace('.', "_").to_ascii_uppercase();
             format!("{VARIABLE_PREFIX}{path}")
         })
@@ -58,6 +62,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("access", "[access]"),
     ("access.rule", "[[access.rule]]"),
     ("upstream", "[[upstream]]"),
+    ("upstream.template", "[upstream.template]"),
     ("route", "[[route]]"),
     ("warm", "[[warm]]"),
 ];
@@ -142,6 +147,14 @@ pub(super) const KEYS: &[Key] = &[
     key("upstream.offline", Shape::Bool),
     key("upstream.trust_manifests", Shape::Bool),
     key("upstream.max_upstream_bandwidth", Shape::Text),
+    key("upstream.create_repositories", Shape::BoolOrList),
+    key("upstream.template.lifecycle_policy", Shape::Text),
+    key("upstream.template.mutability", Shape::Text),
+    key("upstream.template.mutability_except", Shape::List),
+    key("upstream.template.scan_on_push", Shape::Bool),
+    key("upstream.template.encryption", Shape::Text),
+    key("upstream.template.kms_key", Shape::Text),
+    key("upstream.template.tags", Shape::Pairs),
     key("route.domain", Shape::Text),
     key("route.ns", Shape::Text),
     key("route.repository", Shape::Text),
@@ -178,7 +191,8 @@ const FIXED: &[&str] = &[
 /// Whether a known key is read at start only.
 pub(super) fn is_fixed(path: &str) -> bool {
     let section = path.rsplit_once('.').map_or("", |(section, _)| section);
-    FIXED.contains(&path) || FIXED.contains(&section)
+    let outer = section.split_once('.').map_or(section, |(outer, _)| outer);
+    [path, section, outer].iter().any(|it| FIXED.contains(it))
 }
 
 /// The section nearest to one that does not exist, as it is written.

@@ -38,7 +38,7 @@ use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, NameRoute, Namespace, Pattern, Platform, RepositoryName};
 use crate::tls::{AcmeOptions, ClientUser, PairFiles};
-use crate::upstream::{HostPattern, Quotas, Rate, Registry, Role};
+use crate::upstream::{Creation, HostPattern, Quotas, Rate, Registry, Role};
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/ecr-proxy/config.toml";
@@ -243,9 +243,20 @@ pub struct Upstream {
     pub max_upstream_bandwidth: Option<Rate>,
     /// How many requests a second it takes.
     pub quotas: Quotas,
+    /// Repositories that are made when they are pushed to; `None` for none.
+    pub create: Option<Create>,
     /// Whether an `AWS_ENDPOINT_URL…` variable leads the AWS API elsewhere: [`Upstream::ca`] is
     /// then trusted for it, too.
     pub aws_endpoint_in_environment: bool,
+}
+
+/// `create_repositories` and `[upstream.template]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Create {
+    /// Which, and what like; without its lifecycle policy if that was not read (see [`Files`]).
+    pub creation: Creation,
+    /// The file of the lifecycle policy.
+    pub lifecycle_policy: Option<PathBuf>,
 }
 
 /// How fresh what is kept has to be.

@@ -212,6 +212,7 @@ impl Config {
                 .iter()
                 .map(|name| Arc::from(name.as_str()))
                 .collect(),
+            creation: upstream.create.as_ref().map(|it| it.creation.clone()),
             offline: self.routed(upstream, |freshness| freshness.offline),
             limits: Limits {
                 manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),

@@ -189,7 +189,13 @@ impl FileReader<'_> {
             let name = name.get_ref().as_ref();
             let path = format!("{section}.{name}");
             if let Some((inner, written)) = keys::section(&path) {
-                self.section(inner, written, offset, value.get_ref());
+                match value.get_ref() {
+                    // A part of this table, which may be one of several.
+                    DeValue::Table(table) if !keys::is_array(inner) => {
+                        settings.extend(self.table(inner, table));
+                    }
+                    value => self.section(inner, written, offset, value),
+                }
                 continue;
             }
             let Some(key) = keys::find(section, name) else {
@@ -235,10 +241,24 @@ fn texts(shape: Shape, value: &DeValue<'_>) -> Result<Vec<String>, String> {
             });
             return items.collect();
         }
+        (Shape::Pairs, DeValue::Table(table)) => {
+            let pairs = table.iter().map(|(name, value)| match value.get_ref() {
+                DeValue::String(_) if name.get_ref().contains('=') => {
+                    Err(format!("{:?} has an equals sign in it", name.get_ref()))
+                }
+                DeValue::String(value) => Ok(format!("{}={value}", name.get_ref())),
+                other => Err(format!(
+                    "expected a table of strings, found {} in it",
+                    other.type_str()
+                )),
+            });
+            return pairs.collect();
+        }
         (Shape::Text, _) => "a string in quotes",
         (Shape::TextOrNumber, _) => "a string in quotes, or a whole number",
         (Shape::Bool, _) => "true or false",
         (Shape::BoolOrList, _) => "true, false, or a list of strings",
+        (Shape::Pairs, _) => "a table of strings, such as { team = \"a\" }",
         (Shape::List, _) => "a list of strings, such as [\"a\", \"b\"]",
     };
     Err(format!("expected {expected}, found {}", value.type_str()))
@@ -275,7 +295,7 @@ pub(super) fn add_environment(
             continue;
         }
         let values = match key.shape {
-            Shape::List | Shape::BoolOrList => value
+            Shape::List | Shape::BoolOrList | Shape::Pairs => value
                 .split(',')
                 .map(|item| item.trim().to_owned())
                 .filter(|item| !item.is_empty())

@@ -166,6 +166,12 @@ impl Api {
     fn create_repository(&self, principal: &Principal, input: &Value) -> Result<Value, Reply> {
         let name = repository_name(input)?;
         self.demand(principal, Action::CreateRepository, Some(name))?;
+        if input["tags"]
+            .as_array()
+            .is_some_and(|tags| !tags.is_empty())
+        {
+            self.demand(principal, Action::TagResource, Some(name))?;
+        }
         if !is_repository_name(name) {
             return Err(refusal(
                 400,
@@ -187,7 +193,13 @@ impl Api {
             ));
         }
         let described = self.shelf.change(name, |repository| {
-            repository.immutable = input["imageTagMutability"] == "IMMUTABLE";
+            let mutability = input["imageTagMutability"].as_str();
+            repository.immutable = mutability.is_some_and(|it| it.starts_with("IMMUTABLE"));
+            let filters = input["imageTagMutabilityExclusionFilters"].as_array();
+            let filters = filters.into_iter().flatten();
+            let filters = filters.filter_map(|filter| filter["filter"].as_str());
+            repository.exclusions = filters.map(str::to_owned).collect();
+            repository.made_with = input.clone();
             self.describe(name, repository)
         });
         Ok(json!({"repository": described}))
@@ -243,6 +255,10 @@ impl Api {
             (true, true) => "IMMUTABLE",
             (true, false) => "IMMUTABLE_WITH_EXCLUSION",
         };
+        let or = |key: &str, usual: Value| match &repository.made_with[key] {
+            Value::Null => usual,
+            said => said.clone(),
+        };
         json!({
             "repositoryArn": identity.repository_arn(name),
             "registryId": identity.account,
@@ -251,8 +267,10 @@ impl Api {
             "createdAt": epoch(repository.created).as_secs_f64(),
             "imageTagMutability": mutability,
             "imageTagMutabilityExclusionFilters": filters,
-            "imageScanningConfiguration": {"scanOnPush": false},
-            "encryptionConfiguration": {"encryptionType": "AES256"},
+            "imageScanningConfiguration":
+                or("imageScanningConfiguration", json!({"scanOnPush": false})),
+            "encryptionConfiguration":
+                or("encryptionConfiguration", json!({"encryptionType": "AES256"})),
         })
     }
 

@@ -351,6 +351,11 @@ impl Simulator {
         self.parts.shelf.change(name, |r| r.exclusions = filters);
     }
 
+    /// What CreateRepository was asked with for a repository; null where it was made otherwise.
+    pub fn made_with(&self, name: &str) -> Option<serde_json::Value> {
+        self.parts.shelf.read(name, |r| r.made_with.clone())
+    }
+
     /// The lifecycle policy that a repository was given, as text.
     pub fn lifecycle_policy(&self, name: &str) -> Option<String> {
         let policy = |r: &shelf::Repository| r.lifecycle_policy.clone();

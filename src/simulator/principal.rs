@@ -33,11 +33,12 @@ pub enum Action {
     BatchDeleteImage,
     CreateRepository,
     PutLifecyclePolicy,
+    TagResource,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::GetAuthorizationToken,
         Self::BatchGetImage,
         Self::GetDownloadUrlForLayer,
@@ -51,6 +52,7 @@ impl Action {
         Self::BatchDeleteImage,
         Self::CreateRepository,
         Self::PutLifecyclePolicy,
+        Self::TagResource,
     ];
 
     /// What AmazonEC2ContainerRegistryPullOnly allows.

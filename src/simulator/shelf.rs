@@ -63,6 +63,8 @@ pub(super) struct Repository {
     pub(super) manifests: BTreeMap<String, Manifest>,
     pub(super) tags: BTreeMap<String, String>,
     pub(super) lifecycle_policy: Option<String>,
+    /// What CreateRepository was asked with; null where it was not.
+    pub(super) made_with: Value,
 }
 
 /// Whether `*` in `filter` can stand for something that makes it `text`.
@@ -86,6 +88,7 @@ impl Repository {
             manifests: BTreeMap::new(),
             tags: BTreeMap::new(),
             lifecycle_policy: None,
+            made_with: Value::Null,
         }
     }
 

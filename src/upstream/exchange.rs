@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::client::{Answer, Outgoing};
 use super::credentials::{Scope, Verdict, verdict};
-use super::error::{Absent, RefusedRedirect, UpstreamError, Wrong};
+use super::error::{Absent, RefusedRedirect, Unreachable, UpstreamError, Wrong};
 use super::gate::backoff;
 use super::metrics::Kind;
 use super::portal::{is_page, stands_in};
@@ -44,6 +44,9 @@ pub(super) struct Question<'a> {
     pub(super) content_range: Option<HeaderValue>,
     /// What the registry says to it is told in its own words, see [`UpstreamError::Told`].
     pub(super) is_push: bool,
+    /// A connection that breaks may be all that the registry says where there is no such repository.
+    /// Whoever asks looks into that, so it is neither asked again nor told to the breaker.
+    pub(super) breaks_where_absent: bool,
     pub(super) scope: &'a Scope,
 }
 
@@ -59,6 +62,7 @@ impl<'a> Question<'a> {
             content_type: None,
             content_range: None,
             is_push: false,
+            breaks_where_absent: false,
             scope,
         }
     }
@@ -156,6 +160,10 @@ impl Shared {
             let answer = match self.breaker.watched(sending).await {
                 Ok(answer) => answer,
                 Err(error) => {
+                    let is_broken = error == UpstreamError::Unreachable(Unreachable::Broken);
+                    if is_broken && question.breaks_where_absent {
+                        return Err(error);
+                    }
                     self.breaker.failed(&error);
                     let again = matches!(error, UpstreamError::Unreachable(_))
                         && question.carried.may_be_repeated();

@@ -101,6 +101,8 @@ pub struct UpstreamMetrics {
     turned_away: Family<UpstreamLabel, Counter>,
     probes: Family<ResultLabels, Counter>,
     descriptions: Family<ResultLabels, Counter>,
+    creations: Family<ResultLabels, Counter>,
+    lifecycle_policies: Family<ResultLabels, Counter>,
     storage_away: Family<UpstreamLabel, Gauge>,
     held_back: Family<UpstreamLabel, Counter<f64, AtomicU64>>,
 }
@@ -182,6 +184,16 @@ impl UpstreamMetrics {
             "upstream_descriptions",
             "Questions which tags of a repository may move, by result; refused without ecr:DescribeRepositories",
             self.descriptions.clone(),
+        );
+        registry.register(
+            "upstream_repository_creations",
+            "Repositories asked for because a push found none, by result",
+            self.creations.clone(),
+        );
+        registry.register(
+            "upstream_lifecycle_policies",
+            "Lifecycle policies for repositories that were created, by result; without one it has none",
+            self.lifecycle_policies.clone(),
         );
         registry.register(
             "upstream_probes",
@@ -351,6 +363,22 @@ impl Meter {
     pub(super) fn described(&self, result: &'static str) {
         self.metrics
             .descriptions
+            .get_or_create(&self.result(result))
+            .inc();
+    }
+
+    /// A repository was asked for.
+    pub(super) fn created(&self, result: &'static str) {
+        self.metrics
+            .creations
+            .get_or_create(&self.result(result))
+            .inc();
+    }
+
+    /// A repository that was created was to get its lifecycle policy.
+    pub(super) fn lifecycle_policy(&self, result: &'static str) {
+        self.metrics
+            .lifecycle_policies
             .get_or_create(&self.result(result))
             .inc();
     }

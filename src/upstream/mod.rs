@@ -15,7 +15,7 @@
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
 //! | `programs` | that no program run for credentials is left behind |
-//! | `mutability` | which tags of a repository may move |
+//! | `mutability`, `creation` | which tags of a repository may move; repositories that appear when pushed to |
 //! | `quota`, `gate`, `breaker` | keeping to what a registry takes; obeying one that throttles; not waiting for one that does not answer |
 //! | `redirect`, `storage` | where blobs may be, and whether that answers |
 //! | `portal` | whether another answers in the registry's place |
@@ -31,6 +31,7 @@ mod breaker;
 mod check;
 mod client;
 mod connect;
+mod creation;
 mod credentials;
 mod ecr;
 mod error;
@@ -74,6 +75,7 @@ pub use bearer::fuzz_token_reply;
 pub use blob::{BlobBody, Span, Validator};
 pub use breaker::Outage;
 pub use check::{Ping, Skew};
+pub use creation::{Creation, Encryption, TagsMove, Template};
 pub use ecr::{AwsOptions, Role, StaticKeys};
 pub use error::{
     Absent, Deadline, OddToken, RefusedRealm, RefusedRedirect, TokenError, Unreachable,
@@ -97,6 +99,7 @@ use bearer::Realms;
 use breaker::{Breaker, Probe};
 use client::{Client, Outgoing};
 use connect::{Dialer, DialerOptions};
+use creation::Creator;
 use credentials::{Challenged, Credentials, Login};
 use ecr::EcrApi;
 use gate::{Gate, RetryBudget};
@@ -133,6 +136,9 @@ pub struct UpstreamOptions {
     pub offline: Routed<bool>,
     /// How many requests a second it takes.
     pub quotas: Quotas,
+    /// Repositories that are made when they are pushed to, if any are. For private ECR registries that are
+    /// logged in to by AWS.
+    pub creation: Option<Creation>,
     /// Upstreams that have the same repositories, asked in this order where this one cannot answer.
     pub fallback: Vec<Arc<str>>,
     /// Deadlines and sizes.
@@ -153,6 +159,7 @@ impl UpstreamOptions {
             trust_manifests: None,
             max_bandwidth: None,
             offline: false.into(),
+            creation: None,
             fallback: Vec::new(),
             quotas: Quotas::unlimited(),
             limits: Limits::default(),
@@ -275,6 +282,9 @@ pub enum SetupError {
     /// AWS issues tokens for its own registries only.
     #[error("auth: \"aws\" is for private ECR registries (ACCOUNT.dkr.ecr.REGION.amazonaws.com)")]
     AwsElsewhere,
+    /// Only the API of private ECR makes repositories.
+    #[error("create_repositories: is for private ECR registries with auth = \"aws\"")]
+    CreationElsewhere,
     /// One of the extra roots is not a certificate.
     #[error("ca: not a usable certificate")]
     Roots(#[source] rustls::Error),
@@ -300,6 +310,8 @@ struct Shared {
     credentials: Arc<Credentials>,
     /// What tells of repositories beside the registry.
     ecr: Option<Arc<EcrApi>>,
+    /// What makes repositories that are pushed to.
+    creator: Option<Arc<Creator>>,
     breaker: Breaker,
     storage: Storage,
     redirects: RedirectPolicy,
@@ -337,6 +349,7 @@ impl Upstream {
             endpoint_tls_name,
             extra_roots,
             redirect_hosts,
+            creation,
             quotas,
             limits,
             ..
@@ -404,6 +417,13 @@ impl Upstream {
             Auth::Basic { username, password } => challenged(Some(Login { username, password })),
             Auth::Anonymous => challenged(None),
         };
+        let creator = match (creation, &ecr) {
+            (None, _) => None,
+            (Some(creation), Some(api)) => {
+                Some(Creator::new(Arc::clone(api), creation, meter.clone()))
+            }
+            (Some(_), None) => return Err(SetupError::CreationElsewhere),
+        };
         let host = HeaderValue::from_str(registry.authority()).map_err(|_| SetupError::Endpoint)?;
         let credentials = Arc::new(credentials);
         let redirects = RedirectPolicy::new(&registry, home, redirect_hosts);
@@ -422,6 +442,7 @@ impl Upstream {
                 host,
                 client,
                 credentials,
+                creator,
                 ecr,
                 breaker: Breaker::closed(prober, meter.clone()),
                 storage: Storage::new(meter.clone()),

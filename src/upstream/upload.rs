@@ -64,7 +64,8 @@ pub struct PutManifest {
 }
 
 impl Upstream {
-    /// Begins an upload, or mounts a blob that another repository has.
+    /// Begins an upload, or mounts a blob that another repository has. A repository that is missing is
+    /// made, where that is configured.
     ///
     /// # Errors
     /// [`UpstreamError::Told`] where the registry refuses in its own words; otherwise as
@@ -81,12 +82,25 @@ impl Upstream {
             format!("?mount={digest}&from={from}")
         });
         let path = path_and_query(format!("/v2/{repository}/blobs/uploads/{query}"))?;
-        let question = push(Kind::Upload, Method::POST, path, repository);
-        let answer = self.ask(&question).await?;
+        let question = Question {
+            breaks_where_absent: self.creator(repository).is_some(),
+            ..push(Kind::Upload, Method::POST, path, repository)
+        };
+        let mount = mount.map(|(digest, _)| *digest);
+        self.making_repository(repository, || self.begin(&question, mount))
+            .await
+    }
+
+    async fn begin(
+        &self,
+        question: &Question<'_>,
+        mount: Option<Digest>,
+    ) -> Result<Begun, UpstreamError> {
+        let answer = self.ask(question).await?;
         match (answer.status(), mount) {
-            (StatusCode::CREATED, Some((digest, _))) => {
+            (StatusCode::CREATED, Some(digest)) => {
                 answer.discard().await;
-                Ok(Begun::Mounted(*digest))
+                Ok(Begun::Mounted(digest))
             }
             (StatusCode::ACCEPTED, _) => {
                 let place = self.shared.upload_place(answer.headers());
@@ -171,7 +185,8 @@ impl Upstream {
             .await
     }
 
-    /// Stores a manifest under a tag or its digest.
+    /// Stores a manifest under a tag or its digest. A repository that is missing is made, where that is
+    /// configured.
     ///
     /// # Errors
     /// As [`Upstream::begin_upload`].
@@ -191,7 +206,12 @@ impl Upstream {
             content_type: Some(media_type),
             ..push(Kind::ManifestPut, Method::PUT, path, repository)
         };
-        let answer = self.ask(&question).await?;
+        self.making_repository(repository, || self.put(&question))
+            .await
+    }
+
+    async fn put(&self, question: &Question<'_>) -> Result<PutManifest, UpstreamError> {
+        let answer = self.ask(question).await?;
         match answer.status() {
             StatusCode::CREATED | StatusCode::OK => {
                 let subject = answer.headers().get(OCI_SUBJECT);

@@ -5,12 +5,14 @@
 //! | `mod.rs` | the whole, and the rules that span several sections |
 //! | `reading` | one setting as a value, or a fault with its place |
 //! | `server`, `tls`, `cache`, `access`, `upstream`, `route`, `warm` | one section each |
+//! | `template` | what is made when it is pushed to |
 
 mod access;
 mod cache;
 mod reading;
 mod route;
 mod server;
+mod template;
 mod tls;
 mod upstream;
 mod warm;

@@ -101,6 +101,7 @@ impl Resolver {
         let registry = registry.flatten();
         let auth = self.auth(registry.as_ref());
         let quotas = self.quotas(registry.as_ref());
+        let create = self.create(auth.as_ref());
         if matches!(endpoint_tls_name, Some(Some(_))) && matches!(endpoint, Some(None)) {
             self.fault(
                 "upstream.endpoint_tls_name",
@@ -121,6 +122,7 @@ impl Resolver {
             trust_manifests: trust_manifests?,
             max_upstream_bandwidth: max_upstream_bandwidth?.flatten(),
             quotas: quotas?,
+            create: create?,
             aws_endpoint_in_environment: self.aws_endpoint,
         })
     }
@@ -256,7 +258,7 @@ impl Resolver {
 }
 
 /// Letters, digits, and what the IAM and STS APIs allow beside them in names and ids.
-fn is_aws_text(text: &str, beside: &str, length: RangeInclusive<usize>) -> bool {
+pub(super) fn is_aws_text(text: &str, beside: &str, length: RangeInclusive<usize>) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || beside.contains(c);
     length.contains(&text.len()) && text.chars().all(is_allowed)
 }

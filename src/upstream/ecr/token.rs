@@ -1,169 +1,30 @@
-//! The API of private ECR registries, for tokens and for what it tells of repositories: the one file that
-//! knows the AWS SDK.
+//! Tokens, as GetAuthorizationToken issues them.
 
 use std::error::Error as _;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use aws_config::BehaviorVersion;
-use aws_config::sts::AssumeRoleProvider;
-use aws_config::timeout::TimeoutConfig;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_sdk_ecr::config::interceptors::BeforeDeserializationInterceptorContextRef;
-use aws_sdk_ecr::config::{ConfigBag, Intercept, Region, RuntimeComponents};
+use aws_sdk_ecr::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_ecr::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::operation::get_authorization_token::GetAuthorizationTokenError;
-use aws_sdk_ecr::types::{AuthorizationData, ImageTagMutability};
-use aws_smithy_http_client::tls;
+use aws_sdk_ecr::types::AuthorizationData;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
-use rustls::pki_types::CertificateDer;
 use tracing::instrument::WithSubscriber as _;
 use tracing::subscriber::NoSubscriber;
 
-use crate::oci::RepositoryName;
-
-use super::error::{Absent, OddToken, TokenError, Unreachable, UpstreamError};
-use super::mutability::TagMutability;
-use super::programs::contained;
-use super::registry::{EcrHost, Registry};
-use super::secret::Secret;
-use super::token::{IssuedToken, TokenSource};
+use super::EcrApi;
 use crate::telemetry::chain;
-
-/// The SDK bounds only connecting, by itself; an attempt that hangs must leave time for the next.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How to come by AWS credentials and where to use them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AwsOptions {
-    /// A profile of the shared configuration files, instead of the default one.
-    pub profile: Option<String>,
-    /// Keys to use instead of the default chain.
-    pub keys: Option<StaticKeys>,
-    /// A role to assume with what the above lead to.
-    pub role: Option<Role>,
-    /// The ECR API, if elsewhere than at AWS and not named by the SDK's own `AWS_ENDPOINT_URL_ECR`.
-    pub api_endpoint: Option<String>,
-    /// True where an `AWS_ENDPOINT_URL…` variable is set: the API then has an operator's certificate, and
-    /// the upstream's extra roots are trusted for it. AWS itself is never trusted by them.
-    pub endpoint_in_environment: bool,
-}
-
-/// A role to assume, perhaps of another account.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Role {
-    /// `arn:aws:iam::ACCOUNT:role/NAME`.
-    pub arn: String,
-    /// What the role's trust policy may ask for as `sts:ExternalId`.
-    pub external_id: Option<String>,
-    /// How the role's account sees who assumed it.
-    pub session_name: String,
-}
-
-/// A fixed pair of AWS keys.
-#[derive(Clone, PartialEq, Eq)]
-pub struct StaticKeys {
-    /// `AKIA…`.
-    pub access_key_id: String,
-    /// The secret to it.
-    pub secret_access_key: Secret,
-}
-
-impl fmt::Debug for StaticKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("StaticKeys(redacted)")
-    }
-}
-
-/// Asks the API of one registry.
-pub(super) struct EcrApi {
-    host: EcrHost,
-    options: AwsOptions,
-    /// PEM.
-    roots: Vec<String>,
-    /// For all attempts of one call together.
-    timeout: Duration,
-    upstream: Arc<str>,
-    /// The failure that was last logged.
-    last_told: Mutex<Option<String>>,
-}
+use crate::upstream::error::{OddToken, TokenError};
+use crate::upstream::programs::contained;
+use crate::upstream::registry::{EcrHost, Registry};
+use crate::upstream::token::{IssuedToken, TokenSource};
 
 impl EcrApi {
-    pub(super) fn new(
-        upstream: Arc<str>,
-        host: EcrHost,
-        options: AwsOptions,
-        roots: &[CertificateDer<'static>],
-        timeout: Duration,
-    ) -> Self {
-        Self {
-            host,
-            options,
-            roots: roots.iter().map(|root| pem(root)).collect(),
-            timeout,
-            upstream,
-            last_told: Mutex::default(),
-        }
-    }
-
-    /// A client made for one call. Calls are hours apart, and the SDK remembers profile files for as
-    /// long as a client lives: made anew, swapped keys take effect by themselves.
-    async fn client(&self) -> aws_sdk_ecr::Client {
-        let has_own_endpoint =
-            self.options.api_endpoint.is_some() || self.options.endpoint_in_environment;
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT.min(self.timeout))
-            .operation_attempt_timeout(self.timeout / 2)
-            .operation_timeout(self.timeout)
-            .build();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new(self.host.region.clone()))
-            .timeout_config(timeouts);
-        if has_own_endpoint {
-            if !self.roots.is_empty() {
-                loader = loader.http_client(trusting_client(&self.roots));
-            }
-        } else {
-            // The SDK refuses these together with an endpoint of one's own.
-            loader = loader
-                .use_fips(self.host.fips)
-                .use_dual_stack(self.host.dual_stack);
-        }
-        if let Some(profile) = &self.options.profile {
-            loader = loader.profile_name(profile);
-        }
-        if let Some(keys) = &self.options.keys {
-            let credentials = Credentials::new(
-                &keys.access_key_id,
-                keys.secret_access_key.reveal(),
-                None,
-                None,
-                "configuration",
-            );
-            loader = loader.credentials_provider(SharedCredentialsProvider::new(credentials));
-        }
-        let shared = loader.load().await;
-        let mut config = aws_sdk_ecr::config::Builder::from(&shared);
-        if let Some(role) = &self.options.role {
-            let mut assumed = AssumeRoleProvider::builder(&role.arn)
-                .session_name(&role.session_name)
-                .configure(&shared);
-            if let Some(id) = &role.external_id {
-                assumed = assumed.external_id(id);
-            }
-            config = config.credentials_provider(assumed.build().await);
-        }
-        if let Some(endpoint) = &self.options.api_endpoint {
-            config = config.endpoint_url(endpoint);
-        }
-        aws_sdk_ecr::Client::from_conf(config.build())
-    }
-
     async fn fetch_token(self: &Arc<Self>) -> Result<IssuedToken, TokenError> {
         let date = ServerDate::default();
         let (api, seen) = (Arc::clone(self), date.clone());
@@ -183,51 +44,6 @@ impl EcrApi {
             .first()
             .ok_or(TokenError::Odd(OddToken::Missing))?;
         read(data, &self.host, date.or_now())
-    }
-
-    /// Which tags of a repository may move.
-    ///
-    /// # Errors
-    /// [`UpstreamError::Refused`] without the permission to ask, which is not needed for anything else;
-    /// [`UpstreamError::Absent`] if there is no such repository; otherwise that nobody answered.
-    pub(super) async fn tag_mutability(
-        self: &Arc<Self>,
-        repository: &RepositoryName,
-    ) -> Result<TagMutability, UpstreamError> {
-        let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
-        let call = async move {
-            let client = api.client().await;
-            let call = client.describe_repositories();
-            call.registry_id(&*api.host.account)
-                .repository_names(name)
-                .send()
-                .await
-        };
-        let answer = contained(call.with_subscriber(NoSubscriber::new())).await;
-        let answer = answer.ok_or(UpstreamError::Failing { status: 500 })?;
-        let answer = answer.map_err(|error| match &error {
-            SdkError::ServiceError(service) => match service.err().code().unwrap_or_default() {
-                "AccessDeniedException" => UpstreamError::Refused,
-                "RepositoryNotFoundException" => UpstreamError::Absent(Absent::Repository),
-                _ => UpstreamError::Failing { status: 500 },
-            },
-            _ => UpstreamError::Unreachable(Unreachable::Connect),
-        })?;
-        let described = answer.repositories().first();
-        let described = described.ok_or(UpstreamError::Absent(Absent::Repository))?;
-        let filters = described.image_tag_mutability_exclusion_filters();
-        let filters = filters.iter().map(|filter| filter.filter());
-        Ok(match described.image_tag_mutability() {
-            Some(ImageTagMutability::Immutable) => TagMutability::immutable_except([]),
-            Some(ImageTagMutability::ImmutableWithExclusion) => {
-                TagMutability::immutable_except(filters)
-            }
-            Some(ImageTagMutability::MutableWithExclusion) => {
-                TagMutability::mutable_except(filters)
-            }
-            // What is new is taken for what needs asking.
-            Some(_) | None => TagMutability::mutable_except([]),
-        })
     }
 
     fn last_told(&self) -> MutexGuard<'_, Option<String>> {
@@ -394,34 +210,6 @@ fn without_output(said: String) -> String {
     }
 }
 
-fn trusting_client(roots: &[String]) -> aws_sdk_ecr::config::SharedHttpClient {
-    let mut store = tls::TrustStore::default();
-    for root in roots {
-        store.add_pem_certificate(root.as_bytes());
-    }
-    let context = tls::TlsContext::builder()
-        .with_trust_store(store)
-        .build()
-        .unwrap_or_default();
-    aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(
-            tls::rustls_provider::CryptoMode::AwsLc,
-        ))
-        .tls_context(context)
-        .build_https()
-}
-
-fn pem(certificate: &CertificateDer<'_>) -> String {
-    let base64 = BASE64_STANDARD.encode(certificate);
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in base64.as_bytes().chunks(64) {
-        pem.extend(line.iter().map(|byte| char::from(*byte)));
-        pem.push('\n');
-    }
-    pem.push_str("-----END CERTIFICATE-----\n");
-    pem
-}
-
 /// Remembers the `Date` of an answer.
 #[derive(Clone, Debug, Default)]
 struct ServerDate(Arc<Mutex<Option<SystemTime>>>);
@@ -453,6 +241,8 @@ impl Intercept for ServerDate {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn host() -> EcrHost {

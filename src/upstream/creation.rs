@@ -1,0 +1,243 @@
+//! Repositories that appear when they are pushed to.
+//!
+//! Invariants: nothing is created but for a push that is permitted, in the proxy's own name, where the
+//! operator wants it, and after the registry has said that there is no such repository; however many push
+//! at once, it is asked for once, and what was begun is ended, whoever leaves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::oci::{Pattern, RepositoryName};
+
+use super::Upstream;
+use super::ecr::EcrApi;
+use super::error::{Unreachable, UpstreamError};
+use super::gate::backoff;
+use super::metrics::Meter;
+
+/// For how long a refusal stands: it lasts until an operator does something, and each push would ask again.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
+/// For how long a repository that was made is not made again, for those whom the registry told before
+/// that there is none.
+const MADE_FOR: Duration = Duration::from_secs(10);
+/// For how long the registry may still deny a repository that it has just made.
+const UNTIL_KNOWN: Duration = Duration::from_secs(5);
+/// Repositories that are remembered at once; each is forgotten once nothing about it is of use.
+const REMEMBERED: u64 = 10_000;
+
+/// Which repositories are made when they are pushed to, and what like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Creation {
+    /// By what the registry calls them.
+    pub repositories: Vec<Pattern>,
+    /// What they are like.
+    pub template: Template,
+}
+
+/// What a new repository is like. What is not said is left to the registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Template {
+    /// Which images it gives up again: a lifecycle policy of ECR, JSON.
+    pub lifecycle_policy: Option<String>,
+    /// Whether tags may move.
+    pub tags_move: Option<TagsMove>,
+    /// Whether images are scanned when they are pushed.
+    pub scan_on_push: Option<bool>,
+    /// How it is encrypted, for as long as it lives.
+    pub encryption: Option<Encryption>,
+    /// Tags of the repository itself, key and value.
+    pub tags: Vec<(String, String)>,
+}
+
+/// Whether tags may move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagsMove {
+    /// True if they may.
+    pub may: bool,
+    /// Tags for which it is the other way round; `*` stands for any characters.
+    pub except: Vec<String>,
+}
+
+/// How a repository is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// With keys of S3's own.
+    Aes256,
+    /// With a key of KMS.
+    Kms {
+        /// Twice, as some rules demand.
+        is_double: bool,
+        /// Id, alias or ARN; without, the account's key for ECR.
+        key: Option<String>,
+    },
+}
+
+/// What became of asking for a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Created {
+    /// It was made.
+    New,
+    /// It was there.
+    Existed,
+}
+
+/// Makes repositories of one registry.
+pub(super) struct Creator {
+    api: Arc<EcrApi>,
+    creation: Creation,
+    recent: Cache<RepositoryName, Arc<Mutex<Option<Known>>>>,
+    meter: Meter,
+}
+
+/// The last word about a repository.
+#[derive(Clone)]
+struct Known {
+    word: Result<Created, UpstreamError>,
+    until: Instant,
+}
+
+impl Creator {
+    pub(super) fn new(api: Arc<EcrApi>, creation: Creation, meter: Meter) -> Arc<Self> {
+        Arc::new(Self {
+            api,
+            creation,
+            recent: Cache::builder()
+                .max_capacity(REMEMBERED)
+                .time_to_idle(REFUSED_FOR)
+                .build(),
+            meter,
+        })
+    }
+
+    fn makes(&self, repository: &RepositoryName) -> bool {
+        let mut patterns = self.creation.repositories.iter();
+        patterns.any(|pattern| pattern.matches(repository.as_str()))
+    }
+
+    /// Makes a repository, or takes the word of whoever does or did just now.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing: what was begun is ended.
+    async fn create(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+    ) -> Result<Created, UpstreamError> {
+        let (creator, repository) = (Arc::clone(self), repository.clone());
+        let making = tokio::spawn(async move { creator.turn(&repository).await });
+        making
+            .await
+            .unwrap_or(Err(UpstreamError::Failing { status: 500 }))
+    }
+
+    async fn turn(&self, repository: &RepositoryName) -> Result<Created, UpstreamError> {
+        let slot = self.recent.get_with_by_ref(repository, Arc::default);
+        let mut known = slot.lock().await;
+        if let Some(known) = &*known
+            && Instant::now() < known.until
+        {
+            return known.word.clone();
+        }
+        let word = self.make(repository).await;
+        let stands = match &word {
+            Ok(_) => MADE_FOR,
+            Err(UpstreamError::Refused | UpstreamError::Told(_)) => REFUSED_FOR,
+            Err(_) => Duration::ZERO,
+        };
+        *known = Some(Known {
+            word: word.clone(),
+            until: Instant::now() + stands,
+        });
+        word
+    }
+
+    async fn make(&self, repository: &RepositoryName) -> Result<Created, UpstreamError> {
+        let template = &self.creation.template;
+        let word = self.api.create_repository(repository, template).await;
+        self.meter.created(match &word {
+            Ok(Created::New) => "created",
+            Ok(Created::Existed) => "existed",
+            Err(UpstreamError::Refused | UpstreamError::Told(_)) => "refused",
+            Err(_) => "failed",
+        });
+        if word != Ok(Created::New) {
+            return word;
+        }
+        let upstream = self.meter.upstream();
+        tracing::info!(upstream.name = %upstream, oci.repository = %repository, "repository created");
+        if let Some(policy) = &template.lifecycle_policy {
+            // The images are what matters: without it they are pushed all the same.
+            let put = self.api.put_lifecycle_policy(repository, policy).await;
+            self.meter.lifecycle_policy(match put {
+                Ok(()) => "ok",
+                Err(UpstreamError::Refused) => "refused",
+                Err(_) => "failed",
+            });
+        }
+        word
+    }
+}
+
+impl Upstream {
+    /// Does what `push` does, and where the registry has no such repository, makes it and does it again.
+    ///
+    /// # Errors
+    /// Those of `push`; [`UpstreamError::Refused`] and [`UpstreamError::Told`] where the repository cannot
+    /// be made.
+    ///
+    /// # Cancel safety
+    /// As that of `push`; a repository may have been made.
+    pub(super) async fn making_repository<T, F>(
+        &self,
+        repository: &RepositoryName,
+        push: impl Fn() -> F,
+    ) -> Result<T, UpstreamError>
+    where
+        F: Future<Output = Result<T, UpstreamError>>,
+    {
+        let first = push().await;
+        let (Err(error), Some(creator)) = (&first, self.creator(repository)) else {
+            return first;
+        };
+        let has_broken_off = is_broken_off(error);
+        if !(is_told_absent(error) || has_broken_off) {
+            return first;
+        }
+        let created = creator.create(repository).await?;
+        if has_broken_off && created == Created::Existed {
+            // So it meant what it means elsewhere.
+            self.shared.breaker.failed(error);
+        }
+        let known_by = Instant::now() + UNTIL_KNOWN;
+        let mut attempt = 1;
+        loop {
+            match push().await {
+                Err(error) if is_told_absent(&error) && Instant::now() < known_by => {
+                    tokio::time::sleep(backoff(attempt)).await;
+                    attempt += 1;
+                }
+                last => return last,
+            }
+        }
+    }
+
+    /// What makes a repository that is missing: only for pushes of our own identity. Whoever asks with a
+    /// token of their own creates repositories by their own rights, at AWS.
+    pub(super) fn creator(&self, repository: &RepositoryName) -> Option<&Arc<Creator>> {
+        let creator = self.shared.creator.as_ref()?;
+        (self.caller.is_none() && creator.makes(repository)).then_some(creator)
+    }
+}
+
+/// The registry says that there is no such repository.
+fn is_told_absent(error: &UpstreamError) -> bool {
+    matches!(error, UpstreamError::Told(told) if told.status == 404 && told.code == "NAME_UNKNOWN")
+}
+
+/// What ECR does now and then to say so.
+fn is_broken_off(error: &UpstreamError) -> bool {
+    *error == UpstreamError::Unreachable(Unreachable::Broken)
+}

@@ -1,0 +1,187 @@
+//! The API of private ECR registries: the one place that knows the AWS SDK.
+//!
+//! Invariants: what AWS says may name identities, so it goes to our log and nowhere else; an error has a
+//! type of ours. A call is never longer than its deadline, and leaves no program behind.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `token` | tokens |
+//! | `repositories` | what it tells of repositories, and making new ones |
+
+mod repositories;
+mod token;
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::timeout::TimeoutConfig;
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_sdk_ecr::config::Region;
+use aws_smithy_http_client::tls;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rustls::pki_types::CertificateDer;
+
+use super::registry::EcrHost;
+use super::secret::Secret;
+
+/// The SDK bounds only connecting, by itself; an attempt that hangs must leave time for the next.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How to come by AWS credentials and where to use them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AwsOptions {
+    /// A profile of the shared configuration files, instead of the default one.
+    pub profile: Option<String>,
+    /// Keys to use instead of the default chain.
+    pub keys: Option<StaticKeys>,
+    /// A role to assume with what the above lead to.
+    pub role: Option<Role>,
+    /// The ECR API, if elsewhere than at AWS and not named by the SDK's own `AWS_ENDPOINT_URL_ECR`.
+    pub api_endpoint: Option<String>,
+    /// True where an `AWS_ENDPOINT_URL…` variable is set: the API then has an operator's certificate, and
+    /// the upstream's extra roots are trusted for it. AWS itself is never trusted by them.
+    pub endpoint_in_environment: bool,
+}
+
+/// A role to assume, perhaps of another account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// `arn:aws:iam::ACCOUNT:role/NAME`.
+    pub arn: String,
+    /// What the role's trust policy may ask for as `sts:ExternalId`.
+    pub external_id: Option<String>,
+    /// How the role's account sees who assumed it.
+    pub session_name: String,
+}
+
+/// A fixed pair of AWS keys.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StaticKeys {
+    /// `AKIA…`.
+    pub access_key_id: String,
+    /// The secret to it.
+    pub secret_access_key: Secret,
+}
+
+impl fmt::Debug for StaticKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StaticKeys(redacted)")
+    }
+}
+
+/// Asks the API of one registry.
+pub(super) struct EcrApi {
+    host: EcrHost,
+    options: AwsOptions,
+    /// PEM.
+    roots: Vec<String>,
+    /// For all attempts of one call together.
+    timeout: Duration,
+    upstream: Arc<str>,
+    /// The failure that was last logged.
+    last_told: Mutex<Option<String>>,
+}
+
+impl EcrApi {
+    pub(super) fn new(
+        upstream: Arc<str>,
+        host: EcrHost,
+        options: AwsOptions,
+        roots: &[CertificateDer<'static>],
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            host,
+            options,
+            roots: roots.iter().map(|root| pem(root)).collect(),
+            timeout,
+            upstream,
+            last_told: Mutex::default(),
+        }
+    }
+
+    /// A client made for one call. Calls are hours apart, and the SDK remembers profile files for as
+    /// long as a client lives: made anew, swapped keys take effect by themselves.
+    async fn client(&self) -> aws_sdk_ecr::Client {
+        let has_own_endpoint =
+            self.options.api_endpoint.is_some() || self.options.endpoint_in_environment;
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT.min(self.timeout))
+            .operation_attempt_timeout(self.timeout / 2)
+            .operation_timeout(self.timeout)
+            .build();
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new(self.host.region.clone()))
+            .timeout_config(timeouts);
+        if has_own_endpoint {
+            if !self.roots.is_empty() {
+                loader = loader.http_client(trusting_client(&self.roots));
+            }
+        } else {
+            // The SDK refuses these together with an endpoint of one's own.
+            loader = loader
+                .use_fips(self.host.fips)
+                .use_dual_stack(self.host.dual_stack);
+        }
+        if let Some(profile) = &self.options.profile {
+            loader = loader.profile_name(profile);
+        }
+        if let Some(keys) = &self.options.keys {
+            let credentials = Credentials::new(
+                &keys.access_key_id,
+                keys.secret_access_key.reveal(),
+                None,
+                None,
+                "configuration",
+            );
+            loader = loader.credentials_provider(SharedCredentialsProvider::new(credentials));
+        }
+        let shared = loader.load().await;
+        let mut config = aws_sdk_ecr::config::Builder::from(&shared);
+        if let Some(role) = &self.options.role {
+            let mut assumed = AssumeRoleProvider::builder(&role.arn)
+                .session_name(&role.session_name)
+                .configure(&shared);
+            if let Some(id) = &role.external_id {
+                assumed = assumed.external_id(id);
+            }
+            config = config.credentials_provider(assumed.build().await);
+        }
+        if let Some(endpoint) = &self.options.api_endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        aws_sdk_ecr::Client::from_conf(config.build())
+    }
+}
+
+fn trusting_client(roots: &[String]) -> aws_sdk_ecr::config::SharedHttpClient {
+    let mut store = tls::TrustStore::default();
+    for root in roots {
+        store.add_pem_certificate(root.as_bytes());
+    }
+    let context = tls::TlsContext::builder()
+        .with_trust_store(store)
+        .build()
+        .unwrap_or_default();
+    aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(
+            tls::rustls_provider::CryptoMode::AwsLc,
+        ))
+        .tls_context(context)
+        .build_https()
+}
+
+fn pem(certificate: &CertificateDer<'_>) -> String {
+    let base64 = BASE64_STANDARD.encode(certificate);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in base64.as_bytes().chunks(64) {
+        pem.extend(line.iter().map(|byte| char::from(*byte)));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
+}

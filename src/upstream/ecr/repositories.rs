@@ -1,0 +1,261 @@
+//! What the API tells of repositories, and making new ones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_ecr::config::Config;
+use aws_sdk_ecr::config::retry::RetryConfig;
+use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ecr::operation::create_repository::builders::CreateRepositoryFluentBuilder;
+use aws_sdk_ecr::types::{
+    EncryptionConfiguration, EncryptionType, ImageScanningConfiguration, ImageTagMutability,
+    ImageTagMutabilityExclusionFilter, ImageTagMutabilityExclusionFilterType, Tag,
+};
+use tokio::time::Instant;
+use tracing::instrument::WithSubscriber as _;
+use tracing::subscriber::NoSubscriber;
+
+use super::EcrApi;
+use crate::oci::RepositoryName;
+use crate::upstream::creation::{Created, Encryption, Template};
+use crate::upstream::error::{Absent, Deadline, Unreachable, UpstreamError};
+use crate::upstream::gate::backoff;
+use crate::upstream::mutability::TagMutability;
+use crate::upstream::programs::contained;
+use crate::upstream::told::{Told, redacted};
+
+/// Attempts to make one repository, the first included.
+const MAX_ATTEMPTS: u32 = 3;
+/// When to ask again for what AWS throttles without saying for how long.
+const THROTTLED_FOR: Duration = Duration::from_secs(2);
+
+impl EcrApi {
+    /// Which tags of a repository may move.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Refused`] without the permission to ask, which is not needed for anything else;
+    /// [`UpstreamError::Absent`] if there is no such repository; otherwise that nobody answered.
+    pub(in crate::upstream) async fn tag_mutability(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+    ) -> Result<TagMutability, UpstreamError> {
+        let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
+        let call = async move {
+            let client = api.client().await;
+            let call = client.describe_repositories();
+            call.registry_id(&*api.host.account)
+                .repository_names(name)
+                .send()
+                .await
+        };
+        let answer = contained(call.with_subscriber(NoSubscriber::new())).await;
+        let answer = answer.ok_or(UpstreamError::Failing { status: 500 })?;
+        let answer = answer.map_err(|error| match &error {
+            SdkError::ServiceError(service) => match service.err().code().unwrap_or_default() {
+                "AccessDeniedException" => UpstreamError::Refused,
+                "RepositoryNotFoundException" => UpstreamError::Absent(Absent::Repository),
+                _ => UpstreamError::Failing { status: 500 },
+            },
+            _ => UpstreamError::Unreachable(Unreachable::Connect),
+        })?;
+        let described = answer.repositories().first();
+        let described = described.ok_or(UpstreamError::Absent(Absent::Repository))?;
+        let filters = described.image_tag_mutability_exclusion_filters();
+        let filters = filters.iter().map(|filter| filter.filter());
+        Ok(match described.image_tag_mutability() {
+            Some(ImageTagMutability::Immutable) => TagMutability::immutable_except([]),
+            Some(ImageTagMutability::ImmutableWithExclusion) => {
+                TagMutability::immutable_except(filters)
+            }
+            Some(ImageTagMutability::MutableWithExclusion) => {
+                TagMutability::mutable_except(filters)
+            }
+            // What is new is taken for what needs asking.
+            Some(_) | None => TagMutability::mutable_except([]),
+        })
+    }
+
+    /// Makes a repository, which may be there by now.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Refused`] without the permission, [`UpstreamError::Told`] where AWS refuses this
+    /// one; otherwise that nobody answered as it should.
+    pub(in crate::upstream) async fn create_repository(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+        template: &Template,
+    ) -> Result<Created, UpstreamError> {
+        let began = Instant::now();
+        let mut is_unclear = false;
+        let mut attempt = 1;
+        loop {
+            let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
+            let template = template.clone();
+            let call = async move {
+                let call = api.client().await.create_repository();
+                let call = call.registry_id(&*api.host.account).repository_name(name);
+                let call = filled_in(call, &template).map_err(SdkError::construction_failure)?;
+                // The SDK would not tell which attempt it was that found it there.
+                let once = Config::builder().retry_config(RetryConfig::disabled());
+                call.customize().config_override(once).send().await
+            };
+            let answer = contained(call.with_subscriber(NoSubscriber::new())).await;
+            let Err(error) = answer.ok_or(UpstreamError::Failing { status: 500 })? else {
+                return Ok(Created::New);
+            };
+            if error.code() == Some("RepositoryAlreadyExistsException") {
+                // It may be our own, of an attempt whose answer was lost.
+                return Ok(match is_unclear {
+                    true => Created::New,
+                    false => Created::Existed,
+                });
+            }
+            let reason = self.refusal(&error);
+            is_unclear |= !matches!(
+                reason,
+                UpstreamError::Refused | UpstreamError::Told(_) | UpstreamError::Throttled { .. }
+            );
+            let is_late = began.elapsed() >= self.timeout;
+            if attempt == MAX_ATTEMPTS || is_late || !reason.retryable() {
+                self.log_failure("CreateRepository", repository, &error, &reason);
+                return Err(reason);
+            }
+            tokio::time::sleep(backoff(attempt)).await;
+            attempt += 1;
+        }
+    }
+
+    /// Gives a repository its lifecycle policy.
+    ///
+    /// # Errors
+    /// As [`EcrApi::create_repository`].
+    pub(in crate::upstream) async fn put_lifecycle_policy(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+        policy: &str,
+    ) -> Result<(), UpstreamError> {
+        let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
+        let policy = policy.to_owned();
+        let call = async move {
+            let call = api.client().await.put_lifecycle_policy();
+            let call = call.registry_id(&*api.host.account).repository_name(name);
+            call.lifecycle_policy_text(policy).send().await
+        };
+        let answer = contained(call.with_subscriber(NoSubscriber::new())).await;
+        let answer = answer.ok_or(UpstreamError::Failing { status: 500 })?;
+        answer.map(drop).map_err(|error| {
+            let reason = self.refusal(&error);
+            self.log_failure("PutLifecyclePolicy", repository, &error, &reason);
+            reason
+        })
+    }
+
+    /// What a failed call says, as far as clients may know.
+    fn refusal<E: ProvideErrorMetadata>(&self, error: &SdkError<E>) -> UpstreamError {
+        let service = match error {
+            SdkError::ServiceError(service) => service.err(),
+            SdkError::TimeoutError(_) => return UpstreamError::TooSlow(Deadline::FirstByte),
+            SdkError::DispatchFailure(failure) if failure.is_timeout() => {
+                return UpstreamError::TooSlow(Deadline::Connect);
+            }
+            _ => return UpstreamError::Unreachable(Unreachable::Connect),
+        };
+        match service.code().unwrap_or_default() {
+            "AccessDeniedException" => UpstreamError::Refused,
+            "ThrottlingException" | "TooManyRequestsException" | "RequestLimitExceeded" => {
+                UpstreamError::Throttled {
+                    retry_after: THROTTLED_FOR,
+                }
+            }
+            "LimitExceededException"
+            | "InvalidParameterException"
+            | "InvalidTagParameterException"
+            | "TooManyTagsException"
+            | "ValidationException"
+            | "KmsException" => {
+                let said = redacted(service.message().unwrap_or_default(), &[]);
+                UpstreamError::Told(Told {
+                    status: 403,
+                    code: "DENIED".into(),
+                    message: format!(
+                        "there is no such repository, and none can be created: {said}"
+                    ),
+                })
+            }
+            _ => UpstreamError::Failing { status: 500 },
+        }
+    }
+
+    /// What AWS said names identities, and so goes to our log only.
+    fn log_failure<E: ProvideErrorMetadata>(
+        &self,
+        action: &str,
+        repository: &RepositoryName,
+        error: &SdkError<E>,
+        reason: &UpstreamError,
+    ) {
+        tracing::warn!(
+            upstream.name = %self.upstream,
+            oci.repository = %repository,
+            aws.action = action,
+            aws.code = error.code().unwrap_or_default(),
+            aws.message = error.message().unwrap_or_default(),
+            error = %reason,
+            "a new repository is not as it should be",
+        );
+    }
+}
+
+/// The call with what the template says.
+fn filled_in(
+    call: CreateRepositoryFluentBuilder,
+    template: &Template,
+) -> Result<CreateRepositoryFluentBuilder, aws_sdk_ecr::error::BuildError> {
+    let Template {
+        lifecycle_policy: _,
+        tags_move,
+        scan_on_push,
+        encryption,
+        tags,
+    } = template;
+    let mut call = call;
+    if let Some(tags_move) = tags_move {
+        call = call.image_tag_mutability(match (tags_move.may, tags_move.except.is_empty()) {
+            (true, true) => ImageTagMutability::Mutable,
+            (true, false) => ImageTagMutability::MutableWithExclusion,
+            (false, true) => ImageTagMutability::Immutable,
+            (false, false) => ImageTagMutability::ImmutableWithExclusion,
+        });
+        for filter in &tags_move.except {
+            let filter = ImageTagMutabilityExclusionFilter::builder()
+                .filter_type(ImageTagMutabilityExclusionFilterType::Wildcard)
+                .filter(filter);
+            call = call.image_tag_mutability_exclusion_filters(filter.build()?);
+        }
+    }
+    if let Some(scan) = scan_on_push {
+        let scanning = ImageScanningConfiguration::builder().scan_on_push(*scan);
+        call = call.image_scanning_configuration(scanning.build());
+    }
+    if let Some(encryption) = encryption {
+        let (kind, key) = match encryption {
+            Encryption::Aes256 => (EncryptionType::Aes256, None),
+            Encryption::Kms {
+                is_double: false,
+                key,
+            } => (EncryptionType::Kms, key.clone()),
+            Encryption::Kms {
+                is_double: true,
+                key,
+            } => (EncryptionType::KmsDsse, key.clone()),
+        };
+        let configuration = EncryptionConfiguration::builder()
+            .encryption_type(kind)
+            .set_kms_key(key);
+        call = call.encryption_configuration(configuration.build()?);
+    }
+    for (key, value) in tags {
+        call = call.tags(Tag::builder().key(key).value(value).build()?);
+    }
+    Ok(call)
+}

@@ -1,0 +1,383 @@
+//! Repositories that appear when they are pushed to: by the template, once, for those who may push, and
+//! only where the operator wants it.
+
+mod support;
+
+use ecr_proxy::simulator::{
+    Action, CannedAnswer, FULL_ACCESS_KEY, Fault, Listener, Pattern, Principal, Simulator,
+};
+use serde_json::{Value, json};
+use support::proxy::Builder;
+use support::users::{login, user_line};
+use support::{Answer, Client, Proxy, Scene};
+use toml::Table;
+
+const PASSWORD: &str = "open-sesame";
+/// An identity that may push, and nothing beside it.
+const PUSHER: &str = "AKIASIMULATEDPUSH001";
+const POLICY: &str = r#"{"rules": [{"rulePriority": 1, "selection": {"tagStatus": "untagged", "countType":
+"sinceImagePushed", "countUnit": "days", "countNumber": 14}, "action": {"type": "expire"}}]}
+"#;
+
+struct Rig {
+    ecr: Simulator,
+    proxy: Proxy,
+}
+
+impl Rig {
+    /// Repositories are created below `team/`; `ann` may push there and elsewhere, `bob` may pull.
+    async fn start(key: &str, template: &str) -> Self {
+        let ecr = Simulator::builder();
+        let actions = Action::ALL.into_iter().filter(|action| {
+            !matches!(
+                action,
+                Action::CreateRepository | Action::PutLifecyclePolicy
+            )
+        });
+        let actions: Vec<Action> = actions.collect();
+        let pusher = Principal::with_actions(PUSHER, "assumed-role/pusher/simulated", &actions);
+        let ecr = ecr.principal(pusher).start().await.expect("a simulator");
+        let users = ["ann", "bob"]
+            .map(|name| user_line(name, PASSWORD))
+            .concat();
+        let proxy = Proxy::builder()
+            .simulator(&ecr)
+            .env("AWS_ACCESS_KEY_ID", key)
+            .users(&users)
+            .rule("users = ['ann']\nactions = ['pull', 'push']")
+            .rule("users = ['bob']\nactions = ['pull']");
+        let proxy = creating(proxy, template).start();
+        Self { ecr, proxy }
+    }
+
+    fn user(&self, name: &str) -> Client {
+        login(self.proxy.client(), name, PASSWORD)
+    }
+
+    /// How often the API was asked to do this.
+    fn asked(&self, operation: &str) -> usize {
+        self.ecr
+            .journal()
+            .count(|entry| entry.operation == operation)
+    }
+}
+
+fn creating(proxy: Builder, template: &str) -> Builder {
+    let template: Table = toml::from_str(template).expect("TOML");
+    proxy
+        .upstream_key("create_repositories", vec!["team/**"])
+        .upstream_key("template", template)
+}
+
+async fn begin(client: &Client, repository: &str) -> Answer {
+    let target = format!("/v2/{repository}/blobs/uploads/");
+    client.ask("POST", &target, &[]).await
+}
+
+fn code(answer: &Answer) -> String {
+    let body: Value = serde_json::from_str(&answer.text()).expect("JSON");
+    body["errors"][0]["code"]
+        .as_str()
+        .expect("a code")
+        .to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_copies_into_a_repository_that_is_not_there_yet() {
+    let scene = Scene::simulator_with(|proxy| {
+        let proxy = proxy
+            .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
+            .users(&user_line("ci", PASSWORD))
+            .rule("users = ['ci']\nactions = ['pull', 'push']");
+        creating(proxy, "scan_on_push = true")
+    })
+    .await;
+    let certs = std::path::Path::new("/etc/containers/certs.d").join(scene.host());
+    let ca = scene.proxy.pki().ca();
+    scene.sandbox.trust(&ca, &certs.join("ca.crt"));
+    let from = format!("docker://{}", scene.reference());
+    let to = format!("docker://{}/team/new/app:v1", scene.host());
+    let login = format!("ci:{PASSWORD}");
+    let logins = ["--src-creds", &*login, "--dest-creds", &*login];
+    let copy = ["copy", "--all"].into_iter().chain(logins);
+    scene.sandbox.must("skopeo", copy.chain([&*from, &*to]));
+    let ecr = scene.ecr().expect("a simulator");
+    assert!(ecr.manifest("team/new/app", "v1").is_some());
+    let made_with = ecr.made_with("team/new/app").expect("a repository");
+    assert_eq!(made_with["imageScanningConfiguration"]["scanOnPush"], true);
+    // Nothing is made for names that the operator left out, whoever pushes.
+    let to = format!("docker://{}/elsewhere/app:v1", scene.host());
+    let copy = ["copy", "--all"].into_iter().chain(logins);
+    let copy = copy.chain([&*from, &*to]);
+    scene.sandbox.must_fail("does not exist", "skopeo", copy);
+    assert!(ecr.made_with("elsewhere/app").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_repository_is_as_the_template_says() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let template = format!(
+        "lifecycle_policy = {policy:?}\nmutability = 'immutable'\nmutability_except = ['latest', \
+         'dev-*']\nscan_on_push = true\nencryption = 'kms'\nkms_key = 'alias/images'\ntags = \
+         {{ team = 'a', 'cost center' = '7=8' }}"
+    );
+    let rig = Rig::start(FULL_ACCESS_KEY, &template).await;
+    let answer = begin(&rig.user("ann"), "team/app").await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let mut made_with = rig.ecr.made_with("team/app").expect("a repository");
+    let tags = made_with["tags"].as_array_mut().expect("tags");
+    tags.sort_by_key(|tag| tag["Key"].to_string());
+    assert_eq!(
+        made_with,
+        json!({
+            "registryId": "000042290000",
+            "repositoryName": "team/app",
+            "imageTagMutability": "IMMUTABLE_WITH_EXCLUSION",
+            "imageTagMutabilityExclusionFilters": [
+                {"filterType": "WILDCARD", "filter": "latest"},
+                {"filterType": "WILDCARD", "filter": "dev-*"},
+            ],
+            "imageScanningConfiguration": {"scanOnPush": true},
+            "encryptionConfiguration": {"encryptionType": "KMS", "kmsKey": "alias/images"},
+            "tags": [
+                {"Key": "cost center", "Value": "7=8"},
+                {"Key": "team", "Value": "a"},
+            ],
+        })
+    );
+    assert_eq!(
+        rig.ecr.lifecycle_policy("team/app").as_deref(),
+        Some(POLICY)
+    );
+    let metrics = rig.proxy.metrics().await;
+    let created = metrics.sum(
+        "ecr_proxy_upstream_repository_creations_total",
+        &["result=\"created\""],
+    );
+    let policies = "ecr_proxy_upstream_lifecycle_policies_total";
+    assert_eq!(
+        (created, metrics.sum(policies, &["result=\"ok\""])),
+        (1.0, 1.0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_pushes_at_once_create_one_repository() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let ann = rig.user("ann");
+    let pushes = (0..20).map(|_| begin(&ann, "team/app"));
+    for answer in futures_util::future::join_all(pushes).await {
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    assert_eq!(rig.asked("CreateRepository"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_another_made_meanwhile_is_pushed_to() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let missing = Fault::Answer(CannedAnswer {
+        status: 404,
+        headers: vec![("content-type", "application/json".to_owned())],
+        body: r#"{"errors":[{"code":"NAME_UNKNOWN","message":"The repository with name 'team/app' does not exist in the registry with id '000042290000'"}]}"#.into(),
+    });
+    // The registry goes on denying it for a moment.
+    let faults = rig.ecr.faults();
+    faults
+        .on(Listener::Registry, "POST", "team/app")
+        .times(3)
+        .then(missing);
+    rig.ecr.create_repository("team/app");
+    let answer = begin(&rig.user("ann"), "team/app").await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    assert_eq!(rig.asked("CreateRepository"), 1);
+    assert_eq!(rig.asked("PutLifecyclePolicy"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ecr_only_closes_is_understood() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let faults = rig.ecr.faults();
+    let uploads = || Pattern::from("/uploads/");
+    for repository in ["team/missing", "team/there"] {
+        let closed = faults.on(Listener::Registry, "POST", uploads()).times(1);
+        closed.then(Fault::Raw("".into()));
+        if repository == "team/there" {
+            rig.ecr.create_repository(repository);
+        }
+        let answer = begin(&rig.user("ann"), repository).await;
+        assert_eq!(answer.status, 202, "{repository}: {}", answer.text());
+    }
+    assert!(rig.ecr.repositories().contains(&"team/missing".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_told_and_not_asked_for_again_with_each_push() {
+    let rig = Rig::start(PUSHER, "").await;
+    let ann = rig.user("ann");
+    for _ in 0..3 {
+        let answer = begin(&ann, "team/app").await;
+        assert_eq!((answer.status, &*code(&answer)), (403, "DENIED"));
+        let text = answer.text();
+        assert!(
+            text.contains("the proxy's own identity may not do this"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("ecr:") && !text.contains("000042290000"),
+            "{text}"
+        );
+    }
+    assert_eq!(rig.asked("CreateRepository"), 1);
+    let said = |event: &support::proxy::Event| {
+        let action = event.field("aws.action");
+        let said = event.field("aws.message").unwrap_or_default();
+        action.as_deref() == Some("CreateRepository") && said.contains("ecr:CreateRepository")
+    };
+    rig.proxy
+        .log_until("the action that is missing", said)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_registry_says_so_in_words() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let full = Fault::Answer(CannedAnswer {
+        status: 400,
+        headers: vec![("content-type", "application/x-amz-json-1.1".to_owned())],
+        body: r#"{"__type":"LimitExceededException","message":"The maximum number of repositories in the registry with id '000042290000' is reached"}"#.into(),
+    });
+    rig.ecr
+        .faults()
+        .on(Listener::Api, "POST", "CreateRepository")
+        .then(full);
+    let answer = begin(&rig.user("ann"), "team/app").await;
+    assert_eq!((answer.status, &*code(&answer)), (403, "DENIED"));
+    let text = answer.text();
+    assert!(
+        text.contains("The maximum number of repositories"),
+        "{text}"
+    );
+    assert!(!text.contains("000042290000"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_is_refused_does_not_hold_up_the_push() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let refused = Fault::Answer(CannedAnswer {
+        status: 400,
+        headers: vec![("content-type", "application/x-amz-json-1.1".to_owned())],
+        body: r#"{"__type":"InvalidParameterException","message":"Lifecycle policy validation failure"}"#.into(),
+    });
+    let faults = rig.ecr.faults();
+    faults
+        .on(Listener::Api, "POST", "PutLifecyclePolicy")
+        .then(refused);
+    let answer = begin(&rig.user("ann"), "team/app").await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let metrics = rig.proxy.metrics().await;
+    let policies = "ecr_proxy_upstream_lifecycle_policies_total";
+    assert_eq!(metrics.sum(policies, &["result=\"failed\""]), 1.0);
+    let said = |event: &support::proxy::Event| {
+        event.field("aws.action").as_deref() == Some("PutLifecyclePolicy")
+    };
+    rig.proxy
+        .log_until("the policy that is missing", said)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_was_lost_still_leads_to_a_policy() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    // It is made, and nobody hears of it.
+    let faults = rig.ecr.faults();
+    let lost = faults
+        .on(Listener::Api, "POST", "CreateRepository")
+        .times(1);
+    lost.then(Fault::ResetAfter(0));
+    let answer = begin(&rig.user("ann"), "team/app").await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    assert_eq!(rig.asked("CreateRepository"), 2);
+    assert_eq!(
+        rig.ecr.lifecycle_policy("team/app").as_deref(),
+        Some(POLICY)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_created_for_those_who_may_not_push_nor_by_a_pull() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let (ann, bob) = (rig.user("ann"), rig.user("bob"));
+    assert_eq!(begin(&bob, "team/app").await.status, 403);
+    assert_eq!(begin(&rig.proxy.client(), "team/app").await.status, 401);
+    let digest = format!("sha256:{}", "0".repeat(64));
+    for target in [
+        "/v2/team/app/manifests/v1".to_owned(),
+        format!("/v2/team/app/blobs/{digest}"),
+        "/v2/team/app/tags/list".to_owned(),
+    ] {
+        assert_eq!(ann.get(&target).await.status, 404, "{target}");
+        assert_eq!(ann.head(&target).await.status, 404, "{target}");
+    }
+    // Nor for a name that is none of those that the operator wants.
+    let other = begin(&ann, "other/app").await;
+    assert_eq!((other.status, &*code(&other)), (404, "NAME_UNKNOWN"));
+    assert_eq!(rig.asked("CreateRepository"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_alone_makes_its_repository_too() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let index = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+    let target = "/v2/team/app/manifests/v1";
+    let headers = [
+        ("content-type", "application/vnd.oci.image.index.v1+json"),
+        ("content-length", &*index.len().to_string()),
+    ];
+    let mut connection = rig.user("ann").start("PUT", target, &headers).await;
+    connection.send(index.as_bytes()).await.expect("send");
+    let answer = connection.answer("PUT").await.expect("an answer");
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    assert!(rig.ecr.manifest("team/app", "v1").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_brings_a_token_of_their_own_creates_nothing_by_ours() {
+    let ecr = Simulator::builder().start().await.expect("a simulator");
+    let proxy = Proxy::builder()
+        .simulator(&ecr)
+        .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
+        .unset("access.anonymous")
+        .set("access.aws_tokens", true);
+    let proxy = creating(proxy, "").start();
+    let token = ecr.token(FULL_ACCESS_KEY).expect("a token");
+    let client = login(proxy.client(), "AWS", &token.password);
+    let answer = begin(&client, "team/app").await;
+    assert_eq!((answer.status, &*code(&answer)), (404, "NAME_UNKNOWN"));
+    let asked = |entry: &ecr_proxy::simulator::Entry| {
+        entry.method == "POST" && entry.path.contains("/uploads/")
+    };
+    assert_eq!(ecr.journal().count(asked), 1);
+    assert!(ecr.repositories().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn off_by_default() {
+    let ecr = Simulator::builder().start().await.expect("a simulator");
+    let proxy = Proxy::builder()
+        .simulator(&ecr)
+        .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
+        .users(&user_line("ann", PASSWORD))
+        .rule("users = ['ann']\nactions = ['pull', 'push']")
+        .start();
+    let answer = begin(&login(proxy.client(), "ann", PASSWORD), "team/app").await;
+    assert_eq!((answer.status, &*code(&answer)), (404, "NAME_UNKNOWN"));
+    assert!(ecr.repositories().is_empty());
+}

@@ -85,6 +85,11 @@ impl Upstreams {
             .ok_or(UpstreamError::Unconfigured)
     }
 
+    /// The upstreams of these repositories, as far as they are configured.
+    pub fn of_all(&self, repos: &[RepoKey]) -> Vec<Upstream> {
+        repos.iter().filter_map(|repo| self.of(repo).ok()).collect()
+    }
+
     /// The upstream that the operator calls so.
     pub fn named(&self, name: &str) -> Option<Upstream> {
         find(&self.inner.set.load(), name).or_else(|| {
@@ -100,21 +105,6 @@ impl Upstreams {
         let set = self.inner.set.load();
         let is_away = |upstream: &Upstream| upstream.outage().is_some();
         set.iter().any(Upstream::is_answering) && !set.iter().any(is_away)
-    }
-
-    /// Returns at once while the upstream of this name answers, or where there is none, and otherwise soon
-    /// after it does again, or another has taken its place.
-    ///
-    /// # Cancel safety
-    /// Leaving changes nothing.
-    pub async fn answers(&self, name: &str) {
-        let replaced = self.replaced();
-        if let Some(upstream) = self.named(name) {
-            tokio::select! {
-                _ = upstream.answers() => {}
-                () = replaced => {}
-            }
-        }
     }
 
     /// Waits until one that does not answer now does again, or the set is replaced; for ever where there is
@@ -140,7 +130,10 @@ impl Upstreams {
     }
 
     /// Returns when the set is replaced after this was called.
-    fn replaced(&self) -> impl Future<Output = ()> + use<> {
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub fn replaced(&self) -> impl Future<Output = ()> + use<> {
         let mut replaced = self.inner.replaced.subscribe();
         async move {
             // Where nobody is left to replace it, it stays as it is.

@@ -185,3 +185,101 @@ fn pem(certificate: &CertificateDer<'_>) -> String {
     pem.push_str("-----END CERTIFICATE-----\n");
     pem
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_ecr::config::interceptors::BeforeTransmitInterceptorContextRef;
+    use aws_sdk_ecr::config::{ConfigBag, Intercept, RuntimeComponents};
+    use aws_sdk_ecr::error::BoxError;
+
+    use super::*;
+    use crate::upstream::registry::Registry;
+
+    /// Remembers which host a call would go to, and lets it go nowhere.
+    #[derive(Clone, Debug, Default)]
+    struct Host(Arc<Mutex<String>>);
+
+    impl Intercept for Host {
+        fn name(&self) -> &'static str {
+            "Host"
+        }
+
+        fn read_before_transmit(
+            &self,
+            context: &BeforeTransmitInterceptorContextRef<'_>,
+            _: &RuntimeComponents,
+            _: &mut ConfigBag,
+        ) -> Result<(), BoxError> {
+            let uri: http::Uri = context.request().uri().parse()?;
+            *self.0.lock().unwrap() = uri.host().unwrap_or_default().to_owned();
+            Err("seen enough".into())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_api_is_asked_at_the_host_that_goes_with_the_registry() {
+        for (registry, expected) in [
+            (
+                "dkr.ecr.us-west-2.amazonaws.com",
+                "api.ecr.us-west-2.amazonaws.com",
+            ),
+            ("dkr-ecr.eu-west-1.on.aws", "ecr.eu-west-1.api.aws"),
+            (
+                "dkr.ecr-fips.us-east-1.amazonaws.com",
+                "api.ecr-fips.us-east-1.amazonaws.com",
+            ),
+            (
+                "dkr.ecr-fips.us-gov-west-1.amazonaws.com",
+                "api.ecr-fips.us-gov-west-1.amazonaws.com",
+            ),
+            (
+                "dkr-ecr-fips.us-east-1.on.aws",
+                "ecr-fips.us-east-1.api.aws",
+            ),
+            (
+                "dkr.ecr.cn-north-1.amazonaws.com.cn",
+                "api.ecr.cn-north-1.amazonaws.com.cn",
+            ),
+            (
+                "dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
+                "ecr.cn-north-1.api.amazonwebservices.com.cn",
+            ),
+            (
+                "dkr.ecr.eusc-de-east-1.amazonaws.eu",
+                "api.ecr.eusc-de-east-1.amazonaws.eu",
+            ),
+            (
+                "dkr.ecr.us-iso-east-1.c2s.ic.gov",
+                "api.ecr.us-iso-east-1.c2s.ic.gov",
+            ),
+            (
+                "dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
+                "api.ecr.us-isob-east-1.sc2s.sgov.gov",
+            ),
+            (
+                "dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+                "api.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+            ),
+            (
+                "dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
+                "api.ecr.us-isof-south-1.csp.hci.ic.gov",
+            ),
+        ] {
+            let registry = Registry::parse(&format!("000042290000.{registry}")).unwrap();
+            let options = AwsOptions {
+                keys: Some(StaticKeys {
+                    access_key_id: "AKIATEST".to_owned(),
+                    secret_access_key: Secret::new("test"),
+                }),
+                ..AwsOptions::default()
+            };
+            let host = registry.ecr().unwrap().clone();
+            let api = EcrApi::new("test".into(), host, options, &[], Duration::from_secs(1));
+            let seen = Host::default();
+            let call = api.client().await.get_authorization_token().customize();
+            let answer = call.interceptor(seen.clone()).send().await;
+            assert!(answer.is_err(), "nothing was sent");
+            assert_eq!(*seen.0.lock().unwrap(), expected, "{registry}");
+        }
+    }
+}

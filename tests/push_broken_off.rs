@@ -3,9 +3,14 @@
 
 mod support;
 
-use ecr_proxy::simulator::{Fault, Listener, path_contains};
-use support::push::{APP, OTHER, Rig, begin, bytes};
-use support::store::digest;
+use std::path::PathBuf;
+
+use ecr_proxy::simulator::{Fault, Gate, Listener, path_contains};
+use support::blobs::{outcome, until};
+use support::disk::Injection;
+use support::push::{APP, MANIFEST, OTHER, Rig, begin, bytes, manifest, push_image, put, send};
+use support::store::{digest, files_below};
+use support::{Proxy, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn u24_an_early_refusal_reaches_a_client_that_still_sends() {
@@ -95,6 +100,10 @@ async fn u26_p04_what_breaks_off_is_never_ended_upstream() {
         .journal()
         .count(|entry| matches!(&*entry.method, "PATCH" | "PUT") && entry.status.is_some());
     assert_eq!(finished, 0, "ECR never saw a whole body");
+    until("every upload is given up upstream, too", async || {
+        rig.asked("DELETE", "/blobs/uploads/") == rig.asked("POST", "/blobs/uploads/")
+    })
+    .await;
     assert!(rig.ecr.blob(APP, &digest(b"hello")).is_none());
     let left = std::fs::read_dir(rig.proxy.cache_dir().join("fills")).map_or(0, |dir| dir.count());
     assert_eq!(left, 0, "no remains");
@@ -114,4 +123,179 @@ async fn u26_p04_what_breaks_off_is_never_ended_upstream() {
     );
     let smuggled = |entry: &ecr_proxy::simulator::Entry| entry.headers.contains_key("x-smuggled");
     assert_eq!(rig.ecr.journal().count(smuggled), 0);
+}
+
+/// The files of unfinished downloads and pushes.
+fn remains(proxy: &Proxy) -> Vec<PathBuf> {
+    files_below(&proxy.cache_dir().join("fills"))
+}
+
+/// The requests with this method that upstream has answered.
+fn answered(rig: &Rig, method: &str) -> usize {
+    let journal = rig.ecr.journal();
+    journal.count(|entry| entry.method == method && entry.status.is_some())
+}
+
+/// Restarts the proxy after a kill, and pushes from scratch.
+async fn begins_again(rig: &mut Rig, layer: &[u8]) {
+    let blob = format!("/v2/{APP}/blobs/{}", digest(layer));
+    rig.proxy.restart();
+    let ann = rig.user("ann");
+    assert_eq!(
+        ann.get(&blob).await.status,
+        404,
+        "nothing of it is readable"
+    );
+    until("nothing is left of it", async || {
+        remains(&rig.proxy).is_empty()
+    })
+    .await;
+    let (answer, manifest) = push_image(&ann, APP, "v1", layer).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let pulled = ann.get(&format!("/v2/{APP}/manifests/v1")).await;
+    assert_eq!(pulled.header("docker-content-digest"), Some(&*manifest));
+    let pulled = ann.get(&blob).await;
+    assert_eq!(
+        (outcome(&pulled), pulled.digest()),
+        (Some("hit"), digest(layer))
+    );
+    let kept = rig.proxy.assert_blobs_are_sound();
+    assert!(kept.contains(&digest(layer)), "{kept:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c12_a_kill_in_the_middle_of_a_blob_leaves_nothing_of_it_and_the_push_begins_again() {
+    let mut rig = Rig::start().await;
+    for (method, length) in [("PATCH", 3_000_000), ("PUT", 3_000_001)] {
+        let ann = rig.user("ann");
+        let layer = bytes(length);
+        let target = format!("{}?digest={}", begin(&ann, APP).await, digest(&layer));
+        let before = answered(&rig, method);
+        let declared = [("content-length", &*length.to_string())];
+        let mut connection = ann.start(method, &target, &declared).await;
+        connection.send(&layer[..length / 2]).await.expect("send");
+        until("upstream has some of it", async || {
+            let journal = rig.ecr.journal();
+            journal
+                .count(|e| e.method == method && e.status.is_none() && e.request_bytes > 1_000_000)
+                > 0
+        })
+        .await;
+        assert_ne!(
+            remains(&rig.proxy),
+            Vec::<PathBuf>::new(),
+            "kept on its way"
+        );
+        rig.proxy.kill9();
+        assert!(
+            connection.head().await.is_err(),
+            "the client is told nothing"
+        );
+        assert_eq!(answered(&rig, method), before, "{method} came to no end");
+        assert!(rig.ecr.blob(APP, &digest(&layer)).is_none());
+        begins_again(&mut rig, &layer).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c12_a_kill_before_upstreams_word_leaves_nothing_and_the_push_begins_again() {
+    let mut rig = Rig::start().await;
+    // The end of a blob, then its manifest.
+    for (part, length) in [("/blobs/uploads/", 300_000), ("/manifests/", 300_001)] {
+        let ann = rig.user("ann");
+        let layer = bytes(length);
+        let gate = Gate::new();
+        let puts = rig
+            .ecr
+            .faults()
+            .on(Listener::Registry, "PUT", path_contains(part));
+        let (target, body) = match part {
+            "/manifests/" => {
+                for blob in [&b"{}"[..], &layer] {
+                    let target = format!("{}?digest={}", begin(&ann, APP).await, digest(blob));
+                    assert_eq!(put(&ann, &target, &[], blob).await.status, 201);
+                }
+                (format!("/v2/{APP}/manifests/killed"), manifest(&layer))
+            }
+            _ => {
+                let place = begin(&ann, APP).await;
+                let sent = send(&ann, "PATCH", &place, &[], &layer, true).await;
+                assert_eq!(sent.status, 202);
+                (format!("{place}?digest={}", digest(&layer)), String::new())
+            }
+        };
+        let held = puts.times(1).then(Fault::Hold(gate.clone()));
+        let before = answered(&rig, "PUT");
+        let length = body.len().to_string();
+        let headers = [("content-type", MANIFEST), ("content-length", &*length)];
+        let mut connection = ann.start("PUT", &target, &headers).await;
+        connection.send(&body).await.expect("send");
+        within("upstream is asked", gate.arrived(1)).await;
+        rig.proxy.kill9();
+        assert!(
+            connection.head().await.is_err(),
+            "the client is told nothing"
+        );
+        assert_eq!(answered(&rig, "PUT"), before);
+        assert!(rig.ecr.manifest(APP, "killed").is_none());
+        drop(held);
+        if part == "/manifests/" {
+            // What was pushed before it is still there, and all that is missing is pushed again.
+            rig.proxy.restart();
+            let ann = rig.user("ann");
+            assert_eq!(
+                ann.get(&format!("/v2/{APP}/manifests/killed")).await.status,
+                404
+            );
+            let (again, _) = push_image(&ann, APP, "killed", &layer).await;
+            assert_eq!(again.status, 201);
+        } else {
+            begins_again(&mut rig, &layer).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c12_a_kill_at_any_step_of_keeping_a_push_leaves_it_absent_or_complete() {
+    let mut rig = Rig::start().await;
+    for (number, step) in [
+        "pwrite64:signal=KILL:when=1",
+        "fsync:signal=KILL:when=1",
+        "renameat:signal=KILL",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let layer = bytes(2_000_000 + number);
+        let ann = rig.user("ann");
+        let target = format!("{}?digest={}", begin(&ann, APP).await, digest(&layer));
+        let injection = Injection::into(&rig.proxy, [step]);
+        let length = layer.len().to_string();
+        let mut connection = ann
+            .start("PUT", &target, &[("content-length", &*length)])
+            .await;
+        // It is cut where the step comes before the answer.
+        let _cut = connection.send(&layer).await;
+        let _told_or_not = connection.answer("PUT").await;
+        rig.proxy.wait();
+        drop(injection);
+        rig.proxy.assert_blobs_are_sound();
+        rig.proxy.restart();
+        let ann = rig.user("ann");
+        until("nothing is left of it", async || {
+            remains(&rig.proxy).is_empty()
+        })
+        .await;
+        let (answer, _) = push_image(&ann, APP, "v1", &layer).await;
+        assert_eq!(answer.status, 201, "{step}: {}", answer.text());
+        let pulled = ann
+            .get(&format!("/v2/{APP}/blobs/{}", digest(&layer)))
+            .await;
+        assert_eq!(
+            (outcome(&pulled), pulled.digest()),
+            (Some("hit"), digest(&layer)),
+            "{step}"
+        );
+        rig.proxy.assert_blobs_are_sound();
+    }
 }

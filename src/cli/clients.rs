@@ -31,8 +31,8 @@ impl Client {
         }
     }
 
-    /// Where the client looks for the CA of `host`.
-    pub(super) fn folder(self, host: &ClientHost) -> String {
+    /// Where the client looks for the CA of a host, and for what else there is to say of it.
+    pub(super) fn folder(self, host: &impl fmt::Display) -> String {
         match self {
             Self::Docker => format!("/etc/docker/certs.d/{host}"),
             Self::Containerd => format!("/etc/containerd/certs.d/{host}"),

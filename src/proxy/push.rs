@@ -165,15 +165,17 @@ impl Push<'_> {
         digest: Option<Digest>,
         body: HttpBody,
     ) -> Result<Reply, Refusal> {
+        // Without room upstream is not asked.
+        let mut taken = self.uploads.begin(self.owner())?;
         let place = match self.begun(&body).await? {
             Begun::Session(place) => place,
             Begun::Mounted(digest) => return self.created_blob(digest, None).await,
         };
-        let session = Session {
-            place,
-            received: self.parts.fills.receive(),
-        };
-        let id = self.uploads.begin(self.owner(), session)?;
+        let (upstream, repo) = (self.upstream.clone(), self.repo.clone());
+        let received = self.parts.fills.receive();
+        taken.hold(Session::new(upstream, repo, place, received));
+        let id = taken.id().to_owned();
+        taken.give_back();
         match digest.filter(|_| !body.is_end_stream()) {
             Some(digest) => self.end(headers, &id, Some(digest), body).await,
             None => Ok(self.progress(StatusCode::ACCEPTED, &id, 0)),
@@ -233,9 +235,11 @@ impl Push<'_> {
         if !body.is_end_stream() {
             let (feed, part) = upload_body(body.size_hint().exact(), range);
             let repository = &self.repo.repository;
-            let asking = self.upstream.upload_part(repository, &session.place, part);
+            let asking = self
+                .upstream
+                .upload_part(repository, &session.at.place, part);
             let pumping = Incoming::new(body).pump(feed, &mut session.received, None);
-            session.place = both(asking, pumping).await?;
+            session.at.place = both(asking, pumping).await?;
         }
         let held = session.received.len();
         taken.give_back();
@@ -266,44 +270,27 @@ impl Push<'_> {
             let found = session.received.digest().await?;
             match found == digest {
                 true => {
-                    let asking = upstream.end_upload(repository, &session.place, &digest, None);
+                    let asking = upstream.end_upload(repository, &session.at.place, &digest, None);
                     asking.await.map_err(Refusal::from)
                 }
                 false => Err(PushFault::Digest { found }.into()),
             }
         } else {
             let (feed, part) = upload_body(body.size_hint().exact(), range);
-            let asking = upstream.end_upload(repository, &session.place, &digest, Some(part));
+            let asking = upstream.end_upload(repository, &session.at.place, &digest, Some(part));
             let pumping = Incoming::new(body).pump(feed, &mut session.received, Some(digest));
             both(asking, pumping).await
         };
-        if let Err(refusal) = ended {
-            if let Refusal::Push(PushFault::Digest { .. }) = refusal {
-                self.forget_upstream(&session);
-            }
-            return Err(refusal);
-        }
-        let Session { received, .. } = session;
+        ended?;
+        let received = session.ended();
         self.created_blob(digest, Some(received)).await
     }
 
     /// DELETE: the upload is given up.
     async fn give_up(&self, id: &str) -> Result<Reply, Refusal> {
         let taken = self.uploads.take(id, &self.owner())?;
-        let session = taken.end().ok_or(PushFault::Unknown)?;
-        self.forget_upstream(&session);
+        drop(taken.end());
         Ok(Reply::new(StatusCode::NO_CONTENT, Said::nothing()))
-    }
-
-    /// Tells upstream that nothing more comes, where it wants to be told. Nobody waits for it.
-    fn forget_upstream(&self, session: &Session) {
-        let (upstream, repo) = (self.upstream.clone(), self.repo.clone());
-        let place = session.place.clone();
-        tokio::spawn(async move {
-            if let Err(error) = upstream.give_up_upload(&repo.repository, &place).await {
-                tracing::debug!(oci.repository = %repo, %error, "an upload was not given up upstream");
-            }
-        });
     }
 
     async fn created_blob(

@@ -35,7 +35,7 @@ pub(super) struct Mirror {
 pub(super) enum DockerMirror {
     /// By these hosts.
     Hosts(Vec<ClientHost>),
-    /// This one would, but asks for a password.
+    /// This one would, but asks for a password, and takes no certificate instead.
     AsksForPassword(ClientHost),
     /// Nothing at the root of a domain leads there.
     None,
@@ -120,10 +120,17 @@ impl<'a> Mirrors<'a> {
         all.retain(|host| self.is_docker_hub(self.domain(host)));
         let mut open = all.clone();
         open.retain(|host| self.is_open(host, DOCKER_HUB, PROBE_OF_DOCKER));
-        match (&open[..], &all[..]) {
-            ([], []) => DockerMirror::None,
-            ([], [closed, ..]) => DockerMirror::AsksForPassword((*closed).clone()),
-            (open, _) => DockerMirror::Hosts(open.iter().map(|host| (*host).clone()).collect()),
+        let mut known = all.clone();
+        let takes = self.config.client_certificates.is_some();
+        known.retain(|host| takes && host.tls && !clients::admits_anonymous(self.config, host));
+        let hosts = |of: &[&ClientHost]| {
+            DockerMirror::Hosts(of.iter().map(|host| (*host).clone()).collect())
+        };
+        match (&open[..], &known[..], &all[..]) {
+            ([], [], []) => DockerMirror::None,
+            ([], [], [closed, ..]) => DockerMirror::AsksForPassword((*closed).clone()),
+            ([], known, _) => hosts(known),
+            (open, _, _) => hosts(open),
         }
     }
 

@@ -3,8 +3,10 @@
 //! | File | |
 //! |---|---|
 //! | `mirrors` | which registries can be had through the proxy, and how they are asked for |
-//! | `script` | what is printed: trust, mirrors, login, a pull |
+//! | `script` | what is printed for one machine's clients: trust, mirrors, login, a pull |
+//! | `clusters` | what is printed for Kubernetes, k3s and Helm |
 
+mod clusters;
 mod mirrors;
 mod script;
 

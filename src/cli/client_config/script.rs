@@ -1,4 +1,4 @@
-//! What is printed for each client: trust, mirrors, login, a pull.
+//! What is printed for docker, containerd, podman and BuildKit: trust, mirrors, login, a pull.
 
 use super::mirrors::{Mirror, Mirrors};
 use crate::cli::clients::{
@@ -14,8 +14,14 @@ const CONTAINERD_CONFIG_PATH: &str = "\
 #                   config_path = \"/etc/containerd/certs.d\"
 ";
 
+/// How a sentence about a client certificate begins.
+pub(super) const INSTEAD_OF_LOGIN: &str = "Instead of a login";
+/// The same where a line is commented out that names it.
+pub(super) const OR_UNCOMMENTED: &str =
+    "Instead of a login, where the lines about it below are uncommented,";
+
 /// How a client comes to trust the proxy's certificate.
-enum Trust {
+pub(super) enum Trust {
     /// By the CA's certificate, which the script puts into the client's folder.
     Ours,
     /// Most likely by itself: the certificate is one that the operator brought.
@@ -26,9 +32,9 @@ enum Trust {
 
 /// A script in the making.
 pub(super) struct Script<'a> {
-    config: &'a Config,
-    hosts: &'a [ClientHost],
-    mirrors: &'a Mirrors<'a>,
+    pub(super) config: &'a Config,
+    pub(super) hosts: &'a [ClientHost],
+    pub(super) mirrors: &'a Mirrors<'a>,
     ca_pem: Option<&'a str>,
 }
 
@@ -51,9 +57,18 @@ impl<'a> Script<'a> {
         let mut text = "# docker and this proxy\n".to_owned();
         for host in self.hosts {
             text.push_str(&self.docker_trust(host));
+            text += &self.certificate(host, &Client::Docker.folder(host), INSTEAD_OF_LOGIN);
         }
+        text += "\n# dockerd reads these folders at each pull, its BuildKit when dockerd starts:\n\
+                 #   sudo systemctl restart docker\n";
         text.push_str(&self.logins("docker login"));
-        text + &self.pull("docker pull")
+        let mirrors = self.hosts_files(Client::Docker);
+        if !mirrors.is_empty() {
+            text += "\n# docker 28 and later, with containerd's image store, reads a hosts.toml there, too, and so has any\n\
+                     # registry's images from here; others pass it over. Of docker.io alone, and for any docker:\n\
+                     # client-config docker-mirror.\n";
+        }
+        text + &mirrors + &self.pull("docker pull")
     }
 
     pub(super) fn docker_mirror(&self, hosts: &[ClientHost]) -> String {
@@ -61,6 +76,8 @@ impl<'a> Script<'a> {
         for host in hosts {
             text.push_str(&self.docker_trust(host));
             text.push_str(&self.no_login(host));
+            let instead = "dockerd has no password for a mirror, but may have";
+            text += &self.certificate(host, &Client::Docker.folder(host), instead);
         }
         let urls: Vec<String> = hosts
             .iter()
@@ -87,7 +104,9 @@ impl<'a> Script<'a> {
         let mut text = "# podman, CRI-O, buildah, skopeo and this proxy\n".to_owned();
         let mut conf = String::new();
         for host in self.hosts {
-            text.push_str(&self.trust(host, &Client::Podman.folder(host)));
+            let folder = Client::Podman.folder(host);
+            text.push_str(&self.trust(host, &folder));
+            text += &self.certificate(host, &folder, INSTEAD_OF_LOGIN);
             if !host.tls {
                 conf += &format!(
                     "[[registry]]\nprefix = \"{host}\"\nlocation = \"{host}\"\ninsecure = true\n\n"
@@ -115,7 +134,10 @@ impl<'a> Script<'a> {
             );
         }
         if !conf.is_empty() {
-            text.push_str("\n# Images by their registries' names come from here, too.\n");
+            text.push_str(
+                "\n# Images by their registries' names come from here, too. With mirror-by-digest-only = true in a\n\
+                 # [[registry]], or pull-from-mirror = \"digest-only\" in its mirror, only what is named by digest does.\n",
+            );
             text.push_str("sudo mkdir -p /etc/containers/registries.conf.d\n");
             let path = "/etc/containers/registries.conf.d/ecr-proxy.conf";
             text.push_str(&here_document(path, conf.trim_end()));
@@ -136,12 +158,19 @@ impl<'a> Script<'a> {
         for host in self.hosts {
             let folder = format!("/etc/buildkit/certs.d/{host}");
             text.push_str(&self.trust(host, &folder));
+            text += &self.certificate(host, &folder, OR_UNCOMMENTED);
             toml += &format!("[registry.\"{host}\"]\n");
             toml += &match self.kind_of_trust(host) {
                 Trust::Ours => format!("  ca = [\"{folder}/ca.crt\"]\n"),
                 Trust::Theirs => format!("  # ca = [\"{folder}/ca.crt\"]\n"),
                 Trust::Plain => "  http = true\n".to_owned(),
             };
+            if self.takes_certificate(host) {
+                toml += &format!(
+                    "  # [[registry.\"{host}\".keypair]]\n  #   cert = \"{folder}/client.cert\"\n  \
+                     #   key = \"{folder}/client.key\"\n"
+                );
+            }
         }
         let path = "/etc/buildkit/buildkitd.toml";
         text.push_str(
@@ -156,147 +185,33 @@ impl<'a> Script<'a> {
         text + &self.logins("docker login") + &self.used_by("FROM ")
     }
 
-    pub(super) fn kubernetes(&self) -> String {
-        let mut text = "# Kubernetes and this proxy\n\
-            \n# On each node, which runs containerd (of CRI-O: client-config podman; of k3s: client-config k3s).\n"
-            .to_owned();
-        text.push_str(&self.containerd_hosts());
-        for host in self.hosts {
-            if clients::admits_anonymous(self.config, host) {
-                text.push_str(&self.no_login(host));
-                continue;
-            }
-            text.push_str(self.short_lived_tokens());
-            let secret = format!(
-                "ecr-proxy-{}",
-                host.to_string().replace([':', '[', ']'], "-")
-            );
-            let secret = secret.trim_end_matches('-');
-            let server = quoted(&host.to_string());
-            text.push_str(&format!(
-                "\n# Once in each namespace, with the name and the password of a user: a pull secret, which does\n\
-                 # not expire, and who pulls with it. Pods that have another service account name the secret in\n\
-                 # imagePullSecrets.\n\
-                 kubectl create secret docker-registry {secret} --docker-server={server} \\\n  \
-                 --docker-username=NAME --docker-password=PASSWORD\n\
-                 kubectl patch serviceaccount default \\\n  \
-                 --patch '{{\"imagePullSecrets\": [{{\"name\": \"{secret}\"}}]}}'\n"
-            ));
-        }
-        text + &self.used_by("image: ")
-    }
-
-    pub(super) fn k3s(&self) -> String {
-        let mut text = "# k3s and this proxy, on each node\n".to_owned();
-        let (mut endpoints, mut configs) = (String::new(), String::new());
-        for mirror in self.mirrors.by_registry() {
-            endpoints += &mirror.remarks();
-            endpoints += &format!(
-                "  \"{}\":\n    endpoint:\n      - \"{}\"\n",
-                mirror.registry,
-                mirror.host.url()
-            );
-        }
-        let mut asks = false;
-        for host in self.hosts {
-            let folder = format!("/etc/rancher/k3s/certs.d/{host}");
-            text.push_str(&self.trust(host, &folder));
-            let mut config = match self.kind_of_trust(host) {
-                Trust::Ours => format!("    tls:\n      ca_file: \"{folder}/ca.crt\"\n"),
-                Trust::Theirs => format!("    # tls:\n    #   ca_file: \"{folder}/ca.crt\"\n"),
-                Trust::Plain => {
-                    endpoints +=
-                        &format!("  \"{host}\":\n    endpoint:\n      - \"{}\"\n", host.url());
-                    String::new()
-                }
-            };
-            if clients::admits_anonymous(self.config, host) {
-                text.push_str(&self.no_login(host));
-            } else {
-                asks = true;
-                config += "    auth:\n      username: \"NAME\"\n      password: \"PASSWORD\"\n";
-            }
-            if config
-                .lines()
-                .any(|line| !line.trim_start().starts_with('#'))
-            {
-                configs += &format!("  \"{host}\":\n{config}");
-            } else {
-                configs += &format!("  # \"{host}\":\n{config}");
-            }
-        }
-        let mut yaml = String::new();
-        for (key, value) in [("mirrors", endpoints), ("configs", configs)] {
-            let is_empty = value.lines().all(|line| line.trim_start().starts_with('#'));
-            let key = if is_empty {
-                format!("# {key}:")
-            } else {
-                format!("{key}:")
-            };
-            yaml += &match value.is_empty() {
-                true => String::new(),
-                false => format!("{key}\n{value}"),
-            };
-        }
-        text.push_str(
-            "\n# Where there is a registries.yaml already, this leaves it as it is: add the keys to it.\n\
-             sudo mkdir -p /etc/rancher/k3s\n",
-        );
-        let path = "/etc/rancher/k3s/registries.yaml";
-        text.push_str(&new_file(path, &yaml));
-        if asks {
-            text.push_str(self.short_lived_tokens());
-            text.push_str(&format!(
-                "# NAME and PASSWORD are those of a user; keep them from others:\n\
-                 sudo chmod 600 {path}\nsudoedit {path}\n"
-            ));
-        }
-        text.push_str(
-            "# Then restart it:\n\
-             #   sudo systemctl restart k3s          # k3s-agent on agents\n",
-        );
-        text + &self.used_by("image: ")
-    }
-
-    pub(super) fn helm(&self) -> String {
-        let mut text = "# Helm and this proxy\n".to_owned();
-        for host in self.hosts {
-            let folder = format!("/usr/local/share/ecr-proxy/{host}");
-            text.push_str(&self.trust(host, &folder));
-            let option = match self.kind_of_trust(host) {
-                Trust::Ours => format!(" --ca-file {}", quoted(&format!("{folder}/ca.crt"))),
-                Trust::Theirs => String::new(),
-                Trust::Plain => " --plain-http".to_owned(),
-            };
-            text.push_str(&self.login(host, &format!("helm registry login{option}")));
-            text.push_str(&format!(
-                "\n# Pull a chart by the proxy's own name, with its repository as the registry has it:\n\
-                 #   helm pull oci://{host}/REPOSITORY --version VERSION{option}\n"
-            ));
-        }
-        text
-    }
-
     /// containerd's trust and mirrors: a `hosts.toml` for the proxy itself, and for each registry.
-    fn containerd_hosts(&self) -> String {
+    pub(super) fn containerd_hosts(&self) -> String {
         let mut text = String::new();
         for host in self.hosts {
             let folder = Client::Containerd.folder(host);
             text.push_str(&self.trust(host, &folder));
+            text += &self.certificate(host, &folder, OR_UNCOMMENTED);
             text.push_str(&format!("sudo mkdir -p {}\n", quoted(&folder)));
-            let more = self.containerd_trust(host);
+            let more = self.host_keys(host, &folder);
             text.push_str(&hosts_toml(&folder, &host.url(), host, &more));
         }
+        text + &self.hosts_files(Client::Containerd) + CONTAINERD_CONFIG_PATH
+    }
+
+    /// A `hosts.toml` for each registry, in `client`'s folder.
+    fn hosts_files(&self, client: Client) -> String {
+        let mut text = String::new();
         for mirror in self.mirrors.by_registry() {
             let Mirror { registry, host, .. } = &mirror;
-            let folder = format!("/etc/containerd/certs.d/{registry}");
+            let folder = client.folder(registry);
             let server = match registry.as_str() {
                 "docker.io" => "https://registry-1.docker.io".to_owned(),
                 other => format!("https://{other}"),
             };
-            let mut more = self.containerd_trust(host);
-            if !clients::admits_anonymous(self.config, host) {
-                more += "  # containerd has no login for a mirror but what is written here:\n  \
+            let mut more = self.host_keys(host, &client.folder(host));
+            if self.asks(host) && self.has_passwords() {
+                more += "  # There is no login for a mirror but what is written here:\n  \
                      # [host.\"HOST\".header]\n  \
                      #   authorization = [\"Basic BASE64_OF_NAME:PASSWORD\"]\n"
                     .replace("HOST", &host.url())
@@ -310,16 +225,21 @@ impl<'a> Script<'a> {
             ));
             text.push_str(&hosts_toml(&folder, &server, host, &more));
         }
-        text + CONTAINERD_CONFIG_PATH
+        text
     }
 
-    fn containerd_trust(&self, host: &ClientHost) -> String {
-        let folder = Client::Containerd.folder(host);
-        match self.kind_of_trust(host) {
+    /// What a `hosts.toml` says of the host besides where it is: whom to trust, and who one is.
+    fn host_keys(&self, host: &ClientHost, folder: &str) -> String {
+        let mut keys = match self.kind_of_trust(host) {
             Trust::Ours => format!("  ca = \"{folder}/ca.crt\"\n"),
             Trust::Theirs => format!("  # ca = \"{folder}/ca.crt\"\n"),
             Trust::Plain => String::new(),
+        };
+        if self.takes_certificate(host) {
+            keys +=
+                &format!("  # client = [[\"{folder}/client.cert\", \"{folder}/client.key\"]]\n");
         }
+        keys
     }
 
     fn docker_trust(&self, host: &ClientHost) -> String {
@@ -334,7 +254,7 @@ impl<'a> Script<'a> {
         )
     }
 
-    fn kind_of_trust(&self, host: &ClientHost) -> Trust {
+    pub(super) fn kind_of_trust(&self, host: &ClientHost) -> Trust {
         match (&self.config.tls, host.tls) {
             (_, false) | (Tls::Off, _) => Trust::Plain,
             (Tls::LocalCa, true) => Trust::Ours,
@@ -343,7 +263,7 @@ impl<'a> Script<'a> {
     }
 
     /// The lines that put the CA's certificate into `folder`, or tell when it has to be there.
-    fn trust(&self, host: &ClientHost, folder: &str) -> String {
+    pub(super) fn trust(&self, host: &ClientHost, folder: &str) -> String {
         let quoted = quoted(folder);
         let from = match (&self.config.tls, host.tls) {
             (_, false) | (Tls::Off, _) => return format!("\n# {host} is plain HTTP.\n"),
@@ -371,14 +291,50 @@ impl<'a> Script<'a> {
         )
     }
 
+    /// Whether clients have to say who they are at `host`.
+    pub(super) fn asks(&self, host: &ClientHost) -> bool {
+        !clients::admits_anonymous(self.config, host)
+    }
+
+    /// Whether anybody logs in by a password, or will: where there is no other way to be known yet.
+    pub(super) fn has_passwords(&self) -> bool {
+        let access = &self.config.access;
+        let certificates = &self.config.client_certificates;
+        access.aws_tokens || access.users_file.is_some() || certificates.is_none()
+    }
+
+    /// Whether a client certificate stands for a login at `host`.
+    pub(super) fn takes_certificate(&self, host: &ClientHost) -> bool {
+        self.config.client_certificates.is_some() && host.tls && self.asks(host)
+    }
+
+    /// Where in `folder` the client's certificate goes, if it may have one. `way` begins the sentence.
+    pub(super) fn certificate(&self, host: &ClientHost, folder: &str, way: &str) -> String {
+        let Some(clients) = &self.config.client_certificates else {
+            return String::new();
+        };
+        if !self.takes_certificate(host) {
+            return String::new();
+        }
+        let (ca, user) = (clients.ca.display(), clients.user);
+        let folder = quoted(folder);
+        format!(
+            "\n# {way}\n# a certificate with the name of a user as its {user}, signed by a CA of {ca}:\n\
+             #   sudo mkdir -p {folder} && sudo cp client.cert client.key {folder}/\n"
+        )
+    }
+
     fn logins(&self, command: &str) -> String {
         let each = self.hosts.iter().map(|host| self.login(host, command));
         each.collect()
     }
 
-    fn login(&self, host: &ClientHost, command: &str) -> String {
+    pub(super) fn login(&self, host: &ClientHost, command: &str) -> String {
         if clients::admits_anonymous(self.config, host) {
             return self.no_login(host);
+        }
+        if !self.has_passwords() {
+            return String::new();
         }
         let host = quoted(&host.to_string());
         let mut text = String::new();
@@ -394,7 +350,7 @@ impl<'a> Script<'a> {
         text + &format!("\n# Log in once; the password does not expire.\n{command} {host}\n")
     }
 
-    fn no_login(&self, host: &ClientHost) -> String {
+    pub(super) fn no_login(&self, host: &ClientHost) -> String {
         match anonymous_networks(self.config, host).as_deref() {
             None => String::new(),
             Some([]) => format!("\n# No login is needed at {host}.\n"),
@@ -408,7 +364,7 @@ impl<'a> Script<'a> {
     }
 
     /// What to say where nothing renews a login.
-    fn short_lived_tokens(&self) -> &'static str {
+    pub(super) fn short_lived_tokens(&self) -> &'static str {
         match self.config.access.aws_tokens && self.config.access.users_file.is_none() {
             true => {
                 "\n# The only logins here are ECR tokens, which live for 12 hours; users of access.users have\n\
@@ -422,7 +378,7 @@ impl<'a> Script<'a> {
         self.used_by(&format!("{command} "))
     }
 
-    fn used_by(&self, word: &str) -> String {
+    pub(super) fn used_by(&self, word: &str) -> String {
         let Some(host) = self.hosts.first() else {
             return String::new();
         };
@@ -435,7 +391,7 @@ impl<'a> Script<'a> {
 
 impl Mirror {
     /// What of the registry is not to be had so, as comments.
-    fn remarks(&self) -> String {
+    pub(super) fn remarks(&self) -> String {
         let only = self
             .only
             .iter()

@@ -295,3 +295,47 @@ fn helm_is_told_of_the_ca_in_every_command() {
         assert!(script.contains(&line), "{line} in {script}");
     }
 }
+
+#[test]
+fn where_a_certificate_may_stand_for_a_login_each_client_is_told_where_it_goes() {
+    let config = |access: &str| {
+        config(&format!(
+            "[server]\ndomains = ['a.test']\n[tls]\nclient_ca = 'clients.pem'\n{access}\n\
+             [[upstream]]\nname = 'one'\nregistry = '{PROD}'\n"
+        ))
+    };
+    let known = config("[[access.rule]]\nusers = ['node']\nactions = ['pull']");
+    for (kind, folder) in [
+        (Kind::Docker, "/etc/docker/certs.d"),
+        (Kind::Containerd, "/etc/containerd/certs.d"),
+        (Kind::Podman, "/etc/containers/certs.d"),
+        (Kind::Buildkit, "/etc/buildkit/certs.d"),
+        (Kind::Kubernetes, "/etc/containerd/certs.d"),
+        (Kind::K3s, "/etc/rancher/k3s/certs.d"),
+        (Kind::Helm, "/usr/local/share/ecr-proxy"),
+    ] {
+        let script = printed(kind, &known);
+        let copied = format!("sudo cp client.cert client.key {folder}/a.test/\n");
+        assert!(script.contains(&copied), "{script}");
+        // Nobody has a password.
+        for word in [" login a.test", "Basic BASE64", "PASSWORD"] {
+            assert!(!script.contains(word), "{word} in {script}");
+        }
+        // Where nobody is asked, nobody has to tell.
+        let open = printed(kind, &config("[access]\nanonymous = 'pull'"));
+        assert!(!open.contains("client.cert"), "{open}");
+    }
+    let toml_of = |script: &str| {
+        let conf = file(script, "/etc/buildkit/buildkitd.toml");
+        let lines = conf.lines().map(|line| line.replacen("# ", "", 1) + "\n");
+        toml(&lines.collect::<String>())
+    };
+    let pair = &toml_of(&printed(Kind::Buildkit, &known))["registry"]["a.test"]["keypair"][0];
+    assert_eq!(
+        (pair["cert"].as_str(), pair["key"].as_str()),
+        (
+            Some("/etc/buildkit/certs.d/a.test/client.cert"),
+            Some("/etc/buildkit/certs.d/a.test/client.key")
+        )
+    );
+}

@@ -131,8 +131,8 @@ impl Completion {
 /// A client's text, as far as it is logged. Control characters are spelled out: JSON has no need to
 /// escape those above U+007F, and a terminal that shows the log takes U+009B for an escape sequence.
 pub(super) fn cut(text: &str) -> String {
-    let is_control = |byte: u8| byte < b' ' || byte >= 0x7f;
-    if text.len() <= LONGEST_TEXT && !text.bytes().any(is_control) {
+    let is_plain = |byte| (b' '..0x7f).contains(&byte);
+    if text.len() <= LONGEST_TEXT && text.bytes().all(is_plain) {
         return text.to_owned();
     }
     let mut cut = String::new();

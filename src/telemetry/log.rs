@@ -5,14 +5,16 @@
 
 use std::io::{self, Write};
 use std::mem;
+use std::str::FromStr as _;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use tracing::Dispatch;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::json::JsonLines;
 
@@ -93,7 +95,7 @@ impl Log {
         let filter = filter
             .filter(|filter| !filter.is_empty())
             .unwrap_or(DEFAULT_FILTER);
-        let filter = EnvFilter::try_new(filter).map_err(|error| StartLogError::Filter {
+        let filter = Targets::from_str(filter).map_err(|error| StartLogError::Filter {
             filter: filter.to_owned(),
             reason: error.to_string(),
         })?;
@@ -107,13 +109,11 @@ impl Log {
             .name("log".to_owned())
             .spawn(move || written.write_to(output))?;
         let sink = Sink(Arc::clone(&lines));
-        let builder = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_ansi(false)
-            .with_writer(sink);
+        let events = tracing_subscriber::registry().with(filter);
+        let lines_of = fmt::layer().with_ansi(false).with_writer(sink);
         let dispatch = match format {
-            LogFormat::Text => Dispatch::new(builder.finish()),
-            LogFormat::Json => Dispatch::new(builder.event_format(JsonLines).finish()),
+            LogFormat::Text => Dispatch::new(events.with(lines_of)),
+            LogFormat::Json => Dispatch::new(events.with(lines_of.event_format(JsonLines))),
         };
         Ok((Self { lines }, dispatch))
     }

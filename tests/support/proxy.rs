@@ -241,6 +241,18 @@ impl Proxy {
         self.set("access.rule", tables.collect::<Vec<_>>());
     }
 
+    /// Changes the tables of a repeated section in the same way.
+    pub fn edit(&mut self, section: &str, change: impl FnOnce(&mut Vec<Table>)) {
+        let written = self.config.remove(section);
+        let written = written.map_or_else(Vec::new, |value| value.try_into().expect("tables"));
+        let mut tables: Vec<Table> = written;
+        change(&mut tables);
+        if !tables.is_empty() {
+            self.config.insert(section.to_owned(), tables.into());
+        }
+        write_config(self.dir.path(), &self.config);
+    }
+
     /// Has it read its configuration again; what it says of that.
     pub async fn reload(&self) -> Event {
         let is_answer =

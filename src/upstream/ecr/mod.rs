@@ -32,7 +32,7 @@ use super::secret::Secret;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How to come by AWS credentials and where to use them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AwsOptions {
     /// A profile of the shared configuration files, instead of the default one.
     pub profile: Option<String>,
@@ -59,7 +59,7 @@ pub struct Role {
 }
 
 /// A fixed pair of AWS keys.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct StaticKeys {
     /// `AKIA…`.
     pub access_key_id: String,

@@ -3,12 +3,14 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ecr_proxy::simulator::{BlobSource, Listener, Outage, Simulator};
 use support::blobs::{assert_whole, idle, metric, outcome, until};
+use support::image::spec_saying;
 use support::two::{Two, put};
-use support::{Client, Proxy};
+use support::{Client, DOMAIN, Proxy, Sandbox};
 
 const SIZE: u64 = 1 << 18;
 
@@ -166,5 +168,86 @@ async fn under_load_the_loss_of_the_first_region_fails_nobody_for_long() {
     let after: usize = after.into_iter().sum();
     assert!(after > 0, "nothing was pulled after the cut");
     assert!(metric(&proxy, "ecr_proxy_fallback_answers_total", &[]).await > 0.0);
+    proxy.assert_blobs_are_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_pulls_one_image_after_another_while_the_first_region_is_cut_and_comes_back() {
+    const TAGS: usize = 12;
+    let two = Two::start().await;
+    for tag in 0..TAGS {
+        for simulator in [&two.prod, &two.base] {
+            let spec = spec_saying(&format!("image {tag}"));
+            simulator.push_image("team/app", &format!("v{tag}"), spec);
+        }
+    }
+    let proxy = two.builder().upstream_key("fallback", vec!["base"]);
+    let proxy = proxy
+        .listen(["https://[::1]:0", "http://127.0.0.1:0"])
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let sandbox = Sandbox::new();
+    let host = format!("{DOMAIN}:{}", proxy.https().port());
+    let certs = Path::new("/etc/containers/certs.d").join(&host);
+    sandbox.trust(&proxy.pki().ca(), &certs.join("ca.crt"));
+    let path = |name: &str| sandbox.path(name).to_string_lossy().into_owned();
+    let (root, run) = (path("podman"), path("podman-run"));
+    let own = [
+        "--root",
+        &root,
+        "--runroot",
+        &run,
+        "--storage-driver",
+        "overlay",
+    ];
+    let done = AtomicUsize::new(0);
+    let client = || {
+        for tag in 0..TAGS {
+            let image = format!("{host}/team/app:v{tag}");
+            let podman = |words: &[&str]| {
+                let words = own.into_iter().chain(words.iter().copied());
+                sandbox.must("podman", words)
+            };
+            podman(&["pull", "--quiet", &image]);
+            let greeting = format!("{}/greeting", podman(&["image", "mount", &image]).trim());
+            let greeting = sandbox.must("cat", [&*greeting]);
+            assert_eq!(greeting, format!("image {tag}"));
+            done.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let pulled = async |count: usize| {
+        until("podman pulls", async || {
+            done.load(Ordering::SeqCst) >= count
+        })
+        .await;
+    };
+    let region = async {
+        pulled(TAGS / 3).await;
+        two.prod.outage(Outage::Refused).await;
+        pulled(2 * TAGS / 3).await;
+        assert!(
+            is_asked(&two.base),
+            "nothing was pulled from the second region"
+        );
+        two.prod.outage(Outage::None).await;
+        pulled(TAGS).await;
+    };
+    std::thread::scope(|scope| {
+        let client = scope.spawn(client);
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(region));
+        client.join().expect("podman got what it asked for");
+    });
+    let asked_of = |simulator: &Simulator, tag: usize| {
+        let path = format!("/v2/team/app/manifests/v{tag}");
+        let journal = simulator.journal().snapshot();
+        journal
+            .iter()
+            .any(|entry| entry.path == path && entry.status == Some(200))
+    };
+    assert!(asked_of(&two.prod, 0) && !asked_of(&two.base, 0));
+    assert!(
+        asked_of(&two.prod, TAGS - 1),
+        "the first region is not asked again"
+    );
     proxy.assert_blobs_are_sound();
 }

@@ -3,24 +3,64 @@
 
 mod support;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ecr_proxy::simulator::{BlobSource, Listener, Outage, Simulator};
-use support::blobs::{assert_whole, idle, metric, outcome, until};
-use support::image::spec_saying;
+use ecr_proxy::simulator::{
+    BlobSource, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern, Simulator,
+};
+use support::blobs::{MIB, assert_content, assert_whole, blob_file, idle, metric, outcome, until};
+use support::proxy::Builder;
 use support::two::{Two, put};
-use support::{Client, DOMAIN, Proxy, Sandbox};
+use support::users::login;
+use support::{Answer, Client, Proxy, store};
 
 const SIZE: u64 = 1 << 18;
 
 /// `prod`, for which `base` stands in.
-fn before(two: &Two) -> Proxy {
+fn with_fallback(two: &Two) -> Builder {
     let proxy = two.builder().upstream_key("fallback", vec!["base"]);
     proxy
         .set("cache.tag_ttl", "0s")
         .route([("repository", "**"), ("upstream", "prod")])
-        .start()
+}
+
+fn before(two: &Two) -> Proxy {
+    with_fallback(two).start()
+}
+
+/// Bytes of a blob that storage there sent.
+fn sent(simulator: &Simulator, digest: &str) -> u64 {
+    let journal = simulator.journal();
+    journal.body_bytes(|entry| {
+        entry.listener == Listener::Storage && entry.digest.as_deref() == Some(digest)
+    })
+}
+
+/// The head that several clients of one blob were sent, and what they go on to read.
+async fn begin(
+    proxy: &Proxy,
+    digest: &str,
+    clients: usize,
+) -> Vec<(support::Connection, support::client::Head)> {
+    let path = format!("/v2/team/app/blobs/{digest}");
+    let mut begun = Vec::new();
+    for _ in 0..clients {
+        let mut connection = proxy.client().start("GET", &path, &[]).await;
+        let head = connection.head().await.expect("a head");
+        assert_eq!(head.status, 200);
+        begun.push((connection, head));
+    }
+    begun
+}
+
+/// Storage there stops in the middle of the next body of a blob, until the gate opens.
+fn hold_after(simulator: &Simulator, digest: &str, bytes: u64) -> Gate {
+    let gate = Gate::new();
+    let faults = simulator.faults();
+    faults
+        .on(Listener::Storage, "GET", Pattern::digest(digest))
+        .then(Fault::HoldAfter(bytes, gate.clone()));
+    gate
 }
 
 /// Whether anything was asked of the repository there.
@@ -172,82 +212,239 @@ async fn under_load_the_loss_of_the_first_region_fails_nobody_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn podman_pulls_one_image_after_another_while_the_first_region_is_cut_and_comes_back() {
-    const TAGS: usize = 12;
-    let two = Two::start().await;
-    for tag in 0..TAGS {
+async fn a_download_under_way_goes_on_in_the_next_region_and_every_reader_gets_the_whole() {
+    // By one connection, and by as many as are worth it.
+    for (size, rate) in [(24 * MIB, None), (64 * MIB, Some(12 * MIB))] {
+        let two = Two::start().await;
+        let mut digest = String::new();
         for simulator in [&two.prod, &two.base] {
-            let spec = spec_saying(&format!("image {tag}"));
-            simulator.push_image("team/app", &format!("v{tag}"), spec);
+            digest = put(simulator, "team/app", "v1", BlobSource::generated(1, size)).0;
+        }
+        let gate = hold_after(&two.prod, &digest, size / 3);
+        if let Some(rate) = rate {
+            let slow = two.base.faults();
+            slow.on(Listener::Storage, "GET", Pattern::digest(&digest))
+                .then(Fault::Rate(rate));
+        }
+        let proxy = before(&two);
+        let begun = begin(&proxy, &digest, 5).await;
+        gate.arrived(1).await;
+        assert_eq!(sent(&two.base, &digest), 0);
+        // The region is gone for good, registry and storage.
+        two.prod.outage(Outage::Refused).await;
+        let readers = begun.into_iter().map(async |(mut connection, head)| {
+            let (body, clean_end) = connection.body("GET", &head).await;
+            assert!(clean_end, "cut after {} bytes", body.len());
+            assert_eq!(store::digest(&body), digest, "{} bytes", body.len());
+        });
+        let readers = futures_util::future::join_all(readers);
+        support::within("every reader is through", readers).await;
+        idle(&proxy).await;
+        assert_eq!(proxy.assert_blobs_are_sound(), [digest.clone()]);
+        let (first, second) = (sent(&two.prod, &digest), sent(&two.base, &digest));
+        assert!(first > 0 && second > 0, "{first} and {second}");
+        let most = size + size / 20;
+        assert!(first + second <= most, "{first} + {second} of {size}");
+        assert!(metric(&proxy, "ecr_proxy_fallback_answers_total", &[]).await >= 1.0);
+        let hit = proxy
+            .client()
+            .get(&format!("/v2/team/app/blobs/{digest}"))
+            .await;
+        assert_eq!(outcome(&hit), Some("hit"));
+        assert_content(&hit, &digest);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u09_what_the_next_region_has_under_the_digest_is_hashed_all_the_same() {
+    let two = Two::start().await;
+    let (digest, _) = put(
+        &two.prod,
+        "team/app",
+        "v1",
+        BlobSource::generated(1, 8 * MIB),
+    );
+    let other = BlobSource::generated(2, 8 * MIB);
+    two.base.put_blob_as("team/app", &digest, other);
+    hold_after(&two.prod, &digest, 2 * MIB);
+    let proxy = before(&two);
+    let mut begun = begin(&proxy, &digest, 1).await;
+    let (mut connection, head) = begun.remove(0);
+    let first = connection.read_exactly(MIB).await.expect("the beginning");
+    assert_eq!(first, BlobSource::generated(1, 8 * MIB).read(0..MIB));
+    two.prod.outage(Outage::Refused).await;
+    let (_, clean_end) = connection.body("GET", &head).await;
+    assert!(!clean_end, "what is not the blob ended as if it were");
+    idle(&proxy).await;
+    assert!(sent(&two.base, &digest) > 0);
+    assert!(!blob_file(&proxy, &digest).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_waits_for_its_region_where_the_next_has_not_the_blob() {
+    let two = Two::start().await;
+    let (digest, _) = put(
+        &two.prod,
+        "team/app",
+        "v1",
+        BlobSource::generated(1, 8 * MIB),
+    );
+    two.base.create_repository("team/app");
+    let gate = hold_after(&two.prod, &digest, 2 * MIB);
+    let proxy = before(&two);
+    let mut begun = begin(&proxy, &digest, 1).await;
+    gate.arrived(1).await;
+    two.prod.outage(Outage::Refused).await;
+    until("the next region was asked", async || is_asked(&two.base)).await;
+    two.prod.faults().clear();
+    two.prod.outage(Outage::None).await;
+    let (mut connection, head) = begun.remove(0);
+    let (body, clean_end) = connection.body("GET", &head).await;
+    assert!(clean_end, "cut after {} bytes", body.len());
+    assert_eq!(store::digest(&body), digest);
+    assert_eq!(sent(&two.base, &digest), 0);
+}
+
+/// The artifact types of a list of referrers.
+fn kinds(answer: &Answer) -> Vec<String> {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let index = answer.json();
+    let entries = index["manifests"].as_array().expect("an index").iter();
+    entries
+        .map(|entry| {
+            entry["artifactType"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_come_from_the_next_region_and_are_remembered_when_that_is_away_too() {
+    const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+    let two = Two::start().await;
+    let mut subject = String::new();
+    for simulator in [&two.prod, &two.base] {
+        subject = put(simulator, "team/app", "v1", BlobSource::generated(1, SIZE)).1;
+        for kind in ["a/sbom", "a/signature"] {
+            let manifest = format!(
+                r#"{{"schemaVersion":2,"mediaType":"{TYPE}","artifactType":"{kind}","config":{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"{}","size":2}},"layers":[],"subject":{{"mediaType":"{TYPE}","digest":"{subject}","size":2}}}}"#,
+                store::digest(b"{}")
+            );
+            simulator.put_manifest("team/app", "", TYPE, manifest);
         }
     }
-    let proxy = two.builder().upstream_key("fallback", vec!["base"]);
-    let proxy = proxy
-        .listen(["https://[::1]:0", "http://127.0.0.1:0"])
-        .route([("repository", "**"), ("upstream", "prod")])
-        .start();
-    let sandbox = Sandbox::new();
-    let host = format!("{DOMAIN}:{}", proxy.https().port());
-    let certs = Path::new("/etc/containers/certs.d").join(&host);
-    sandbox.trust(&proxy.pki().ca(), &certs.join("ca.crt"));
-    let path = |name: &str| sandbox.path(name).to_string_lossy().into_owned();
-    let (root, run) = (path("podman"), path("podman-run"));
-    let own = [
-        "--root",
-        &root,
-        "--runroot",
-        &run,
-        "--storage-driver",
-        "overlay",
-    ];
-    let done = AtomicUsize::new(0);
-    let client = || {
-        for tag in 0..TAGS {
-            let image = format!("{host}/team/app:v{tag}");
-            let podman = |words: &[&str]| {
-                let words = own.into_iter().chain(words.iter().copied());
-                sandbox.must("podman", words)
-            };
-            podman(&["pull", "--quiet", &image]);
-            let greeting = format!("{}/greeting", podman(&["image", "mount", &image]).trim());
-            let greeting = sandbox.must("cat", [&*greeting]);
-            assert_eq!(greeting, format!("image {tag}"));
-            done.fetch_add(1, Ordering::SeqCst);
-        }
-    };
-    let pulled = async |count: usize| {
-        until("podman pulls", async || {
-            done.load(Ordering::SeqCst) >= count
-        })
-        .await;
-    };
-    let region = async {
-        pulled(TAGS / 3).await;
-        two.prod.outage(Outage::Refused).await;
-        pulled(2 * TAGS / 3).await;
-        assert!(
-            is_asked(&two.base),
-            "nothing was pulled from the second region"
-        );
-        two.prod.outage(Outage::None).await;
-        pulled(TAGS).await;
-    };
-    std::thread::scope(|scope| {
-        let client = scope.spawn(client);
-        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(region));
-        client.join().expect("podman got what it asked for");
-    });
-    let asked_of = |simulator: &Simulator, tag: usize| {
-        let path = format!("/v2/team/app/manifests/v{tag}");
-        let journal = simulator.journal().snapshot();
-        journal
-            .iter()
-            .any(|entry| entry.path == path && entry.status == Some(200))
-    };
-    assert!(asked_of(&two.prod, 0) && !asked_of(&two.base, 0));
-    assert!(
-        asked_of(&two.prod, TAGS - 1),
-        "the first region is not asked again"
+    let proxy = before(&two);
+    let client = proxy.client();
+    let referrers = format!("/v2/team/app/referrers/{subject}");
+    two.prod.outage(Outage::Refused).await;
+    let all = client.get(&referrers).await;
+    assert_eq!(
+        (kinds(&all).len(), outcome(&all)),
+        (2, Some("bypass; fallback"))
     );
-    proxy.assert_blobs_are_sound();
+    let one = client
+        .get(&format!("{referrers}?artifactType=a%2Fsbom"))
+        .await;
+    assert_eq!(kinds(&one), ["a/sbom"]);
+    assert_eq!(one.header("oci-filters-applied"), Some("artifactType"));
+    let tags = client.get("/v2/team/app/tags/list").await;
+    assert_eq!(tags.json()["tags"], serde_json::json!(["v1"]));
+    assert_eq!(outcome(&tags), Some("bypass; fallback"));
+
+    two.base.outage(Outage::Refused).await;
+    let stale = client.get(&referrers).await;
+    assert_eq!(
+        (kinds(&stale).len(), outcome(&stale)),
+        (2, Some("stale; fallback"))
+    );
+    // Upstream's own word counts as soon as there is one.
+    two.prod.outage(Outage::None).await;
+    until("the first region is back", async || {
+        outcome(&client.get(&referrers).await) == Some("bypass")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_warmed_from_the_next_region_by_command_and_by_schedule() {
+    let two = Two::start().await;
+    for simulator in [&two.prod, &two.base] {
+        for (seed, tag) in [(1, "v1"), (2, "v2")] {
+            put(
+                simulator,
+                "team/app",
+                tag,
+                BlobSource::generated(seed, SIZE),
+            );
+        }
+    }
+    two.prod.outage(Outage::Refused).await;
+    let mut scheduled = toml::Table::new();
+    scheduled.insert("images".to_owned(), vec!["team/app:v2"].into());
+    scheduled.insert("every".to_owned(), "1h".into());
+    let proxy = with_fallback(&two).push("warm", scheduled).start();
+    proxy.run(["warm", "team/app:v1"]).fine();
+    until("the schedule's image", async || {
+        metric(
+            &proxy,
+            "ecr_proxy_warm_images_total",
+            &[r#"result="complete""#],
+        )
+        .await
+            >= 1.0
+    })
+    .await;
+
+    // With neither of them it is pulled all the same.
+    two.base.outage(Outage::Refused).await;
+    for tag in ["v1", "v2"] {
+        let (manifest, layer) = pull(&proxy.client(), tag).await.expect(tag);
+        assert_eq!(manifest, "stale; fallback");
+        assert!(layer.starts_with("hit"), "{layer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_stands_in_for_what_ecr_said_of_a_callers_token() {
+    let two = Two::start().await;
+    for simulator in [&two.prod, &two.base] {
+        for (seed, tag) in [(1, "v1"), (2, "v2")] {
+            put(
+                simulator,
+                "team/app",
+                tag,
+                BlobSource::generated(seed, SIZE),
+            );
+        }
+    }
+    let proxy = with_fallback(&two)
+        .unset("access.anonymous")
+        .set("access.aws_tokens", true)
+        .start();
+    let token = two.prod.token(FULL_ACCESS_KEY).expect("a principal");
+    let client = login(proxy.client(), "AWS", &token.password);
+    let (_, layer) = pull(&client, "v1").await.expect("the first region");
+    assert_eq!(layer, "miss");
+    idle(&proxy).await;
+    two.prod.outage(Outage::Refused).await;
+    let other = two.base.manifest("team/app", "v2").expect("it is there").1;
+    let other = store::digest(&other);
+    for path in [
+        "manifests/v2".to_owned(),
+        format!("manifests/{other}"),
+        format!(
+            "blobs/{}",
+            put(&two.base, "team/app", "v3", BlobSource::generated(3, SIZE)).0
+        ),
+        "tags/list".to_owned(),
+        format!("referrers/{other}"),
+    ] {
+        let answer = client.get(&format!("/v2/team/app/{path}")).await;
+        assert_eq!(answer.status, 503, "{path}: {}", answer.text());
+    }
+    let answer = client.get("/v2/_catalog").await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert!(!is_asked(&two.base), "the next region was asked");
 }

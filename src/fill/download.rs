@@ -93,6 +93,14 @@ impl Again {
         }
     }
 
+    /// The same, held to the place that it comes from now.
+    pub(super) fn alone(self) -> Self {
+        Self {
+            origin: self.origin.alone(),
+            ..self
+        }
+    }
+
     /// Whether two parts of the content can be told to be of the same.
     pub(super) fn has_validator(&self) -> bool {
         let known = self.origin.validator.get();
@@ -100,12 +108,33 @@ impl Again {
     }
 
     async fn open(&self, at: u64, end: u64) -> Result<BlobBody, FillError> {
-        let to = (end < self.len).then_some(end);
-        let body = self.origin.open(self.digest, at, to).await?;
-        match body.total() {
-            Some(total) if total != self.len => Err(UpstreamError::ContentChanged.into()),
-            _ => Ok(body),
+        let body = self.origin.open(self.digest, at, self.to(end)).await?;
+        match self.is_of_this_size(&body) {
+            true => Ok(body),
+            false => Err(UpstreamError::ContentChanged.into()),
         }
+    }
+
+    /// Goes over to where else the blob is, after `error`, if there is such a place.
+    async fn move_on(&mut self, error: &FillError, at: u64, end: u64) -> Option<BlobBody> {
+        let moved = self
+            .origin
+            .open_elsewhere(error, self.digest, at, self.to(end));
+        let (origin, body) = moved.await?;
+        if !self.is_of_this_size(&body) {
+            return None;
+        }
+        tracing::info!(oci.digest = %self.digest, upstream.name = %origin.upstream.name(), body.bytes = at, "going on with the transfer elsewhere");
+        self.origin = origin;
+        Some(body)
+    }
+
+    fn to(&self, end: u64) -> Option<u64> {
+        (end < self.len).then_some(end)
+    }
+
+    fn is_of_this_size(&self, body: &BlobBody) -> bool {
+        body.total().is_none_or(|total| total == self.len)
     }
 }
 
@@ -303,10 +332,17 @@ impl Download {
                 .again
                 .patience
                 .saturating_sub(self.progress.1.elapsed());
-            let _ = timeout(left, self.again.origin.upstream.answers()).await;
+            let _ = timeout(left, self.again.origin.answers()).await;
             self.fruitless += 1;
             tracing::info!(oci.digest = %self.again.digest, body.bytes = self.at, error = %last, "continuing a broken transfer");
-            match self.again.open(self.at, self.end).await {
+            let opened = match self.again.open(self.at, self.end).await {
+                Ok(body) => Ok(body),
+                Err(error) => {
+                    let moved = self.again.move_on(&error, self.at, self.end).await;
+                    moved.ok_or(error)
+                }
+            };
+            match opened {
                 Ok(body) => {
                     self.body = Some(body);
                     self.asked = self.end;

@@ -2,10 +2,14 @@
 //!
 //! The same repository elsewhere is a repository of its own: it is asked, recorded and proven for itself,
 //! and only while the first cannot answer. A no of the first is final, and a no of another is none.
+//!
+//! Not for whoever is here by an ECR token: what its registry said is about its own repositories, and says
+//! nothing of what the bearer may read elsewhere.
 
 use std::sync::Arc;
 
 use super::error::FillError;
+use super::fetch::Fetched;
 use super::manifests::FoundManifest;
 use super::opening::{Content, Want};
 use super::proof::Pass;
@@ -16,7 +20,7 @@ use crate::upstream::UpstreamError;
 
 impl FillError {
     /// True where another upstream may answer instead: its own could not, and is meant to be asked.
-    fn wants_another(&self) -> bool {
+    pub(super) fn wants_another(&self) -> bool {
         match self {
             Self::Upstream(UpstreamError::Offline | UpstreamError::Unconfigured) => false,
             Self::Upstream(error) => error.cannot_answer(),
@@ -52,21 +56,29 @@ impl Fills {
             Ok(found) => found.wants_another(),
             Err(error) => error.wants_another(),
         };
+        let mut kept = None;
         if wants_another {
             for other in self.shared.stand_ins(repo) {
-                if let Ok(found) = manifests.find(&other, reference).await
-                    && found.outcome != Outcome::Stale
-                {
+                let Ok(found) = manifests.find(&other, reference).await else {
+                    continue;
+                };
+                let found = FoundManifest {
+                    is_of_another: true,
+                    ..found
+                };
+                if found.outcome != Outcome::Stale {
                     self.shared.metrics.stood_in();
-                    let found = FoundManifest {
-                        is_of_another: true,
-                        ..found
-                    };
                     return Ok((other, found));
                 }
+                kept.get_or_insert((other, found));
             }
         }
-        Ok((repo.clone(), found?))
+        match (found, kept) {
+            (Ok(found), _) => Ok((repo.clone(), found)),
+            // None of them answers, and this one was served for it before.
+            (Err(_), Some(kept)) => Ok(kept),
+            (Err(error), None) => Err(error),
+        }
     }
 
     /// The proof of a repository, or of the same one elsewhere where its upstream cannot answer.
@@ -96,7 +108,7 @@ impl Fills {
         want: &Want,
         error: FillError,
     ) -> Result<Content, FillError> {
-        for other in self.shared.instead_of(&pass.repo, &error) {
+        for other in self.shared.instead_of_proven(pass, &error) {
             if let Ok(pass) = self.establish(&other, pass.digest).await
                 && let Ok(content) = self.open_of(&pass, want).await
             {
@@ -110,13 +122,31 @@ impl Fills {
         Err(error)
     }
 
+    /// A blob whole on disk in the same way, for nobody in particular.
+    pub(super) async fn make_whole_elsewhere(
+        &self,
+        pass: &Pass,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+        error: FillError,
+    ) -> Result<Fetched, FillError> {
+        for other in self.shared.instead_of_proven(pass, &error) {
+            if let Ok(pass) = self.establish(&other, pass.digest).await
+                && let Ok(fetched) = self.make_whole(&pass, progress).await
+            {
+                self.shared.metrics.stood_in();
+                return Ok(fetched);
+            }
+        }
+        Err(error)
+    }
+
     /// The size of a blob in the same way.
     pub(super) async fn size_elsewhere(
         &self,
         pass: &Pass,
         error: FillError,
     ) -> Result<(u64, Outcome), FillError> {
-        for other in self.shared.instead_of(&pass.repo, &error) {
+        for other in self.shared.instead_of_proven(pass, &error) {
             if let Ok(pass) = self.establish(&other, pass.digest).await
                 && let Ok(found) = self.find_size(&pass).await
             {
@@ -136,8 +166,16 @@ impl Shared {
         }
     }
 
+    /// The same for somebody who has shown a pass.
+    fn instead_of_proven(&self, pass: &Pass, error: &FillError) -> Vec<RepoKey> {
+        match pass.stays {
+            false => self.instead_of(&pass.repo, error),
+            true => Vec::new(),
+        }
+    }
+
     /// The same repository of the upstreams that stand in for its own, in order.
-    fn stand_ins(&self, repo: &RepoKey) -> Vec<RepoKey> {
+    pub(super) fn stand_ins(&self, repo: &RepoKey) -> Vec<RepoKey> {
         let of = |upstream| RepoKey {
             upstream,
             repository: repo.repository.clone(),

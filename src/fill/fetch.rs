@@ -39,7 +39,8 @@ pub(super) enum Carried {
 }
 
 impl Fills {
-    /// The manifest that `reference` names in `repo`, as [`Fills::manifest`] finds it.
+    /// The manifest that `reference` names in `repo`, as [`Fills::manifest`] finds it, and the repository that
+    /// it is of: the same one elsewhere, where its own upstream cannot answer.
     ///
     /// # Errors
     /// The upstream's, where nothing kept may be taken instead.
@@ -50,8 +51,8 @@ impl Fills {
         &self,
         repo: &RepoKey,
         reference: &Reference,
-    ) -> Result<FoundManifest, FillError> {
-        self.shared.manifests.find(repo, reference).await
+    ) -> Result<(RepoKey, FoundManifest), FillError> {
+        self.find_manifest(repo, reference).await
     }
 
     /// Asks upstream what a tag means now, however fresh its record is.
@@ -76,7 +77,8 @@ impl Fills {
         running.values().any(|fill| fill.flow.is_attended())
     }
 
-    /// Sees to it that a blob is whole on disk, behind what clients ask for. `progress` is told how many
+    /// Sees to it that a blob is whole on disk, behind what clients ask for, and from elsewhere where the
+    /// repository's own upstream cannot answer. `progress` is told how many
     /// bytes of how many there are, whenever there are more.
     ///
     /// # Errors
@@ -91,13 +93,16 @@ impl Fills {
         digest: Digest,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Fetched, FillError> {
-        let pass = self.establish(repo, digest).await?;
+        let pass = self.establish_anywhere(repo, digest).await?;
         let fetched = self.make_whole(&pass, progress).await;
         self.shared.hear(&pass, fetched.as_ref().err()).await;
-        fetched
+        match fetched {
+            Ok(fetched) => Ok(fetched),
+            Err(error) => self.make_whole_elsewhere(&pass, progress, error).await,
+        }
     }
 
-    async fn make_whole(
+    pub(super) async fn make_whole(
         &self,
         pass: &Pass,
         progress: &mut (dyn FnMut(u64, u64) + Send),

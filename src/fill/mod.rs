@@ -17,7 +17,7 @@
 //! | `filling.rs`, `writer.rs` | the task of a fill; its thread that writes and hashes |
 //! | `lanes.rs`, `stretches.rs`, `steering.rs`, `busy.rs` | the connections it comes by: who fetches what, how many are worth it, and whether we are the limit |
 //! | `download.rs`, `pieces.rs` | one connection's bytes, continued past what breaks it; put together for the disk |
-//! | `failover.rs` | the same repository elsewhere, while its own upstream cannot answer |
+//! | `failover.rs`, `elsewhere.rs` | the same repository elsewhere, while its own upstream cannot answer: for a question, and for a download under way |
 //! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `origin.rs` | the place that a blob comes from, and how to tell that it is the same still |
 //! | `interrupted.rs` | what is noted beside a download, to go on with it after a restart |
@@ -36,6 +36,7 @@
 mod busy;
 mod catalog;
 mod download;
+mod elsewhere;
 mod error;
 mod failover;
 mod fetch;
@@ -99,6 +100,7 @@ use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey};
 use crate::telemetry::FillMetrics;
 use crate::upstream::{Absent, UpstreamError, Upstreams};
+use elsewhere::{Elsewhere, any_answers};
 use flight::Flights;
 use flow::Flow;
 use lists::Lists;
@@ -215,7 +217,13 @@ impl Fills {
         reference: &Reference,
     ) -> Result<FoundManifest, FillError> {
         debug_assert_ne!(right.action(), crate::access::Action::Delete);
-        let (repo, found) = self.find_manifest(repo, reference).await?;
+        let (repo, found) = match right.credential() {
+            None => self.find_manifest(repo, reference).await?,
+            Some(_) => (
+                repo.clone(),
+                self.shared.manifests.find(repo, reference).await?,
+            ),
+        };
         let digest = &found.manifest.digest;
         self.shared.store.manifest_used(&repo, digest);
         Ok(found)
@@ -226,13 +234,18 @@ impl Fills {
         self.shared.manifests.stale()
     }
 
-    /// Returns at once while the upstream of `repo` answers, and otherwise soon after it does again.
+    /// Returns at once while the upstream of `repo` or one that stands in for it answers, and otherwise soon
+    /// after one does again.
     ///
     /// # Cancel safety
     /// Leaving changes nothing.
     pub async fn until_answered(&self, repo: &RepoKey) {
-        if let Ok(upstream) = self.shared.upstreams.of(repo) {
-            upstream.answers().await;
+        let mut repos = self.shared.stand_ins(repo);
+        repos.push(repo.clone());
+        let upstreams = self.shared.upstreams.of_all(&repos);
+        // What is not configured any more is not waited for.
+        if !upstreams.is_empty() {
+            any_answers(&upstreams).await;
         }
     }
 
@@ -257,8 +270,9 @@ impl Shared {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn origin(&self, repo: &RepoKey) -> Result<Origin, UpstreamError> {
+    fn origin(self: &Arc<Self>, repo: &RepoKey) -> Result<Origin, UpstreamError> {
         let upstream = self.upstreams.of(repo)?;
-        Ok(Origin::new(upstream, repo.repository.clone()))
+        let elsewhere = Elsewhere::new(Arc::downgrade(self), repo.clone());
+        Ok(Origin::new(upstream, repo.repository.clone()).or(elsewhere))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use super::elsewhere::Elsewhere;
 use super::error::FillError;
 use crate::oci::{Digest, RepositoryName};
 use crate::upstream::{BlobBody, Interest, Span, Upstream, Validator};
@@ -14,6 +15,8 @@ pub(super) struct Origin {
     pub(super) validator: Arc<OnceLock<Validator>>,
     /// Whether anybody waits for what comes from here.
     interest: Interest,
+    /// Where else to look while the upstream cannot answer, if anywhere.
+    pub(super) elsewhere: Option<Elsewhere>,
 }
 
 impl Origin {
@@ -23,6 +26,34 @@ impl Origin {
             repository,
             validator: Arc::default(),
             interest: Interest::default(),
+            elsewhere: None,
+        }
+    }
+
+    /// The same place, or another where this one cannot answer.
+    pub(super) fn or(self, elsewhere: Elsewhere) -> Self {
+        Self {
+            elsewhere: Some(elsewhere),
+            ..self
+        }
+    }
+
+    /// This place and no other.
+    pub(super) fn alone(self) -> Self {
+        Self {
+            elsewhere: None,
+            ..self
+        }
+    }
+
+    /// Another place, for the same bytes and whoever waits for them.
+    pub(super) fn moved_to(&self, upstream: Upstream, repository: RepositoryName) -> Self {
+        Self {
+            upstream,
+            repository,
+            validator: Arc::default(),
+            interest: self.interest.clone(),
+            elsewhere: self.elsewhere.clone(),
         }
     }
 
@@ -33,7 +64,7 @@ impl Origin {
 
     /// The same place, with no memory of what was there.
     pub(super) fn afresh(&self) -> Self {
-        Self::new(self.upstream.clone(), self.repository.clone()).wanted_by(self.interest.clone())
+        self.moved_to(self.upstream.clone(), self.repository.clone())
     }
 
     /// A body from `from` to `to` (or the end), of the content that was opened first.

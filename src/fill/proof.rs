@@ -26,6 +26,8 @@ pub struct Pass {
     pub(super) size: KnownSize,
     /// The repository is the same one elsewhere, whose own upstream cannot answer.
     pub(super) is_of_another: bool,
+    /// Whoever holds it may have it of this repository only: nothing stands in for it.
+    pub(super) stays: bool,
 }
 
 /// What is known of a blob's size, in bytes, before it comes.
@@ -54,7 +56,13 @@ impl Fills {
         digest: Digest,
     ) -> Result<Pass, FillError> {
         debug_assert_ne!(right.action(), crate::access::Action::Delete);
-        self.establish_anywhere(repo, digest).await
+        match right.credential() {
+            None => self.establish_anywhere(repo, digest).await,
+            Some(_) => Ok(Pass {
+                stays: true,
+                ..self.establish(repo, digest).await?
+            }),
+        }
     }
 
     /// As [`Fills::prove`], to somebody who sends what is not there: what a record says counts only while
@@ -97,6 +105,7 @@ impl Fills {
             repo: repo.clone(),
             digest,
             is_of_another: false,
+            stays: false,
             size: KnownSize {
                 described: held
                     .filter(|held| held.is_stated)

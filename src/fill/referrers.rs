@@ -1,7 +1,8 @@
 //! What refers to a manifest: signatures, SBOMs, whatever was attached to an image.
 //!
-//! Upstream keeps the list and is asked each time. What it says is recorded, and with the manifests that
-//! are stored it is the answer when upstream cannot give one. Without anything recorded there is none:
+//! Upstream keeps the list and is asked each time. When it cannot answer the same repository elsewhere is
+//! asked; when nobody can, what was said before, which is recorded, and the manifests that are stored are the
+//! answer. Without anything recorded there is none:
 //! that nothing refers to an image is not ours to say.
 
 use std::time::{Duration, SystemTime};
@@ -9,10 +10,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::error::FillError;
+use super::manifests::stale_because;
 use super::{Fills, Shared};
 use crate::access::Right;
 use crate::oci::{Digest, Reference, Referrers, RepoKey, Tag};
-use crate::telemetry::Outcome;
+use crate::telemetry::{Outcome, StaleReason};
 use crate::upstream::UpstreamError;
 
 /// Longest list that is recorded, in bytes: lists stay in memory with their repository.
@@ -30,10 +32,42 @@ pub struct FoundReferrers {
     pub filters_applied: bool,
     /// What to give as `page` for the next page.
     pub next: Option<String>,
-    /// `Bypass` from upstream, `Stale` from what is recorded.
+    /// `Bypass` from an upstream, `Stale` from what is recorded.
     pub outcome: Outcome,
     /// How long ago the list was last confirmed, where the answer is stale.
     pub age: Option<Duration>,
+    /// Why it is stale, where it is.
+    pub reason: Option<StaleReason>,
+    /// It is that of the same repository elsewhere, whose own upstream cannot answer.
+    pub is_of_another: bool,
+}
+
+/// All that refers to a manifest, from elsewhere than the repository's own upstream.
+struct Whole {
+    list: Referrers,
+    outcome: Outcome,
+    age: Option<Duration>,
+    reason: Option<StaleReason>,
+    is_of_another: bool,
+}
+
+impl Whole {
+    /// As one page, of one artifact type where one is given.
+    fn of_type(self, artifact_type: Option<&str>) -> FoundReferrers {
+        let list = match artifact_type {
+            Some(artifact_type) => self.list.of_type(artifact_type),
+            None => self.list,
+        };
+        FoundReferrers {
+            bytes: list.to_index().into(),
+            filters_applied: artifact_type.is_some(),
+            next: None,
+            outcome: self.outcome,
+            age: self.age,
+            reason: self.reason,
+            is_of_another: self.is_of_another,
+        }
+    }
 }
 
 /// The tag under which a manifest's referrers are listed in a registry that does not list them itself
@@ -76,29 +110,66 @@ impl Fills {
                     next: answer.next,
                     outcome: Outcome::Bypass,
                     age: None,
+                    reason: None,
+                    is_of_another: false,
                 })
             }
-            Err(error) if error.cannot_answer() && page.is_none() => {
-                let known = shared.known_referrers(repo, subject).await?;
-                let (list, checked_at) = known.ok_or(error)?;
-                let list = match artifact_type {
-                    Some(artifact_type) => list.of_type(artifact_type),
-                    None => list,
-                };
-                Ok(FoundReferrers {
-                    bytes: list.to_index().into(),
-                    filters_applied: artifact_type.is_some(),
-                    next: None,
-                    outcome: Outcome::Stale,
-                    age: Some(shared.clock.since(checked_at)),
-                })
+            Err(error) if page.is_none() => {
+                let bearer = right.credential().is_some();
+                let found = self.referrers_without(repo, subject, error, bearer).await?;
+                Ok(found.of_type(artifact_type))
             }
             Err(error) => Err(error.into()),
         }
     }
 
+    /// All that refers to `subject`, after an `error` of upstream: as the same repository elsewhere lists it,
+    /// else as it is recorded. The bearer of a token is told what is recorded of this repository only.
+    async fn referrers_without(
+        &self,
+        repo: &RepoKey,
+        subject: Digest,
+        error: UpstreamError,
+        bearer: bool,
+    ) -> Result<Whole, FillError> {
+        let shared = &self.shared;
+        let Some(reason) = stale_because(&error) else {
+            return Err(error.into());
+        };
+        let error = error.into();
+        let mut places = vec![repo.clone()];
+        if !bearer {
+            places.extend(shared.instead_of(repo, &error));
+        }
+        for other in &places[1..] {
+            if let Ok(list) = shared.all_referrers(other, subject).await {
+                shared.note_referrers(other, subject, &list).await;
+                shared.metrics.stood_in();
+                return Ok(Whole {
+                    list,
+                    outcome: Outcome::Bypass,
+                    age: None,
+                    reason: None,
+                    is_of_another: true,
+                });
+            }
+        }
+        for place in &places {
+            if let Some((list, checked_at)) = shared.known_referrers(place, subject).await? {
+                return Ok(Whole {
+                    list,
+                    outcome: Outcome::Stale,
+                    age: Some(shared.clock.since(checked_at)),
+                    reason: Some(reason),
+                    is_of_another: place != repo,
+                });
+            }
+        }
+        Err(error)
+    }
+
     /// Everything that refers to `subject`, as upstream lists it now: itself, or where it keeps no lists
-    /// under the tag for them. It is recorded.
+    /// under the tag for them; the same repository elsewhere where it cannot answer. It is recorded.
     ///
     /// # Errors
     /// The upstream's.
@@ -111,21 +182,59 @@ impl Fills {
         subject: Digest,
     ) -> Result<Referrers, FillError> {
         let shared = &self.shared;
-        let upstream = shared.upstreams.of(repo)?;
+        let error = match self.referrers_of(repo, subject).await {
+            Ok(list) => {
+                shared.note_referrers(repo, subject, &list).await;
+                return Ok(list);
+            }
+            Err(error) => error,
+        };
+        for other in shared.instead_of(repo, &error) {
+            if let Ok(list) = self.referrers_of(&other, subject).await {
+                shared.note_referrers(&other, subject, &list).await;
+                shared.metrics.stood_in();
+                return Ok(list);
+            }
+        }
+        Err(error)
+    }
+
+    async fn referrers_of(&self, repo: &RepoKey, subject: Digest) -> Result<Referrers, FillError> {
+        match self.shared.all_referrers(repo, subject).await {
+            Ok(list) => Ok(list),
+            Err(UpstreamError::Absent(_) | UpstreamError::Unsupported) => {
+                self.listed_by_tag(repo, subject).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn listed_by_tag(&self, repo: &RepoKey, subject: Digest) -> Result<Referrers, FillError> {
+        let Some(tag) = referrers_tag(&subject) else {
+            return Ok(Referrers::default());
+        };
+        match self.fetch_manifest(repo, &Reference::Tag(tag)).await {
+            Ok((_, found)) => Ok(Referrers::from_index(&found.manifest.bytes).unwrap_or_default()),
+            Err(FillError::Upstream(UpstreamError::Absent(_))) => Ok(Referrers::default()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Shared {
+    /// All pages of the registry's own list.
+    async fn all_referrers(
+        &self,
+        repo: &RepoKey,
+        subject: Digest,
+    ) -> Result<Referrers, UpstreamError> {
+        let upstream = self.upstreams.of(repo)?;
         let mut list = Referrers::default();
         let mut next = None;
         for _ in 0..MAX_PAGES {
-            let answer = upstream
+            let page = upstream
                 .referrers(&repo.repository, &subject, None, next.as_deref())
-                .await;
-            let page = match answer {
-                Ok(page) => page,
-                Err(UpstreamError::Absent(_) | UpstreamError::Unsupported) if next.is_none() => {
-                    list = self.listed_by_tag(repo, subject).await?;
-                    break;
-                }
-                Err(error) => return Err(error.into()),
-            };
+                .await?;
             if let Ok(page) = Referrers::from_index(&page.bytes) {
                 list.extend(page);
             }
@@ -134,23 +243,9 @@ impl Fills {
                 break;
             }
         }
-        shared.note_referrers(repo, subject, &list).await;
         Ok(list)
     }
 
-    async fn listed_by_tag(&self, repo: &RepoKey, subject: Digest) -> Result<Referrers, FillError> {
-        let Some(tag) = referrers_tag(&subject) else {
-            return Ok(Referrers::default());
-        };
-        match self.fetch_manifest(repo, &Reference::Tag(tag)).await {
-            Ok(found) => Ok(Referrers::from_index(&found.manifest.bytes).unwrap_or_default()),
-            Err(FillError::Upstream(UpstreamError::Absent(_))) => Ok(Referrers::default()),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-impl Shared {
     async fn note_referrers(&self, repo: &RepoKey, subject: Digest, list: &Referrers) {
         let entries = list.to_array();
         if entries.len() > MAX_RECORDED {

@@ -104,7 +104,8 @@ pub(super) async fn referrers(
         );
     }
     reply.outcome = answer.outcome;
-    reply.age(answer.age, None);
+    reply.is_of_another = answer.is_of_another;
+    reply.age(answer.age, answer.reason);
     Ok(reply)
 }
 

@@ -36,6 +36,11 @@ impl Upstreams {
             .ok_or(UpstreamError::Unconfigured)
     }
 
+    /// The upstreams of these repositories, as far as they are configured.
+    pub fn of_all(&self, repos: &[RepoKey]) -> Vec<Upstream> {
+        repos.iter().filter_map(|repo| self.of(repo).ok()).collect()
+    }
+
     /// The upstream that the operator calls so.
     pub fn named(&self, name: &str) -> Option<Upstream> {
         let set = self.set.load();

@@ -170,7 +170,8 @@ impl Warmer {
             .fills
             .fetch_manifest(&target.repo, &target.reference)
             .await;
-        let found = match found {
+        // All of it is of one place, what refers to it included.
+        let (repo, found) = match found {
             Ok(found) => found,
             Err(error) => {
                 warmed.failed("manifest", &error);
@@ -185,7 +186,7 @@ impl Warmer {
             ));
         }
         warmed.digest = Some(found.manifest.digest);
-        let mut walk = Walk::new(&self.fills, &target.repo, choice);
+        let mut walk = Walk::new(&self.fills, &repo, choice);
         walk.run(found.manifest, &mut warmed).await;
         let blobs = walk.into_blobs();
         warmed.blobs = blobs.len() as u64;
@@ -195,7 +196,7 @@ impl Warmer {
         progress.blobs.store(warmed.blobs, Ordering::Relaxed);
         progress.bytes.store(warmed.bytes, Ordering::Relaxed);
         let mut fetched = stream::iter(blobs)
-            .map(|(digest, _)| self.blob(&target.repo, digest, progress))
+            .map(|(digest, _)| self.blob(&repo, digest, progress))
             .buffer_unordered(BLOBS_AT_ONCE);
         while let Some((digest, result)) = fetched.next().await {
             match result {

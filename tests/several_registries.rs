@@ -344,3 +344,37 @@ async fn check_and_the_list_of_images_speak_of_names_as_clients_write_them() {
     let unrouted = proxy.run(["cache", "pin", "jdk:21"]);
     assert_eq!(unrouted.code, Some(2), "{unrouted:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_open_for_one_registry_is_not_for_another_and_a_rule_that_says_so_is_warned_of()
+ {
+    const OPEN: &str = "open.mydomain.test";
+    let two = Two::start().await;
+    put(&two.prod, "app", "v1", BlobSource::generated(1, 1000));
+    put(&two.base, "app", "v1", BlobSource::generated(2, 1000));
+    let ns = two.prod.registry_host();
+    for (limit, told) in [("", true), ("upstreams = ['base']", false)] {
+        let proxy = two
+            .builder()
+            .set("server.domains", vec![DOMAIN, OPEN])
+            .rule(&format!(
+                "users = ['@anonymous']\nactions = ['pull']\ndomains = ['{OPEN}']\n{limit}"
+            ))
+            .rule(&format!(
+                "users = ['*']\nactions = ['pull']\ndomains = ['{DOMAIN}']"
+            ))
+            .route([("domain", OPEN), ("upstream", "base")])
+            .route([("domain", DOMAIN), ("upstream", "prod")])
+            .start();
+        let client = proxy.client().with("Host", OPEN);
+        assert_eq!(status(&client, "/v2/app/manifests/v1").await, 200);
+        let other = format!("/v2/app/manifests/v1?ns={ns}");
+        let expected = if told { 200 } else { 401 };
+        assert_eq!(status(&client, &other).await, expected, "{limit}");
+        let checked = proxy.run(["check"]);
+        let warned = checked
+            .stdout
+            .contains(&format!("anybody pull from \"prod\" at {OPEN}"));
+        assert_eq!(warned, told, "{checked:?}");
+    }
+}

@@ -1,0 +1,352 @@
+//! A push within the limits of both sides: upstream's throttling is waited out before anything flows, a slow line
+//! takes as long as it takes, and what does not come on, or is framed so that it could be read in two ways, ends.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use ecr_proxy::simulator::{Entry, Fault, Listener, Pattern};
+use support::blobs::until;
+use support::push::{APP, Rig, begin, bytes, push_image, put, send};
+use support::store::digest;
+use support::{Client, Clock, DOMAIN, within};
+
+/// A request that reached the registry, by its method and a part of its path.
+fn is(method: &'static str, part: &'static str) -> Pattern {
+    Pattern::matching(move |entry: &Entry| entry.method == method && entry.path.contains(part))
+}
+
+/// How much of a body of this method upstream has.
+fn arrived(rig: &Rig, method: &str) -> u64 {
+    let entries = rig.ecr.journal().snapshot();
+    let bodies = entries.iter().filter(|entry| entry.method == method);
+    bodies.map(|entry| entry.request_bytes).sum()
+}
+
+/// Bodies of this method that upstream has had whole, and has answered.
+fn finished(rig: &Rig, method: &str) -> usize {
+    let journal = rig.ecr.journal();
+    journal.count(|entry| entry.method == method && entry.status.is_some())
+}
+
+async fn is_over(client: &Client, place: &str) {
+    let answer = client.get(place).await;
+    let told = (answer.status, answer.error_code());
+    assert_eq!(told, (404, "BLOB_UPLOAD_UNKNOWN".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u12_throttling_is_absorbed_before_anything_flows() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let layer = bytes(300_000);
+    let once = |method: &'static str, part: &'static str| {
+        let rule = rig
+            .ecr
+            .faults()
+            .on(Listener::Registry, method, is(method, part));
+        rule.times(1).then(Fault::throttled(Some("1")))
+    };
+    // The begin of an upload, its end without a body, and a manifest: nothing of a client's is lost with them.
+    let throttled = once("POST", "/blobs/uploads/");
+    let place = begin(&ann, APP).await;
+    assert_eq!(throttled.taken(), 1);
+    // Others found the gate closed: what is to flow waits before it does.
+    let throttled = once("POST", "/blobs/uploads/");
+    let patch = async {
+        until("upstream throttles", async || throttled.taken() == 1).await;
+        let closed = Instant::now();
+        let patched = send(&ann, "PATCH", &place, &[], &layer, true).await;
+        (patched, closed.elapsed())
+    };
+    let (_, (patched, waited)) = tokio::join!(begin(&ann, APP), patch);
+    assert!(waited > Duration::from_millis(500), "{waited:?}");
+    assert_eq!(patched.status, 202, "{}", patched.text());
+    let throttled = once("PUT", "/blobs/uploads/");
+    let ended = put(
+        &ann,
+        &format!("{place}?digest={}", digest(&layer)),
+        &[],
+        b"",
+    )
+    .await;
+    assert_eq!(
+        (ended.status, throttled.taken()),
+        (201, 1),
+        "{}",
+        ended.text()
+    );
+    let throttled = once("PUT", "/manifests/");
+    let (pushed, _) = push_image(&ann, APP, "v1", &layer).await;
+    assert_eq!(
+        (pushed.status, throttled.taken()),
+        (201, 1),
+        "{}",
+        pushed.text()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u12_throttling_of_what_flows_is_told_and_never_sent_twice() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let layer = bytes(300_000);
+    for method in ["PATCH", "PUT"] {
+        let place = begin(&ann, APP).await;
+        let rule = rig
+            .ecr
+            .faults()
+            .on(Listener::Registry, method, "/blobs/uploads/");
+        let rule = rule.times(1).then(Fault::throttled(Some("1")));
+        let target = format!("{place}?digest={}", digest(&layer));
+        let answer = send(&ann, method, &target, &[], &layer, false).await;
+        let told = (answer.status, answer.error_code());
+        assert_eq!(
+            told,
+            (503, "UNAVAILABLE".to_owned()),
+            "{method}: {}",
+            answer.text()
+        );
+        assert!(answer.header("retry-after").is_some());
+        assert_eq!(
+            (rule.taken(), rig.asked(method, "/blobs/uploads/")),
+            (1, 1),
+            "{method}"
+        );
+        is_over(&ann, &place).await;
+        assert!(rig.ecr.blob(APP, &digest(&layer)).is_none());
+    }
+    let (pushed, _) = push_image(&ann, APP, "v1", &layer).await;
+    assert_eq!(pushed.status, 201, "{}", pushed.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l05_a_body_that_trickles_ends_and_upstream_is_free_of_it() {
+    let clock = Clock::right();
+    let rig = Rig::with(|proxy| clock.govern_deadlines(proxy)).await;
+    let ann = rig.user("ann");
+    let mut waited = Duration::ZERO;
+    for method in ["PATCH", "PUT"] {
+        let place = begin(&ann, APP).await;
+        let target = format!("{place}?digest={}", digest(b"never"));
+        let headers = [("content-length", "1000000")];
+        let mut connection = ann.start(method, &target, &headers).await;
+        connection.send(bytes(10_000)).await.expect("send");
+        connection.send(bytes(2_000)).await.expect("send");
+        until("it flows", async || arrived(&rig, method) > 0).await;
+        waited += Duration::from_secs(31);
+        clock.ahead(waited);
+        connection.send(b"x").await.expect("send");
+        let answer = connection.answer(method).await.expect("an answer");
+        assert_eq!(answer.status, 408, "{method}: {}", answer.text());
+        assert_eq!(answer.error_code(), "BLOB_UPLOAD_INVALID");
+        is_over(&ann, &place).await;
+        assert_eq!(finished(&rig, method), 0, "no whole body");
+        until("upstream is told", async || {
+            rig.asked("DELETE", "/blobs/uploads/") == rig.asked("POST", "/blobs/uploads/")
+        })
+        .await;
+    }
+    let left = support::store::files_below(&rig.proxy.cache_dir().join("fills"));
+    assert_eq!(left, Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o10_l05_a_slow_line_takes_its_hours_and_a_token_that_ends_costs_one_clean_error_at_most() {
+    let clock = Clock::right();
+    let rig = Rig::with(|proxy| clock.govern_deadlines(proxy)).await;
+    let ann = rig.user("ann");
+    let piece = 20_000;
+    let layer = bytes(400 * piece);
+    let length = layer.len().to_string();
+    let target = format!("{}?digest={}", begin(&ann, APP).await, digest(&layer));
+    let mut connection = ann
+        .start("PUT", &target, &[("content-length", &*length)])
+        .await;
+    let mut rest = layer.as_slice();
+    for number in 1..=370_u64 {
+        // What the proxy has read last it keeps back until it reads more. It is never behind by more than a
+        // piece, and by the time of two.
+        let flows = async {
+            let mut next = piece;
+            loop {
+                let (part, behind) = rest.split_at(next);
+                connection.send(part).await.expect("send");
+                rest = behind;
+                let most_behind = (rest.len() + piece) as u64;
+                if arrived(&rig, "PUT") + most_behind >= layer.len() as u64 {
+                    return;
+                }
+                next = 1;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within("it flows", flows).await;
+        clock.ahead(Duration::from_secs(10 * number));
+    }
+    connection.send(rest).await.expect("send");
+    let answer = connection.answer("PUT").await.expect("an answer");
+    assert_eq!(answer.status, 201, "after an hour: {}", answer.text());
+
+    // Another, during which the token ends.
+    let layer = bytes(200_000);
+    let place = begin(&ann, APP).await;
+    let target = format!("{place}?digest={}", digest(&layer));
+    let mut connection = ann
+        .start("PUT", &target, &[("content-length", "200000")])
+        .await;
+    let before = arrived(&rig, "PUT");
+    connection.send(&layer[..100_000]).await.expect("send");
+    until("it flows", async || arrived(&rig, "PUT") > before).await;
+    rig.ecr.expire_tokens();
+    connection.send(&layer[100_000..]).await.expect("send");
+    let answer = connection.answer("PUT").await.expect("an answer");
+    let told = (answer.status, answer.error_code());
+    assert_eq!(told, (503, "UNAVAILABLE".to_owned()), "{}", answer.text());
+    is_over(&ann, &place).await;
+    let (again, _) = push_image(&ann, APP, "v1", &layer).await;
+    assert_eq!(again.status, 201, "{}", again.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_nobody_goes_on_with_is_gone_after_an_hour_upstream_too() {
+    let clock = Clock::right();
+    let rig = Rig::with(|proxy| clock.govern_deadlines(proxy)).await;
+    let ann = rig.user("ann");
+    let place = begin(&ann, APP).await;
+    let sent = send(&ann, "PATCH", &place, &[], &bytes(1000), true).await;
+    assert_eq!(sent.status, 202);
+    clock.ahead(Duration::from_secs(58 * 60));
+    assert_eq!(ann.get(&place).await.status, 204);
+    clock.ahead(Duration::from_secs((58 + 62) * 60));
+    until("it is forgotten", async || {
+        ann.get(&place).await.status == 404
+    })
+    .await;
+    is_over(&ann, &place).await;
+    until("and given up", async || {
+        rig.asked("DELETE", "/blobs/uploads/") == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p01_p02_p03_p04_of_a_live_upload_nothing_is_taken_that_can_be_read_in_two_ways() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let authorization = support::users::basic("ann", support::push::PASSWORD);
+    // Heads that are refused as they stand, and leave the upload as it was.
+    let place = begin(&ann, APP).await;
+    let hidden =
+        format!("GET {place} HTTP/1.1\r\nHost: {DOMAIN}\r\nAuthorization: {authorization}\r\n\r\n");
+    for (version, headers, body) in [
+        (
+            "1.1",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            "0\r\n\r\n",
+        ),
+        (
+            "1.1",
+            "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+            "0\r\n\r\n",
+        ),
+        ("1.1", "Content-Length: 5\r\nContent-Length: 5\r\n", "hello"),
+        ("1.1", "Content-Length: 5, 5\r\n", "hello"),
+        ("1.1", "Content-Length: +5\r\n", "hello"),
+        (
+            "1.0",
+            "Transfer-Encoding: chunked\r\n",
+            "5\r\nhello\r\n0\r\n\r\n",
+        ),
+        ("1.1", "Transfer-Encoding: xchunked\r\n", "hello"),
+        (
+            "1.1",
+            "Transfer-Encoding: chunked, identity\r\n",
+            "0\r\n\r\n",
+        ),
+        ("1.1", "Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"),
+        (
+            "1.1",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "0\r\n\r\n",
+        ),
+        ("1.1", "Content-Length: 5\r\nX: a\rB: c\r\n", "hello"),
+        ("1.1", "Content-Length: 5\r\nX: a\0b\r\n", "hello"),
+        ("1.1", "Content-Length: 5\r\n folded: yes\r\n", "hello"),
+        ("1.1", "Content-Length : 5\r\n", "hello"),
+    ] {
+        for method in ["PATCH", "PUT"] {
+            let mut connection = ann.connect().await;
+            let target = format!("{place}?digest={}", digest(b"hello"));
+            let head = format!(
+                "{method} {target} HTTP/{version}\r\nHost: {DOMAIN}\r\nAuthorization: {authorization}\r\n{headers}\r\n"
+            );
+            let text = format!("{head}{body}{hidden}");
+            connection.send(text).await.expect("send");
+            let refused = connection.answer(method).await.expect("an answer");
+            assert!(
+                matches!(refused.status, 400 | 501),
+                "{headers:?}: {}",
+                refused.status
+            );
+            let (rest, _) = connection.until_closed().await;
+            assert_eq!(rest, b"", "{headers:?}: something followed the refusal");
+        }
+        assert_eq!(ann.get(&place).await.status, 204, "{headers:?}");
+    }
+    assert_eq!(
+        arrived(&rig, "PATCH") + arrived(&rig, "PUT"),
+        0,
+        "nothing upstream"
+    );
+
+    // Chunks that are none: what began is broken off, and no end follows.
+    for body in [
+        "5;x=y\nhello\r\n0\r\n\r\n",
+        "5\nhello\r\n0\r\n\r\n",
+        "5\r\nhello0\r\n\r\n",
+        "-5\r\nhello\r\n0\r\n\r\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        "5 \r\nhello\r\nz\r\n\r\n",
+        "10000000000000005\r\nhello\r\n0\r\n\r\n",
+        "5\r\nhello\r\n0\r\nbad trailer\r\n\r\n",
+    ] {
+        for method in ["PATCH", "PUT"] {
+            let place = begin(&ann, APP).await;
+            let target = format!("{place}?digest={}", digest(b"hello"));
+            let chunked = [("transfer-encoding", "chunked")];
+            let mut connection = ann.start(method, &target, &chunked).await;
+            connection.send(body).await.expect("send");
+            if let Ok(answer) = connection.answer(method).await {
+                assert_eq!(answer.status, 400, "{body:?}: {}", answer.text());
+                let (rest, _) = connection.until_closed().await;
+                assert_eq!(rest, b"", "{body:?}");
+            }
+            until("the upload is over", async || {
+                ann.get(&place).await.status == 404
+            })
+            .await;
+        }
+    }
+    assert_eq!(finished(&rig, "PATCH") + finished(&rig, "PUT"), 0);
+    assert!(rig.ecr.blob(APP, &digest(b"hello")).is_none());
+    let answer = ann
+        .get(&format!("/v2/{APP}/blobs/{}", digest(b"hello")))
+        .await;
+    assert_eq!(answer.status, 404);
+
+    // An extension is nobody's, and is not passed on; trailers are no headers.
+    let place = begin(&ann, APP).await;
+    let target = format!("{place}?digest={}", digest(b"hello"));
+    let mut connection = ann
+        .start("PUT", &target, &[("transfer-encoding", "chunked")])
+        .await;
+    let body = "5;ext=\"evil\"\r\nhello\r\n0\r\nx-smuggled: yes\r\n\r\n";
+    connection.send(body).await.expect("send");
+    let answer = connection.answer("PUT").await.expect("an answer");
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let stored = rig.ecr.blob(APP, &digest(b"hello")).expect("in ECR");
+    assert_eq!(&stored.read(0..5)[..], b"hello");
+    let smuggled = |entry: &Entry| entry.headers.contains_key("x-smuggled");
+    assert_eq!(rig.ecr.journal().count(smuggled), 0);
+}

@@ -101,7 +101,7 @@ use client::{Client, Outgoing};
 use connect::{Dialer, DialerOptions};
 use creation::Creator;
 use credentials::{Challenged, Credentials, Login};
-use ecr::EcrApi;
+use ecr::{EcrApi, PublicApi};
 use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
@@ -220,7 +220,7 @@ pub fn roots_from_pem(pem: &[u8]) -> Option<ExtraRoots> {
 /// How an upstream is logged in to.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Auth {
-    /// By a token that AWS issues. For private ECR registries.
+    /// By a token that AWS issues. For ECR registries, private and public.
     Aws(AwsOptions),
     /// By user name and password, as the registry's challenge asks: sent to it, or to its token service.
     Basic {
@@ -280,7 +280,9 @@ pub enum SetupError {
     #[error("endpoint_tls_name: not a host name")]
     TlsName,
     /// AWS issues tokens for its own registries only.
-    #[error("auth: \"aws\" is for private ECR registries (ACCOUNT.dkr.ecr.REGION.amazonaws.com)")]
+    #[error(
+        "auth: \"aws\" is for ECR registries, ACCOUNT.dkr.ecr.REGION.amazonaws.com and public.ecr.aws"
+    )]
     AwsElsewhere,
     /// Only the API of private ECR makes repositories.
     #[error("create_repositories: is for private ECR registries with auth = \"aws\"")]
@@ -408,11 +410,22 @@ impl Upstream {
         let mut ecr = None;
         let credentials = match auth {
             Auth::Aws(aws) => {
-                let host = registry.ecr().ok_or(SetupError::AwsElsewhere)?.clone();
-                let source = Arc::new(EcrApi::new(name, host, aws, &extra_roots, limits.token));
-                ecr = Some(Arc::clone(&source));
-                let refresher = Refresher::new(source, home.clone(), limits.token, meter.tokens());
-                Credentials::Ecr(refresher)
+                let (home, timeout, meter) = (home.clone(), limits.token, meter.tokens());
+                Credentials::Ecr(match registry.kind() {
+                    RegistryKind::Ecr(host) => {
+                        let host = host.clone();
+                        let api = EcrApi::new(name, host, aws, &extra_roots, timeout);
+                        let source = Arc::clone(ecr.insert(Arc::new(api)));
+                        Refresher::new(source, home, timeout, meter)
+                    }
+                    RegistryKind::EcrPublic => {
+                        let source = Arc::new(PublicApi::new(name, aws, &extra_roots, timeout));
+                        Refresher::new(source, home, timeout, meter)
+                    }
+                    RegistryKind::DockerHub | RegistryKind::Other => {
+                        return Err(SetupError::AwsElsewhere);
+                    }
+                })
             }
             Auth::Basic { username, password } => challenged(Some(Login { username, password })),
             Auth::Anonymous => challenged(None),

@@ -413,6 +413,7 @@ impl Builder {
             .env("AWS_ACCESS_KEY_ID", PULL_ONLY_ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", "secret-of-the-simulator")
             .env("AWS_ENDPOINT_URL_ECR", &simulator.api_endpoint())
+            .env("AWS_ENDPOINT_URL_ECR_PUBLIC", &simulator.api_endpoint())
     }
 
     /// A registry that is not ECR is the upstream, without credentials.

@@ -194,6 +194,26 @@ fn the_iam_policy_of_new_repositories_has_what_making_them_takes_besides() {
 }
 
 #[test]
+fn the_iam_policy_of_ecr_public_is_its_login() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("config.toml");
+    let text =
+        "[server]\ndomains = ['a.test']\n[[upstream]]\nregistry = 'public.ecr.aws'\nauth = 'aws'\n";
+    std::fs::write(&file, text).expect("a file");
+    let output = ran(&["iam-policy", "--config", &file.to_string_lossy()]);
+    let policy: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let statements = policy["Statement"].as_array().expect("statements");
+    let [only] = &statements[..] else {
+        panic!("one statement: {policy}");
+    };
+    let actions = [
+        "ecr-public:GetAuthorizationToken",
+        "sts:GetServiceBearerToken",
+    ];
+    assert_eq!(only["Action"], serde_json::json!(actions));
+}
+
+#[test]
 fn the_iam_policy_is_json_and_the_least() {
     let output = ran(&["iam-policy", "--upstream", ECR, "--domain", "a.test"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

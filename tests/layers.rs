@@ -43,7 +43,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that may be named in one place only, a file or a folder, so that replacing them touches that.
-const ONE_PLACE: &[&str] = &["aws_sdk_ecr", "aws_config"];
+const ONE_PLACE: &[&str] = &["aws_sdk_ecr", "aws_sdk_ecrpublic", "aws_config"];
 
 /// Crates that a module must not name.
 const NEVER_IN: &[(&str, &[&str])] = &[(

@@ -49,7 +49,7 @@ use crate::oci::RepositoryName;
 use basic::Credentials;
 use passwords::Passwords;
 use rules::Place;
-use tokens::Tokens;
+use tokens::{Questions, Tokens};
 
 /// The one challenge ever sent: it names no host, no realm of an upstream, no user.
 const CHALLENGE: &str = "Basic realm=\"ecr-proxy\"";
@@ -81,6 +81,7 @@ struct Inner {
     rules: Rules,
     passwords: Passwords,
     tokens: Option<Arc<Tokens>>,
+    asked: Questions,
 }
 
 /// What a request shows of who sent it.
@@ -163,16 +164,14 @@ impl Access {
             metrics,
         } = options;
         let asked = metrics.token_questions.clone();
-        let tokens = match verdicts {
-            None => None,
-            Some(verdicts) => Some(Arc::new(Tokens::new(verdicts, unguessable()?, asked))),
-        };
+        let tokens = tokens(verdicts, &asked)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 challenge: HeaderValue::from_static(CHALLENGE),
                 rules,
                 passwords: Passwords::new(users, unguessable()?, metrics),
                 tokens,
+                asked,
             }),
         })
     }
@@ -187,8 +186,27 @@ impl Access {
                 rules,
                 passwords: self.inner.passwords.with_users(users),
                 tokens: self.inner.tokens.clone(),
+                asked: self.inner.asked.clone(),
             }),
         }
+    }
+
+    /// The same decisions, where `verdicts` are asked about ECR tokens from now on, or none are taken without.
+    /// What others said is forgotten.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_verdicts(&self, verdicts: Option<Arc<dyn Verdicts>>) -> std::io::Result<Self> {
+        let inner = &self.inner;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                challenge: inner.challenge.clone(),
+                rules: inner.rules.clone(),
+                passwords: inner.passwords.with_users(self.users().clone()),
+                tokens: tokens(verdicts, &inner.asked)?,
+                asked: inner.asked.clone(),
+            }),
+        })
     }
 
     /// The same decisions about other users; `None` if they are the same.
@@ -299,6 +317,20 @@ impl Access {
         let rules = &self.inner.rules;
         rules.allow(who, place, upstream, repository, Action::Pull)
     }
+}
+
+fn tokens(
+    verdicts: Option<Arc<dyn Verdicts>>,
+    asked: &Questions,
+) -> std::io::Result<Option<Arc<Tokens>>> {
+    let new = |verdicts| {
+        Ok(Arc::new(Tokens::new(
+            verdicts,
+            unguessable()?,
+            asked.clone(),
+        )))
+    };
+    verdicts.map(new).transpose()
 }
 
 /// Bytes that nobody can guess: `N` of them, at most 256.

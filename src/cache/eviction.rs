@@ -29,7 +29,7 @@ use super::records::Records;
 use super::references::Standing;
 use super::removal::Removed;
 use super::space::Space;
-use super::store::{BeginError, Shared, Store, now};
+use super::store::{BeginError, Limits, Shared, Store, now};
 
 /// Share of the limit at which the janitor begins to make room ahead of need.
 const HIGH_WATER: f64 = 0.98;
@@ -72,7 +72,7 @@ impl Store {
 
     /// What is never evicted.
     pub fn pins(&self) -> &Pins {
-        &self.shared().options.pins
+        &self.shared().pins
     }
 
     /// Whether a pin leads to this tag, or to this manifest or blob of the repository by stored
@@ -102,7 +102,7 @@ impl Shared {
     /// Reserves `len` bytes, evicting for them if it must.
     pub(super) fn reserve(&self, len: u64, records: &Records) -> Result<Space, BeginError> {
         let room = self.room()?;
-        let limit = self.options.max_size.of(room.total);
+        let limit = self.limits().max_size.of(room.total);
         if len > limit {
             return Err(BeginError::TooLarge { len, limit });
         }
@@ -153,23 +153,27 @@ impl Shared {
             return;
         };
         let _evicting = lock(&self.evicting);
-        let limit = self.options.max_size.of(room.total);
+        let limit = self.limits().max_size.of(room.total);
         let used = self.ledger.counts().total();
         let over_limit = if used > high_water(limit) {
             used - self.low_water(limit).min(used)
         } else {
             0
         };
-        let min_free = self.options.min_free.of(room.total);
+        let min_free = self.limits().min_free.of(room.total);
         let want = over_limit.max(min_free.saturating_sub(room.available));
         if want > 0 {
             self.evict(want, records, Haste::AheadOfNeed);
         }
     }
 
+    pub(super) fn limits(&self) -> Limits {
+        *lock(&self.limits)
+    }
+
     pub(super) fn is_above_high_water(&self) -> bool {
         self.layout.room().is_ok_and(|room| {
-            self.ledger.counts().total() > high_water(self.options.max_size.of(room.total))
+            self.ledger.counts().total() > high_water(self.limits().max_size.of(room.total))
         })
     }
 
@@ -188,12 +192,12 @@ impl Shared {
     }
 
     fn free(&self, room: &Room) -> u64 {
-        let min_free = self.options.min_free.of(room.total);
+        let min_free = self.limits().min_free.of(room.total);
         room.available.saturating_sub(min_free)
     }
 
     fn low_water(&self, limit: u64) -> u64 {
-        share(limit, self.options.low_water)
+        share(limit, self.low_water)
     }
 
     /// Removes blobs until `want` bytes are freed or none is left that may go; returns the bytes freed.

@@ -408,11 +408,11 @@ impl Shared {
         let limit = self
             .layout
             .room()
-            .map(|room| self.options.max_size.of(room.total));
+            .map(|room| self.limits().max_size.of(room.total));
         if let Ok(limit) = limit {
             self.health.set(Degradation::PinsTooLarge, pinned > limit);
         }
-        let is_damaged = self.options.pins.damage().is_some();
+        let is_damaged = self.pins.damage().is_some();
         self.health.set(Degradation::PinsDamaged, is_damaged);
     }
 

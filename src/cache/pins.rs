@@ -188,6 +188,17 @@ impl Pins {
         self.change(|made| made.remove(pin))
     }
 
+    /// Has these in the place of those of the configuration. What those kept is evictable again.
+    pub fn set_configured(&self, configured: impl IntoIterator<Item = Pin>) {
+        let configured = configured.into_iter().collect();
+        let mut state = lock(&self.inner.state);
+        if state.configured != configured {
+            state.configured = configured;
+            drop(state);
+            self.inner.version.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     /// All pins, those of the configuration first.
     pub fn list(&self) -> Vec<(Pin, PinSource)> {
         let state = lock(&self.inner.state);

@@ -33,6 +33,13 @@ use super::pins::Pins;
 use super::records::Records;
 use super::space::{Ledger, Limit, Usage};
 
+/// How large the store may grow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Limits {
+    pub(super) max_size: Limit,
+    pub(super) min_free: Limit,
+}
+
 /// Where a store is and how large it may grow.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -161,7 +168,9 @@ struct Handle {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) layout: Layout,
-    pub(super) options: StoreOptions,
+    pub(super) limits: Mutex<Limits>,
+    pub(super) low_water: f64,
+    pub(super) pins: Pins,
     pub(super) ledger: Arc<Ledger>,
     pub(super) index: Mutex<Index>,
     /// Told when the index becomes ready.
@@ -239,7 +248,12 @@ impl Store {
             evicting: Mutex::default(),
             evicted: Evicted::default(),
             cut_off: OnceLock::new(),
-            options,
+            limits: Mutex::new(Limits {
+                max_size: options.max_size,
+                min_free: options.min_free,
+            }),
+            low_water: options.low_water,
+            pins: options.pins,
             health,
             metrics,
             run: fastrand::u64(..),
@@ -441,11 +455,18 @@ impl Store {
             limit: shared
                 .layout
                 .room()
-                .map_or(0, |room| shared.options.max_size.of(room.total)),
+                .map_or(0, |room| shared.limits().max_size.of(room.total)),
             blobs: index.len() as u64,
             complete: index.is_ready(),
             health: shared.health.snapshot(),
         }
+    }
+
+    /// Grows and shrinks within other limits from now on; what is too much for them goes soon.
+    pub fn set_limits(&self, max_size: Limit, min_free: Limit) {
+        let limits = Limits { max_size, min_free };
+        let before = std::mem::replace(&mut *lock(&self.handle.shared.limits), limits);
+        self.handle.janitor.wake_if(before != limits);
     }
 
     /// What is wrong at the moment.

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::settings::Settings;
-use crate::config::{Auth, Config, Files, Strings};
-use crate::upstream::EcrHost;
+use crate::config::{Auth, Config, Files, Strings, Upstream};
+use crate::upstream::{EcrHost, RegistryKind};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -35,6 +35,12 @@ const PUSH_ACTIONS: [&str; 5] = [
     "ecr:UploadLayerPart",
     "ecr:CompleteLayerUpload",
     "ecr:PutImage",
+];
+
+/// What logging in to ECR Public takes; it lets everybody pull.
+const PUBLIC_ACTIONS: [&str; 2] = [
+    "ecr-public:GetAuthorizationToken",
+    "sts:GetServiceBearerToken",
 ];
 
 /// What making a repository takes, with all that its template may say.
@@ -69,20 +75,26 @@ pub(super) fn run(
 fn policy(config: &Config, push: bool, create: bool) -> Option<Value> {
     let upstreams = config.upstreams.iter();
     let with_aws = upstreams.filter(|upstream| matches!(upstream.auth, Auth::Aws { .. }));
+    let is_public = |upstream: &&Upstream| *upstream.registry.kind() == RegistryKind::EcrPublic;
+    let is_of_public = with_aws.clone().any(|upstream| is_public(&upstream));
     let mut arns: Vec<String> = with_aws
         .filter_map(|upstream| upstream.registry.ecr())
         .map(repositories)
         .collect();
     arns.dedup();
+    let statement = |name: &str, actions: Value, resource: &Value| json!({"Sid": name, "Effect": "Allow", "Action": actions, "Resource": resource});
+    // IAM knows no narrower resource for any login.
+    let everything = json!("*");
+    let public = is_of_public.then(|| statement("LoginPublic", json!(PUBLIC_ACTIONS), &everything));
     let resource = match &mut arns[..] {
-        [] => return None,
+        [] => {
+            return public.map(|public| json!({"Version": "2012-10-17", "Statement": [public]}));
+        }
         [only] => Value::from(std::mem::take(only)),
         _ => Value::from(arns),
     };
-    let statement = |name: &str, actions: Value, resource: &Value| json!({"Sid": name, "Effect": "Allow", "Action": actions, "Resource": resource});
     let mut statements = vec![
-        // IAM knows no narrower resource for it.
-        statement("Login", json!("ecr:GetAuthorizationToken"), &json!("*")),
+        statement("Login", json!("ecr:GetAuthorizationToken"), &everything),
         statement("Pull", json!(PULL_ACTIONS), &resource),
     ];
     if push {
@@ -91,6 +103,7 @@ fn policy(config: &Config, push: bool, create: bool) -> Option<Value> {
     if create {
         statements.push(statement("Create", json!(CREATE_ACTIONS), &resource));
     }
+    statements.extend(public);
     Some(json!({"Version": "2012-10-17", "Statement": statements}))
 }
 

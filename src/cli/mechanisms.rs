@@ -1,17 +1,21 @@
 //! The cache, the upstreams and the gate between them, built from the configuration: for the proxy, and
 //! for commands that tend the cache of one that is stopped.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
 use super::{Failure, chain};
 use crate::buffers::BufferPool;
 use crate::cache::{CacheMetrics, OpenError, Store};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::fill::Fills;
-use crate::jobs::operations::{self, AnswersNow, Names, Operations};
+use crate::jobs::operations::{self, AnswersNow, Operations};
 use crate::jobs::warm::Warmer;
 use crate::jobs::{Healer, ScrubMetrics};
 use crate::telemetry::{FillMetrics, Metrics};
-use crate::upstream::{SetupError, Upstream, UpstreamMetrics, UpstreamOptions, Upstreams};
+use crate::upstream::{SetupError, UpstreamMetrics, UpstreamOptions, Upstreams};
 
 /// Size of a read buffer, in bytes: with smaller ones the number of socket writes begins to cost, larger
 /// ones pin more memory for each slow reader.
@@ -47,8 +51,7 @@ pub(super) struct Mechanisms {
     /// One for all, so that what it fetches at once is bounded.
     pub(super) warmer: Warmer,
     pub(super) healer: Healer,
-    pub(super) names: Names,
-    max_manifest_bytes: u64,
+    pub(super) setting: Arc<ArcSwap<operations::Setting>>,
 }
 
 impl Mechanisms {
@@ -70,9 +73,8 @@ impl Mechanisms {
         let scrub_metrics = ScrubMetrics::default();
         scrub_metrics.register(metrics.registry());
         let store = Store::open(config.store_options(), cache_metrics)?;
-        let each = upstreams.into_iter();
-        let each = each.map(|options| Upstream::new(options, &upstream_metrics));
-        let upstreams = Upstreams::new(each.collect::<Result<_, _>>()?);
+        let bandwidth = config.cache.max_upstream_bandwidth;
+        let upstreams = Upstreams::open(upstreams, bandwidth, upstream_metrics)?;
         let asked = upstreams.clone();
         store.when_cut_off(move || !asked.are_answering());
         let fills = Fills::new(
@@ -89,10 +91,9 @@ impl Mechanisms {
             store,
             upstreams,
             fills,
-            names: config.names(),
             warmer,
             healer,
-            max_manifest_bytes: config.cache.max_manifest_size,
+            setting: Arc::new(ArcSwap::from_pointee(config.operations_setting())),
         })
     }
 
@@ -104,8 +105,7 @@ impl Mechanisms {
             answers,
             warmer: self.warmer.clone(),
             healer: self.healer.clone(),
-            names: self.names.clone(),
-            max_manifest_bytes: self.max_manifest_bytes,
+            setting: Arc::clone(&self.setting),
         })
     }
 }

@@ -1,21 +1,25 @@
 //! The configuration of a proxy that runs, and how another one takes its place: all of it that can, at once,
 //! or nothing.
 //!
-//! Whatever can fail is prepared first. What is taken over then is a few stores of a pointer: a request sees
-//! one configuration, and none waits.
+//! Whatever can fail is prepared first. What is taken over then is a few stores of a pointer, of which none
+//! waits: a request sees one [`Policy`], and the upstreams of its policy for as long as it holds that.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
 
 use super::certificate::Origin;
 use super::client_certificates::Handshakes;
-use super::users;
-use crate::access::Access;
-use crate::config::{Config, Faults, Files, Tls};
+use super::mechanisms::Mechanisms;
+use super::{chain, users};
+use crate::access::{Access, Verdicts};
+use crate::config::{Config, Faults, Files, Prefetch, Tls};
+use crate::jobs::warm::Schedule;
 use crate::jobs::{Reload, Reread};
-use crate::proxy::Policy;
+use crate::proxy::{AskedUpstream, Policy, Pulled};
 use crate::server::Terms;
+use crate::upstream::{UpstreamOptions, UpstreamSet, Upstreams};
 
 /// Reads the configuration from where it was read at start.
 pub(super) type Load = Box<dyn FnMut(Files) -> Result<Config, Faults> + Send>;
@@ -29,15 +33,34 @@ pub(super) struct Running {
     pub(super) terms: Arc<ArcSwap<Terms>>,
     pub(super) certificates: Origin,
     pub(super) handshakes: Handshakes,
+    pub(super) mechanisms: Mechanisms,
+    pub(super) schedules: watch::Sender<Vec<Schedule>>,
+    pub(super) pulls: mpsc::Sender<Pulled>,
 }
 
 /// What requests are judged by, as the configuration says.
-pub(super) fn policy(config: &Config, access: Access) -> Policy {
+pub(super) fn policy(
+    config: &Config,
+    access: Access,
+    upstreams: UpstreamSet,
+    pulls: &mpsc::Sender<Pulled>,
+) -> Policy {
     Policy {
         routes: Arc::clone(config.names().routes()),
         trusted_proxies: config.server.trusted_proxies.clone(),
         access,
+        upstreams,
+        pulls: match config.cache.prefetch {
+            Prefetch::Off => None,
+            Prefetch::Layers => Some(pulls.clone()),
+        },
     }
+}
+
+/// Who is asked about ECR tokens, where the configuration takes them as logins.
+pub(super) fn verdicts(config: &Config, upstreams: &Upstreams) -> Option<Arc<dyn Verdicts>> {
+    let asked = || Arc::new(AskedUpstream::new(upstreams.clone())) as Arc<dyn Verdicts>;
+    config.access.aws_tokens.then(asked)
 }
 
 impl Running {
@@ -67,7 +90,14 @@ impl Running {
         reload.when_asked("configuration", move || {
             let mut load = |files| load(files).map_err(|faults| one_line(&faults));
             // Where it says what it said, what its files hold is the business of those who watch them.
-            let changes = load(Files::Ignored)?.changes(&this.config.load(), &at_start);
+            let new = load(Files::Ignored)?;
+            let mut changes = new.changes(&this.config.load(), &at_start);
+            if changes.now.is_empty() {
+                // Nobody watches those of upstreams.
+                let in_use = this.mechanisms.upstreams.options();
+                let files = Config::upstream_files_changed(&in_use, &upstreams(&new)?);
+                changes.now.extend(files);
+            }
             let reread = match changes.now.is_empty() {
                 true => Reread::Same,
                 false => this.take_over(load(Files::Required)?, changes.now)?,
@@ -87,6 +117,16 @@ impl Running {
         let new = new.with_fixed(&in_use);
         let certificates = self.certificates.prepare(&in_use, &new)?;
         let handshakes = self.handshakes.prepare(&new)?;
+        let Mechanisms {
+            store,
+            upstreams: connected,
+            fills,
+            setting,
+            ..
+        } = &self.mechanisms;
+        let upstreams = connected.prepare(upstreams(&new)?);
+        let upstreams = upstreams.map_err(|error| format!("upstream: {}", chain(&error)))?;
+        let are_others = upstreams.are_others(&connected.all());
         let access = &self.policy.load().access;
         let users = users::read(&new, access)?;
         // What these files hold counts as their keys do.
@@ -99,9 +139,23 @@ impl Running {
                 changed.push(key);
             }
         }
-        let access = access.with(users, new.access_options().rules);
+        let mut access = access.with(users, new.access_options().rules);
+        if are_others || new.access.aws_tokens != in_use.access.aws_tokens {
+            let asked = access.with_verdicts(verdicts(&new, connected));
+            access = asked.map_err(|error| format!("access.aws_tokens: {error}"))?;
+        }
+        let policy = policy(&new, access, Arc::clone(upstreams.set()), &self.pulls);
 
-        self.policy.store(Arc::new(policy(&new, access)));
+        store.set_limits(new.max_size(), new.min_free());
+        store.pins().set_configured(new.cache.pins.iter().cloned());
+        // Before any request is led to them.
+        connected.take_over(upstreams, new.cache.max_upstream_bandwidth);
+        fills.set_options(new.fill_options());
+        if are_others {
+            fills.forget_answers();
+        }
+        self.policy.store(Arc::new(policy));
+        setting.store(Arc::new(new.operations_setting()));
         if let Some(prepared) = certificates {
             self.certificates.take_over(prepared);
         }
@@ -109,10 +163,15 @@ impl Running {
             self.handshakes.take_over(prepared);
         }
         self.terms.store(Arc::new(new.server_terms()));
+        self.schedules.send_replace(new.schedules());
         tell(&new, &in_use);
         self.config.store(Arc::new(new));
         Ok(Reread::ChangedIn(changed.join(", ")))
     }
+}
+
+fn upstreams(config: &Config) -> Result<Vec<UpstreamOptions>, String> {
+    config.upstream_options().map_err(|error| chain(&error))
 }
 
 /// What is odd about a configuration that was not about the one before.

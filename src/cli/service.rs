@@ -20,14 +20,14 @@ use super::client_certificates::Handshakes;
 use super::mechanisms::Mechanisms;
 use super::running::{self, Load, Running};
 use super::{Failure, chain, challenge_door, health, users};
-use crate::access::Access;
+use crate::access::{Access, AccessOptions};
 use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
 use crate::clock::Clock;
-use crate::config::{Config, ListenAddress, Prefetch, Tls};
+use crate::config::{Config, ListenAddress, Tls};
 use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::warm::{Schedule, WarmMetrics};
 use crate::jobs::{self, PrefetchMetrics, Reload, ReloadMetrics, ScrubOptions};
-use crate::proxy::{AskedUpstream, Body, Parts, Proxy, Pulled, Via};
+use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
@@ -39,9 +39,10 @@ use crate::upstream::{Outage, Upstream, UpstreamOptions};
 pub(super) struct Service {
     proxy: Proxy,
     mechanisms: Mechanisms,
-    /// What the proxy tells of pulls, where somebody listens.
+    /// What the proxy tells of pulls; taken when it runs.
     prefetch: Option<(mpsc::Receiver<Pulled>, PrefetchMetrics)>,
-    warm: (Vec<Schedule>, WarmMetrics),
+    /// What is kept warm; taken when it runs.
+    warm: Option<(watch::Receiver<Vec<Schedule>>, WarmMetrics)>,
     listeners: Vec<Listener>,
     bound: Vec<ListenAddress>,
     /// Where HTTP-01 is answered, if it is.
@@ -83,22 +84,35 @@ impl Service {
         let mut reload = Reload::new(reload_metrics);
         keeper.reload_by(&mut reload);
         let mechanisms = Mechanisms::build(config, upstreams, &mut metrics)?;
-        let mut access_options = config.access_options();
+        let access_options = AccessOptions {
+            verdicts: running::verdicts(config, &mechanisms.upstreams),
+            ..config.access_options()
+        };
         access_options.metrics.register(metrics.registry());
-        if config.access.aws_tokens {
-            let asked = AskedUpstream::new(mechanisms.upstreams.clone());
-            access_options.verdicts = Some(Arc::new(asked));
-        }
         let access = Access::new(access_options)?;
+        let (pulls, told) = jobs::pulls();
+        let prefetch_metrics = PrefetchMetrics::default();
+        prefetch_metrics.register(metrics.registry());
+        let warm_metrics = WarmMetrics::default();
+        warm_metrics.register(metrics.registry());
+        let (schedules, wanted) = watch::channel(config.schedules());
         let handshakes =
             Handshakes::open(config, keeper.certificates()).map_err(Failure::Failed)?;
         let options = config.server_options();
         let running = Running {
             config: Arc::new(ArcSwap::from_pointee(config.clone())),
-            policy: Arc::new(ArcSwap::from_pointee(running::policy(config, access))),
+            policy: Arc::new(ArcSwap::from_pointee(running::policy(
+                config,
+                access,
+                mechanisms.upstreams.all(),
+                &pulls,
+            ))),
             terms: Arc::clone(&options.terms),
             certificates: keeper.origin().clone(),
             handshakes: handshakes.clone(),
+            mechanisms: mechanisms.clone(),
+            schedules,
+            pulls,
         };
         let policy = Arc::clone(&running.policy);
         users::reload_by(
@@ -107,23 +121,11 @@ impl Service {
             &mut reload,
         );
         running.reload_by(load, &mut reload);
-        let (pulls, prefetch) = match config.cache.prefetch {
-            Prefetch::Off => (None, None),
-            Prefetch::Layers => {
-                let prefetch_metrics = PrefetchMetrics::default();
-                prefetch_metrics.register(metrics.registry());
-                let (pulls, told) = jobs::pulls();
-                (Some(pulls), Some((told, prefetch_metrics)))
-            }
-        };
-        let warm_metrics = WarmMetrics::default();
-        warm_metrics.register(metrics.registry());
         let proxy = Proxy::new(Parts {
             policy,
             upstreams: mechanisms.upstreams.clone(),
             fills: mechanisms.fills.clone(),
             metrics: Arc::clone(&request_metrics),
-            pulls,
         });
         let readiness = health::readiness(mechanisms.clone(), keeper.troubles(), reload.refused());
         let (listeners, bound) = listeners(config, &handshakes).await?;
@@ -152,8 +154,8 @@ impl Service {
         Ok(Self {
             proxy,
             mechanisms,
-            prefetch,
-            warm: (config.schedules(), warm_metrics),
+            prefetch: Some((told, prefetch_metrics)),
+            warm: Some((wanted, warm_metrics)),
             listeners,
             bound,
             challenges,
@@ -209,10 +211,9 @@ impl Service {
         background.spawn(jobs::resume(fills.clone()));
         let options = ScrubOptions::default();
         background.spawn(jobs::scrub(healer, Clock::system(), options));
-        let (schedules, warm_metrics) = std::mem::take(&mut self.warm);
-        for schedule in schedules {
+        if let Some((schedules, metrics)) = self.warm.take() {
             let warmer = self.mechanisms.warmer.clone();
-            background.spawn(warmer.keep_warm(schedule, warm_metrics.clone()));
+            background.spawn(warmer.keep_warm(schedules, metrics));
         }
         if let Some((pulls, metrics)) = self.prefetch.take() {
             background.spawn(jobs::prefetch(fills.clone(), store.clone(), pulls, metrics));
@@ -418,7 +419,8 @@ fn state_of(upstream: &Upstream, all: &[Upstream]) -> UpstreamState {
                 let mut all = all.iter();
                 all.any(|other| other.name() == *name && other.outage().is_none())
             };
-            let stand_in = upstream.fallback().iter().find(answers);
+            let fallback = upstream.fallback();
+            let stand_in = fallback.iter().find(answers);
             stand_in.map(ToString::to_string)
         }),
         outage: outage.map(trouble),

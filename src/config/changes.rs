@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::discriminant;
 
-use super::Config;
 use super::keys;
 use super::sources::{Settings, Tables};
+use super::{Cache, Config, Server};
 
 /// Every key that is set, wherever that may be, with its texts. Of a section that is there several times each
 /// table counts by its place.
@@ -50,12 +50,22 @@ pub struct Changes {
 }
 
 impl Config {
-    /// The same with the upstreams, and the routes to them, that are in use: other ones wait.
+    /// The same with the listeners and directories that are in use: other ones wait.
     #[must_use]
     pub fn with_fixed(self, in_use: &Self) -> Self {
+        let server = &in_use.server;
         Self {
-            upstreams: in_use.upstreams.clone(),
-            routes: in_use.routes.clone(),
+            server: Server {
+                listen: server.listen.clone(),
+                state_dir: server.state_dir.clone(),
+                admin: server.admin,
+                admin_socket: server.admin_socket.clone(),
+                ..self.server
+            },
+            cache: Cache {
+                dir: in_use.cache.dir.clone(),
+                ..self.cache
+            },
             ..self
         }
     }

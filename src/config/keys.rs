@@ -185,11 +185,7 @@ const FIXED: &[&str] = &[
     "server.admin",
     "server.admin_socket",
     "tls.acme",
-    "cache",
-    "access.aws_tokens",
-    "upstream",
-    "route",
-    "warm",
+    "cache.dir",
 ];
 
 /// Whether a known key is read at start only.
@@ -273,7 +269,9 @@ mod tests {
             ("server.domains", false),
             ("tls.acme.email", true),
             ("tls.cert", false),
-            ("upstream.registry", true),
+            ("cache.dir", true),
+            ("cache.max_size", false),
+            ("upstream.registry", false),
             ("access.rule.users", false),
         ] {
             assert_eq!(is_fixed(path), expected, "{path}");

@@ -11,11 +11,11 @@ use super::{Auth, Config, Freshness, Route, Size, Upstream};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
 use crate::fill::{FillOptions, TagPolicies};
-use crate::jobs::operations::Names;
+use crate::jobs::operations::{self, Names};
 use crate::jobs::warm::{Choice, Schedule, Target};
 use crate::oci::{Home, ImageName, Routed, Routes};
 use crate::server::{ServerOptions, Terms};
-use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Line, Secret, UpstreamOptions};
+use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Secret, UpstreamOptions};
 
 /// Passwords are short; what is larger is another file.
 const MAX_PASSWORD_BYTES: usize = 4096;
@@ -33,11 +33,21 @@ impl Config {
     /// For the store; reads the pins kept in the state directory.
     pub fn store_options(&self) -> StoreOptions {
         StoreOptions {
-            max_size: limit(self.cache.max_size),
-            min_free: limit(self.cache.min_free),
+            max_size: self.max_size(),
+            min_free: self.min_free(),
             pins: Pins::open(&self.server.state_dir, self.cache.pins.iter().cloned()),
             ..StoreOptions::new(&self.cache.dir)
         }
+    }
+
+    /// The most that the store may occupy.
+    pub fn max_size(&self) -> Limit {
+        limit(self.cache.max_size)
+    }
+
+    /// What the store leaves free on its file system.
+    pub fn min_free(&self) -> Limit {
+        limit(self.cache.min_free)
     }
 
     /// For the decisions about callers.
@@ -46,6 +56,14 @@ impl Config {
             users: self.access.users.clone(),
             rules: self.access.rules.clone(),
             ..AccessOptions::default()
+        }
+    }
+
+    /// For what tends the cache.
+    pub fn operations_setting(&self) -> operations::Setting {
+        operations::Setting {
+            names: self.names(),
+            max_manifest_bytes: self.cache.max_manifest_size,
         }
     }
 
@@ -132,24 +150,33 @@ impl Config {
         }
     }
 
-    /// For the upstreams; reads their passwords and their roots. They share one line where its bandwidth is
-    /// limited.
+    /// For the upstreams; reads their passwords and their roots.
     ///
     /// # Errors
     /// One of those files cannot be used.
     pub fn upstream_options(&self) -> Result<Vec<UpstreamOptions>, FileError> {
-        let shared_line = self.cache.max_upstream_bandwidth;
-        let shared_line = shared_line.map(|rate| Line::new(Some(rate)));
         let each = self.upstreams.iter();
-        each.map(|upstream| self.options_of(upstream, shared_line.clone()))
-            .collect()
+        each.map(|upstream| self.options_of(upstream)).collect()
     }
 
-    fn options_of(
-        &self,
-        upstream: &Upstream,
-        shared_line: Option<Line>,
-    ) -> Result<UpstreamOptions, FileError> {
+    /// The keys whose files hold something else than what `in_use` was set up by, where that is what these
+    /// options differ in.
+    pub fn upstream_files_changed(
+        in_use: &[UpstreamOptions],
+        new: &[UpstreamOptions],
+    ) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        for (before, now) in in_use.iter().zip(new) {
+            let password = (before.auth != now.auth).then_some("upstream.password_file");
+            let roots = (before.extra_roots != now.extra_roots).then_some("upstream.ca");
+            keys.extend(password.into_iter().chain(roots));
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    fn options_of(&self, upstream: &Upstream) -> Result<UpstreamOptions, FileError> {
         let auth = match &upstream.auth {
             Auth::Aws { profile, role } => upstream::Auth::Aws(AwsOptions {
                 profile: profile.clone(),
@@ -187,7 +214,6 @@ impl Config {
                 .collect(),
             creation: upstream.create.as_ref().map(|it| it.creation.clone()),
             offline: self.routed(upstream, |freshness| freshness.offline),
-            shared_line,
             limits: Limits {
                 manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),
                 ..limits

@@ -1025,7 +1025,6 @@ fn several_upstreams_each_have_their_own_keys_and_routes_lead_to_them() {
     let options = config.upstream_options().expect("options");
     let names: Vec<&str> = options.iter().map(|options| &*options.name).collect();
     assert_eq!(names, ["prod", "hub"]);
-    assert!(options.iter().all(|options| options.shared_line.is_some()));
     let pins: Vec<String> = config.cache.pins.iter().map(ToString::to_string).collect();
     assert_eq!(pins, ["mirror/app:v1", "library/alpine:3"]);
     let schedules = config.schedules().into_iter();

@@ -55,6 +55,7 @@ where
                     let landing = Landing {
                         flights: self.clone(),
                         key,
+                        answer: receiver.clone(),
                     };
                     let work = work();
                     tokio::spawn(async move {
@@ -70,21 +71,30 @@ where
         let told = answer.wait_for(Option::is_some).await.map_err(|_| Lost)?;
         told.clone().ok_or(Lost)
     }
+
+    /// Whoever asks from now on asks anew; work in progress goes on for those who wait for it.
+    pub(super) fn abandon(&self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.clear();
+    }
 }
 
 /// Takes a flight off the map however its task ends, by panic as well.
 struct Landing<K: Eq + Hash, V> {
     flights: Flights<K, V>,
     key: K,
+    answer: watch::Receiver<Option<V>>,
 }
 
 impl<K: Eq + Hash, V> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        self.flights
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        let running = self.flights.running.lock();
+        let mut running = running.unwrap_or_else(PoisonError::into_inner);
+        let is_this = |answer: &watch::Receiver<_>| answer.same_channel(&self.answer);
+        // After it was abandoned another may be under way.
+        if running.get(&self.key).is_some_and(is_this) {
+            running.remove(&self.key);
+        }
     }
 }
 
@@ -122,6 +132,28 @@ mod tests {
         gate.wait().await;
         assert_eq!(second.await, Ok(7));
         assert_eq!(runs.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_abandoned_goes_on_for_those_who_wait_and_is_joined_by_nobody() {
+        let flights = Flights::<u8, u32>::default();
+        let gate = Arc::new(Barrier::new(2));
+        let held = |value| {
+            let gate = Arc::clone(&gate);
+            flights.run(1, move || async move {
+                gate.wait().await;
+                value
+            })
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut first = Box::pin(held(1));
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        flights.abandon();
+        let mut second = Box::pin(held(2));
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        // Both have come to the gate, so it opens for both.
+        assert_eq!((first.await, second.await), (Ok(1), Ok(2)));
+        assert_eq!(flights.run(1, || async { 3 }).await, Ok(3));
     }
 
     #[tokio::test]

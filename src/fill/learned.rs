@@ -54,6 +54,11 @@ impl Learned {
         answer
     }
 
+    /// Whatever was learned is asked for again.
+    pub(super) fn forget(&self) {
+        self.known.invalidate_all();
+    }
+
     fn note(&self, repo: &RepoKey, mutability: Option<TagMutability>, good_for: Duration) {
         let until = Instant::now() + good_for;
         self.known.insert(repo.clone(), Known { mutability, until });

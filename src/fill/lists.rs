@@ -165,6 +165,13 @@ impl Lists {
         found
     }
 
+    /// See [`super::Fills::forget_answers`].
+    pub(super) fn forget_answers(&self) {
+        self.kept.invalidate_all();
+        self.refused.invalidate_all();
+        self.questions.abandon();
+    }
+
     /// What was asked for before now does not tell the tags of this repository any more.
     pub(super) fn changed(&self, repo: &RepoKey) {
         self.changed.insert(repo.clone(), Instant::now());

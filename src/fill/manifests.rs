@@ -1,8 +1,9 @@
 //! Tags and manifests: what a name means now, and the document behind it.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
@@ -10,7 +11,8 @@ use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
 use super::learned::Learned;
-use super::policy::{TagPolicies, TagPolicy};
+use super::options::For;
+use super::policy::TagPolicy;
 use super::recorded::Recorded;
 use crate::cache::{StoredManifest, TagRecord};
 use crate::clock::Clock;
@@ -81,9 +83,7 @@ pub(super) struct Manifests {
     recorded: Recorded,
     upstreams: Upstreams,
     clock: Clock,
-    tags: TagPolicies,
-    tag_wait: Duration,
-    record_ttl: Duration,
+    options: Arc<ArcSwap<FillOptions>>,
     questions: Flights<(RepoKey, Reference), Found>,
     absent: moka::sync::Cache<(RepoKey, Reference), Absent>,
     /// What somebody waited for in vain, and is still being asked.
@@ -92,7 +92,6 @@ pub(super) struct Manifests {
     checked: moka::sync::Cache<(RepoKey, Digest), ()>,
     staleness: Mutex<Option<Staleness>>,
     learned: Learned,
-    immutable_ttl: Duration,
     metrics: FillMetrics,
     gone: Gone,
     changed: Changed,
@@ -122,13 +121,17 @@ impl Manifests {
         recorded: Recorded,
         upstreams: Upstreams,
         clock: Clock,
-        options: &FillOptions,
+        options: Arc<ArcSwap<FillOptions>>,
         metrics: FillMetrics,
     ) -> Self {
         let learned = Learned::new(upstreams.clone());
         let absent = moka::sync::Cache::builder()
             .max_capacity(10_000)
-            .time_to_live(options.absent_ttl)
+            .expire_after(For::new(&options, |options| options.absent_ttl))
+            .build();
+        let gone = moka::sync::Cache::builder()
+            .max_capacity(10_000)
+            .expire_after(For::new(&options, |options| options.record_ttl))
             .build();
         let slow = moka::sync::Cache::builder()
             .max_capacity(10_000)
@@ -142,21 +145,15 @@ impl Manifests {
             recorded,
             upstreams,
             clock,
-            tags: options.tags.clone(),
-            tag_wait: options.tag_wait,
-            record_ttl: options.record_ttl,
+            options,
             questions: Flights::default(),
             absent,
             slow,
             checked,
             staleness: Mutex::default(),
             learned,
-            immutable_ttl: options.immutable_ttl,
             metrics,
-            gone: moka::sync::Cache::builder()
-                .max_capacity(10_000)
-                .time_to_live(options.record_ttl)
-                .build(),
+            gone,
             changed: moka::sync::Cache::builder()
                 .max_capacity(10_000)
                 .time_to_live(CHECK_PAUSE)
@@ -191,14 +188,29 @@ impl Manifests {
         }
     }
 
+    /// See [`super::Fills::set_options`].
+    pub(super) fn forget_absences(&self) {
+        self.absent.invalidate_all();
+    }
+
+    /// See [`super::Fills::forget_answers`].
+    pub(super) fn forget_answers(&self) {
+        self.forget_absences();
+        self.slow.invalidate_all();
+        self.checked.invalidate_all();
+        self.gone.invalidate_all();
+        self.questions.abandon();
+        self.learned.forget();
+    }
+
     /// How the tags of a repository are believed.
-    pub(super) fn policy(&self, repo: &RepoKey) -> &TagPolicy {
-        self.tags.of(repo)
+    pub(super) fn policy(&self, repo: &RepoKey) -> TagPolicy {
+        self.options.load().tags.of(repo).clone()
     }
 
     /// For how long the list of an upstream's repositories is believed.
     pub(super) fn catalog_ttl(&self, upstream: &str) -> Duration {
-        self.tags.of_upstream(upstream).tag_ttl
+        self.options.load().tags.of_upstream(upstream).tag_ttl
     }
 
     fn asker(&self, repo: &RepoKey) -> Asker {
@@ -289,7 +301,8 @@ impl Manifests {
             let question = move || asker.by_tag(tag, Some(record));
             return self.ask(repo, reference, question).await;
         };
-        let policy = self.tags.of(repo);
+        let options = self.options.load_full();
+        let policy = options.tags.of(repo);
         let Some(ttl) = policy.ttl(tag, None) else {
             return Ok(kept);
         };
@@ -301,7 +314,7 @@ impl Manifests {
         }
         let learned = self.learned.is_immutable(repo, tag);
         let ttl = policy
-            .ttl(tag, learned.then_some(self.immutable_ttl))
+            .ttl(tag, learned.then_some(options.immutable_ttl))
             .unwrap_or(ttl);
         if is_within(ttl) {
             return Ok(kept);
@@ -311,7 +324,7 @@ impl Manifests {
         let key = (repo.clone(), reference.clone());
         let wait = match (may_be_stale, self.slow.contains_key(&key)) {
             (false, _) => Duration::MAX,
-            (true, false) => self.tag_wait,
+            (true, false) => options.tag_wait,
             // Somebody waited for this very answer already.
             (true, true) => Duration::ZERO,
         };
@@ -367,7 +380,7 @@ impl Manifests {
     /// ago than records are believed. Only a no removes it.
     fn confirm_in_time(&self, asker: Asker, manifest: &StoredManifest) {
         let checked = self.recorded.manifest_checked(&asker.repo, manifest.digest);
-        if checked.is_none_or(|at| self.clock.since(at) <= self.record_ttl) {
+        if checked.is_none_or(|at| self.clock.since(at) <= self.options.load().record_ttl) {
             return;
         }
         let subject = (asker.repo.clone(), manifest.digest);

@@ -77,6 +77,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
@@ -105,6 +106,7 @@ use flight::Flights;
 use flow::Flow;
 use lists::Lists;
 use manifests::Manifests;
+use options::For;
 use origin::Origin;
 use recorded::Recorded;
 
@@ -118,7 +120,7 @@ struct Shared {
     store: Store,
     upstreams: Upstreams,
     buffers: BufferPool,
-    options: FillOptions,
+    options: Arc<ArcSwap<FillOptions>>,
     metrics: FillMetrics,
     clock: Clock,
     manifests: Manifests,
@@ -161,11 +163,14 @@ impl Fills {
         metrics: FillMetrics,
     ) -> Self {
         let recorded = Recorded::new(store.clone());
+        let (slots, bypasses) = (options.max_fills, options.max_bypasses);
+        let background_slots = options.max_background_fills;
+        let options = Arc::new(ArcSwap::from_pointee(options));
         let manifests = Manifests::new(
             recorded.clone(),
             upstreams.clone(),
             clock.clone(),
-            &options,
+            Arc::clone(&options),
             metrics.clone(),
         );
         Self {
@@ -181,16 +186,16 @@ impl Fills {
                     .build(),
                 absent: moka::sync::Cache::builder()
                     .max_capacity(10_000)
-                    .time_to_live(options.absent_ttl)
+                    .expire_after(For::new(&options, |options| options.absent_ttl))
                     .build(),
                 probes: Flights::default(),
                 checked: moka::sync::Cache::builder()
                     .max_capacity(10_000)
                     .time_to_live(manifests::CHECK_PAUSE)
                     .build(),
-                slots: Turns::new(options.max_fills),
-                bypasses: Turns::new(options.max_bypasses),
-                background_slots: Turns::new(options.max_background_fills),
+                slots: Turns::new(slots),
+                bypasses: Turns::new(bypasses),
+                background_slots: Turns::new(background_slots),
                 spare_lanes: Arc::new(Semaphore::new(lanes::SPARE_LANES)),
                 verifiers: Arc::new(Semaphore::new(1)),
                 store,
@@ -201,6 +206,26 @@ impl Fills {
                 clock,
             }),
         }
+    }
+
+    /// Takes other options, which count from the next question on; how many fills run at once stays as it is.
+    /// What was absent a moment ago is asked for again.
+    pub fn set_options(&self, options: FillOptions) {
+        if **self.shared.options.load() != options {
+            self.shared.options.store(Arc::new(options));
+            self.shared.absent.invalidate_all();
+            self.shared.manifests.forget_absences();
+        }
+    }
+
+    /// Forgets what upstreams were heard to say, apart from what is recorded, and does not wait for what they
+    /// are being asked: they may be others by now.
+    pub fn forget_answers(&self) {
+        self.shared.absent.invalidate_all();
+        self.shared.checked.invalidate_all();
+        self.shared.probes.abandon();
+        self.shared.manifests.forget_answers();
+        self.shared.lists.forget_answers();
     }
 
     /// The manifest that `reference` names in `repo`, by its record or from upstream.
@@ -235,21 +260,26 @@ impl Fills {
     }
 
     /// Returns at once while the upstream of `repo` or one that stands in for it answers, and otherwise soon
-    /// after one does again.
+    /// after one does again, or the set of upstreams is replaced.
     ///
     /// # Cancel safety
     /// Leaving changes nothing.
     pub async fn until_answered(&self, repo: &RepoKey) {
+        let replaced = self.shared.upstreams.replaced();
         let mut repos = self.shared.stand_ins(repo);
         repos.push(repo.clone());
         let upstreams = self.shared.upstreams.of_all(&repos);
         // What is not configured any more is not waited for.
         if !upstreams.is_empty() {
-            any_answers(&upstreams).await;
+            tokio::select! {
+                _ = any_answers(&upstreams) => {}
+                () = replaced => {}
+            }
         }
     }
 
-    /// Waits until an upstream that does not answer now does again; for ever where there is none.
+    /// Waits until an upstream that does not answer now does again, or there are others; for ever where all
+    /// answer.
     ///
     /// # Cancel safety
     /// Leaving changes nothing.

@@ -195,7 +195,7 @@ impl Fills {
         range: ByteRange,
         client: Option<IpAddr>,
     ) -> Result<Content, FillError> {
-        let deadline = Instant::now() + self.shared.options.head_deadline;
+        let deadline = Instant::now() + self.shared.options.load().head_deadline;
         let turn = timeout_at(deadline, self.shared.bypasses.take(client));
         let turn = turn.await.map_err(|_elapsed| FillError::TooSlow)?;
         let origin = self.shared.origin(&pass.repo)?;

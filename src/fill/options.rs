@@ -1,11 +1,15 @@
 //! How fills behave.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use moka::Expiry;
 
 use super::policy::TagPolicies;
 
 /// How fills behave.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FillOptions {
     /// How many fills for clients run at once, those that one client began being no more than half; more
     /// wait for their turn.
@@ -52,5 +56,39 @@ impl Default for FillOptions {
             immutable_ttl: Duration::from_secs(24 * 60 * 60),
             absent_ttl: Duration::from_secs(5),
         }
+    }
+}
+
+/// What is remembered for as long as the options say when it is noted.
+pub(super) struct For {
+    options: Arc<ArcSwap<FillOptions>>,
+    time: fn(&FillOptions) -> Duration,
+}
+
+impl For {
+    pub(super) fn new(
+        options: &Arc<ArcSwap<FillOptions>>,
+        time: fn(&FillOptions) -> Duration,
+    ) -> Self {
+        Self {
+            options: Arc::clone(options),
+            time,
+        }
+    }
+}
+
+impl<K, V> Expiry<K, V> for For {
+    fn expire_after_create(&self, _: &K, _: &V, _: Instant) -> Option<Duration> {
+        Some((self.time)(&self.options.load()))
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &K,
+        _: &V,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some((self.time)(&self.options.load()))
     }
 }

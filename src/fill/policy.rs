@@ -28,7 +28,7 @@ impl Default for TagPolicy {
 }
 
 /// How tags are believed, by upstream and repository.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TagPolicies {
     upstreams: BTreeMap<Arc<str>, Routed<TagPolicy>>,
     otherwise: TagPolicy,

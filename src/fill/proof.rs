@@ -118,8 +118,8 @@ impl Fills {
         let trusts_manifests = upstream.is_some_and(|upstream| upstream.trusts_manifests());
         match self.shared.recorded.held(repo, digest).await? {
             Some(held) if held.by == HeldBy::Upstream || trusts_manifests => {
-                let is_due =
-                    self.shared.clock.since(held.checked_at) > self.shared.options.record_ttl;
+                let is_due = self.shared.clock.since(held.checked_at)
+                    > self.shared.options.load().record_ttl;
                 if is_due
                     && self
                         .shared

@@ -30,7 +30,7 @@ impl Fills {
         pass: &Pass,
         client: Option<IpAddr>,
     ) -> Result<Option<Begun>, FillError> {
-        let deadline = Instant::now() + self.shared.options.head_deadline;
+        let deadline = Instant::now() + self.shared.options.load().head_deadline;
         loop {
             let Some((outcome, attendance, asked)) =
                 self.start(&pass.repo, pass.digest, pass.size, Slot::Wanted(client))?
@@ -91,7 +91,7 @@ impl Fills {
             size,
             store: self.shared.store.clone(),
             buffers: self.shared.buffers.clone(),
-            patience: self.shared.options.patience,
+            patience: self.shared.options.load().patience,
             spare: Arc::clone(&self.shared.spare_lanes),
             metrics: self.shared.metrics.clone(),
         };

@@ -42,7 +42,7 @@ use crate::fill::{FillError, Fills};
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
 use crate::oci::{self, Digest, RepoKey, RepositoryName, Routes, error_body, query_value};
 use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics, StaleReason};
-use crate::upstream::Upstreams;
+use crate::upstream::{UpstreamSet, Upstreams};
 use body::Said;
 use catalog::Asking;
 use completion::Completion;
@@ -115,6 +115,10 @@ pub struct Policy {
     pub trusted_proxies: Vec<Network>,
     /// Who may do what.
     pub access: Access,
+    /// Where the routes lead: they are found for as long as a request is judged by this.
+    pub upstreams: UpstreamSet,
+    /// Who is told what clients pull. Nobody waits for it: what it has no room for, it is not told.
+    pub pulls: Option<mpsc::Sender<Pulled>>,
 }
 
 impl Policy {
@@ -125,6 +129,8 @@ impl Policy {
             routes: Arc::clone(&self.routes),
             trusted_proxies: self.trusted_proxies.clone(),
             access,
+            upstreams: Arc::clone(&self.upstreams),
+            pulls: self.pulls.clone(),
         }
     }
 }
@@ -139,8 +145,6 @@ pub struct Parts {
     pub fills: Fills,
     /// What is counted.
     pub metrics: Arc<RequestMetrics>,
-    /// Who is told what clients pull. Nobody waits for it: what it has no room for, it is not told.
-    pub pulls: Option<mpsc::Sender<Pulled>>,
 }
 
 /// What a client was given, while it is being sent.
@@ -375,7 +379,7 @@ impl Proxy {
             headers: &request.headers,
             is_head: method == Method::HEAD,
             is_plain: via.is_plain,
-            pulls: self.parts.pulls.as_ref(),
+            pulls: policy.pulls.as_ref(),
             client: completion.from.address(),
         };
         if matches!(

@@ -235,7 +235,8 @@ impl Push<'_> {
         if !body.is_end_stream() {
             let (feed, part) = upload_body(body.size_hint().exact(), range);
             let repository = &self.repo.repository;
-            let asking = self
+            let asking = session
+                .at
                 .upstream
                 .upload_part(repository, &session.at.place, part);
             let pumping = Incoming::new(body).pump(feed, &mut session.received, None);
@@ -265,7 +266,7 @@ impl Push<'_> {
             }
         };
         let mut session = taken.end().ok_or(PushFault::Unknown)?;
-        let (upstream, repository) = (&self.upstream, &self.repo.repository);
+        let (upstream, repository) = (&session.at.upstream, &self.repo.repository);
         let ended = if body.is_end_stream() {
             let found = session.received.digest().await?;
             match found == digest {

@@ -38,7 +38,8 @@ pub(super) struct Session {
 
 /// Where an upload goes on upstream.
 pub(super) struct At {
-    upstream: Upstream,
+    /// That of its name may be another by now.
+    pub(super) upstream: Upstream,
     repo: RepoKey,
     pub(super) place: UploadPlace,
     is_over: bool,

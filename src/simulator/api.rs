@@ -15,6 +15,7 @@ use super::shelf::{Repository, Shelf};
 use super::sts;
 
 const TARGET_PREFIX: &str = "AmazonEC2ContainerRegistry_V20150921.";
+const PUBLIC_TARGET_PREFIX: &str = "SpencerFrontendService.";
 
 pub(super) struct Api {
     pub(super) shelf: Arc<Shelf>,
@@ -57,13 +58,31 @@ impl Api {
     fn decide(&self, asked: &Asked) -> Result<Option<Value>, Reply> {
         let operation = asked
             .header("x-amz-target")
-            .and_then(|target| target.strip_prefix(TARGET_PREFIX))
+            .and_then(|target| {
+                target.strip_prefix(match self.shelf.identity.is_public {
+                    true => PUBLIC_TARGET_PREFIX,
+                    false => TARGET_PREFIX,
+                })
+            })
             .filter(|_| asked.method == "POST")
             .ok_or_else(|| refusal(400, "UnknownOperationException", ""))?;
         let input: Value = serde_json::from_slice(&asked.body)
             .map_err(|_| refusal(400, "SerializationException", "the body is not JSON"))?;
         let principal = self.asker(asked)?;
         match operation {
+            "GetAuthorizationToken" if self.shelf.identity.is_public => {
+                self.demand(&principal, Action::GetAuthorizationToken, None)?;
+                // The scope of the signature: its region is the only one that issues tokens.
+                let authorization = asked.header("authorization").unwrap_or_default();
+                if !authorization.contains("/us-east-1/ecr-public/") {
+                    return Err(refusal(400, "UnsupportedCommandException", ""));
+                }
+                let issued = self.credentials.issue(&principal);
+                Ok(Some(json!({"authorizationData": {
+                    "authorizationToken": issued.authorization_token,
+                    "expiresAt": epoch(issued.expires_at).as_secs_f64(),
+                }})))
+            }
             "GetAuthorizationToken" => self.token(&principal),
             "CreateRepository" => self.create_repository(&principal, &input).map(Some),
             "DescribeRepositories" => self.describe_repositories(&principal, &input).map(Some),

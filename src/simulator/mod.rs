@@ -124,6 +124,12 @@ impl Builder {
         self
     }
 
+    /// Speaks as ECR Public does: Bearer tokens, for anybody or from an API of its own.
+    pub fn public(mut self) -> Self {
+        self.identity.is_public = true;
+        self
+    }
+
     /// Fixed addresses in place of ports chosen by the system on 127.0.0.1.
     pub fn bind(mut self, registry: SocketAddr, storage: SocketAddr, api: SocketAddr) -> Self {
         self.addresses[Listener::Registry.index()] = registry;
@@ -269,6 +275,7 @@ impl Simulator {
             identity: Identity {
                 account: "000042290000".into(),
                 region: "us-west-2".into(),
+                is_public: false,
             },
             addresses: [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); 3],
             tls: None,

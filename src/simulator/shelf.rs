@@ -16,15 +16,22 @@ use super::principal::epoch;
 pub(super) struct Identity {
     pub(super) account: String,
     pub(super) region: String,
+    /// It speaks as ECR Public does.
+    pub(super) is_public: bool,
 }
 
 impl Identity {
     pub(super) fn registry_host(&self) -> String {
+        if self.is_public {
+            return "public.ecr.aws".to_owned();
+        }
         format!("{}.dkr.ecr.{}.amazonaws.com", self.account, self.region)
     }
 
     pub(super) fn repository_arn(&self, name: &str) -> String {
-        let Self { account, region } = self;
+        let Self {
+            account, region, ..
+        } = self;
         format!("arn:aws:ecr:{region}:{account}:repository/{name}")
     }
 
@@ -349,6 +356,7 @@ mod tests {
         let shelf = Shelf::new(Identity {
             account: "000042290000".into(),
             region: "us-west-2".into(),
+            is_public: false,
         });
         shelf.create("app");
         shelf.put_blob("app", "sha256:ab", "abc".into(), true);

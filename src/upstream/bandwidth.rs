@@ -7,7 +7,7 @@
 //! and never nothing. Knows nothing of what the bytes are.
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -70,12 +70,14 @@ pub struct Line {
 
 #[derive(Debug)]
 struct Shared {
-    rate: Option<Rate>,
+    /// Without a limit nobody gives way on it.
+    is_of_many: bool,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
+    rate: Option<Rate>,
     /// When what was let through so far has passed, at the limit.
     free_at: Instant,
     /// When those who hold back may have a turn nevertheless.
@@ -93,43 +95,67 @@ enum Turn {
 }
 
 impl Line {
-    /// A line with this limit, or none.
+    /// The line of one upstream, with this limit or none.
     pub fn new(rate: Option<Rate>) -> Self {
+        Self::of(rate, false)
+    }
+
+    /// A line that several upstreams share for the sake of its limit: without one nobody gives way on it to
+    /// those of another upstream.
+    pub fn shared(rate: Option<Rate>) -> Self {
+        Self::of(rate, true)
+    }
+
+    fn of(rate: Option<Rate>, is_of_many: bool) -> Self {
         let now = Instant::now();
         let state = State {
+            rate,
             free_at: now,
             floor_at: now,
             busy_until: now,
         };
         Self {
             shared: Arc::new(Shared {
-                rate,
+                is_of_many,
                 state: Mutex::new(state),
             }),
         }
     }
 
+    /// Has another limit from now on, or none. Turns that were granted stay as they are.
+    pub fn set_rate(&self, rate: Option<Rate>) {
+        let mut state = self.state();
+        if state.rate != rate {
+            state.rate = rate;
+            state.free_at = Instant::now();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        let state = self.shared.state.lock();
+        state.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How many bytes may go in one turn.
     fn turn_bytes(&self, is_waited_for: bool) -> u64 {
-        match self.shared.rate {
+        match self.state().rate {
             Some(rate) => (rate.get() / 20).clamp(TURN_BYTES.0, TURN_BYTES.1),
-            None if is_waited_for => u64::MAX,
+            None if is_waited_for || self.shared.is_of_many => u64::MAX,
             None => FLOOR_RATE / 4,
         }
     }
 
     fn ask(&self, bytes: u64, is_waited_for: bool) -> Turn {
-        let mut state = self
-            .shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let now = Instant::now();
+        if state.rate.is_none() && self.shared.is_of_many {
+            return Turn::At(now);
+        }
         let holds_back = !is_waited_for && now < state.busy_until;
         if holds_back && now < state.floor_at {
             return Turn::AskAgain(state.floor_at.min(state.busy_until));
         }
-        let turn = match self.shared.rate {
+        let turn = match state.rate {
             None => now,
             Some(rate) => {
                 let oldest = now.checked_sub(BURST).unwrap_or(now);
@@ -140,8 +166,7 @@ impl Line {
         if is_waited_for {
             state.busy_until = state.busy_until.max(turn.max(now) + YIELD);
         } else if holds_back {
-            let floor = self
-                .shared
+            let floor = state
                 .rate
                 .map_or(FLOOR_RATE, |rate| (rate.get() / FLOOR_SHARE).max(1));
             state.floor_at = now + time(bytes, floor);

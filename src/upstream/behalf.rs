@@ -59,7 +59,7 @@ impl Shared {
         caller: &Token,
     ) -> Result<Answer, UpstreamError> {
         self.breaker.admit()?;
-        let connected_by = Instant::now() + self.limits.connect;
+        let connected_by = Instant::now() + self.options.limits.connect;
         self.turn(question, connected_by).await?;
         let pass = self.gate.pass(connected_by).await;
         let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;

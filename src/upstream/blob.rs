@@ -102,7 +102,7 @@ impl Upstream {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        let by_head = match self.shared.registry.kind() {
+        let by_head = match self.shared.options.registry.kind() {
             RegistryKind::Ecr(_) | RegistryKind::EcrPublic => None,
             RegistryKind::DockerHub | RegistryKind::Other => {
                 self.head_blob(repository, digest).await?
@@ -182,7 +182,7 @@ impl Upstream {
     /// ECR sends every blob from storage: a 200 to GET is somebody else's, such as the page of a network
     /// that wants a login, and must prove nothing.
     fn may_serve_blobs(&self) -> bool {
-        match self.shared.registry.kind() {
+        match self.shared.options.registry.kind() {
             RegistryKind::Ecr(_) | RegistryKind::EcrPublic => false,
             RegistryKind::DockerHub | RegistryKind::Other => true,
         }

@@ -165,7 +165,6 @@ fn may_be_of_the_link(cause: &UpstreamError) -> bool {
 
 impl Breaker {
     pub(super) fn closed(probe: impl Probe, meter: Meter) -> Self {
-        meter.breaker(false);
         let (sender, in_use) = watch::channel(());
         Self {
             inner: Arc::new(Inner {

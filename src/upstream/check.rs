@@ -48,7 +48,7 @@ impl Upstream {
     /// # Cancel safety
     /// Leaving changes nothing; a call for a token that was begun goes on.
     pub async fn check_token(&self) -> Result<TokenStatus, UpstreamError> {
-        let deadline = Instant::now() + self.shared.limits.token;
+        let deadline = Instant::now() + self.shared.options.limits.token;
         self.shared.credentials.current("", deadline).await?;
         Ok(self.token_status())
     }

@@ -77,7 +77,7 @@ impl Upstream {
     /// # Cancel safety
     /// Leaving gives the question up.
     pub(super) async fn ask(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
-        if *self.shared.offline.of_name(question.scope) {
+        if *self.shared.terms.load().offline.of_name(question.scope) {
             return Err(UpstreamError::Offline);
         }
         let answer = async {
@@ -133,8 +133,8 @@ impl Shared {
     /// and failure, which are errors; a redirect is an answer.
     async fn ask_patiently(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
         let target = self.at_home(&question.path)?;
-        let mut connected_by = Instant::now() + self.limits.connect;
-        let absorbed_by = Instant::now() + self.limits.absorb_throttle;
+        let mut connected_by = Instant::now() + self.options.limits.connect;
+        let absorbed_by = Instant::now() + self.options.limits.absorb_throttle;
         let mut attempt = 1;
         let mut renewed = None;
         self.budget.earn();
@@ -199,7 +199,7 @@ impl Shared {
                 if !(again && self.may_retry(&mut attempt).await) {
                     return Err(error);
                 }
-                connected_by = Instant::now() + self.limits.connect;
+                connected_by = Instant::now() + self.options.limits.connect;
                 continue;
             }
             if !concerns_credentials(status) {
@@ -219,7 +219,7 @@ impl Shared {
                     return Err(UpstreamError::Told(told()));
                 }
                 Some(Verdict::Renew) if renewed.is_none() => {
-                    connected_by = Instant::now() + self.limits.connect;
+                    connected_by = Instant::now() + self.options.limits.connect;
                     let instead = self.credentials.instead_of(
                         token.as_ref(),
                         &headers,
@@ -270,7 +270,7 @@ impl Shared {
     /// # Errors
     /// [`Wrong::Intercepted`], which the breaker is told.
     pub(super) async fn of_the_registry(&self, answer: Answer) -> Result<Answer, UpstreamError> {
-        if !stands_in(&self.registry, answer.status(), answer.headers()) {
+        if !stands_in(&self.options.registry, answer.status(), answer.headers()) {
             return Ok(answer);
         }
         answer.discard().await;
@@ -318,7 +318,7 @@ impl Shared {
                 range: question.range.clone(),
                 ..Outgoing::get(Kind::Storage, target.clone())
             };
-            let connected_by = Instant::now() + self.limits.connect;
+            let connected_by = Instant::now() + self.options.limits.connect;
             answer = match self.client.send(&outgoing, connected_by).await {
                 Ok(answer) => answer,
                 Err(error) => {
@@ -406,7 +406,7 @@ impl Shared {
     /// The hosts that stand for the registry, which nobody else is to read of.
     pub(super) fn names(&self) -> [&str; 2] {
         [
-            self.registry.authority(),
+            self.options.registry.authority(),
             self.base.host().unwrap_or_default(),
         ]
     }

@@ -107,7 +107,8 @@ impl Upstream {
             return Err(unanswered(answer, Absent::Manifest).await);
         }
         let headers = answer.headers().clone();
-        let bytes = answer.read(self.shared.limits.manifest_max_bytes).await?;
+        let max_bytes = self.shared.terms.load().manifest_max_bytes;
+        let bytes = answer.read(max_bytes).await?;
         verify(&headers, bytes, reference)
     }
 }

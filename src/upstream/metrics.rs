@@ -1,8 +1,8 @@
 //! Counters of what goes to upstreams. `Default` counts for nobody.
 
 use std::fmt::{self, Write as _};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -216,6 +216,7 @@ impl UpstreamMetrics {
         Meter {
             metrics: self.clone(),
             upstream,
+            is_shown: Arc::default(),
         }
     }
 }
@@ -225,11 +226,47 @@ impl UpstreamMetrics {
 pub(super) struct Meter {
     metrics: UpstreamMetrics,
     upstream: Arc<str>,
+    /// Its gauges are those of this upstream: another of its name may have been before, or be by now.
+    is_shown: Arc<Mutex<bool>>,
 }
 
 impl Meter {
     pub(super) fn upstream(&self) -> &Arc<str> {
         &self.upstream
+    }
+
+    /// The gauges are this upstream's from now on.
+    pub(super) fn begin(&self) {
+        let mut is_shown = self.is_shown();
+        *is_shown = true;
+        let gauges = [&self.metrics.breaker_open, &self.metrics.storage_away];
+        for gauge in gauges {
+            gauge.get_or_create(&self.label()).set(0);
+        }
+    }
+
+    /// The gauges are not this upstream's any more: what it still does is only counted.
+    pub(super) fn end(&self) {
+        let mut is_shown = self.is_shown();
+        *is_shown = false;
+        for gauge in [
+            &self.metrics.breaker_open,
+            &self.metrics.storage_away,
+            &self.metrics.token_expiry,
+        ] {
+            gauge.remove(&self.label());
+        }
+    }
+
+    fn is_shown(&self) -> MutexGuard<'_, bool> {
+        self.is_shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, gauge: &Family<UpstreamLabel, Gauge>, value: i64) {
+        let is_shown = self.is_shown();
+        if *is_shown {
+            gauge.get_or_create(&self.label()).set(value);
+        }
     }
 
     pub(super) fn requested(&self, kind: Kind, status: Option<http::StatusCode>) {
@@ -305,20 +342,16 @@ impl Meter {
 
     /// Notes whether the breaker is open, and counts that it opened.
     pub(super) fn breaker(&self, open: bool) {
-        let label = self.label();
-        self.metrics
-            .breaker_open
-            .get_or_create(&label)
-            .set(open.into());
+        self.show(&self.metrics.breaker_open, open.into());
         if open {
-            self.metrics.breaker_openings.get_or_create(&label).inc();
+            let openings = &self.metrics.breaker_openings;
+            openings.get_or_create(&self.label()).inc();
         }
     }
 
     /// Notes whether storage is known not to answer.
     pub(super) fn storage(&self, away: bool) {
-        let away_now = self.metrics.storage_away.get_or_create(&self.label());
-        away_now.set(away.into());
+        self.show(&self.metrics.storage_away, away.into());
     }
 
     /// A question was not asked, as the breaker is open.
@@ -401,11 +434,8 @@ impl TokenMeter {
             .get_or_create(&meter.result("ok"))
             .inc();
         let since_epoch = expires.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        meter
-            .metrics
-            .token_expiry
-            .get_or_create(&meter.label())
-            .set(i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX));
+        let until = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+        meter.show(&meter.metrics.token_expiry, until);
     }
 
     pub(super) fn failed(&self) {
@@ -426,6 +456,7 @@ mod tests {
     fn names_are_those_that_operators_watch() {
         let metrics = UpstreamMetrics::default();
         let meter = metrics.meter("prod".into());
+        meter.begin();
         meter.requested(Kind::ManifestHead, Some(http::StatusCode::OK));
         meter.requested(Kind::Storage, None);
         meter.body_bytes(Kind::Blob).inc_by(5);

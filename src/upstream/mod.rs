@@ -59,6 +59,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use http::response::Parts;
 use http::uri::{PathAndQuery, Scheme};
@@ -92,7 +93,7 @@ pub use sending::Feed;
 pub use token::TokenStatus;
 pub use told::Told;
 pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
-pub use upstreams::Upstreams;
+pub use upstreams::{PreparedUpstreams, UpstreamSet, Upstreams};
 
 use bearer::Realms;
 use breaker::{Breaker, Probe};
@@ -100,7 +101,7 @@ use client::{Client, Outgoing};
 use connect::{Dialer, DialerOptions};
 use creation::Creator;
 use credentials::{Challenged, Credentials, Login};
-use ecr::EcrApi;
+use ecr::{EcrApi, PublicApi};
 use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
@@ -110,7 +111,7 @@ use storage::Storage;
 use token::{Refresher, Token};
 
 /// One upstream, as configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamOptions {
     /// The operator's name for it, in logs and metrics.
     pub name: Arc<str>,
@@ -131,8 +132,6 @@ pub struct UpstreamOptions {
     pub trust_manifests: Option<bool>,
     /// How fast its blobs may come, in bytes a second; without, as fast as they do.
     pub max_bandwidth: Option<Rate>,
-    /// A line that its blobs share with those of other upstreams.
-    pub shared_line: Option<Line>,
     /// Repositories of which nothing is ever asked. Where that is all of them, nor is a token.
     pub offline: Routed<bool>,
     /// How many requests a second it takes.
@@ -159,7 +158,6 @@ impl UpstreamOptions {
             redirect_hosts: Vec::new(),
             trust_manifests: None,
             max_bandwidth: None,
-            shared_line: None,
             offline: false.into(),
             creation: None,
             fallback: Vec::new(),
@@ -167,6 +165,47 @@ impl UpstreamOptions {
             limits: Limits::default(),
         }
     }
+}
+
+impl UpstreamOptions {
+    /// What of it may be another while the upstream is in use.
+    fn terms(&self) -> Terms {
+        let by_registry = || self.registry.refuses_incomplete_manifests();
+        Terms {
+            trusts_manifests: self.trust_manifests.unwrap_or_else(by_registry),
+            offline: self.offline.clone(),
+            fallback: self.fallback.clone(),
+            manifest_max_bytes: self.limits.manifest_max_bytes,
+            max_bandwidth: self.max_bandwidth,
+        }
+    }
+
+    /// Whether the two differ at most in their [`Terms`].
+    fn is_same_place(&self, other: &Self) -> bool {
+        let limits = Limits {
+            manifest_max_bytes: other.limits.manifest_max_bytes,
+            ..self.limits.clone()
+        };
+        let with_terms_of_other = Self {
+            trust_manifests: other.trust_manifests,
+            offline: other.offline.clone(),
+            fallback: other.fallback.clone(),
+            max_bandwidth: other.max_bandwidth,
+            limits,
+            ..self.clone()
+        };
+        with_terms_of_other == *other
+    }
+}
+
+/// How an upstream is treated, which may change while it is in use.
+#[derive(Debug)]
+struct Terms {
+    trusts_manifests: bool,
+    offline: Routed<bool>,
+    fallback: Vec<Arc<str>>,
+    manifest_max_bytes: usize,
+    max_bandwidth: Option<Rate>,
 }
 
 /// Certificates to trust beside the system's.
@@ -179,9 +218,9 @@ pub fn roots_from_pem(pem: &[u8]) -> Option<ExtraRoots> {
 }
 
 /// How an upstream is logged in to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Auth {
-    /// By a token that AWS issues. For private ECR registries.
+    /// By a token that AWS issues. For ECR registries, private and public.
     Aws(AwsOptions),
     /// By user name and password, as the registry's challenge asks: sent to it, or to its token service.
     Basic {
@@ -195,7 +234,7 @@ pub enum Auth {
 }
 
 /// Deadlines and sizes of one upstream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// For token and connection together.
     pub connect: Duration,
@@ -241,7 +280,9 @@ pub enum SetupError {
     #[error("endpoint_tls_name: not a host name")]
     TlsName,
     /// AWS issues tokens for its own registries only.
-    #[error("auth: \"aws\" is for private ECR registries (ACCOUNT.dkr.ecr.REGION.amazonaws.com)")]
+    #[error(
+        "auth: \"aws\" is for ECR registries, ACCOUNT.dkr.ecr.REGION.amazonaws.com and public.ecr.aws"
+    )]
     AwsElsewhere,
     /// Only the API of private ECR makes repositories.
     #[error("create_repositories: is for private ECR registries with auth = \"aws\"")]
@@ -260,8 +301,9 @@ pub struct Upstream {
 }
 
 struct Shared {
-    registry: Registry,
-    trusts_manifests: bool,
+    /// What it was built from; its [`Terms`] may be others by now.
+    options: UpstreamOptions,
+    terms: ArcSwap<Terms>,
     /// Scheme and authority of where the registry is reached.
     base: Uri,
     /// The registry's own authority, whatever it is reached by.
@@ -279,19 +321,28 @@ struct Shared {
     gate: Gate,
     budget: RetryBudget,
     /// What every blob passes: its own line, and the one shared with other upstreams.
-    lines: Vec<Line>,
-    offline: Routed<bool>,
-    fallback: Vec<Arc<str>>,
-    limits: Limits,
+    lines: [Line; 2],
     meter: Meter,
 }
 
 impl Upstream {
-    /// Sets an upstream up, without touching the network.
+    /// Sets an upstream up by itself, without touching the network.
     ///
     /// # Errors
     /// When the options contradict each other, or one is not what it should be.
     pub fn new(options: UpstreamOptions, metrics: &UpstreamMetrics) -> Result<Self, SetupError> {
+        let upstream = Self::on_line(options, metrics, Line::shared(None))?;
+        upstream.shared.meter.begin();
+        Ok(upstream)
+    }
+
+    /// Sets one up whose blobs pass `line` as well. It is not shown by its gauges until they begin.
+    fn on_line(
+        options: UpstreamOptions,
+        metrics: &UpstreamMetrics,
+        line: Line,
+    ) -> Result<Self, SetupError> {
+        let terms = options.terms();
         let UpstreamOptions {
             name,
             registry,
@@ -300,15 +351,11 @@ impl Upstream {
             endpoint_tls_name,
             extra_roots,
             redirect_hosts,
-            trust_manifests,
-            max_bandwidth,
-            shared_line,
-            offline,
             creation,
-            fallback,
             quotas,
             limits,
-        } = options;
+            ..
+        } = options.clone();
         let own_address: Uri = format!("https://{}/", registry.authority())
             .parse()
             .map_err(|_| SetupError::Endpoint)?;
@@ -363,11 +410,22 @@ impl Upstream {
         let mut ecr = None;
         let credentials = match auth {
             Auth::Aws(aws) => {
-                let host = registry.ecr().ok_or(SetupError::AwsElsewhere)?.clone();
-                let source = Arc::new(EcrApi::new(name, host, aws, &extra_roots, limits.token));
-                ecr = Some(Arc::clone(&source));
-                let refresher = Refresher::new(source, home.clone(), limits.token, meter.tokens());
-                Credentials::Ecr(refresher)
+                let (home, timeout, meter) = (home.clone(), limits.token, meter.tokens());
+                Credentials::Ecr(match registry.kind() {
+                    RegistryKind::Ecr(host) => {
+                        let host = host.clone();
+                        let api = EcrApi::new(name, host, aws, &extra_roots, timeout);
+                        let source = Arc::clone(ecr.insert(Arc::new(api)));
+                        Refresher::new(source, home, timeout, meter)
+                    }
+                    RegistryKind::EcrPublic => {
+                        let source = Arc::new(PublicApi::new(name, aws, &extra_roots, timeout));
+                        Refresher::new(source, home, timeout, meter)
+                    }
+                    RegistryKind::DockerHub | RegistryKind::Other => {
+                        return Err(SetupError::AwsElsewhere);
+                    }
+                })
             }
             Auth::Basic { username, password } => challenged(Some(Login { username, password })),
             Auth::Anonymous => challenged(None),
@@ -392,10 +450,7 @@ impl Upstream {
         };
         Ok(Self {
             shared: Arc::new(Shared {
-                trusts_manifests: trust_manifests
-                    .unwrap_or_else(|| registry.refuses_incomplete_manifests()),
                 redirects,
-                registry,
                 base,
                 host,
                 client,
@@ -407,13 +462,9 @@ impl Upstream {
                 pace: Pace::new(&quotas),
                 gate: Gate::open(),
                 budget: RetryBudget::full(),
-                lines: [Some(Line::new(max_bandwidth)), shared_line]
-                    .into_iter()
-                    .flatten()
-                    .collect(),
-                offline,
-                fallback,
-                limits,
+                lines: [Line::new(terms.max_bandwidth), line],
+                terms: ArcSwap::from_pointee(terms),
+                options,
                 meter,
             }),
             caller: None,
@@ -427,18 +478,18 @@ impl Upstream {
 
     /// The registry.
     pub fn registry(&self) -> &Registry {
-        &self.shared.registry
+        &self.shared.options.registry
     }
 
     /// The names of upstreams that have the same repositories, to be asked in this order where this one
     /// cannot answer.
-    pub fn fallback(&self) -> &[Arc<str>] {
-        &self.shared.fallback
+    pub fn fallback(&self) -> Vec<Arc<str>> {
+        self.shared.terms.load().fallback.clone()
     }
 
     /// True if a manifest of a repository proves that the repository holds its blobs.
     pub fn trusts_manifests(&self) -> bool {
-        self.shared.trusts_manifests
+        self.shared.terms.load().trusts_manifests
     }
 
     /// What is known about the token.
@@ -448,7 +499,12 @@ impl Upstream {
 
     /// True if nothing is ever asked.
     pub fn is_offline(&self) -> bool {
-        self.shared.offline.values().all(|offline| *offline)
+        self.shared
+            .terms
+            .load()
+            .offline
+            .values()
+            .all(|offline| *offline)
     }
 
     /// What is known of the outage, while the upstream does not answer.
@@ -486,6 +542,21 @@ impl Upstream {
             return std::future::pending().await;
         }
         self.shared.credentials.keep_fresh().await;
+    }
+}
+
+impl Upstream {
+    /// From now on it is treated as `options` say, which are of the same place.
+    fn set_terms(&self, options: &UpstreamOptions) {
+        let terms = options.terms();
+        let [own, _] = &self.shared.lines;
+        own.set_rate(terms.max_bandwidth);
+        self.shared.terms.store(Arc::new(terms));
+    }
+
+    /// Whether both are handles of the same.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 }
 
@@ -537,7 +608,7 @@ impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream")
             .field("name", self.name())
-            .field("registry", &self.shared.registry)
+            .field("registry", self.registry())
             .finish_non_exhaustive()
     }
 }

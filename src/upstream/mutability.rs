@@ -64,7 +64,7 @@ impl Upstream {
         repository: &RepositoryName,
     ) -> Result<TagMutability, UpstreamError> {
         let api = self.shared.ecr.as_ref().ok_or(UpstreamError::Unsupported)?;
-        if *self.shared.offline.of(repository) {
+        if *self.shared.terms.load().offline.of(repository) {
             return Err(UpstreamError::Offline);
         }
         self.shared.breaker.admit()?;

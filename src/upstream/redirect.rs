@@ -194,6 +194,75 @@ mod tests {
 
     const ECR: &str = "000042290000.dkr.ecr.us-west-2.amazonaws.com";
 
+    #[test]
+    fn every_partition_keeps_layers_under_its_own_domain() {
+        for (host, region, domain) in [
+            (
+                "dkr.ecr.us-west-2.amazonaws.com",
+                "us-west-2",
+                "amazonaws.com",
+            ),
+            ("dkr-ecr.us-west-2.on.aws", "us-west-2", "amazonaws.com"),
+            (
+                "dkr.ecr-fips.us-gov-west-1.amazonaws.com",
+                "us-gov-west-1",
+                "amazonaws.com",
+            ),
+            (
+                "dkr.ecr.cn-north-1.amazonaws.com.cn",
+                "cn-north-1",
+                "amazonaws.com.cn",
+            ),
+            (
+                "dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
+                "cn-north-1",
+                "amazonaws.com.cn",
+            ),
+            (
+                "dkr.ecr.eusc-de-east-1.amazonaws.eu",
+                "eusc-de-east-1",
+                "amazonaws.eu",
+            ),
+            (
+                "dkr.ecr.us-iso-east-1.c2s.ic.gov",
+                "us-iso-east-1",
+                "c2s.ic.gov",
+            ),
+            (
+                "dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
+                "us-isob-east-1",
+                "sc2s.sgov.gov",
+            ),
+            (
+                "dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+                "eu-isoe-west-1",
+                "cloud.adc-e.uk",
+            ),
+            (
+                "dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
+                "us-isof-south-1",
+                "csp.hci.ic.gov",
+            ),
+        ] {
+            let registry = format!("000042290000.{host}");
+            let bucket = format!("prod-{region}-starport-layer-bucket");
+            for service in ["s3", "s3-fips", "s3.dualstack", "s3-fips.dualstack"] {
+                let own =
+                    format!("https://{bucket}.{service}.{region}.{domain}/layer?X-Amz-Signature=1");
+                assert_eq!(
+                    judge(&registry, &format!("https://{registry}"), &[], &own),
+                    Ok(()),
+                    "{own}"
+                );
+            }
+            let other = format!("https://{bucket}.s3.{region}.{domain}.example/layer");
+            assert!(
+                judge(&registry, &format!("https://{registry}"), &[], &other).is_err(),
+                "{other}"
+            );
+        }
+    }
+
     fn judge(
         registry: &str,
         endpoint: &str,

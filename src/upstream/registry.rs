@@ -50,6 +50,23 @@ pub enum ParseRegistryError {
     /// ECR and Docker Hub are at port 443 only.
     #[error("this registry takes no port; use endpoint to connect elsewhere")]
     Port,
+    /// The account of what is otherwise an ECR host.
+    #[error(
+        "no ECR host: an account has 12 digits, as in 000042290000.dkr.ecr.us-west-2.amazonaws.com"
+    )]
+    EcrAccount,
+    /// The service or region of what is otherwise an ECR host.
+    #[error(
+        "no ECR host: expected ACCOUNT.dkr.ecr.REGION… or ACCOUNT.dkr-ecr.REGION…, with -fips after ecr \
+         for FIPS endpoints"
+    )]
+    EcrRegion,
+    /// Not under a domain that AWS keeps ECR under.
+    #[error(
+        "no ECR host: it ends in none of amazonaws.com, amazonaws.com.cn, amazonaws.eu, on.aws, \
+         on.amazonwebservices.com.cn, sc2s.sgov.gov, c2s.ic.gov, cloud.adc-e.uk and csp.hci.ic.gov"
+    )]
+    EcrSuffix,
 }
 
 /// DNS suffixes that ECR registries live under, and the suffix of the same partition's IPv4 services.
@@ -70,11 +87,11 @@ impl Registry {
     /// Reads `host` or `host:port`.
     ///
     /// # Errors
-    /// When it is not a host, or a well-known registry with a port.
+    /// When it is not a host, or a well-known registry with a port, or an ECR host with a slip in it.
     pub fn parse(text: &str) -> Result<Self, ParseRegistryError> {
         let name = text.to_ascii_lowercase();
         let (host, port) = split_port(&name).ok_or(ParseRegistryError::NotAHost)?;
-        let kind = if let Some(ecr) = EcrHost::parse(host) {
+        let kind = if let Some(ecr) = EcrHost::parse(host)? {
             RegistryKind::Ecr(ecr)
         } else {
             match host {
@@ -137,32 +154,44 @@ impl fmt::Display for Registry {
 
 impl EcrHost {
     /// Reads `ACCOUNT.dkr.ecr[-fips].REGION.SUFFIX` and its dual-stack form `ACCOUNT.dkr-ecr…`, the
-    /// same hosts that the AWS credential helpers know.
-    fn parse(host: &str) -> Option<Self> {
-        let (account, rest) = host.split_once('.')?;
-        if account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
-            return None;
-        }
-        let rest = rest
+    /// same hosts that the AWS credential helpers know; `None` for what is no such thing at all.
+    fn parse(host: &str) -> Result<Option<Self>, ParseRegistryError> {
+        let Some((account, rest)) = host.split_once('.') else {
+            return Ok(None);
+        };
+        let Some(rest) = rest
             .strip_prefix("dkr.ecr")
-            .or_else(|| rest.strip_prefix("dkr-ecr"))?;
+            .or_else(|| rest.strip_prefix("dkr-ecr"))
+        else {
+            return Ok(None);
+        };
+        if account.len() != 12 || !account.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(ParseRegistryError::EcrAccount);
+        }
         let (fips, rest) = match rest.strip_prefix("-fips") {
             Some(rest) => (true, rest),
             None => (false, rest),
         };
-        let (region, suffix) = rest.strip_prefix('.')?.split_once('.')?;
+        let place = rest.strip_prefix('.').and_then(|rest| rest.split_once('.'));
+        let (region, suffix) = place.ok_or(ParseRegistryError::EcrRegion)?;
+        // Regions have a number at their end; without one, a part of the name is missing.
         let is_region = region.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && region.ends_with(|c: char| c.is_ascii_digit())
             && region
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        let (_, dual_stack, dns_suffix) = ECR_SUFFIXES.iter().find(|(s, ..)| *s == suffix)?;
-        is_region.then(|| Self {
+        if !is_region {
+            return Err(ParseRegistryError::EcrRegion);
+        }
+        let known = ECR_SUFFIXES.iter().find(|(known, ..)| *known == suffix);
+        let (_, dual_stack, dns_suffix) = known.ok_or(ParseRegistryError::EcrSuffix)?;
+        Ok(Some(Self {
             account: account.to_owned(),
             region: region.to_owned(),
             fips,
             dual_stack: *dual_stack,
             dns_suffix,
-        })
+        }))
     }
 }
 
@@ -293,20 +322,33 @@ mod tests {
     }
 
     #[test]
-    fn near_misses_are_not_ecr() {
-        for host in [
-            "00004229000.dkr.ecr.us-west-2.amazonaws.com",
-            "000042290000.dkr.ecr.us-west-2.amazonaws.com.evil.example",
-            "000042290000.dkr.ecr.amazonaws.com",
-            "000042290000.dkr.ecrx.us-west-2.amazonaws.com",
-            "x.000042290000.dkr.ecr.us-west-2.amazonaws.com",
+    fn near_misses_are_told() {
+        use ParseRegistryError::{EcrAccount, EcrRegion, EcrSuffix};
+        for (host, told) in [
+            ("00004229000.dkr.ecr.us-west-2.amazonaws.com", EcrAccount),
+            ("0000422900000.dkr.ecr.us-west-2.amazonaws.com", EcrAccount),
+            ("0000-4229-000.dkr.ecr.us-west-2.amazonaws.com", EcrAccount),
+            ("none.dkr.ecr.us-west-2.amazonaws.com", EcrAccount),
+            ("000042290000.dkr.ecr.amazonaws.com", EcrRegion),
+            ("000042290000.dkr.ecr", EcrRegion),
+            ("000042290000.dkr.ecrx.us-west-2.amazonaws.com", EcrRegion),
+            (
+                "000042290000.dkr.ecr-fip.us-west-2.amazonaws.com",
+                EcrRegion,
+            ),
+            (
+                "000042290000.dkr.ecr.us-west-2.amazonaws.com.evil.example",
+                EcrSuffix,
+            ),
+            ("000042290000.dkr.ecr.us-west-2.amazon.com", EcrSuffix),
+            ("000042290000.dkr.ecr.us-west-2.api.aws", EcrSuffix),
         ] {
-            assert_eq!(
-                Registry::parse(host).unwrap().kind(),
-                &RegistryKind::Other,
-                "{host}"
-            );
+            assert_eq!(Registry::parse(host), Err(told), "{host}");
         }
+        // A registry of somebody's, which only has such a name in its own.
+        let host = "x.000042290000.dkr.ecr.us-west-2.amazonaws.com";
+        let registry = Registry::parse(host).unwrap();
+        assert_eq!(registry.kind(), &RegistryKind::Other);
     }
 
     #[test]

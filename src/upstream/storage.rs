@@ -23,7 +23,6 @@ struct State {
 
 impl Storage {
     pub(super) fn new(meter: Meter) -> Self {
-        meter.storage(false);
         Self {
             state: Mutex::default(),
             meter,

@@ -356,7 +356,7 @@ impl Shared {
         let Some(named) = Origin::of(uri) else {
             return false;
         };
-        let own = format!("https://{}/", self.registry.authority());
+        let own = format!("https://{}/", self.options.registry.authority());
         let own = own.parse::<Uri>().ok().and_then(|own| Origin::of(&own));
         let homes = own.into_iter().chain(Origin::of(&self.base));
         homes.into_iter().any(|home| {

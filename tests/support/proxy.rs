@@ -241,6 +241,18 @@ impl Proxy {
         self.set("access.rule", tables.collect::<Vec<_>>());
     }
 
+    /// Changes the tables of a repeated section in the same way.
+    pub fn edit(&mut self, section: &str, change: impl FnOnce(&mut Vec<Table>)) {
+        let written = self.config.remove(section);
+        let written = written.map_or_else(Vec::new, |value| value.try_into().expect("tables"));
+        let mut tables: Vec<Table> = written;
+        change(&mut tables);
+        if !tables.is_empty() {
+            self.config.insert(section.to_owned(), tables.into());
+        }
+        write_config(self.dir.path(), &self.config);
+    }
+
     /// Has it read its configuration again; what it says of that.
     pub async fn reload(&self) -> Event {
         let is_answer =
@@ -401,6 +413,7 @@ impl Builder {
             .env("AWS_ACCESS_KEY_ID", PULL_ONLY_ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", "secret-of-the-simulator")
             .env("AWS_ENDPOINT_URL_ECR", &simulator.api_endpoint())
+            .env("AWS_ENDPOINT_URL_ECR_PUBLIC", &simulator.api_endpoint())
     }
 
     /// A registry that is not ECR is the upstream, without credentials.

@@ -45,7 +45,9 @@ pub(super) async fn upstream(
         return findings;
     }
     let ping = upstream.ping().await;
-    if aws && ping.is_ok() {
+    // ECR Public lets everybody pull.
+    let is_private = upstream.registry().ecr().is_some();
+    if aws && is_private && ping.is_ok() {
         findings.extend(actions(upstream, repository).await);
     }
     findings.push(reachable(configured, &ping));

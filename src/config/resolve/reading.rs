@@ -197,11 +197,16 @@ impl Resolver {
     }
 }
 
-/// Whether the AWS SDK will find an endpoint for the ECR API in the environment.
+/// Whether the AWS SDK will find an endpoint for the ECR APIs in the environment.
 fn aws_endpoint(environment: &dyn Strings) -> bool {
     let ignored = environment
         .get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
         .is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let set = |name| environment.get(name).is_some_and(|value| !value.is_empty());
-    !ignored && (set("AWS_ENDPOINT_URL_ECR") || set("AWS_ENDPOINT_URL"))
+    let names = [
+        "AWS_ENDPOINT_URL_ECR",
+        "AWS_ENDPOINT_URL_ECR_PUBLIC",
+        "AWS_ENDPOINT_URL",
+    ];
+    !ignored && names.into_iter().any(set)
 }

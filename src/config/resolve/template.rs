@@ -8,7 +8,7 @@ use super::Resolver;
 use super::upstream::is_aws_text;
 use crate::config::{Auth, Create, Files, values};
 use crate::oci::Pattern;
-use crate::upstream::{Creation, Encryption, TagsMove, Template};
+use crate::upstream::{Creation, Encryption, Registry, TagsMove, Template};
 
 /// What belongs to the template.
 const TEMPLATE: [&str; 7] = [
@@ -30,7 +30,11 @@ const MAX_TAGS: usize = 50;
 
 impl Resolver {
     /// `None` if it is faulty, `Some(None)` where nothing is created.
-    pub(super) fn create(&mut self, auth: Option<&Auth>) -> Option<Option<Create>> {
+    pub(super) fn create(
+        &mut self,
+        registry: Option<&Registry>,
+        auth: Option<&Auth>,
+    ) -> Option<Option<Create>> {
         let wanted = self.many("upstream.create_repositories", |text| match text {
             "false" => Ok(None),
             "true" => values::repository_pattern("**").map(Some),
@@ -81,7 +85,8 @@ impl Resolver {
             }
             return Some(None);
         }
-        if auth.is_some_and(|auth| !matches!(auth, Auth::Aws { .. })) {
+        let is_private = registry.is_none_or(|it| it.ecr().is_some());
+        if !is_private || auth.is_some_and(|auth| !matches!(auth, Auth::Aws { .. })) {
             self.fault(
                 "upstream.create_repositories",
                 "is for private ECR registries with auth = \"aws\": other registries make them by \

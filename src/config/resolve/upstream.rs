@@ -101,7 +101,7 @@ impl Resolver {
         let registry = registry.flatten();
         let auth = self.auth(registry.as_ref());
         let quotas = self.quotas(registry.as_ref());
-        let create = self.create(auth.as_ref());
+        let create = self.create(registry.as_ref(), auth.as_ref());
         if matches!(endpoint_tls_name, Some(Some(_))) && matches!(endpoint, Some(None)) {
             self.fault(
                 "upstream.endpoint_tls_name",
@@ -190,6 +190,7 @@ impl Resolver {
             Anonymous,
         }
         let private_ecr = registry.map(|r| matches!(r.kind(), RegistryKind::Ecr(_)));
+        let is_public_ecr = registry.is_some_and(|r| *r.kind() == RegistryKind::EcrPublic);
         let kind = self.one("upstream.auth", |text| match text {
             "aws" => Ok(Kind::Aws),
             "basic" => Ok(Kind::Basic),
@@ -213,11 +214,11 @@ impl Resolver {
             _ if username.is_some() || password_file.is_some() => Kind::Basic,
             _ => Kind::Anonymous,
         });
-        if kind == Kind::Aws && private_ecr == Some(false) {
+        if kind == Kind::Aws && private_ecr == Some(false) && !is_public_ecr {
             self.fault(
                 "upstream.auth",
-                "\"aws\" is for private ECR registries, ACCOUNT.dkr.ecr.REGION.amazonaws.com and \
-                 its kin; use \"basic\" or \"anonymous\" here",
+                "\"aws\" is for ECR registries, ACCOUNT.dkr.ecr.REGION.amazonaws.com and its kin, and \
+                 public.ecr.aws; use \"basic\" or \"anonymous\" here",
             );
         }
         for (key, is_set, belongs) in [

@@ -12,13 +12,14 @@ pub(super) async fn run(
     if request.images.is_empty() {
         return Err(OperationError::Usage("no image is named".to_owned()));
     }
-    let domain = parts.names.domains().first();
+    let names = parts.names();
+    let domain = names.domains().first();
     let images = request.images.iter().map(|name| {
-        let repo = parts.names.route(name);
+        let repo = names.route(name);
         let repo = repo.map_err(|error| OperationError::Usage(format!("{name}: {error}")))?;
         let mut name = name.clone();
         // What others are to call it is the same whichever way it was asked for.
-        let written = parts.names.written(&repo);
+        let written = names.written(&repo);
         name.domain = written.domain.or_else(|| domain.cloned());
         name.repository = written.repository;
         Ok(ExportImage { repo, name })

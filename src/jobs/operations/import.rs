@@ -19,16 +19,16 @@ pub(super) async fn run(
     let rename = match rename {
         None => None,
         Some(text) => Some(
-            Rename::parse(&text, &parts.names)
+            Rename::parse(&text, &parts.names())
                 .map_err(|why| OperationError::Usage(format!("{text}: {why}")))?,
         ),
     };
     let options = ImportOptions {
         platforms,
-        max_manifest_bytes: parts.max_manifest_bytes,
+        max_manifest_bytes: parts.setting.load().max_manifest_bytes,
         at: Clock::system().now(),
     };
-    let (store, names) = (parts.store.clone(), parts.names.clone());
+    let (store, names) = (parts.store.clone(), parts.names());
     let work = move |output: &Output| {
         let place =
             |index: &LayoutIndex, image: &LayoutImage| place(&names, rename.as_ref(), index, image);

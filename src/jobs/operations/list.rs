@@ -15,11 +15,12 @@ pub(super) async fn run(
     images: Option<ImagePattern>,
     output: &Output,
 ) -> Result<(), OperationError> {
+    let names = parts.names();
     let wanted = match &images {
         None => None,
-        Some(images) => Some((parts.names.patterns(images)?, images.which.clone())),
+        Some(images) => Some((names.patterns(images)?, images.which.clone())),
     };
-    let (store, names) = (parts.store.clone(), parts.names.clone());
+    let store = parts.store.clone();
     let list = output.blocking(move |output| {
         // What is on disk is not known before.
         store.wait_ready(INDEX_WAIT);

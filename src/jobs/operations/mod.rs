@@ -32,6 +32,8 @@ pub mod wire;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 pub use message::{
     Answers, BytesByState, Event, Export, Fault, ImageState, ImportTally, ListedImage,
     ListedPlatform, Missing, PinnedBy, Pruned, Reason, Removed, Request, Stats, Time, Verified,
@@ -60,10 +62,23 @@ pub struct Parts {
     pub warmer: Warmer,
     /// What fetches again what was damaged.
     pub healer: Healer,
+    /// What the configuration says of them. It may be another while one runs.
+    pub setting: Arc<ArcSwap<Setting>>,
+}
+
+/// What the configuration says of operations.
+#[derive(Clone, Debug)]
+pub struct Setting {
     /// What images are called.
     pub names: Names,
     /// Longest manifest that is taken in, in bytes.
     pub max_manifest_bytes: u64,
+}
+
+impl Parts {
+    fn names(&self) -> Names {
+        self.setting.load().names.clone()
+    }
 }
 
 /// The operations of one store. Clone is cheap.

@@ -34,11 +34,12 @@ pub(super) async fn change(
     change: Change,
     output: &Output,
 ) -> Result<(), OperationError> {
+    let names = parts.names();
     let mut pins = Vec::with_capacity(images.len());
     for image in &images {
         let wrong = |error: NoPin| OperationError::Usage(format!("{image}: {error}"));
-        let found = parts.names.pins(image).map_err(wrong)?;
-        let about = parts.names.patterns(image)?;
+        let found = names.pins(image).map_err(wrong)?;
+        let about = names.patterns(image)?;
         let which = &image.which;
         pins.extend(
             found

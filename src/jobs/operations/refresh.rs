@@ -11,7 +11,7 @@ pub(super) async fn run(
 ) -> Result<(), OperationError> {
     let mut tags = Vec::with_capacity(images.len());
     for image in images {
-        let repo = parts.names.route(&image)?;
+        let repo = parts.names().route(&image)?;
         match &image.reference {
             Reference::Tag(tag) => tags.push((repo, tag.clone(), image)),
             Reference::Digest(_) => {

@@ -12,9 +12,10 @@ pub(super) async fn run(
     dry_run: bool,
     output: &Output,
 ) -> Result<(), OperationError> {
+    let names = parts.names();
     let mut named = Vec::with_capacity(images.len());
     for image in images {
-        named.push((parts.names.route(&image)?, image));
+        named.push((names.route(&image)?, image));
     }
     let store = parts.store.clone();
     let work = output.blocking(move |output| {

@@ -21,9 +21,10 @@ pub(super) async fn run(parts: &Parts, warm: Warm, output: &Output) -> Result<()
         platforms: warm.platforms.clone(),
         referrers: warm.referrers,
     };
+    let names = parts.names();
     let mut targets = Vec::with_capacity(warm.images.len());
     for image in &warm.images {
-        let repo = parts.names.route(image);
+        let repo = names.route(image);
         targets.push(Target {
             name: image.to_string(),
             repo: repo.map_err(|error| usage(format!("{image}: {error}")))?,

@@ -7,6 +7,8 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::{Choice, Target, Warmed, Warmer};
 use crate::telemetry::WarmResult;
@@ -16,7 +18,7 @@ use crate::telemetry::WarmResult;
 const RETRY: Duration = Duration::from_secs(15);
 
 /// What is warmed, and how often.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// The images, all of one upstream.
     pub targets: Vec<Target>,
@@ -64,12 +66,40 @@ impl WarmMetrics {
 }
 
 impl Warmer {
-    /// Warms what is scheduled at once and then again and again, for as long as it is not dropped. While
+    /// Warms what is scheduled at once and then again and again, for as long as it is not dropped. The
+    /// schedules may become others: one that stays goes on as it was, and one that goes is broken off. While
     /// the upstream cannot answer nothing is tried, and when it can again everything is.
     ///
     /// # Cancel safety
     /// Safe: a fill that was begun is its own.
-    pub async fn keep_warm(self, schedule: Schedule, metrics: WarmMetrics) {
+    pub async fn keep_warm(self, mut wanted: watch::Receiver<Vec<Schedule>>, metrics: WarmMetrics) {
+        let mut running: Vec<(Schedule, AbortHandle)> = Vec::new();
+        // Ends all of them with this.
+        let mut rounds = JoinSet::new();
+        loop {
+            let schedules = wanted.borrow_and_update().clone();
+            running.retain(|(schedule, task)| {
+                let stays = schedules.contains(schedule);
+                if !stays {
+                    task.abort();
+                }
+                stays
+            });
+            for schedule in schedules {
+                if !running.iter().any(|(running, _)| *running == schedule) {
+                    let keep = self.clone().keep(schedule.clone(), metrics.clone());
+                    running.push((schedule, rounds.spawn(keep)));
+                }
+            }
+            if wanted.changed().await.is_err() {
+                // They stay as they are.
+                return std::future::pending().await;
+            }
+            while rounds.try_join_next().is_some() {}
+        }
+    }
+
+    async fn keep(self, schedule: Schedule, metrics: WarmMetrics) {
         let mut failures = 0;
         loop {
             if let Some(first) = schedule.targets.first() {

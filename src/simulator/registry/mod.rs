@@ -70,6 +70,13 @@ impl Registry {
         if host.contains(".amazonaws.com") && !self.is_own_host(host) {
             return Err(Reply::text(400, "Bad Request\n"));
         }
+        let is_public = self.shelf.identity.is_public;
+        if is_public && asked.path == "/token/" && asked.method == "GET" {
+            let nobody = Principal::pull_only("");
+            let issued = self.credentials.issue(&nobody);
+            let answer = serde_json::json!({"token": issued.authorization_token});
+            return Ok(Reply::json(200, &answer));
+        }
         let caller = Caller {
             registry: self,
             principal: self.authenticate(asked, host)?,
@@ -102,11 +109,20 @@ impl Registry {
     }
 
     fn authenticate(&self, asked: &Asked, host: &str) -> Result<Principal, Reply> {
+        let is_public = self.shelf.identity.is_public;
+        let wanted = if is_public { "bearer" } else { "basic" };
         let basic = asked.header("authorization").and_then(|value| {
             let (scheme, credential) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("basic").then_some(credential)
+            scheme.eq_ignore_ascii_case(wanted).then_some(credential)
         });
         let Some(basic) = basic else {
+            if is_public {
+                let realm = self.absolute(asked, "/token/");
+                let challenge =
+                    format!("Bearer realm=\"{realm}\",service=\"public.ecr.aws\",scope=\"aws\"");
+                let refusal = Reply::error(401, "UNAUTHORIZED", "Not Authorized");
+                return Err(refusal.with("www-authenticate", &challenge));
+            }
             let challenge =
                 format!("Basic realm=\"https://{host}/\",service=\"ecr.amazonaws.com\"");
             return Err(Reply::text(401, "Not Authorized\n")
@@ -115,6 +131,8 @@ impl Registry {
         };
         match self.credentials.judge(basic) {
             Verdict::Good(principal) => Ok(principal),
+            // Without a challenge: whoever waits for one waits for ever.
+            Verdict::Expired if is_public => Err(Reply::text(400, "Bad Request\n")),
             Verdict::Expired => Err(self.expired()),
             Verdict::Malformed => Err(Reply::text(400, "Bad Request\n")),
         }

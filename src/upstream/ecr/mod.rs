@@ -1,13 +1,14 @@
-//! The API of private ECR registries: the one place that knows the AWS SDK.
+//! The APIs of ECR, private and public: the one place that knows the AWS SDK.
 //!
 //! Invariants: what AWS says may name identities, so it goes to our log and nowhere else; an error has a
 //! type of ours. A call is never longer than its deadline, and leaves no program behind.
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `token` | tokens |
+//! | `token`, `public` | tokens of private registries; of ECR Public |
 //! | `repositories` | what it tells of repositories, and making new ones |
 
+mod public;
 mod repositories;
 mod token;
 
@@ -15,9 +16,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use aws_config::BehaviorVersion;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_sdk_ecr::config::Region;
 use aws_smithy_http_client::tls;
@@ -28,11 +29,13 @@ use rustls::pki_types::CertificateDer;
 use super::registry::EcrHost;
 use super::secret::Secret;
 
+pub(super) use public::PublicApi;
+
 /// The SDK bounds only connecting, by itself; an attempt that hangs must leave time for the next.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How to come by AWS credentials and where to use them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AwsOptions {
     /// A profile of the shared configuration files, instead of the default one.
     pub profile: Option<String>,
@@ -59,7 +62,7 @@ pub struct Role {
 }
 
 /// A fixed pair of AWS keys.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct StaticKeys {
     /// `AKIA…`.
     pub access_key_id: String,
@@ -73,9 +76,17 @@ impl fmt::Debug for StaticKeys {
     }
 }
 
-/// Asks the API of one registry.
+/// Asks the API of one private registry.
 pub(super) struct EcrApi {
     host: EcrHost,
+    aws: Aws,
+}
+
+/// Calls AWS for one upstream.
+struct Aws {
+    region: String,
+    fips: bool,
+    dual_stack: bool,
     options: AwsOptions,
     /// PEM.
     roots: Vec<String>,
@@ -94,8 +105,34 @@ impl EcrApi {
         roots: &[CertificateDer<'static>],
         timeout: Duration,
     ) -> Self {
+        let mut aws = Aws::new(upstream, &host.region, options, roots, timeout);
+        aws.fips = host.fips;
+        aws.dual_stack = host.dual_stack;
+        Self { host, aws }
+    }
+
+    /// A client made for one call, see [`Aws::load`].
+    async fn client(&self) -> aws_sdk_ecr::Client {
+        let mut config = aws_sdk_ecr::config::Builder::from(&self.aws.load().await);
+        if let Some(endpoint) = &self.aws.options.api_endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        aws_sdk_ecr::Client::from_conf(config.build())
+    }
+}
+
+impl Aws {
+    fn new(
+        upstream: Arc<str>,
+        region: &str,
+        options: AwsOptions,
+        roots: &[CertificateDer<'static>],
+        timeout: Duration,
+    ) -> Self {
         Self {
-            host,
+            region: region.to_owned(),
+            fips: false,
+            dual_stack: false,
             options,
             roots: roots.iter().map(|root| pem(root)).collect(),
             timeout,
@@ -104,9 +141,9 @@ impl EcrApi {
         }
     }
 
-    /// A client made for one call. Calls are hours apart, and the SDK remembers profile files for as
-    /// long as a client lives: made anew, swapped keys take effect by themselves.
-    async fn client(&self) -> aws_sdk_ecr::Client {
+    /// What a client is made of for one call. Calls are hours apart, and the SDK remembers profile files for
+    /// as long as a client lives: made anew, swapped keys take effect by themselves.
+    async fn load(&self) -> SdkConfig {
         let has_own_endpoint =
             self.options.api_endpoint.is_some() || self.options.endpoint_in_environment;
         let timeouts = TimeoutConfig::builder()
@@ -115,7 +152,7 @@ impl EcrApi {
             .operation_timeout(self.timeout)
             .build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new(self.host.region.clone()))
+            .region(Region::new(self.region.clone()))
             .timeout_config(timeouts);
         if has_own_endpoint {
             if !self.roots.is_empty() {
@@ -123,9 +160,7 @@ impl EcrApi {
             }
         } else {
             // The SDK refuses these together with an endpoint of one's own.
-            loader = loader
-                .use_fips(self.host.fips)
-                .use_dual_stack(self.host.dual_stack);
+            loader = loader.use_fips(self.fips).use_dual_stack(self.dual_stack);
         }
         if let Some(profile) = &self.options.profile {
             loader = loader.profile_name(profile);
@@ -141,20 +176,17 @@ impl EcrApi {
             loader = loader.credentials_provider(SharedCredentialsProvider::new(credentials));
         }
         let shared = loader.load().await;
-        let mut config = aws_sdk_ecr::config::Builder::from(&shared);
-        if let Some(role) = &self.options.role {
-            let mut assumed = AssumeRoleProvider::builder(&role.arn)
-                .session_name(&role.session_name)
-                .configure(&shared);
-            if let Some(id) = &role.external_id {
-                assumed = assumed.external_id(id);
-            }
-            config = config.credentials_provider(assumed.build().await);
+        let Some(role) = &self.options.role else {
+            return shared;
+        };
+        let mut assumed = AssumeRoleProvider::builder(&role.arn)
+            .session_name(&role.session_name)
+            .configure(&shared);
+        if let Some(id) = &role.external_id {
+            assumed = assumed.external_id(id);
         }
-        if let Some(endpoint) = &self.options.api_endpoint {
-            config = config.endpoint_url(endpoint);
-        }
-        aws_sdk_ecr::Client::from_conf(config.build())
+        let assumed = SharedCredentialsProvider::new(assumed.build().await);
+        shared.into_builder().credentials_provider(assumed).build()
     }
 }
 
@@ -184,4 +216,102 @@ fn pem(certificate: &CertificateDer<'_>) -> String {
     }
     pem.push_str("-----END CERTIFICATE-----\n");
     pem
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_ecr::config::interceptors::BeforeTransmitInterceptorContextRef;
+    use aws_sdk_ecr::config::{ConfigBag, Intercept, RuntimeComponents};
+    use aws_sdk_ecr::error::BoxError;
+
+    use super::*;
+    use crate::upstream::registry::Registry;
+
+    /// Remembers which host a call would go to, and lets it go nowhere.
+    #[derive(Clone, Debug, Default)]
+    struct Host(Arc<Mutex<String>>);
+
+    impl Intercept for Host {
+        fn name(&self) -> &'static str {
+            "Host"
+        }
+
+        fn read_before_transmit(
+            &self,
+            context: &BeforeTransmitInterceptorContextRef<'_>,
+            _: &RuntimeComponents,
+            _: &mut ConfigBag,
+        ) -> Result<(), BoxError> {
+            let uri: http::Uri = context.request().uri().parse()?;
+            *self.0.lock().unwrap() = uri.host().unwrap_or_default().to_owned();
+            Err("seen enough".into())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_api_is_asked_at_the_host_that_goes_with_the_registry() {
+        for (registry, expected) in [
+            (
+                "dkr.ecr.us-west-2.amazonaws.com",
+                "api.ecr.us-west-2.amazonaws.com",
+            ),
+            ("dkr-ecr.eu-west-1.on.aws", "ecr.eu-west-1.api.aws"),
+            (
+                "dkr.ecr-fips.us-east-1.amazonaws.com",
+                "api.ecr-fips.us-east-1.amazonaws.com",
+            ),
+            (
+                "dkr.ecr-fips.us-gov-west-1.amazonaws.com",
+                "api.ecr-fips.us-gov-west-1.amazonaws.com",
+            ),
+            (
+                "dkr-ecr-fips.us-east-1.on.aws",
+                "ecr-fips.us-east-1.api.aws",
+            ),
+            (
+                "dkr.ecr.cn-north-1.amazonaws.com.cn",
+                "api.ecr.cn-north-1.amazonaws.com.cn",
+            ),
+            (
+                "dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
+                "ecr.cn-north-1.api.amazonwebservices.com.cn",
+            ),
+            (
+                "dkr.ecr.eusc-de-east-1.amazonaws.eu",
+                "api.ecr.eusc-de-east-1.amazonaws.eu",
+            ),
+            (
+                "dkr.ecr.us-iso-east-1.c2s.ic.gov",
+                "api.ecr.us-iso-east-1.c2s.ic.gov",
+            ),
+            (
+                "dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
+                "api.ecr.us-isob-east-1.sc2s.sgov.gov",
+            ),
+            (
+                "dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+                "api.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+            ),
+            (
+                "dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
+                "api.ecr.us-isof-south-1.csp.hci.ic.gov",
+            ),
+        ] {
+            let registry = Registry::parse(&format!("000042290000.{registry}")).unwrap();
+            let options = AwsOptions {
+                keys: Some(StaticKeys {
+                    access_key_id: "AKIATEST".to_owned(),
+                    secret_access_key: Secret::new("test"),
+                }),
+                ..AwsOptions::default()
+            };
+            let host = registry.ecr().unwrap().clone();
+            let api = EcrApi::new("test".into(), host, options, &[], Duration::from_secs(1));
+            let seen = Host::default();
+            let call = api.client().await.get_authorization_token().customize();
+            let answer = call.interceptor(seen.clone()).send().await;
+            assert!(answer.is_err(), "nothing was sent");
+            assert_eq!(*seen.0.lock().unwrap(), expected, "{registry}");
+        }
+    }
 }

@@ -115,7 +115,7 @@ impl EcrApi {
                 reason,
                 UpstreamError::Refused | UpstreamError::Told(_) | UpstreamError::Throttled { .. }
             );
-            let is_late = began.elapsed() >= self.timeout;
+            let is_late = began.elapsed() >= self.aws.timeout;
             if attempt == MAX_ATTEMPTS || is_late || !reason.retryable() {
                 self.log_failure("CreateRepository", repository, &error, &reason);
                 return Err(reason);
@@ -195,7 +195,7 @@ impl EcrApi {
         reason: &UpstreamError,
     ) {
         tracing::warn!(
-            upstream.name = %self.upstream,
+            upstream.name = %self.aws.upstream,
             oci.repository = %repository,
             aws.action = action,
             aws.code = error.code().unwrap_or_default(),

@@ -2,13 +2,13 @@
 
 use std::error::Error as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ecr::config::interceptors::BeforeDeserializationInterceptorContextRef;
 use aws_sdk_ecr::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_ecr::error::{BoxError, ProvideErrorMetadata, SdkError};
-use aws_sdk_ecr::operation::get_authorization_token::GetAuthorizationTokenError;
+use aws_sdk_ecr::primitives::DateTime;
 use aws_sdk_ecr::types::AuthorizationData;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -17,7 +17,7 @@ use http::HeaderValue;
 use tracing::instrument::WithSubscriber as _;
 use tracing::subscriber::NoSubscriber;
 
-use super::EcrApi;
+use super::{Aws, EcrApi};
 use crate::telemetry::chain;
 use crate::upstream::error::{OddToken, TokenError};
 use crate::upstream::programs::contained;
@@ -37,13 +37,20 @@ impl EcrApi {
         let answer = contained(call.with_subscriber(NoSubscriber::new()))
             .await
             .ok_or(TokenError::Failing)?
-            .map_err(|error| self.explain(&error))?;
-        *self.last_told() = None;
+            .map_err(|error| self.aws.explain(&error))?;
+        self.aws.explained();
         let data = answer
             .authorization_data()
             .first()
             .ok_or(TokenError::Odd(OddToken::Missing))?;
         read(data, &self.host, date.or_now())
+    }
+}
+
+impl Aws {
+    /// A failure after this is news again.
+    pub(super) fn explained(&self) {
+        *self.last_told() = None;
     }
 
     fn last_told(&self) -> MutexGuard<'_, Option<String>> {
@@ -53,7 +60,7 @@ impl EcrApi {
     }
 
     /// Logs what AWS said, which may name identities and so goes to our log only, and types it.
-    fn explain(&self, error: &SdkError<GetAuthorizationTokenError>) -> TokenError {
+    pub(super) fn explain<E: ProvideErrorMetadata>(&self, error: &SdkError<E>) -> TokenError {
         let reason = classify(error);
         let (code, said) = match error {
             SdkError::ServiceError(service) => (
@@ -93,18 +100,13 @@ impl TokenSource for Arc<EcrApi> {
     }
 }
 
-/// Reads the answer. `expiresAt` is compared with the date of the answer itself, so that a wrong clock
-/// of ours neither kills a good token nor keeps a dead one.
 fn read(
     data: &AuthorizationData,
     host: &EcrHost,
     answered: SystemTime,
 ) -> Result<IssuedToken, TokenError> {
     let odd = TokenError::Odd;
-    let token = data
-        .authorization_token()
-        .filter(|token| !token.is_empty())
-        .ok_or(odd(OddToken::Missing))?;
+    let (token, life) = read_any(data.authorization_token(), data.expires_at(), answered)?;
     // The token is the Basic credential as it is: base64 of user and password.
     let decoded = BASE64_STANDARD
         .decode(token)
@@ -121,13 +123,6 @@ fn read(
     if is_elsewhere {
         return Err(odd(OddToken::OtherRegion));
     }
-    let expires = data
-        .expires_at()
-        .and_then(|at| SystemTime::try_from(*at).ok())
-        .ok_or(odd(OddToken::Malformed))?;
-    let life = expires
-        .duration_since(answered)
-        .map_err(|_| odd(OddToken::Expired))?;
     let authorization =
         HeaderValue::from_str(&format!("Basic {token}")).map_err(|_| odd(OddToken::Malformed))?;
     Ok(IssuedToken {
@@ -136,7 +131,26 @@ fn read(
     })
 }
 
-fn classify(error: &SdkError<GetAuthorizationTokenError>) -> TokenError {
+/// The token and how long it lives. `expiresAt` is compared with the date of the answer itself, so that a
+/// wrong clock of ours neither kills a good token nor keeps a dead one.
+pub(super) fn read_any<'a>(
+    token: Option<&'a str>,
+    expires: Option<&DateTime>,
+    answered: SystemTime,
+) -> Result<(&'a str, Duration), TokenError> {
+    let odd = TokenError::Odd;
+    let token = token
+        .filter(|token| !token.is_empty())
+        .ok_or(odd(OddToken::Missing))?;
+    let life = expires
+        .and_then(|at| SystemTime::try_from(*at).ok())
+        .ok_or(odd(OddToken::Malformed))?
+        .duration_since(answered)
+        .map_err(|_| odd(OddToken::Expired))?;
+    Ok((token, life))
+}
+
+fn classify<E: ProvideErrorMetadata>(error: &SdkError<E>) -> TokenError {
     let is_intercepted = error.raw_response().is_some_and(|answer| {
         let media_type = answer.headers().get("content-type");
         is_of_a_portal(answer.status().as_u16(), media_type.unwrap_or_default())
@@ -212,10 +226,10 @@ fn without_output(said: String) -> String {
 
 /// Remembers the `Date` of an answer.
 #[derive(Clone, Debug, Default)]
-struct ServerDate(Arc<Mutex<Option<SystemTime>>>);
+pub(super) struct ServerDate(Arc<Mutex<Option<SystemTime>>>);
 
 impl ServerDate {
-    fn or_now(&self) -> SystemTime {
+    pub(super) fn or_now(&self) -> SystemTime {
         let date = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         date.unwrap_or_else(SystemTime::now)
     }
@@ -241,8 +255,6 @@ impl Intercept for ServerDate {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn host() -> EcrHost {

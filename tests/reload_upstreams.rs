@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -11,7 +12,7 @@ use ecr_proxy::simulator::{
 };
 use support::blobs::{MIB, assert_whole, metric, until};
 use support::two::{Two, put};
-use support::{Answer, Client, Event, Proxy, within};
+use support::{Answer, Client, Event, Pki, Proxy, within};
 use tokio::task::JoinSet;
 use toml::Table;
 
@@ -223,6 +224,28 @@ async fn k11_an_upstream_that_cannot_be_set_up_changes_nothing() {
             && !two.prod.journal().snapshot().is_empty()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k11_what_the_files_of_an_upstream_hold_now_counts_as_its_keys_do() {
+    let (right, wrong) = (Pki::new(["127.0.0.1"]), Pki::new(["127.0.0.1"]));
+    let leaf = right.issue(["127.0.0.1"], None);
+    let simulator = Simulator::builder().tls(leaf.certificate, leaf.key);
+    let simulator = simulator.start().await.expect("a simulator");
+    put(&simulator, "team/app", "v1", layer(1));
+    let builder = Proxy::builder().simulator(&simulator);
+    let file = builder.pki().dir().join("upstream.pem");
+    fs::copy(wrong.ca(), &file).expect("writable");
+    let file = file.to_str().expect("a UTF-8 path").to_owned();
+    let proxy = builder.upstream_key("ca", file.as_str()).start();
+    let client = proxy.client();
+    let refused = tag(&client, "team/app", "v1").await;
+    assert_eq!(refused.status, 502, "{}", refused.text());
+    let same = proxy.reload().await;
+    assert_eq!(same.message(), "read again, nothing has changed");
+    fs::copy(right.ca(), &file).expect("writable");
+    assert_eq!(changed(&proxy.reload().await), ["upstream.ca"]);
+    assert_eq!(tag(&client, "team/app", "v1").await.status, 200);
 }
 
 /// The rounds of [`k11_two_hundred_reloads_under_load_fail_no_request`].

@@ -23,6 +23,7 @@ pub mod pebble;
 pub mod pki;
 pub mod proxy;
 pub mod push;
+pub mod pushed;
 pub mod real;
 pub mod registries;
 pub mod sandbox;

@@ -99,6 +99,8 @@ pub(super) const KEYS: &[Key] = &[
     key("tls.pair.key", Shape::Text),
     key("tls.acme.directory", Shape::Text),
     key("tls.acme.email", Shape::Text),
+    key("tls.acme.eab_kid", Shape::Text),
+    key("tls.acme.eab_key_file", Shape::Text),
     key("tls.acme.challenge", Shape::Text),
     key("tls.acme.http_listen", Shape::Text),
     key("tls.acme.ca", Shape::Text),

@@ -1,6 +1,6 @@
 //! Lists are upstream's own in the order that the specification wants, page by page: every tag can be reached
 //! by following our links, which name no host but ours and nothing that only upstream understands, and
-//! referrers come as they are, filtered where the registry filters. What upstream cannot tell the cache does.
+//! referrers come whole, or those of one artifact type. What upstream cannot tell the cache does.
 
 mod support;
 
@@ -325,7 +325,9 @@ async fn a_list_of_referrers_is_told_again_when_upstream_cannot() {
     let online = proxy.client().get(&path).await;
     assert_eq!((online.status, listed(&online)), (200, both.clone()));
     let nothing = format!("/v2/{REPOSITORY}/referrers/{}", store::digest(b"nothing"));
-    assert_eq!(listed(&proxy.client().get(&nothing).await), BTreeSet::new());
+    // Who asked for one type is told of that type again, and of the others.
+    let one = format!("{nothing}?artifactType=a%2Fb");
+    assert_eq!(listed(&proxy.client().get(&one).await), BTreeSet::new());
 
     simulator.outage(Outage::Refused).await;
     for again in [false, true] {
@@ -425,7 +427,7 @@ async fn referrers_that_were_pulled_are_listed_when_upstream_cannot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn referrers_are_passed_through_and_filtered() {
+async fn referrers_are_told_whole_and_filtered() {
     let simulator = Simulator::builder().start().await.expect("a simulator");
     let subject = image::push(&simulator).top;
     let referrers = [SBOM, SIGNATURE].map(|kind| refer(&simulator, &subject, kind));
@@ -441,25 +443,17 @@ async fn referrers_are_passed_through_and_filtered() {
     assert_eq!(one.header("oci-filters-applied"), Some("artifactType"));
     assert_eq!(listed(&one), BTreeSet::from([referrers[0].clone()]));
 
-    // The next page of a filtered list is filtered, too, and ours to ask for.
+    // However many pages upstream makes of it, it is one list of ours.
     let there = format!("https://{}{path}", simulator.registry_host());
-    let link =
-        format!("<{there}?artifactType=application%2Fspdx%2Bjson&nextToken=abc>; rel=\"next\"");
+    let link = format!("<{there}?nextToken=abc>; rel=\"next\"");
     let rule = simulator
         .faults()
         .on(Listener::Registry, "GET", "/referrers/");
     rule.times(1).then(Fault::AddHeader("link", link));
-    let first = format!("{path}?artifactType=application%2Fspdx%2Bjson");
-    let second = next(&proxy.client().get(&first).await).expect("a next page");
-    let second = proxy.client().get(&second).await;
-    assert_eq!(second.header("oci-filters-applied"), Some("artifactType"));
+    let both = proxy.client().get(&path).await;
+    assert_eq!((listed(&both).len(), both.header("link")), (2, None));
     let last = simulator.journal().snapshot().pop().expect("a request");
-    let mut asked: Vec<&str> = last.query.split('&').collect();
-    asked.sort_unstable();
-    assert_eq!(
-        asked,
-        ["artifactType=application%2Fspdx%2Bjson", "nextToken=abc"]
-    );
+    assert_eq!(last.query, "nextToken=abc");
 
     let nothing = format!("/v2/{REPOSITORY}/referrers/{}", store::digest(b"nothing"));
     let nothing = proxy.client().get(&nothing).await;
@@ -483,40 +477,57 @@ async fn send(registry: &DockerRegistry, line: &str, media_type: &str, body: &[u
     connection.answer("PUT").await.expect("an answer")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn tags_of_docker_registry_are_paged_too() {
-    let registry = DockerRegistry::start();
+/// Puts an empty config into [`REPOSITORY`]; answers its digest.
+async fn put_config(registry: &DockerRegistry) -> String {
     let config = b"{}";
     let digest = store::digest(config);
     let octets = "application/octet-stream";
-    let begun = send(
-        &registry,
-        &format!("POST /v2/{REPOSITORY}/blobs/uploads/"),
-        octets,
-        b"",
-    )
-    .await;
+    let begin = format!("POST /v2/{REPOSITORY}/blobs/uploads/");
+    let begun = send(registry, &begin, octets, b"").await;
     let location = begun.header("location").expect("an upload's address");
     let target = location.split_once("/v2/").expect("a path").1;
     let joint = if target.contains('?') { '&' } else { '?' };
     let line = format!("PUT /v2/{target}{joint}digest={digest}");
-    assert_eq!(send(&registry, &line, octets, config).await.status, 201);
-    let manifest = serde_json::json!({
+    assert_eq!(send(registry, &line, octets, config).await.status, 201);
+    digest
+}
+
+/// Puts a manifest under a tag; answers its digest.
+async fn put_manifest(
+    registry: &DockerRegistry,
+    tag: &str,
+    media_type: &str,
+    manifest: &serde_json::Value,
+) -> String {
+    let text = manifest.to_string();
+    let line = format!("PUT /v2/{REPOSITORY}/manifests/{tag}");
+    let answer = send(registry, &line, media_type, text.as_bytes()).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    store::digest(text.as_bytes())
+}
+
+/// A manifest of that config alone.
+fn bare_manifest(config: &str) -> serde_json::Value {
+    serde_json::json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "config": {
             "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": digest,
-            "size": config.len(),
+            "digest": config,
+            "size": 2,
         },
         "layers": [],
-    });
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_of_docker_registry_are_paged_too() {
+    let registry = DockerRegistry::start();
+    let manifest = bare_manifest(&put_config(&registry).await);
     let mut pushed = BTreeSet::new();
     for number in 0..25 {
         let tag = format!("tag-{number:02}");
-        let line = format!("PUT /v2/{REPOSITORY}/manifests/{tag}");
-        let answer = send(&registry, &line, MANIFEST, manifest.to_string().as_bytes()).await;
-        assert_eq!(answer.status, 201, "{}", answer.text());
+        put_manifest(&registry, &tag, MANIFEST, &manifest).await;
         pushed.insert(tag);
     }
     let proxy = Proxy::builder()
@@ -526,8 +537,61 @@ async fn tags_of_docker_registry_are_paged_too() {
         let (tags, _) = all_tags(&proxy.client(), query).await;
         assert_eq!(tags, pushed, "{query}");
     }
-    // It keeps no referrers; the client is told so in words of the specification.
-    let path = format!("/v2/{REPOSITORY}/referrers/{digest}");
-    let answer = proxy.client().get(&path).await;
+    let catalog = proxy.client().get("/v2/_catalog").await;
+    assert_eq!(
+        catalog.json()["repositories"],
+        serde_json::json!([REPOSITORY])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_without_referrers_says_so_and_when_it_is_away_the_tag_for_them_tells() {
+    let mut registry = DockerRegistry::start();
+    let image = bare_manifest(&put_config(&registry).await);
+    let subject = put_manifest(&registry, "image", MANIFEST, &image).await;
+    let mut entries = Vec::new();
+    for kind in [SBOM, SIGNATURE] {
+        let mut manifest = image.clone();
+        manifest["artifactType"] = kind.into();
+        manifest["subject"] = serde_json::json!({
+            "mediaType": MANIFEST, "digest": subject, "size": image.to_string().len(),
+        });
+        let tag = kind.replace(['/', '+'], "-");
+        let digest = put_manifest(&registry, &tag, MANIFEST, &manifest).await;
+        entries.push(serde_json::json!({
+            "mediaType": MANIFEST,
+            "digest": digest,
+            "size": manifest.to_string().len(),
+            "artifactType": kind,
+        }));
+    }
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": INDEX, "manifests": entries,
+    });
+    let tag = subject.replace(':', "-");
+    put_manifest(&registry, &tag, INDEX, &index).await;
+
+    let proxy = Proxy::builder()
+        .registry("registry.upstream.test", &registry.endpoint())
+        .set("cache.tag_ttl", "0s")
+        .start();
+    let client = proxy.client();
+    // For clients this is the word to look at the tag; for those that attach something, to keep it.
+    let path = format!("/v2/{REPOSITORY}/referrers/{subject}");
+    let answer = client.get(&path).await;
     assert_eq!(answer.status, 404, "{}", answer.text());
+    let by_tag = client
+        .get(&format!("/v2/{REPOSITORY}/manifests/{tag}"))
+        .await;
+    assert_eq!(by_tag.json(), index);
+
+    registry.stop();
+    let stale = client.get(&path).await;
+    assert_stale(&stale);
+    assert_eq!(stale.json()["manifests"], index["manifests"]);
+    let query = "?artifactType=application%2Fspdx%2Bjson";
+    let sboms = client.get(&format!("{path}{query}")).await;
+    assert_stale(&sboms);
+    assert_eq!(sboms.json()["manifests"], serde_json::json!([entries[0]]));
+    assert_eq!(sboms.header("oci-filters-applied"), Some("artifactType"));
 }

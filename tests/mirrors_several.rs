@@ -240,6 +240,41 @@ async fn containerd_is_known_by_certificate_or_header_at_a_mirror_with_or_withou
     registries.proxy.assert_blobs_are_sound();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_pushes_by_the_name_of_the_registry_that_it_is_for() {
+    let mut registries = Registries::start().await;
+    let sandbox = &registries.sandbox;
+    start_containerd(sandbox);
+    registries.set_up("containerd", "nerdctl() { :; }");
+    let folder = sandbox.path("hosts");
+    // Of this age it tells the registry in pulls alone, so a path does.
+    let ours = format!("https://{}/v2/other", registries.host(DOMAIN));
+    let basic = registries.basic();
+    let text = format!(
+        "[host.\"{ours}\"]\ncapabilities = [\"pull\", \"resolve\", \"push\"]\noverride_path = true\n\
+         ca = \"/etc/containerd/certs.d/{}/ca.crt\"\n\
+         [host.\"{ours}\".header]\nauthorization = [\"Basic {basic}\"]\n",
+        registries.host(DOMAIN)
+    );
+    sandbox.write(&folder.join(OTHER).join("hosts.toml"), text);
+    let folder = folder.to_string_lossy().into_owned();
+    let (from, to) = (
+        format!("{OTHER}/team/app:{TAG}"),
+        format!("{OTHER}/team/pushed:{TAG}"),
+    );
+    let platforms = "--all-platforms";
+    let pull = ["images", "pull", "--hosts-dir", &folder, platforms, &from];
+    ctr(sandbox, &pull);
+    ctr(sandbox, &["images", "tag", &from, &to]);
+    ctr(sandbox, &["images", "push", "--hosts-dir", &folder, &to]);
+    for image in [&from, &to] {
+        ctr(sandbox, &["images", "rm", "--sync", image]);
+    }
+    assert_eq!(contained(&registries, &folder, &to), "from the other");
+    registries.stop().await;
+    assert_eq!(contained(&registries, &folder, &to), "from the other");
+}
+
 /// podman with stores of its own in the sandbox.
 fn podman<'a>(registries: &Registries, words: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let path = |name: &str| registries.sandbox.path(name).to_string_lossy().into_owned();

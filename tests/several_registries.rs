@@ -3,11 +3,11 @@
 
 mod support;
 
-use ecr_proxy::simulator::{BlobSource, Listener, Simulator};
+use ecr_proxy::simulator::{BlobSource, Entry, FULL_ACCESS_KEY, Listener, Simulator};
 use serde_json::Value;
 use support::blobs::{MIB, assert_whole, idle, outcome, until};
 use support::two::{Two, put};
-use support::{Client, DOMAIN};
+use support::{Client, DOMAIN, Proxy};
 
 async fn status(client: &Client, path: &str) -> u16 {
     client.get(path).await.status
@@ -19,6 +19,23 @@ fn bodies(simulator: &Simulator, digest: &str) -> u64 {
     journal.body_bytes(|entry| {
         entry.listener == Listener::Storage && entry.digest.as_deref() == Some(digest)
     })
+}
+
+/// Fails if one refused the proxy, or was shown a credential of the other's.
+fn assert_each_has_its_own(two: &Two) {
+    for (simulator, other) in [(&two.prod, &two.base), (&two.base, &two.prod)] {
+        let secrets = other.secrets();
+        assert!(!secrets.is_empty());
+        for entry in simulator.journal().snapshot() {
+            assert_ne!(entry.status, Some(401), "{} {}", entry.method, entry.path);
+            for value in entry.headers.values() {
+                let shown = String::from_utf8_lossy(value.as_bytes());
+                for secret in &secrets {
+                    assert!(!shown.contains(secret), "{} {}", entry.method, entry.path);
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,24 +65,89 @@ async fn k08_two_accounts_answer_under_one_name_each_with_its_own_token() {
     }
     // Under the name that its own registry has for it there is nothing: that one is prod's.
     assert_eq!(status(&client, "/v2/jdk/manifests/21").await, 404);
-    for simulator in [&two.prod, &two.base] {
-        let journal = simulator.journal().snapshot();
-        assert!(journal.iter().all(|entry| entry.status != Some(401)));
-        // No credential of one was shown to the other.
-        let other = match std::ptr::eq(simulator, &raw const two.prod) {
-            true => &two.base,
-            false => &two.prod,
-        };
-        for entry in journal {
-            let shown = entry.header("authorization").unwrap_or_default();
-            for secret in other.secrets() {
-                assert!(!shown.contains(&secret), "{} {}", entry.method, entry.path);
-            }
-        }
+    assert_each_has_its_own(&two);
+    let mut secrets = two.prod.secrets();
+    secrets.extend(two.base.secrets());
+    proxy.assert_no_secrets(&secrets).await;
+}
+
+/// Two accounts whose roles want external ids of their own, and a layer in each: what a client asks for.
+async fn with_roles(prod: (&str, &str), base: (&str, &str)) -> (Two, Proxy, [(String, String); 2]) {
+    let two = Two::start().await;
+    two.prod
+        .trust_role("pull-only", FULL_ACCESS_KEY, Some("id-for-prod"));
+    two.base
+        .trust_role("pull-only", FULL_ACCESS_KEY, Some("id-for-base"));
+    two.base
+        .trust_role("denied", FULL_ACCESS_KEY, Some("id-for-base"));
+    let (in_prod, _) = put(&two.prod, "app", "v1", BlobSource::generated(1, MIB));
+    let (in_base, _) = put(&two.base, "app", "v1", BlobSource::generated(2, MIB));
+    let proxy = two
+        .with_roles(prod, base)
+        .route([
+            ("repository", "base/**"),
+            ("upstream", "base"),
+            ("strip_prefix", "base"),
+        ])
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let blobs = [("app", in_prod), ("base/app", in_base)]
+        .map(|(name, digest)| (format!("/v2/{name}/blobs/{digest}"), digest));
+    (two, proxy, blobs)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k08_two_roles_in_two_regions_are_assumed_each_with_its_own_external_id() {
+    let roles = [("pull-only", "id-for-prod"), ("pull-only", "id-for-base")];
+    let (two, proxy, blobs) = with_roles(roles[0], roles[1]).await;
+    for (path, digest) in &blobs {
+        assert_whole(&proxy.client().get(path).await, digest);
+    }
+    assert_each_has_its_own(&two);
+    for (simulator, region) in [(&two.prod, "us-west-2"), (&two.base, "eu-west-1")] {
+        let asked = simulator.journal().snapshot();
+        let token = |entry: &&Entry| entry.operation == "GetAuthorizationToken";
+        let tokens: Vec<&Entry> = asked.iter().filter(token).collect();
+        assert_eq!(tokens.len(), 1);
+        let signed = tokens[0].header("authorization").expect("a signature");
+        assert!(signed.contains(&format!("/{region}/ecr/")), "{signed}");
+        // By the role's keys, not by those that it was assumed with.
+        assert!(tokens[0].header("x-amz-security-token").is_some());
     }
     let mut secrets = two.prod.secrets();
     secrets.extend(two.base.secrets());
     proxy.assert_no_secrets(&secrets).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k08_a_role_that_is_refused_or_may_nothing_takes_nothing_from_the_other() {
+    let prod = ("pull-only", "id-for-prod");
+    for base in [
+        // The other's external id does not open it.
+        ("pull-only", "id-for-prod"),
+        // It is opened, and gets no token.
+        ("denied", "id-for-base"),
+    ] {
+        let (two, proxy, [(in_prod, digest), (in_base, _)]) = with_roles(prod, base).await;
+        let client = proxy.client();
+        for _ in 0..3 {
+            let refused = client.get(&in_base).await;
+            assert_eq!(refused.status, 503, "{base:?}: {}", refused.text());
+            assert_whole(&client.get(&in_prod).await, &digest);
+        }
+        let ready = Client::operator(proxy.admin()).get("/readyz").await;
+        assert_eq!(ready.status, 200, "{}", ready.text());
+        assert!(ready.text().contains("base: "), "{}", ready.text());
+        assert!(!ready.text().contains("prod: "), "{}", ready.text());
+        for secret in two.prod.secrets() {
+            let shown = two.base.journal().snapshot();
+            let of_prod = |entry: &Entry| {
+                let mut values = entry.headers.values();
+                values.any(|value| String::from_utf8_lossy(value.as_bytes()).contains(&secret))
+            };
+            assert!(!shown.iter().any(of_prod));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -261,4 +343,38 @@ async fn check_and_the_list_of_images_speak_of_names_as_clients_write_them() {
     assert!(listed.stdout.contains("\"is_pinned\":true"), "{listed:?}");
     let unrouted = proxy.run(["cache", "pin", "jdk:21"]);
     assert_eq!(unrouted.code, Some(2), "{unrouted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_open_for_one_registry_is_not_for_another_and_a_rule_that_says_so_is_warned_of()
+ {
+    const OPEN: &str = "open.mydomain.test";
+    let two = Two::start().await;
+    put(&two.prod, "app", "v1", BlobSource::generated(1, 1000));
+    put(&two.base, "app", "v1", BlobSource::generated(2, 1000));
+    let ns = two.prod.registry_host();
+    for (limit, told) in [("", true), ("upstreams = ['base']", false)] {
+        let proxy = two
+            .builder()
+            .set("server.domains", vec![DOMAIN, OPEN])
+            .rule(&format!(
+                "users = ['@anonymous']\nactions = ['pull']\ndomains = ['{OPEN}']\n{limit}"
+            ))
+            .rule(&format!(
+                "users = ['*']\nactions = ['pull']\ndomains = ['{DOMAIN}']"
+            ))
+            .route([("domain", OPEN), ("upstream", "base")])
+            .route([("domain", DOMAIN), ("upstream", "prod")])
+            .start();
+        let client = proxy.client().with("Host", OPEN);
+        assert_eq!(status(&client, "/v2/app/manifests/v1").await, 200);
+        let other = format!("/v2/app/manifests/v1?ns={ns}");
+        let expected = if told { 200 } else { 401 };
+        assert_eq!(status(&client, &other).await, expected, "{limit}");
+        let checked = proxy.run(["check"]);
+        let warned = checked
+            .stdout
+            .contains(&format!("anybody pull from \"prod\" at {OPEN}"));
+        assert_eq!(warned, told, "{checked:?}");
+    }
 }

@@ -392,6 +392,18 @@ fn faults_of_acme_name_their_keys() {
             "line 8: tls.acme.email: \"nobody\" is not an address",
         ),
         (
+            &format!("{whole}eab_kid = \"kid-1\""),
+            "tls.acme.eab_key_file: is missing: tls.acme.eab_kid needs its key",
+        ),
+        (
+            &format!("{whole}eab_kid = \"kid 1\"\neab_key_file = \"none.key\""),
+            "line 8: tls.acme.eab_kid: \"kid 1\" is no identifier of an account",
+        ),
+        (
+            &format!("{whole}eab_kid = \"kid-1\"\neab_key_file = \"none.key\""),
+            "line 9: tls.acme.eab_key_file: cannot read",
+        ),
+        (
             &format!("{whole}ca = \"none.pem\""),
             "line 8: tls.acme.ca: cannot read",
         ),

@@ -29,7 +29,7 @@ const PAGE: u32 = 1000;
 const MAX_PAGES: usize = 250;
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Within which all pages have to come. Clients wait for half a minute.
-const WALK: Duration = Duration::from_secs(20);
+pub(super) const WALK: Duration = Duration::from_secs(20);
 
 /// Bytes of lists that are kept at once, and what a name takes beside its own.
 const KEPT: u64 = 32 * 1024 * 1024;

@@ -7,31 +7,29 @@
 
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::error::FillError;
+use super::lists::WALK;
 use super::manifests::stale_because;
 use super::{Fills, Shared};
 use crate::access::Right;
 use crate::oci::{Digest, Reference, Referrers, RepoKey, Tag};
 use crate::telemetry::{Outcome, StaleReason};
-use crate::upstream::UpstreamError;
+use crate::upstream::{Deadline, UpstreamError, Wrong};
 
 /// Longest list that is recorded, in bytes: lists stay in memory with their repository.
 const MAX_RECORDED: usize = 256 * 1024;
 
-/// Most pages of a list that are put together. ECR gives 50 entries a page and more.
+/// Most pages of a list that are put together, and most bytes. ECR gives 50 entries a page and more.
 const MAX_PAGES: usize = 100;
+const MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// A page of the manifests that refer to another.
+/// The manifests that refer to another.
 #[derive(Clone, Debug)]
 pub struct FoundReferrers {
-    /// An image index.
-    pub bytes: Bytes,
-    /// True if only the artifact type that was asked for is listed.
-    pub filters_applied: bool,
-    /// What to give as `page` for the next page.
-    pub next: Option<String>,
+    /// Each once, in the registry's order.
+    pub list: Referrers,
     /// `Bypass` from an upstream, `Stale` from what is recorded.
     pub outcome: Outcome,
     /// How long ago the list was last confirmed, where the answer is stale.
@@ -42,34 +40,6 @@ pub struct FoundReferrers {
     pub is_of_another: bool,
 }
 
-/// All that refers to a manifest, from elsewhere than the repository's own upstream.
-struct Whole {
-    list: Referrers,
-    outcome: Outcome,
-    age: Option<Duration>,
-    reason: Option<StaleReason>,
-    is_of_another: bool,
-}
-
-impl Whole {
-    /// As one page, of one artifact type where one is given.
-    fn of_type(self, artifact_type: Option<&str>) -> FoundReferrers {
-        let list = match artifact_type {
-            Some(artifact_type) => self.list.of_type(artifact_type),
-            None => self.list,
-        };
-        FoundReferrers {
-            bytes: list.to_index().into(),
-            filters_applied: artifact_type.is_some(),
-            next: None,
-            outcome: self.outcome,
-            age: self.age,
-            reason: self.reason,
-            is_of_another: self.is_of_another,
-        }
-    }
-}
-
 /// The tag under which a manifest's referrers are listed in a registry that does not list them itself
 /// (distribution-spec "Referrers Tag Schema").
 pub fn referrers_tag(subject: &Digest) -> Option<Tag> {
@@ -77,7 +47,8 @@ pub fn referrers_tag(subject: &Digest) -> Option<Tag> {
 }
 
 impl Fills {
-    /// A page of the manifests that refer to `subject`, of one artifact type where one is given.
+    /// The manifests that refer to `subject`, of one artifact type where one is given. Upstream is asked for all
+    /// of them, so that what is recorded tells of each type.
     ///
     /// # Errors
     /// The upstream's, where nothing is recorded that could be told instead.
@@ -90,37 +61,29 @@ impl Fills {
         repo: &RepoKey,
         subject: Digest,
         artifact_type: Option<&str>,
-        page: Option<&str>,
     ) -> Result<FoundReferrers, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        let shared = &self.shared;
-        let upstream = shared.upstreams.of(repo)?;
-        let answer = upstream
-            .referrers(&repo.repository, &subject, artifact_type, page)
-            .await;
-        match answer {
-            Ok(answer) => {
-                let is_all = page.is_none() && answer.next.is_none() && !answer.filters_applied;
-                if is_all && let Ok(list) = Referrers::from_index(&answer.bytes) {
-                    shared.note_referrers(repo, subject, &list).await;
-                }
-                Ok(FoundReferrers {
-                    bytes: answer.bytes,
-                    filters_applied: answer.filters_applied,
-                    next: answer.next,
+        let found = match self.shared.all_referrers(repo, subject).await {
+            Ok(list) => {
+                self.shared.note_referrers(repo, subject, &list).await;
+                FoundReferrers {
+                    list,
                     outcome: Outcome::Bypass,
                     age: None,
                     reason: None,
                     is_of_another: false,
-                })
+                }
             }
-            Err(error) if page.is_none() => {
+            Err(error) => {
                 let bearer = right.credential().is_some();
-                let found = self.referrers_without(repo, subject, error, bearer).await?;
-                Ok(found.of_type(artifact_type))
+                self.referrers_without(repo, subject, error, bearer).await?
             }
-            Err(error) => Err(error.into()),
-        }
+        };
+        let list = match artifact_type {
+            Some(artifact_type) => found.list.of_type(artifact_type),
+            None => found.list,
+        };
+        Ok(FoundReferrers { list, ..found })
     }
 
     /// All that refers to `subject`, after an `error` of upstream: as the same repository elsewhere lists it,
@@ -131,7 +94,7 @@ impl Fills {
         subject: Digest,
         error: UpstreamError,
         bearer: bool,
-    ) -> Result<Whole, FillError> {
+    ) -> Result<FoundReferrers, FillError> {
         let shared = &self.shared;
         let Some(reason) = stale_because(&error) else {
             return Err(error.into());
@@ -145,7 +108,7 @@ impl Fills {
             if let Ok(list) = shared.all_referrers(other, subject).await {
                 shared.note_referrers(other, subject, &list).await;
                 shared.metrics.stood_in();
-                return Ok(Whole {
+                return Ok(FoundReferrers {
                     list,
                     outcome: Outcome::Bypass,
                     age: None,
@@ -156,7 +119,7 @@ impl Fills {
         }
         for place in &places {
             if let Some((list, checked_at)) = shared.known_referrers(place, subject).await? {
-                return Ok(Whole {
+                return Ok(FoundReferrers {
                     list,
                     outcome: Outcome::Stale,
                     age: Some(shared.clock.since(checked_at)),
@@ -229,21 +192,29 @@ impl Shared {
         subject: Digest,
     ) -> Result<Referrers, UpstreamError> {
         let upstream = self.upstreams.of(repo)?;
-        let mut list = Referrers::default();
-        let mut next = None;
-        for _ in 0..MAX_PAGES {
-            let page = upstream
-                .referrers(&repo.repository, &subject, None, next.as_deref())
-                .await?;
-            if let Ok(page) = Referrers::from_index(&page.bytes) {
-                list.extend(page);
+        let pages = async {
+            let (mut list, mut bytes) = (Referrers::default(), 0);
+            let mut next = None;
+            for _ in 0..MAX_PAGES {
+                let page = upstream
+                    .referrers(&repo.repository, &subject, next.as_deref())
+                    .await?;
+                bytes += page.bytes.len();
+                if bytes > MAX_BYTES {
+                    break;
+                }
+                if let Ok(page) = Referrers::from_index(&page.bytes) {
+                    list.extend(page);
+                }
+                next = page.next;
+                if next.is_none() {
+                    return Ok(list);
+                }
             }
-            next = page.next;
-            if next.is_none() {
-                break;
-            }
-        }
-        Ok(list)
+            Err(UpstreamError::Wrong(Wrong::TooLarge))
+        };
+        let slow = Err(UpstreamError::TooSlow(Deadline::Progress));
+        timeout(WALK, pages).await.unwrap_or(slow)
     }
 
     async fn note_referrers(&self, repo: &RepoKey, subject: Digest, list: &Referrers) {

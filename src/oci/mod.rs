@@ -32,6 +32,6 @@ pub use reference::{
     ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,
 };
 pub use referrers::Referrers;
-pub use route::{ParseRequestError, Request, query_value};
+pub use route::{ParseRequestError, Request, escaped, query_value};
 pub use routed::Routed;
 pub use routing::{Because, Home, Led, NameRoute, Namespace, Routes, Written};

@@ -50,8 +50,6 @@ pub enum Request {
         digest: Digest,
         /// `artifactType`: only referrers of this type.
         artifact_type: Option<String>,
-        /// Every other query parameter, by which an upstream pages.
-        page: Option<String>,
     },
     /// `/v2/<name>/blobs/uploads/`: where uploads begin (end-4, end-11).
     Uploads {
@@ -180,14 +178,10 @@ impl Request {
         digest: Digest,
         query: Option<&str>,
     ) -> Result<Self, ParseRequestError> {
-        let page: Vec<&str> = pairs(query)
-            .filter(|pair| !matches!(pair.split('=').next(), Some("artifactType" | "ns")))
-            .collect();
         Ok(Self::Referrers {
             repository,
             digest,
             artifact_type: single(query, "artifactType")?,
-            page: (!page.is_empty()).then(|| page.join("&")),
         })
     }
 
@@ -318,19 +312,19 @@ impl fmt::Display for Request {
                 repository,
                 digest,
                 artifact_type,
-                page,
             } => {
                 write!(f, "/v2/{repository}/referrers/{digest}")?;
                 let artifact_type = artifact_type
                     .as_deref()
                     .map(|artifact_type| format!("artifactType={}", escaped(artifact_type)));
-                write_query(f, [artifact_type, page.clone()])
+                write_query(f, [artifact_type])
             }
         }
     }
 }
 
-fn escaped(value: &str) -> impl fmt::Display + '_ {
+/// A value as it stands in a query.
+pub fn escaped(value: &str) -> impl fmt::Display + '_ {
     utf8_percent_encode(value, QUERY_VALUE)
 }
 
@@ -380,7 +374,7 @@ mod tests {
             "/v2/app/tags/list".to_owned(),
             "/v2/app/tags/list?n=5&last=a%3Db%2B".to_owned(),
             format!("/v2/app/referrers/{digest}"),
-            format!("/v2/app/referrers/{digest}?artifactType=a%2Fb&next=x%3D"),
+            format!("/v2/app/referrers/{digest}?artifactType=a%2Fb"),
         ] {
             let request = parse(&target).unwrap_or_else(|error| panic!("{target}: {error}"));
             assert_eq!(request.to_string(), target);

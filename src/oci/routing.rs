@@ -570,6 +570,44 @@ mod tests {
         assert_eq!(written("prod", "app"), "prod.example:5000/app");
     }
 
+    #[test]
+    fn a_repository_is_called_by_every_name_that_leads_to_it_and_by_no_other() {
+        let routes = routes(vec![
+            NameRoute {
+                repository: Some("team/**".parse().unwrap()),
+                strip_prefix: Some(name("team")),
+                ..route("dev")
+            },
+            NameRoute {
+                domain: Some("hub.test".to_owned()),
+                ..route("hub")
+            },
+            route("prod"),
+        ]);
+        let called = |domain: &str, ns: Option<&str>, upstream: &str, repository: &str| {
+            let repo = RepoKey {
+                upstream: upstream.into(),
+                repository: name(repository),
+            };
+            let names = routes.called(Some(domain), ns, &repo).into_iter();
+            names.map(|name| name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(called("a.test", None, "dev", "app"), ["team/app"]);
+        assert_eq!(called("a.test", None, "prod", "app"), ["app"]);
+        assert_eq!(called("a.test", None, "prod", "team/app"), [""; 0]);
+        assert_eq!(called("hub.test", None, "prod", "app"), [""; 0]);
+        assert_eq!(
+            called("hub.test", None, "hub", "library/app"),
+            ["library/app"]
+        );
+        let both = called("a.test", Some("dev.example"), "dev", "app");
+        assert_eq!(both, ["team/app", "app"]);
+        let reached = |domain, ns| routes.reached(Some(domain), ns).join(" ");
+        assert_eq!(reached("a.test", None), "dev prod");
+        assert_eq!(reached("hub.test", None), "dev hub prod");
+        assert_eq!(reached("a.test", Some("docker.io")), "dev hub");
+    }
+
     prop_compose! {
         fn names()(text in "[a-z0-9]{1,4}(/[a-z0-9]{1,4}){0,4}") -> RepositoryName {
             text.parse().unwrap()

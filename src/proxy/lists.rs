@@ -71,41 +71,25 @@ pub(super) async fn tags(
     Ok(reply)
 }
 
-/// A page of the manifests that refer to another (distribution-spec, end-12).
+/// The manifests that refer to another (distribution-spec, end-12), all at once.
 pub(super) async fn referrers(
     fills: &Fills,
     right: &Right,
     repo: &RepoKey,
-    asked: &AsAsked<'_>,
     digest: Digest,
     artifact_type: Option<&str>,
-    page: Option<&str>,
 ) -> Result<Reply, Refusal> {
-    let answer = fills
-        .referrers(right, repo, digest, artifact_type, page)
-        .await?;
-    let mut reply = Reply::json(answer.bytes);
+    let found = fills.referrers(right, repo, digest, artifact_type).await?;
+    let mut reply = Reply::json(found.list.to_index());
     let index = HeaderValue::from_static(media_type::OCI_INDEX);
     reply.headers.insert(header::CONTENT_TYPE, index);
-    if answer.filters_applied {
+    if artifact_type.is_some() {
         let filter = HeaderValue::from_static("artifactType");
         reply.headers.insert(OCI_FILTERS_APPLIED, filter);
     }
-    if let Some(page) = answer.next {
-        link(
-            &mut reply,
-            asked.ns,
-            &oci::Request::Referrers {
-                repository: asked.repository.clone(),
-                digest,
-                artifact_type: None,
-                page: Some(page),
-            },
-        );
-    }
-    reply.outcome = answer.outcome;
-    reply.is_of_another = answer.is_of_another;
-    reply.age(answer.age, answer.reason);
+    reply.outcome = found.outcome;
+    reply.is_of_another = found.is_of_another;
+    reply.age(found.age, found.reason);
     Ok(reply)
 }
 

@@ -411,21 +411,10 @@ impl Proxy {
             oci::Request::Referrers {
                 digest,
                 artifact_type,
-                page,
                 ..
             } => {
-                let (artifact_type, page) = (artifact_type.as_deref(), page.as_deref());
-                let fills = &self.parts.fills;
-                lists::referrers(
-                    fills,
-                    &right,
-                    &repo,
-                    &as_asked,
-                    *digest,
-                    artifact_type,
-                    page,
-                )
-                .await
+                let (fills, artifact_type) = (&self.parts.fills, artifact_type.as_deref());
+                lists::referrers(fills, &right, &repo, *digest, artifact_type).await
             }
             oci::Request::Ping
             | oci::Request::Catalog { .. }

@@ -289,12 +289,15 @@ impl Credentials {
         let prefix = format!("assumed-role/{role}/");
         let mut principals = state.principals.iter();
         let holder = principals.find(|p| p.name.starts_with(&prefix))?.clone();
+        let now = SystemTime::now();
         let number = state.sessions.len();
+        let nanos = epoch(now).as_nanos().to_le_bytes();
+        let drawn = |what: &[u8]| sha256_hex(&[what, &number.to_le_bytes(), &nanos]);
         let keys = TemporaryKeys {
             access_key_id: format!("ASIASIMULATED{number:07}"),
-            secret_access_key: sha256_hex(&[b"secret", &number.to_le_bytes()]),
-            session_token: sha256_hex(&[b"session", &number.to_le_bytes()]),
-            expires_at: SystemTime::now() + Duration::from_secs(60 * 60),
+            secret_access_key: drawn(b"secret"),
+            session_token: drawn(b"session"),
+            expires_at: now + Duration::from_secs(60 * 60),
         };
         let (id, token) = (keys.access_key_id.clone(), keys.session_token.clone());
         state.issued.push(keys.secret_access_key.clone());

@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::oci::header::{OCI_FILTERS_APPLIED, next_link};
+use crate::oci::header::next_link;
 use crate::oci::media_type;
 use crate::oci::{Digest, RepositoryName};
 
@@ -50,10 +50,6 @@ pub struct NamePage {
 pub struct ReferrersPage {
     /// An image index, as it came.
     pub bytes: Bytes,
-    /// The type it came with.
-    pub media_type: String,
-    /// True if the registry filtered by artifact type, as it was asked.
-    pub filters_applied: bool,
     /// What to give as `page` for the next page.
     pub next: Option<String>,
 }
@@ -139,8 +135,7 @@ impl Upstream {
         Ok(Listed { answer, next })
     }
 
-    /// One page of the manifests that refer to `digest`, of one artifact type where one is given. `page`
-    /// is what the page before named.
+    /// One page of the manifests that refer to `digest`. `page` is what the page before named.
     ///
     /// # Errors
     /// [`UpstreamError::Absent`] and [`UpstreamError::Unsupported`] where the registry does not keep
@@ -152,13 +147,9 @@ impl Upstream {
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-        artifact_type: Option<&str>,
         page: Option<&str>,
     ) -> Result<ReferrersPage, UpstreamError> {
-        let filter = artifact_type
-            .map(|wanted| format!("artifactType={}", utf8_percent_encode(wanted, QUERY)));
-        let query: Vec<String> = filter.into_iter().chain(page.map(str::to_owned)).collect();
-        let query = joined(&query);
+        let query = page.map_or_else(String::new, |page| format!("?{page}"));
         let path = path_and_query(format!("/v2/{repository}/referrers/{digest}{query}"))?;
         let question = Question {
             accept: Some(HeaderValue::from_static(media_type::OCI_INDEX)),
@@ -168,22 +159,12 @@ impl Upstream {
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Manifest).await);
         }
-        let filters_applied = answer
-            .headers()
-            .get(OCI_FILTERS_APPLIED)
-            .and_then(|filters| filters.to_str().ok())
-            .is_some_and(|filters| filters.split(',').any(|f| f.trim() == "artifactType"));
         let next = next_page(answer.headers());
         let bytes = answer.read(MAX_LIST).await?;
         // Distribution-spec, "Listing Referrers": always an image index.
         crate::oci::Manifest::parse(media_type::OCI_INDEX, &bytes)
             .map_err(|_| UpstreamError::Wrong(Wrong::Malformed))?;
-        Ok(ReferrersPage {
-            bytes,
-            media_type: media_type::OCI_INDEX.to_owned(),
-            filters_applied,
-            next,
-        })
+        Ok(ReferrersPage { bytes, next })
     }
 }
 

@@ -46,16 +46,39 @@ impl Two {
 
     /// Before both, with `prod` as the first upstream; nothing leads to either yet.
     pub fn builder(&self) -> Builder {
-        let mut base = upstream(&self.base);
-        base.insert("name".to_owned(), "base".into());
-        base.insert("profile".to_owned(), "base".into());
+        self.before(Table::new(), Table::new())
+    }
+
+    /// The same, each by the role of this name in its account, which is assumed with this external id.
+    pub fn with_roles(&self, prod: (&str, &str), base: (&str, &str)) -> Builder {
+        let keys = |simulator: &Simulator, (role, external_id): (&str, &str)| {
+            let host = simulator.registry_host();
+            let account = host.split('.').next().expect("an account").to_owned();
+            let arn = format!("arn:aws:iam::{account}:role/{role}");
+            let keys = [("role_arn", arn.as_str()), ("external_id", external_id)];
+            let keys = keys.map(|(key, value)| (key.to_owned(), value.into()));
+            keys.into_iter().collect()
+        };
+        self.before(keys(&self.prod, prod), keys(&self.base, base))
+    }
+
+    /// With further keys of the two upstreams.
+    fn before(&self, prod: Table, base: Table) -> Builder {
+        let mut second = upstream(&self.base);
+        second.insert("name".to_owned(), "base".into());
+        second.insert("profile".to_owned(), "base".into());
+        second.extend(base);
         let config = self.folder.path().join("aws");
-        Proxy::builder()
+        let builder = Proxy::builder()
             .upstream_key("registry", self.prod.registry_host())
             .upstream_key("endpoint", self.prod.endpoint())
-            .upstream_key("profile", "prod")
-            .another_upstream(base)
-            .env("AWS_CONFIG_FILE", config.to_str().expect("a UTF-8 path"))
+            .upstream_key("profile", "prod");
+        let keys = prod.into_iter();
+        keys.fold(builder, |builder, (key, value)| {
+            builder.upstream_key(&key, value)
+        })
+        .another_upstream(second)
+        .env("AWS_CONFIG_FILE", config.to_str().expect("a UTF-8 path"))
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::str::FromStr as _;
 
 use super::{Resolver, known_upstream, our_domain};
-use crate::access::{Action, Network, ReadUsersError, Rule, Rules, Subject, Users};
+use crate::access::{Action, Network, ReadUsersError, Rule, Rules, Subject, Users, Who};
 use crate::config::{
     Access, Anonymous, Auth, Config, Files, ListenAddress, Server, Upstream, values,
 };
+use crate::oci::RepositoryName;
 
 impl Resolver {
     pub(super) fn access(
@@ -253,6 +255,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
+    warnings.extend(open_by_ns(config));
     if access.aws_tokens {
         let denials =
             |rule: &&Rule| rule.actions.is_empty() && rule.users.contains(&Subject::Anyone);
@@ -272,6 +275,48 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
                     let rule = &rule.name;
                     warnings.push(format!("{rule}: {name:?} is not in the user file"));
                 }
+            }
+        }
+    }
+    warnings
+}
+
+/// Rules by which anybody has at a domain, by naming a registry, what only users have elsewhere: more than the
+/// domain's own routes lead to.
+fn open_by_ns(config: &Config) -> Vec<String> {
+    let rules = &config.access.rules;
+    let domains = || config.server.domains.iter().map(String::as_str);
+    let names = config.names();
+    // No pattern of the operator's is likely to be about it.
+    let Ok(probe) = RepositoryName::from_str("ecr-proxy/any-name") else {
+        return Vec::new();
+    };
+    let mut warnings = Vec::new();
+    for upstream in config
+        .upstreams
+        .iter()
+        .filter(|it| it.auth != Auth::Anonymous)
+    {
+        let (name, registry) = (upstream.name.as_str(), upstream.registry.name());
+        let leads = |domain: &str, ns: Option<&str>| {
+            let led = names.routes().find(Some(domain), ns, &probe);
+            led.is_some_and(|led| *led.repo.upstream == *name)
+        };
+        if !domains().any(|domain| rules.admit_users(Some(domain)).is_some()) {
+            continue;
+        }
+        for domain in domains() {
+            if leads(domain, None) || !leads(domain, Some(registry)) {
+                continue;
+            }
+            let who = Who::Anonymous;
+            let deciding = rules.explain(&who, Some(domain), name, &probe, Action::Pull);
+            if let Some(open) = deciding.iter().find(|deciding| deciding.allows) {
+                warnings.push(format!(
+                    "{}: lets anybody pull from {name:?} at {domain}, too, by ?ns={registry}; name the \
+                     upstreams that it is meant for (upstreams = [...])",
+                    open.rule.name
+                ));
             }
         }
     }

@@ -160,6 +160,9 @@ impl Upstream {
         if let Some(ca) = &self.ca {
             values.push(("ca", path(ca)));
         }
+        if let Some(egress) = &self.egress {
+            values.push(("proxy", egress.to_string()));
+        }
         if !self.redirect_hosts.is_empty() {
             let count = self.redirect_hosts.len();
             values.push(("redirect_hosts", format!("{count} hosts")));

@@ -141,6 +141,7 @@ pub(super) const KEYS: &[Key] = &[
     key("upstream.endpoint", Shape::Text),
     key("upstream.endpoint_tls_name", Shape::Text),
     key("upstream.ca", Shape::Text),
+    key("upstream.proxy", Shape::Text),
     key("upstream.redirect_hosts", Shape::List),
     key("upstream.fallback", Shape::List),
     key("upstream.tag_ttl", Shape::Text),

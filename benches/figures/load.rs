@@ -1,9 +1,11 @@
 //! A client that costs little: what it takes it counts and throws away.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
@@ -21,6 +23,17 @@ const READ_BYTES: usize = 256 * 1024;
 /// The windows that Go's client opens, in bytes. Its frames stay at 16 KiB, the protocol's default.
 const H2_STREAM_WINDOW: u32 = 4 << 20;
 const H2_CONNECTION_WINDOW: u32 = 1 << 30;
+
+/// Whom the load logs in as. Servers that know no users do not look at it.
+pub const USER: &str = "bench";
+pub const PASSWORD: &str = "a password of usual length";
+
+/// What shows that.
+pub fn authorization() -> &'static str {
+    static BASIC: LazyLock<String> =
+        LazyLock::new(|| format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}"))));
+    &BASIC
+}
 
 /// Where to connect, and how.
 #[derive(Clone)]
@@ -130,7 +143,7 @@ impl Connection {
 
     /// Takes one answer to its end; anything but a whole 200 is the end of the measurement.
     pub async fn get(&mut self, path: &str) -> Taken {
-        let taken = self.try_get(path, None).await;
+        let taken = self.try_get(path, Some(authorization())).await;
         assert_eq!(taken.status, StatusCode::OK, "{path}");
         taken
     }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::load::{Protocol, Target};
+use super::load::{Protocol, Target, authorization};
 
 const READ_BYTES: usize = 256 * 1024;
 /// RFC 8446, 5.2: type, version and length; and behind the content its type and the tag.
@@ -63,7 +63,11 @@ impl Skimmer {
     }
 
     pub async fn get(mut self, path: &str) -> Skimmed {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host);
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: {}\r\n\r\n",
+            self.host,
+            authorization()
+        );
         let mut sealed = Vec::new();
         let writer = &mut self.session.writer();
         writer.write_all(request.as_bytes()).expect("a small write");

@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 
-use super::load::{Protocol, Target};
+use super::load::{PASSWORD, Protocol, Target, USER};
 use super::pki::Pki;
 use super::process::{MALLOC, Process, SERVER_CORE};
 
@@ -256,7 +256,19 @@ max_size = "20GiB"
 min_free = "1MiB"
 tag_ttl = "1h"
 [access]
-anonymous = "pull"
+users = "users.htpasswd"
+[[access.rule]]
+users = ["ci"]
+repositories = ["team/**"]
+actions = ["pull", "push", "delete"]
+[[access.rule]]
+users = ["*"]
+repositories = ["internal/*", "attic/**"]
+networks = ["192.0.2.0/24"]
+actions = ["pull"]
+[[access.rule]]
+users = ["*"]
+actions = ["pull"]
 [[upstream]]
 name = "prod"
 registry = "{registry}"
@@ -268,6 +280,10 @@ endpoint = "{endpoint}"
         endpoint = simulator.endpoint(),
     );
     fs::write(&file, config).expect("a writable folder");
+    // What a password costs is paid once, and is no part of a hit.
+    let hash = bcrypt::hash(PASSWORD, 4).expect("a password");
+    let users = format!("{USER}:{hash}\n");
+    fs::write(dir.join("users.htpasswd"), users).expect("a writable folder");
     let mut command = pinned(Path::new(env!("CARGO_BIN_EXE_ecr-proxy")));
     command
         .args(["serve", "--log-format", "json", "--config"])
@@ -347,6 +363,7 @@ http {{
             proxy_pass http://{storage};
             proxy_http_version 1.1;
             proxy_set_header Connection "";
+            proxy_set_header Authorization "";
             proxy_cache blobs;
             proxy_cache_key $uri;
             proxy_cache_valid 200 1d;

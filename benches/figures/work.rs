@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Listener, Pattern};
 use futures_util::future::join_all;
-use http::header;
+use http::{StatusCode, header};
 
 use super::load::{Connection, Protocol, Taken, Target};
 use super::process::{Process, foreign_cpu_seconds, have_memory_ready};
@@ -423,7 +423,10 @@ impl Figures {
         let host = location.authority().expect("an authority").to_string();
         let mut connection = target(Listener::Storage, host).connect().await;
         let path = location.path_and_query().expect("a path").as_str();
-        connection.get(path).await
+        // The URL is signed, and storage refuses who logs in besides.
+        let taken = connection.try_get(path, None).await;
+        assert_eq!(taken.status, StatusCode::OK, "{path}");
+        taken
     }
 
     /// Many clients, each at its own pace, on a blob that is there.

@@ -5,31 +5,21 @@ mod support;
 
 use support::image::{GREETING, REPOSITORY, TAG};
 use support::pki::Leaf;
-use support::real::{ctr, start_containerd};
+use support::real::{containerd_hosts, ctr, start_containerd};
 use support::{Pki, Scene};
 
-/// Writes `hosts.toml` for the proxy and the CA beside it, as `client-config containerd` prints it; and with
-/// it the certificate that containerd is to show, if it has one.
+/// Has containerd trust the proxy, and show it a certificate, if it has one.
 fn trust(scene: &Scene, own: Option<&Leaf>) {
-    let host = scene.host();
-    let folder = scene.sandbox.path("hosts").join(&host);
-    let ca = folder.join("ca.crt");
-    scene.sandbox.trust(&scene.proxy.pki().ca(), &ca);
-    let mut hosts = format!(
-        "server = \"https://{host}\"\n\n\
-         [host.\"https://{host}\"]\n\
-         capabilities = [\"pull\", \"resolve\"]\n\
-         ca = {:?}\n",
-        ca.to_string_lossy()
-    );
-    if let Some(leaf) = own {
-        let (certificate, key) = (folder.join("client.cert"), folder.join("client.key"));
-        scene.sandbox.write(&certificate, &leaf.certificate);
-        scene.sandbox.write(&key, &leaf.key);
-        let (certificate, key) = (certificate.to_string_lossy(), key.to_string_lossy());
-        hosts += &format!("client = [[{certificate:?}, {key:?}]]\n");
-    }
-    scene.sandbox.write(&folder.join("hosts.toml"), hosts);
+    let Some(leaf) = own else {
+        containerd_hosts(scene, &["pull", "resolve"], "");
+        return;
+    };
+    let folder = scene.sandbox.path("hosts").join(scene.host());
+    let (certificate, key) = (folder.join("client.cert"), folder.join("client.key"));
+    scene.sandbox.write(&certificate, &leaf.certificate);
+    scene.sandbox.write(&key, &leaf.key);
+    let more = format!("client = [[{certificate:?}, {key:?}]]\n");
+    containerd_hosts(scene, &["pull", "resolve"], &more);
 }
 
 fn pull_and_run(scene: &Scene, container: &str) {

@@ -240,6 +240,41 @@ async fn containerd_is_known_by_certificate_or_header_at_a_mirror_with_or_withou
     registries.proxy.assert_blobs_are_sound();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_pushes_by_the_name_of_the_registry_that_it_is_for() {
+    let mut registries = Registries::start().await;
+    let sandbox = &registries.sandbox;
+    start_containerd(sandbox);
+    registries.set_up("containerd", "nerdctl() { :; }");
+    let folder = sandbox.path("hosts");
+    // Of this age it tells the registry in pulls alone, so a path does.
+    let ours = format!("https://{}/v2/other", registries.host(DOMAIN));
+    let basic = registries.basic();
+    let text = format!(
+        "[host.\"{ours}\"]\ncapabilities = [\"pull\", \"resolve\", \"push\"]\noverride_path = true\n\
+         ca = \"/etc/containerd/certs.d/{}/ca.crt\"\n\
+         [host.\"{ours}\".header]\nauthorization = [\"Basic {basic}\"]\n",
+        registries.host(DOMAIN)
+    );
+    sandbox.write(&folder.join(OTHER).join("hosts.toml"), text);
+    let folder = folder.to_string_lossy().into_owned();
+    let (from, to) = (
+        format!("{OTHER}/team/app:{TAG}"),
+        format!("{OTHER}/team/pushed:{TAG}"),
+    );
+    let platforms = "--all-platforms";
+    let pull = ["images", "pull", "--hosts-dir", &folder, platforms, &from];
+    ctr(sandbox, &pull);
+    ctr(sandbox, &["images", "tag", &from, &to]);
+    ctr(sandbox, &["images", "push", "--hosts-dir", &folder, &to]);
+    for image in [&from, &to] {
+        ctr(sandbox, &["images", "rm", "--sync", image]);
+    }
+    assert_eq!(contained(&registries, &folder, &to), "from the other");
+    registries.stop().await;
+    assert_eq!(contained(&registries, &folder, &to), "from the other");
+}
+
 /// podman with stores of its own in the sandbox.
 fn podman<'a>(registries: &Registries, words: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let path = |name: &str| registries.sandbox.path(name).to_string_lossy().into_owned();
@@ -300,6 +335,59 @@ async fn podman_and_skopeo_have_each_registry_by_its_own_names_under_prefixes_of
         }
     }
     registries.proxy.assert_blobs_are_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_builds_dockerfiles_as_they_are() {
+    let mut registries = Registries::start().await;
+    registries.set_up("podman", &typed("podman", "command podman"));
+    let file = "/etc/containers/registries.conf.d/ecr-proxy.conf";
+    let uncomment = ["-i", "s/^# unqualified/unqualified/", file];
+    let folder = registries.sandbox.path("build");
+    let dockerfile = format!(
+        "FROM {OTHER}/team/app:{TAG} AS other\n\
+         FROM busybox:{TAG}\n\
+         COPY --from=other /greeting /of-the-other\n\
+         COPY own /own\n"
+    );
+    let write = |name: &str, text: &str| registries.sandbox.write(&folder.join(name), text);
+    write("Dockerfile", &dockerfile);
+    write("own", "own");
+    let folder = folder.to_string_lossy().into_owned();
+    let build = [
+        "build",
+        "--pull",
+        "--no-cache",
+        "--isolation",
+        "chroot",
+        "--tag",
+        "built",
+        &folder,
+    ];
+    let refused = podman(&registries, build);
+    let refused = refused.iter().map(String::as_str);
+    let told = "short-name \"busybox:v1\" did not resolve";
+    registries.sandbox.must_fail(told, "podman", refused);
+    registries.sandbox.must("sed", uncomment);
+    for with_upstreams in [true, false] {
+        let run = |words: &[&str]| {
+            let words = podman(&registries, words.iter().copied());
+            let words = words.iter().map(String::as_str);
+            registries.sandbox.must("podman", words)
+        };
+        run(&build);
+        let mounted = run(&["image", "mount", "built"]);
+        let files =
+            ["greeting", "of-the-other", "own"].map(|name| format!("{}/{name}", mounted.trim()));
+        let said = registries
+            .sandbox
+            .must("cat", files.iter().map(String::as_str));
+        assert_eq!(said, "busybox from Docker Hubfrom the otherown");
+        run(&["image", "rm", "--all", "--force"]);
+        if with_upstreams {
+            registries.stop().await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,76 +3,15 @@
 
 mod support;
 
-use std::path::Path;
-
-use ecr_proxy::simulator::FULL_ACCESS_KEY;
-use support::proxy::Builder;
-use support::real::Dockerd;
-use support::users::user_line;
+use support::blobs::metric;
+use support::image::REPOSITORY;
+use support::pushed::{
+    LOGIN, PASSWORD, SECOND, TARGET, digest_of, into_docker_registry, into_ecr,
+    pulls_without_upstream, target, trust,
+};
+use support::real::{Dockerd, containerd_hosts, ctr, start_containerd};
+use support::users::login;
 use support::{Sandbox, Scene};
-
-const PASSWORD: &str = "open-sesame";
-const LOGIN: &str = "ci:open-sesame";
-/// Where they push to.
-const TARGET: &str = "pushed/app";
-
-/// One user may pull and push everywhere.
-fn one_user(proxy: Builder) -> Builder {
-    proxy
-        .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
-        .users(&user_line("ci", PASSWORD))
-        .rule("users = ['ci']\nactions = ['pull', 'push']")
-}
-
-async fn into_ecr() -> Scene {
-    let scene = Scene::simulator_with(one_user).await;
-    let ecr = scene.ecr().expect("a simulator");
-    ecr.create_repository(TARGET);
-    scene
-}
-
-async fn into_docker_registry() -> Scene {
-    Scene::docker_registry_with(one_user).await
-}
-
-fn target(scene: &Scene, tag: &str) -> String {
-    format!("{}/{TARGET}:{tag}", scene.host())
-}
-
-fn trust(scene: &Scene, folder: &str) {
-    let certs = Path::new(folder).join(scene.host());
-    scene
-        .sandbox
-        .trust(&scene.proxy.pki().ca(), &certs.join("ca.crt"));
-}
-
-/// The digest that a tag of the target names, as the proxy says.
-async fn digest_of(scene: &Scene, tag: &str) -> String {
-    let client = support::users::login(scene.proxy.tls_client(), "ci", PASSWORD);
-    let answer = client.head(&format!("/v2/{TARGET}/manifests/{tag}")).await;
-    assert_eq!(answer.status, 200, "{tag}");
-    let digest = answer.header("docker-content-digest");
-    digest.expect("a digest").to_owned()
-}
-
-/// What was pushed is upstream, and is pulled with upstream gone.
-async fn pulls_without_upstream(mut scene: Scene, tag: &str) {
-    let digest = digest_of(&scene, tag).await;
-    if let Some(ecr) = scene.ecr() {
-        assert!(ecr.manifest(TARGET, tag).is_some(), "ECR has no {tag}");
-        assert!(ecr.manifest(TARGET, &digest).is_some());
-    }
-    scene.stop_upstream().await;
-    let from = format!("docker://{}", target(&scene, tag));
-    let to = format!("oci:{}:v1", scene.sandbox.path("pulled").display());
-    let copy = ["copy", "--all", "--src-creds", LOGIN, &from, &to];
-    scene.sandbox.must("skopeo", copy);
-    scene.proxy.assert_blobs_are_sound();
-    if let Some(ecr) = scene.ecr() {
-        let secrets: Vec<String> = ecr.secrets();
-        scene.proxy.assert_no_secrets(&secrets).await;
-    }
-}
 
 /// An image layout of the sample image, from the registry that has it.
 fn layout(scene: &Scene) -> String {
@@ -107,23 +46,52 @@ async fn skopeo_copies_into_docker_registry() {
     skopeo_story(into_docker_registry().await).await;
 }
 
-/// From one repository to another: skopeo would rather have it mounted.
+/// From one repository to others: what skopeo knows to be in one it has mounted in the next.
 async fn skopeo_between_story(scene: Scene) {
     trust(&scene, "/etc/containers/certs.d");
-    let from = format!("docker://{}", scene.reference());
-    let to = format!("docker://{}", target(&scene, "copied"));
-    let logins = ["--src-creds", LOGIN, "--dest-creds", LOGIN];
-    for _ in 0..2 {
-        let copy = ["copy", "--all"].into_iter().chain(logins);
-        let copy = copy.chain([from.as_str(), to.as_str()]);
-        scene.sandbox.must("skopeo", copy);
-    }
+    let copy = |from: &str, to: &str| {
+        let (from, to) = (format!("docker://{from}"), format!("docker://{to}"));
+        let words = [
+            "copy",
+            "--all",
+            "--src-creds",
+            LOGIN,
+            "--dest-creds",
+            LOGIN,
+            &from,
+            &to,
+        ];
+        scene.sandbox.must("skopeo", words);
+    };
+    let (first, second) = (
+        target(&scene, "copied"),
+        format!("{}/{SECOND}:copied", scene.host()),
+    );
+    copy(&scene.reference(), &first);
+    // What is there already is not sent again, and is no fault.
+    copy(&scene.reference(), &first);
+    let sent = sent(&scene).await;
+    copy(&first, &second);
+    let more = self::sent(&scene).await - sent;
+    assert!(
+        more < 10_000.0,
+        "{more} bytes: more than the configurations"
+    );
     pulls_without_upstream(scene, "copied").await;
+}
+
+/// How many bytes of blobs the proxy has sent upstream.
+async fn sent(scene: &Scene) -> f64 {
+    metric(&scene.proxy, "ecr_proxy_upstream_sent_bytes_total", &[]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn skopeo_copies_between_repositories_of_ecr() {
-    skopeo_between_story(into_ecr().await).await;
+    let scene = into_ecr().await;
+    let ecr = scene.ecr().expect("a simulator");
+    ecr.create_repository(SECOND);
+    ecr.set_blob_mounting(true);
+    skopeo_between_story(scene).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,6 +143,80 @@ async fn buildah_pushes_into_ecr() {
 #[tokio::test(flavor = "multi_thread")]
 async fn buildah_pushes_into_docker_registry() {
     podman_story(into_docker_registry().await, "buildah").await;
+}
+
+/// A list of images that the client puts together itself.
+async fn list_story(scene: Scene, program: &str) {
+    trust(&scene, "/etc/containers/certs.d");
+    let (sandbox, to) = (
+        &scene.sandbox,
+        format!("docker://{}", target(&scene, "list")),
+    );
+    run(sandbox, program, &["manifest", "create", "list"]);
+    for image in &scene.image().manifests {
+        let host = scene.host();
+        let one = format!("docker://{host}/{REPOSITORY}@{}", image.manifest.digest);
+        run(
+            sandbox,
+            program,
+            &["manifest", "add", "--creds", LOGIN, "list", &one],
+        );
+    }
+    let push = ["manifest", "push", "--all", "--creds", LOGIN, "list", &to];
+    run(sandbox, program, &push);
+    let client = login(scene.proxy.tls_client(), "ci", PASSWORD);
+    let list = client
+        .get(&format!("/v2/{TARGET}/manifests/list"))
+        .await
+        .json();
+    let named = list["manifests"].as_array().expect("a list").len();
+    assert_eq!(named, scene.image().manifests.len());
+    pulls_without_upstream(scene, "list").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_pushes_a_list_of_images_into_ecr() {
+    list_story(into_ecr().await, "podman").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buildah_pushes_a_list_of_images_into_docker_registry() {
+    list_story(into_docker_registry().await, "buildah").await;
+}
+
+async fn containerd_story(scene: Scene) {
+    trust(&scene, "/etc/containers/certs.d");
+    start_containerd(&scene.sandbox);
+    let hosts = containerd_hosts(&scene, &["pull", "resolve", "push"], "");
+    let (reference, to) = (scene.reference(), target(&scene, "containerd"));
+    let known = ["--hosts-dir", &*hosts, "--user", LOGIN];
+    let images = |words: &[&str], names: &[&str]| {
+        let words = ["images"].iter().chain(words).chain(names);
+        ctr(&scene.sandbox, &words.copied().collect::<Vec<_>>())
+    };
+    let with = |word: &'static str| [&[word], &known[..]].concat();
+    images(
+        &[with("pull"), vec!["--all-platforms"]].concat(),
+        &[&reference],
+    );
+    images(&["tag"], &[&reference, &to]);
+    images(&with("push"), &[&to]);
+    images(&with("push"), &[&to]);
+    assert_eq!(
+        digest_of(&scene, "containerd").await,
+        scene.image().top.digest
+    );
+    pulls_without_upstream(scene, "containerd").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_pushes_into_ecr() {
+    containerd_story(into_ecr().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_pushes_into_docker_registry() {
+    containerd_story(into_docker_registry().await).await;
 }
 
 async fn docker_story(scene: Scene) {

@@ -201,3 +201,42 @@ async fn p10_an_ns_is_looked_up_as_a_whole_and_once() {
         assert_leads(&any, &images, "app", query, Led::To("any/app")).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_an_upload_goes_on_where_it_began_whatever_its_ns_is_made_of() {
+    let two = Two::start().await;
+    two.prod.create_repository("app");
+    let proxy = two
+        .builder()
+        .rule("users = ['@anonymous']\nactions = ['pull', 'push']")
+        .route([("ns", "*"), ("upstream", "prod")])
+        .start();
+    let client = proxy.client();
+    for ns in [
+        "quay.io",
+        "a%26digest%3Dsha256:00",
+        "%C3%A9",
+        "a%23b",
+        "a%20b",
+        "",
+        "%25",
+    ] {
+        let begun = client
+            .ask(
+                "POST",
+                &format!("/v2/app/blobs/uploads/?ns={ns}"),
+                &[("content-length", "0")],
+            )
+            .await;
+        assert_eq!(begun.status, 202, "{ns}: {}", begun.text());
+        let location = begun.header("location").expect("a Location").to_owned();
+        let (path, query) = location.split_once('?').expect("ns");
+        assert!(!path.contains(ns) || ns.is_empty(), "{location}");
+        assert!(
+            query.starts_with("ns=") && !query.contains('&'),
+            "{location}"
+        );
+        let state = client.get(&location).await;
+        assert_eq!(state.status, 204, "{location}: {}", state.text());
+    }
+}

@@ -19,7 +19,7 @@ mod route;
 mod routed;
 mod routing;
 
-pub use digest::{Digest, Hasher, ParseDigestError};
+pub use digest::{Digest, DigestText, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
 pub use image::{ImageName, ImagePattern, ParseImageError, Which};
 pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, media_type};
@@ -32,6 +32,6 @@ pub use reference::{
     ParseNameError, ParseReferenceError, ParseTagError, Reference, RepoKey, RepositoryName, Tag,
 };
 pub use referrers::Referrers;
-pub use route::{ParseRequestError, Request, query_value};
+pub use route::{ParseRequestError, Request, escaped, query_value};
 pub use routed::Routed;
 pub use routing::{Because, Home, Led, NameRoute, Namespace, Routes, Written};

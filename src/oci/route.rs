@@ -323,7 +323,8 @@ impl fmt::Display for Request {
     }
 }
 
-fn escaped(value: &str) -> impl fmt::Display + '_ {
+/// A value as it stands in a query.
+pub fn escaped(value: &str) -> impl fmt::Display + '_ {
     utf8_percent_encode(value, QUERY_VALUE)
 }
 

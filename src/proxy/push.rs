@@ -409,7 +409,10 @@ impl Push<'_> {
     fn location(&self, id: &str) -> String {
         let repository = self.repository;
         match self.ns {
-            Some(ns) => format!("/v2/{repository}/blobs/uploads/{id}?ns={ns}"),
+            Some(ns) => {
+                let ns = oci::escaped(ns);
+                format!("/v2/{repository}/blobs/uploads/{id}?ns={ns}")
+            }
             None => format!("/v2/{repository}/blobs/uploads/{id}"),
         }
     }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::{Pki, Sandbox, program};
+use super::{Pki, Sandbox, Scene, program};
 
 /// Another process may take the port between our looking for one and the registry's binding it.
 const ATTEMPTS: usize = 10;
@@ -174,6 +174,25 @@ pub fn start_containerd(sandbox: &Sandbox) {
         "containerd",
         ["--config", &file],
     );
+}
+
+/// Writes `hosts.toml` for the proxy and the CA beside it, as `client-config containerd` prints it, with further
+/// lines; the folder that containerd is told of.
+pub fn containerd_hosts(scene: &Scene, capabilities: &[&str], more: &str) -> String {
+    let host = scene.host();
+    let hosts = scene.sandbox.path("hosts");
+    let ca = hosts.join(&host).join("ca.crt");
+    scene.sandbox.trust(&scene.proxy.pki().ca(), &ca);
+    let text = format!(
+        "server = \"https://{host}\"\n\n\
+         [host.\"https://{host}\"]\n\
+         capabilities = {capabilities:?}\n\
+         ca = {ca:?}\n{more}"
+    );
+    scene
+        .sandbox
+        .write(&hosts.join(&host).join("hosts.toml"), text);
+    hosts.to_string_lossy().into_owned()
 }
 
 /// Runs containerd's own command in it, which must end well; returns its standard output.

@@ -19,11 +19,11 @@ pub const HUB: &str = "hub.mydomain.test";
 pub const OTHER: &str = "registry.upstream.test";
 /// The tag of every image.
 pub const TAG: &str = "v1";
-/// A user who may pull everything at [`DOMAIN`].
+/// A user who may pull and push everything at [`DOMAIN`].
 pub const USER: &str = "ci";
 /// His password.
 pub const PASSWORD: &str = "open-sesame";
-/// A client certificate of this name may do the same.
+/// Who has a client certificate of this name may pull there.
 pub const NODE: &str = "node-7";
 
 /// See the module.
@@ -101,7 +101,10 @@ impl Registries {
                 "users = ['@anonymous']\ndomains = ['{HUB}']\nupstreams = ['hub']\nactions = ['pull']"
             ))
             .rule(&format!(
-                "users = ['{USER}', '{NODE}']\ndomains = ['{DOMAIN}']\nactions = ['pull']"
+                "users = ['{USER}']\ndomains = ['{DOMAIN}']\nactions = ['pull', 'push']"
+            ))
+            .rule(&format!(
+                "users = ['{NODE}']\ndomains = ['{DOMAIN}']\nactions = ['pull']"
             ))
             .route([("domain", HUB), ("upstream", "hub")])
             .route(below("hub", "hub"))

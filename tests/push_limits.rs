@@ -59,7 +59,7 @@ async fn u12_throttling_is_absorbed_before_anything_flows() {
     let place = begin(&ann, APP).await;
     assert_eq!(throttled.taken(), 1);
     // Others found the gate closed: what is to flow waits before it does.
-    let throttled = once("POST", "/blobs/uploads/");
+    let _throttled = once("POST", "/blobs/uploads/");
     let patch = async {
         until("the proxy was told", async || {
             metric(&rig.proxy, THROTTLED, &[]).await == 2.0

@@ -225,3 +225,42 @@ async fn a_directory_that_limits_rates_is_left_alone_for_as_long_as_it_asks() {
     assert_eq!(metric(&proxy, ORDERS, &["result=\"failed\""]).await, 1.0);
     assert_eq!(asked.load(Ordering::SeqCst), 1, "one question and no more");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_wants_to_know_whose_account_it_is_is_told_and_a_wrong_key_is_said_to_be_one()
+ {
+    const KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    const WRONG: &str = "AAAAZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let simulator = simulator().await;
+    let mut plan = Plan::new();
+    plan.known = vec![("kid-1", KEY)];
+    let port = free_port();
+    let _pebble = plan.start(port, 1, YEAR);
+    let root = plan.root().await;
+    let stranger = acme(Proxy::builder().simulator(&simulator), &plan, &[]).start();
+    until("it is told that an account is wanted", async || {
+        readyz(&stranger).await.contains("eab_kid and eab_key_file")
+    })
+    .await;
+
+    let builder = Proxy::builder().simulator(&simulator);
+    let builder = builder.listen([format!("https://127.0.0.1:{port}").as_str()]);
+    let file = builder.pki().dir().join("eab.key");
+    fs::write(&file, WRONG).expect("writable");
+    let path = file.to_str().expect("a UTF-8 path");
+    let keys = [("eab_kid", "kid-1"), ("eab_key_file", path)];
+    let proxy = acme(builder, &plan, &keys).start();
+    until("the key is told to be wrong", async || {
+        let page = readyz(&proxy).await;
+        page.contains("does not take eab_kid") && page.contains("with the key of eab_key_file")
+    })
+    .await;
+    // The right one is used without a restart.
+    fs::write(&file, KEY).expect("writable");
+    until("there is a certificate", async || {
+        is_served(&proxy, &root).await
+    })
+    .await;
+    let secrets = [KEY.to_owned(), WRONG.to_owned()];
+    proxy.assert_no_secrets(&secrets).await;
+}

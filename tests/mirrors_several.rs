@@ -338,6 +338,59 @@ async fn podman_and_skopeo_have_each_registry_by_its_own_names_under_prefixes_of
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn podman_builds_dockerfiles_as_they_are() {
+    let mut registries = Registries::start().await;
+    registries.set_up("podman", &typed("podman", "command podman"));
+    let file = "/etc/containers/registries.conf.d/ecr-proxy.conf";
+    let uncomment = ["-i", "s/^# unqualified/unqualified/", file];
+    let folder = registries.sandbox.path("build");
+    let dockerfile = format!(
+        "FROM {OTHER}/team/app:{TAG} AS other\n\
+         FROM busybox:{TAG}\n\
+         COPY --from=other /greeting /of-the-other\n\
+         COPY own /own\n"
+    );
+    let write = |name: &str, text: &str| registries.sandbox.write(&folder.join(name), text);
+    write("Dockerfile", &dockerfile);
+    write("own", "own");
+    let folder = folder.to_string_lossy().into_owned();
+    let build = [
+        "build",
+        "--pull",
+        "--no-cache",
+        "--isolation",
+        "chroot",
+        "--tag",
+        "built",
+        &folder,
+    ];
+    let refused = podman(&registries, build);
+    let refused = refused.iter().map(String::as_str);
+    let told = "short-name \"busybox:v1\" did not resolve";
+    registries.sandbox.must_fail(told, "podman", refused);
+    registries.sandbox.must("sed", uncomment);
+    for with_upstreams in [true, false] {
+        let run = |words: &[&str]| {
+            let words = podman(&registries, words.iter().copied());
+            let words = words.iter().map(String::as_str);
+            registries.sandbox.must("podman", words)
+        };
+        run(&build);
+        let mounted = run(&["image", "mount", "built"]);
+        let files =
+            ["greeting", "of-the-other", "own"].map(|name| format!("{}/{name}", mounted.trim()));
+        let said = registries
+            .sandbox
+            .must("cat", files.iter().map(String::as_str));
+        assert_eq!(said, "busybox from Docker Hubfrom the otherown");
+        run(&["image", "rm", "--all", "--force"]);
+        if with_upstreams {
+            registries.stop().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_of_podman_may_be_for_digests_or_for_tags_alone() {
     let registries = Registries::start().await;
     registries.set_up("podman", &typed("podman", "command podman"));

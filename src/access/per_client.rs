@@ -3,23 +3,41 @@
 //! Invariant: a [`Held`] is counted from its making to its drop.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Counts by client. Clones count together.
 #[derive(Clone, Debug, Default)]
-pub struct PerClient(Arc<Mutex<HashMap<IpAddr, usize>>>);
+pub struct PerClient(Arc<Mutex<Counts>>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    in_all: usize,
+    /// Of each client that has any.
+    clients: HashMap<IpAddr, usize>,
+}
 
 impl PerClient {
     /// One more for the client at `address`; `None` if it has `most` already.
     pub fn take(&self, address: IpAddr, most: usize) -> Option<Held> {
+        self.take_of(usize::MAX, address, most)
+    }
+
+    /// Like [`Self::take`], and `None` too if all clients together have `most_in_all` already.
+    pub fn take_of(&self, most_in_all: usize, address: IpAddr, most: usize) -> Option<Held> {
         let client = client(address);
         let mut counts = self.counts();
-        let count = counts.get(&client).copied().unwrap_or(0);
-        if count >= most {
+        if counts.in_all >= most_in_all {
             return None;
         }
-        counts.insert(client, count + 1);
+        match counts.clients.get_mut(&client) {
+            Some(count) if *count >= most => return None,
+            Some(count) => *count += 1,
+            None if most == 0 => return None,
+            None => drop(counts.clients.insert(client, 1)),
+        }
+        counts.in_all += 1;
         drop(counts);
         Some(Held {
             of: self.clone(),
@@ -29,10 +47,10 @@ impl PerClient {
 
     /// Whether nobody has any.
     pub fn is_empty(&self) -> bool {
-        self.counts().is_empty()
+        self.counts().in_all == 0
     }
 
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
         // Only counted under the lock, and nothing in there can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -60,10 +78,11 @@ pub struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let mut counts = self.of.counts();
-        if let Some(count) = counts.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.client);
+        counts.in_all -= 1;
+        if let Entry::Occupied(mut count) = counts.clients.entry(self.client) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
     }
@@ -97,5 +116,17 @@ mod tests {
         assert!(counted.take(address("192.0.2.1"), 1).is_none());
         drop(held);
         assert!(counted.is_empty());
+    }
+
+    #[test]
+    fn all_together_have_so_many() {
+        let counted = PerClient::default();
+        let first = counted.take_of(2, address("192.0.2.1"), 1);
+        assert!(counted.take_of(2, address("192.0.2.1"), 1).is_none());
+        let second = counted.take_of(2, address("192.0.2.2"), 1);
+        assert!(first.is_some() && second.is_some());
+        assert!(counted.take_of(2, address("192.0.2.3"), 1).is_none());
+        drop(first);
+        assert!(counted.take_of(2, address("192.0.2.3"), 1).is_some());
     }
 }

@@ -78,16 +78,6 @@ impl Turns {
         }
     }
 
-    /// A turn at once, or none: where all are had, or the client has as many as it may.
-    pub fn take_now(&self, client: IpAddr) -> Option<Turn> {
-        let wanted = Wanted::new(Arc::clone(&self.0));
-        Some(Turn {
-            _of_client: Some(self.of(client).try_acquire_owned().ok()?),
-            _of_all: Some(Arc::clone(&self.0.all).try_acquire_owned().ok()?),
-            _wanted: wanted,
-        })
-    }
-
     /// Waits until nobody has a turn or waits for one.
     ///
     /// # Cancel safety
@@ -173,7 +163,6 @@ mod tests {
         let _second = turns.take(at(2)).await;
         let _of_many = turns.take(None).await;
         assert!(turns.take(at(3)).now_or_never().is_none(), "more than all");
-        assert!(turns.take_now(IpAddr::from([192, 0, 2, 3])).is_none());
         first.pop();
         drop(third.now_or_never().expect("a turn that is free"));
     }

@@ -55,6 +55,8 @@ impl Config {
                 ]);
                 let email = options.email.iter();
                 values.extend(email.map(|email| ("tls.acme.email", email.clone())));
+                let binding = options.binding.iter();
+                values.extend(binding.map(|it| ("tls.acme.eab_kid", it.kid.clone())));
                 let listen = http_listen.iter();
                 values.extend(listen.map(|at| ("tls.acme.http_listen", format!("http://{at}"))));
                 let ca = options.ca.iter();
@@ -157,6 +159,9 @@ impl Upstream {
         }
         if let Some(ca) = &self.ca {
             values.push(("ca", path(ca)));
+        }
+        if let Some(egress) = &self.egress {
+            values.push(("proxy", egress.to_string()));
         }
         if !self.redirect_hosts.is_empty() {
             let count = self.redirect_hosts.len();

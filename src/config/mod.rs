@@ -38,7 +38,7 @@ use crate::cache::Pin;
 use crate::fill::TagPolicy;
 use crate::oci::{ImageName, NameRoute, Namespace, Pattern, Platform, RepositoryName};
 use crate::tls::{AcmeOptions, ClientUser, PairFiles};
-use crate::upstream::{Creation, HostPattern, Quotas, Rate, Registry, Role};
+use crate::upstream::{Creation, Egress, HostPattern, Quotas, Rate, Registry, Role};
 
 /// The file that is read when none is named, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/ecr-proxy/config.toml";
@@ -231,6 +231,8 @@ pub struct Upstream {
     pub endpoint_tls_name: Option<String>,
     /// Further roots to trust, PEM.
     pub ca: Option<PathBuf>,
+    /// The proxy on the way out; `None` for none.
+    pub egress: Option<Egress>,
     /// Further hosts that blob redirects may lead to.
     pub redirect_hosts: Vec<HostPattern>,
     /// Other upstreams with the same repositories, asked in this order where this one cannot answer.

@@ -203,6 +203,7 @@ impl Config {
             endpoint: upstream.endpoint.clone(),
             endpoint_tls_name: upstream.endpoint_tls_name.clone(),
             extra_roots,
+            egress: upstream.egress.clone(),
             redirect_hosts: upstream.redirect_hosts.clone(),
             trust_manifests: upstream.trust_manifests,
             max_bandwidth: upstream.max_upstream_bandwidth,

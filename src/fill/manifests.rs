@@ -10,8 +10,8 @@ use tokio::time::{Instant, timeout};
 use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
+use super::lately::{Lately, Noted};
 use super::learned::Learned;
-use super::options::For;
 use super::policy::TagPolicy;
 use super::recorded::Recorded;
 use crate::cache::{StoredManifest, TagRecord};
@@ -85,24 +85,20 @@ pub(super) struct Manifests {
     clock: Clock,
     options: Arc<ArcSwap<FillOptions>>,
     questions: Flights<(RepoKey, Reference), Found>,
-    absent: moka::sync::Cache<(RepoKey, Reference), Absent>,
+    absent: Lately<Absent>,
     /// What somebody waited for in vain, and is still being asked.
-    slow: moka::sync::Cache<(RepoKey, Reference), ()>,
+    slow: Noted,
     /// What is checked in the background, or was a moment ago.
-    checked: moka::sync::Cache<(RepoKey, Digest), ()>,
+    checked: Noted,
     staleness: Mutex<Option<Staleness>>,
     learned: Learned,
     metrics: FillMetrics,
-    gone: Gone,
-    changed: Changed,
+    /// Pinned manifests that upstream said it has no more; asked about again after as long as a record is
+    /// believed.
+    gone: Noted,
+    /// When a tag was last changed through this proxy: an answer to a question asked before then is older.
+    changed: Noted,
 }
-
-/// Pinned manifests that upstream said it has no more; asked about again after as long as a record is
-/// believed.
-type Gone = moka::sync::Cache<(RepoKey, Digest), ()>;
-
-/// When a tag was last changed through this proxy: an answer to a question asked before then is older.
-type Changed = moka::sync::Cache<(RepoKey, Tag), Instant>;
 
 /// What a question needs once it runs in a task of its own.
 #[derive(Clone)]
@@ -110,8 +106,8 @@ struct Asker {
     recorded: Recorded,
     upstreams: Upstreams,
     clock: Clock,
-    gone: Gone,
-    changed: Changed,
+    gone: Noted,
+    changed: Noted,
     repo: RepoKey,
     asked_at: Instant,
 }
@@ -125,22 +121,8 @@ impl Manifests {
         metrics: FillMetrics,
     ) -> Self {
         let learned = Learned::new(upstreams.clone());
-        let absent = moka::sync::Cache::builder()
-            .max_capacity(10_000)
-            .expire_after(For::new(&options, |options| options.absent_ttl))
-            .build();
-        let gone = moka::sync::Cache::builder()
-            .max_capacity(10_000)
-            .expire_after(For::new(&options, |options| options.record_ttl))
-            .build();
-        let slow = moka::sync::Cache::builder()
-            .max_capacity(10_000)
-            .time_to_live(CHECK_PAUSE)
-            .build();
-        let checked = moka::sync::Cache::builder()
-            .max_capacity(10_000)
-            .time_to_live(CHECK_PAUSE)
-            .build();
+        let absent = Lately::optional(&options, |options| options.absent_ttl);
+        let gone = Noted::optional(&options, |options| options.record_ttl);
         Self {
             recorded,
             upstreams,
@@ -148,16 +130,13 @@ impl Manifests {
             options,
             questions: Flights::default(),
             absent,
-            slow,
-            checked,
+            slow: Noted::lasting(CHECK_PAUSE),
+            checked: Noted::lasting(CHECK_PAUSE),
             staleness: Mutex::default(),
             learned,
             metrics,
             gone,
-            changed: moka::sync::Cache::builder()
-                .max_capacity(10_000)
-                .time_to_live(CHECK_PAUSE)
-                .build(),
+            changed: Noted::lasting(CHECK_PAUSE),
         }
     }
 
@@ -166,39 +145,38 @@ impl Manifests {
         repo: &RepoKey,
         reference: &Reference,
     ) -> Result<FoundManifest, FillError> {
-        let asker = self.asker(repo);
         match reference {
-            Reference::Digest(digest) => match asker.kept(*digest).await? {
-                Some(found) if self.gone.contains_key(&(repo.clone(), *digest)) => {
+            Reference::Digest(digest) => match self.recorded.kept(repo, *digest).await? {
+                Some(found) if self.gone.get(repo, *digest).is_some() => {
                     let checked = self.recorded.manifest_checked(repo, *digest);
                     let age = checked.map_or(Duration::ZERO, |at| self.clock.since(at));
                     Ok(found.stale(age, StaleReason::Pinned))
                 }
                 Some(found) => {
-                    self.confirm_in_time(asker, &found.manifest);
+                    self.confirm_in_time(repo, &found.manifest);
                     Ok(found)
                 }
                 None => {
-                    let digest = *digest;
+                    let (asker, digest) = (self.asker(repo), *digest);
                     self.ask(repo, reference, move || asker.by_digest(digest))
                         .await
                 }
             },
-            Reference::Tag(tag) => self.find_tag(asker, reference, tag).await,
+            Reference::Tag(tag) => self.find_tag(repo, reference, tag).await,
         }
     }
 
     /// See [`super::Fills::set_options`].
     pub(super) fn forget_absences(&self) {
-        self.absent.invalidate_all();
+        self.absent.forget_all();
     }
 
     /// See [`super::Fills::forget_answers`].
     pub(super) fn forget_answers(&self) {
         self.forget_absences();
-        self.slow.invalidate_all();
-        self.checked.invalidate_all();
-        self.gone.invalidate_all();
+        self.slow.forget_all();
+        self.checked.forget_all();
+        self.gone.forget_all();
         self.questions.abandon();
         self.learned.forget();
     }
@@ -234,19 +212,18 @@ impl Manifests {
         bytes: Bytes,
     ) {
         let digest = Digest::of(&bytes);
-        self.gone.invalidate(&(repo.clone(), digest));
+        self.gone.forget(repo, digest);
         let now = self.clock.now();
         self.recorded
             .note_manifest(repo, media_type, bytes, now)
             .await;
         if let Reference::Tag(tag) = reference {
-            self.changed
-                .insert((repo.clone(), tag.clone()), Instant::now());
+            self.changed.note(repo, tag.clone(), Instant::now());
             self.recorded.note_tag(repo, tag, digest, now).await;
         }
         for name in [Reference::Digest(digest), reference.clone()] {
-            self.absent.invalidate(&(repo.clone(), name.clone()));
-            self.slow.invalidate(&(repo.clone(), name));
+            self.absent.forget(repo, name.clone());
+            self.slow.forget(repo, name);
         }
     }
 
@@ -254,8 +231,7 @@ impl Manifests {
     pub(super) async fn deleted(&self, repo: &RepoKey, reference: &Reference) {
         match reference {
             Reference::Tag(tag) => {
-                self.changed
-                    .insert((repo.clone(), tag.clone()), Instant::now());
+                self.changed.note(repo, tag.clone(), Instant::now());
                 self.recorded.forget_tag(repo, tag).await;
             }
             Reference::Digest(digest) => self.recorded.forget_manifest(repo, *digest).await,
@@ -271,7 +247,7 @@ impl Manifests {
         let before = record.map(|record| record.digest);
         let asker = self.asker(repo);
         let reference = Reference::Tag(tag.clone());
-        self.absent.invalidate(&(repo.clone(), reference.clone()));
+        self.absent.forget(repo, reference.clone());
         let tag = tag.clone();
         let found = self
             .ask(repo, &reference, move || asker.by_tag(tag, record))
@@ -285,21 +261,19 @@ impl Manifests {
 
     async fn find_tag(
         &self,
-        asker: Asker,
+        repo: &RepoKey,
         reference: &Reference,
         tag: &Tag,
     ) -> Result<FoundManifest, FillError> {
-        let repo = &asker.repo.clone();
-        let Some(record) = self.recorded.tag(repo, tag).await? else {
-            let tag = tag.clone();
-            return self
-                .ask(repo, reference, move || asker.by_tag(tag, None))
-                .await;
+        let question = |record| {
+            let (asker, tag) = (self.asker(repo), tag.clone());
+            move || asker.by_tag(tag, record)
         };
-        let Some(kept) = asker.kept(record.digest).await? else {
-            let tag = tag.clone();
-            let question = move || asker.by_tag(tag, Some(record));
-            return self.ask(repo, reference, question).await;
+        let Some(record) = self.recorded.tag(repo, tag).await? else {
+            return self.ask(repo, reference, question(None)).await;
+        };
+        let Some(kept) = self.recorded.kept(repo, record.digest).await? else {
+            return self.ask(repo, reference, question(Some(record))).await;
         };
         let options = self.options.load_full();
         let policy = options.tags.of(repo);
@@ -321,18 +295,19 @@ impl Manifests {
         }
         let age = age.unwrap_or_default();
         let may_be_stale = policy.permits_stale(age, ttl);
-        let key = (repo.clone(), reference.clone());
-        let wait = match (may_be_stale, self.slow.contains_key(&key)) {
+        let wait = match (
+            may_be_stale,
+            self.slow.get(repo, reference.clone()).is_some(),
+        ) {
             (false, _) => Duration::MAX,
             (true, false) => options.tag_wait,
             // Somebody waited for this very answer already.
             (true, true) => Duration::ZERO,
         };
-        let tag = tag.clone();
-        let question = self.ask(repo, reference, move || asker.by_tag(tag, Some(record)));
+        let question = self.ask(repo, reference, question(Some(record)));
         let reason = match timeout(wait, question).await {
             Err(_elapsed) => {
-                self.slow.insert(key, ());
+                self.slow.note(repo, reference.clone(), Instant::now());
                 StaleReason::Slow
             }
             Ok(Err(FillError::Upstream(error))) => match stale_because(&error) {
@@ -378,17 +353,17 @@ impl Manifests {
 
     /// Asks in the background whether the repository still holds a manifest that was confirmed longer
     /// ago than records are believed. Only a no removes it.
-    fn confirm_in_time(&self, asker: Asker, manifest: &StoredManifest) {
-        let checked = self.recorded.manifest_checked(&asker.repo, manifest.digest);
+    fn confirm_in_time(&self, repo: &RepoKey, manifest: &StoredManifest) {
+        let checked = self.recorded.manifest_checked(repo, manifest.digest);
         if checked.is_none_or(|at| self.clock.since(at) <= self.options.load().record_ttl) {
             return;
         }
-        let subject = (asker.repo.clone(), manifest.digest);
-        if !self.checked.entry(subject).or_insert(()).is_fresh() {
+        if !self.checked.is_first(repo, manifest.digest) {
             return;
         }
-        let (questions, manifest) = (self.questions.clone(), manifest.clone());
-        let key = (asker.repo.clone(), Reference::Digest(manifest.digest));
+        let (asker, questions) = (self.asker(repo), self.questions.clone());
+        let manifest = manifest.clone();
+        let key = (repo.clone(), Reference::Digest(manifest.digest));
         tokio::spawn(async move { questions.run(key, || asker.confirm(manifest)).await });
     }
 
@@ -402,7 +377,7 @@ impl Manifests {
         F: Future<Output = Found> + Send + 'static,
     {
         let key = (repo.clone(), reference.clone());
-        if let Some(absent) = self.absent.get(&key) {
+        if let Some(absent) = self.absent.get(repo, reference.clone()) {
             return Err(UpstreamError::Absent(absent).into());
         }
         let (absences, slow) = (self.absent.clone(), self.slow.clone());
@@ -411,9 +386,9 @@ impl Manifests {
             let question = question();
             async move {
                 let found = question.await;
-                slow.invalidate(&noted);
+                slow.forget(&noted.0, noted.1.clone());
                 if let Err(UpstreamError::Absent(absent)) = &found {
-                    absences.insert(noted, *absent);
+                    absences.note(&noted.0, noted.1, *absent);
                 }
                 found
             }
@@ -440,10 +415,14 @@ pub(super) fn stale_because(error: &UpstreamError) -> Option<StaleReason> {
     })
 }
 
-impl Asker {
+impl Recorded {
     /// A manifest that is recorded for this repository: the record is the proof that it holds it.
-    async fn kept(&self, digest: Digest) -> Result<Option<FoundManifest>, FillError> {
-        let manifest = self.recorded.manifest(&self.repo, digest).await?;
+    async fn kept(
+        &self,
+        repo: &RepoKey,
+        digest: Digest,
+    ) -> Result<Option<FoundManifest>, FillError> {
+        let manifest = self.manifest(repo, digest).await?;
         Ok(manifest.map(|manifest| FoundManifest {
             manifest,
             outcome: Outcome::Hit,
@@ -452,7 +431,9 @@ impl Asker {
             is_of_another: false,
         }))
     }
+}
 
+impl Asker {
     async fn by_digest(self, digest: Digest) -> Found {
         self.fetch(&Reference::Digest(digest)).await
     }
@@ -470,7 +451,7 @@ impl Asker {
             Err(error) => {
                 if matches!(error, UpstreamError::Absent(_)) {
                     if self.recorded.is_pinned(&self.repo, &reference).await {
-                        self.gone.insert((self.repo.clone(), manifest.digest), ());
+                        self.gone.note(&self.repo, manifest.digest, Instant::now());
                     } else {
                         self.recorded
                             .forget_manifest(&self.repo, manifest.digest)
@@ -512,7 +493,7 @@ impl Asker {
     async fn revalidate(&self, tag: &Tag, record: Option<&TagRecord>) -> Found {
         let reference = Reference::Tag(tag.clone());
         if let Some(record) = record
-            && let Ok(Some(kept)) = self.kept(record.digest).await
+            && let Ok(Some(kept)) = self.recorded.kept(&self.repo, record.digest).await
         {
             match self.head(&reference).await {
                 Ok(head) if head.digest == record.digest => {
@@ -539,7 +520,7 @@ impl Asker {
     }
 
     async fn stale(&self, record: &TagRecord) -> Option<FoundManifest> {
-        let kept = self.kept(record.digest).await.ok()??;
+        let kept = self.recorded.kept(&self.repo, record.digest).await.ok()??;
         let age = self.clock.since(record.checked_at);
         Some(kept.stale(age, StaleReason::Pinned))
     }
@@ -587,7 +568,7 @@ impl Asker {
 
     /// True if the tag was changed since this was asked: what upstream says may be what was before.
     fn was_overtaken(&self, tag: &Tag) -> bool {
-        let changed = self.changed.get(&(self.repo.clone(), tag.clone()));
+        let changed = self.changed.get(&self.repo, tag.clone());
         changed.is_some_and(|changed| changed >= self.asked_at)
     }
 }

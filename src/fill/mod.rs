@@ -26,7 +26,7 @@
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
 //! | `manifests.rs`, `policy.rs`, `learned.rs` | tags and manifests; how long tags are believed; which never move |
-//! | `recorded.rs`, `flight.rs` | what records say; one question at a time |
+//! | `recorded.rs`, `lately.rs`, `flight.rs` | what records say; what was noted a moment ago; one question at a time |
 //! | `received.rs`, `pushed.rs` | a push on its way through; what upstream took of it |
 //! | `lists.rs`, `tags.rs`, `catalog.rs` | lists of names, whole and in order; a repository's tags and a registry's repositories, also when upstream cannot tell |
 //! | `referrers.rs` | what refers to a manifest, also when upstream cannot tell |
@@ -46,6 +46,7 @@ mod flow;
 mod front;
 mod interrupted;
 mod lanes;
+mod lately;
 mod learned;
 mod lists;
 mod manifests;
@@ -104,9 +105,9 @@ use crate::upstream::{Absent, UpstreamError, Upstreams};
 use elsewhere::{Elsewhere, any_answers};
 use flight::Flights;
 use flow::Flow;
+use lately::{Lately, Noted};
 use lists::Lists;
 use manifests::Manifests;
-use options::For;
 use origin::Origin;
 use recorded::Recorded;
 
@@ -131,10 +132,10 @@ struct Shared {
     /// How much of cold blobs was asked for by ranges: bounded, lost on restart.
     asked: moka::sync::Cache<Digest, u64>,
     /// Absent blobs, remembered for a moment.
-    absent: moka::sync::Cache<(RepoKey, Digest), Absent>,
+    absent: Lately<Absent>,
     probes: Flights<(RepoKey, Digest), Result<Option<u64>, UpstreamError>>,
     /// Records that are checked in the background, or were a moment ago.
-    checked: moka::sync::Cache<(RepoKey, Digest), ()>,
+    checked: Noted,
     slots: Turns,
     /// For ranges that go past the cache.
     bypasses: Turns,
@@ -184,15 +185,9 @@ impl Fills {
                     .max_capacity(10_000)
                     .time_to_idle(Duration::from_secs(60 * 60))
                     .build(),
-                absent: moka::sync::Cache::builder()
-                    .max_capacity(10_000)
-                    .expire_after(For::new(&options, |options| options.absent_ttl))
-                    .build(),
+                absent: Lately::optional(&options, |options| options.absent_ttl),
                 probes: Flights::default(),
-                checked: moka::sync::Cache::builder()
-                    .max_capacity(10_000)
-                    .time_to_live(manifests::CHECK_PAUSE)
-                    .build(),
+                checked: Noted::lasting(manifests::CHECK_PAUSE),
                 slots: Turns::new(slots),
                 bypasses: Turns::new(bypasses),
                 background_slots: Turns::new(background_slots),
@@ -213,7 +208,7 @@ impl Fills {
     pub fn set_options(&self, options: FillOptions) {
         if **self.shared.options.load() != options {
             self.shared.options.store(Arc::new(options));
-            self.shared.absent.invalidate_all();
+            self.shared.absent.forget_all();
             self.shared.manifests.forget_absences();
         }
     }
@@ -221,8 +216,8 @@ impl Fills {
     /// Forgets what upstreams were heard to say, apart from what is recorded, and does not wait for what they
     /// are being asked: they may be others by now.
     pub fn forget_answers(&self) {
-        self.shared.absent.invalidate_all();
-        self.shared.checked.invalidate_all();
+        self.shared.absent.forget_all();
+        self.shared.checked.forget_all();
         self.shared.probes.abandon();
         self.shared.manifests.forget_answers();
         self.shared.lists.forget_answers();

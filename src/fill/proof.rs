@@ -120,21 +120,14 @@ impl Fills {
             Some(held) if held.by == HeldBy::Upstream || trusts_manifests => {
                 let is_due = self.shared.clock.since(held.checked_at)
                     > self.shared.options.load().record_ttl;
-                if is_due
-                    && self
-                        .shared
-                        .checked
-                        .entry(key.clone())
-                        .or_insert(())
-                        .is_fresh()
-                {
+                if is_due && self.shared.checked.is_first(repo, digest) {
                     let shared = Arc::clone(&self.shared);
                     tokio::spawn(async move { shared.ask_whether_held(key).await });
                 }
                 Ok(pass(Some(held), None))
             }
             known => {
-                if let Some(absent) = self.shared.absent.get(&key) {
+                if let Some(absent) = self.shared.absent.get(repo, digest) {
                     return Err(UpstreamError::Absent(absent).into());
                 }
                 match self.shared.ask_whether_held(key).await {
@@ -168,7 +161,7 @@ impl Shared {
         if self.is_pinned(repo, digest).await {
             return;
         }
-        self.absent.insert((repo.clone(), digest), absent);
+        self.absent.note(repo, digest, absent);
         self.recorded.forget_blob(repo, digest).await;
     }
 

@@ -73,7 +73,7 @@ impl Fills {
     ) {
         debug_assert_eq!(right.action(), Action::Push);
         let shared = &self.shared;
-        shared.absent.invalidate(&(repo.clone(), digest));
+        shared.absent.forget(repo, digest);
         let now = shared.clock.now();
         shared.recorded.note_held(repo, digest, size, now).await;
     }

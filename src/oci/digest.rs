@@ -2,6 +2,7 @@
 //! that ECR, Docker and every client we serve use.
 
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use sha2::Digest as _;
@@ -11,6 +12,23 @@ const ALGORITHM: &str = "sha256";
 /// A sha256 content digest. Prints as `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
+
+/// A [`Digest`] as it is written: `sha256:` and 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy)]
+pub struct DigestText([u8; Self::LENGTH]);
+
+impl DigestText {
+    const LENGTH: usize = ALGORITHM.len() + 1 + 64;
+}
+
+impl Deref for DigestText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        // All of it is ASCII.
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
 
 /// Why a text is no digest that we accept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,13 +59,23 @@ impl Digest {
 
     /// The hash as 64 lower-case hexadecimal digits, without the algorithm.
     pub fn hex(&self) -> String {
+        self.text()[ALGORITHM.len() + 1..].to_owned()
+    }
+
+    /// The digest as it is written, without memory of its own: digests are written several times for each
+    /// answer.
+    pub fn text(&self) -> DigestText {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = String::with_capacity(64);
-        for byte in self.0 {
-            hex.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            hex.push(char::from(DIGITS[usize::from(byte & 15)]));
+        let mut text = [b':'; DigestText::LENGTH];
+        let (algorithm, encoded) = text.split_at_mut(ALGORITHM.len());
+        algorithm.copy_from_slice(ALGORITHM.as_bytes());
+        for (pair, byte) in encoded[1..].as_chunks_mut::<2>().0.iter_mut().zip(self.0) {
+            *pair = [
+                DIGITS[usize::from(byte >> 4)],
+                DIGITS[usize::from(byte & 15)],
+            ];
         }
-        hex
+        DigestText(text)
     }
 
     /// Reads exactly 64 lower-case hexadecimal digits.
@@ -104,7 +132,7 @@ impl FromStr for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{ALGORITHM}:{}", self.hex())
+        f.write_str(&self.text())
     }
 }
 

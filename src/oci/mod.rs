@@ -19,7 +19,7 @@ mod route;
 mod routed;
 mod routing;
 
-pub use digest::{Digest, Hasher, ParseDigestError};
+pub use digest::{Digest, DigestText, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
 pub use image::{ImageName, ImagePattern, ParseImageError, Which};
 pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, media_type};

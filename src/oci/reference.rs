@@ -115,6 +115,18 @@ pub enum ParseReferenceError {
     Tag(#[from] ParseTagError),
 }
 
+impl From<Digest> for Reference {
+    fn from(digest: Digest) -> Self {
+        Self::Digest(digest)
+    }
+}
+
+impl From<Tag> for Reference {
+    fn from(tag: Tag) -> Self {
+        Self::Tag(tag)
+    }
+}
+
 impl FromStr for Reference {
     type Err = ParseReferenceError;
 

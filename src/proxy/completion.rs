@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::access::{Turn, Who};
+use crate::access::{Held, Turn, Who};
+use crate::oci::{Reference, RepositoryName};
 use crate::telemetry::{Completed, Outcome, RequestKind, RequestMetrics};
 
 /// Longest text of a client's that is logged, in characters. More is cut: a log line is no place for
@@ -39,22 +41,45 @@ impl fmt::Display for Source {
     }
 }
 
+/// What a request is called in the log, in errors and in its answer: 16 hexadecimal digits.
+#[derive(Clone, Copy)]
+pub(super) struct RequestId([u8; 16]);
+
+impl RequestId {
+    fn draw() -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let drawn = fastrand::u64(..);
+        Self(std::array::from_fn(|at| {
+            DIGITS[(drawn >> (4 * at)) as usize & 15]
+        }))
+    }
+}
+
+impl Deref for RequestId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        // All of it is ASCII.
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
 /// What is told of a request when it ends, collected on the way.
 pub(super) struct Completion {
     metrics: Arc<RequestMetrics>,
     began: Instant,
-    pub(super) id: String,
+    pub(super) id: RequestId,
     pub(super) from: Source,
     /// The place of the request among those at once; none if it was refused one.
-    pub(super) place: Option<Turn>,
+    pub(super) place: Option<Held>,
     /// Its turn at lists, if it wants one.
     pub(super) list: Option<Turn>,
     pub(super) who: Option<Who>,
     pub(super) agent: Option<String>,
     pub(super) method: http::Method,
     pub(super) kind: RequestKind,
-    pub(super) repository: Option<String>,
-    pub(super) reference: Option<String>,
+    pub(super) repository: Option<RepositoryName>,
+    pub(super) reference: Option<Reference>,
     pub(super) outcome: Outcome,
     pub(super) status: u16,
     /// How many bytes the body is to have.
@@ -74,7 +99,7 @@ impl Completion {
         Self {
             metrics,
             began: Instant::now(),
-            id: format!("{:016x}", fastrand::u64(..)),
+            id: RequestId::draw(),
             from: Source { peer, client: None },
             place: None,
             list: None,
@@ -106,6 +131,10 @@ impl Completion {
 /// A client's text, as far as it is logged. Control characters are spelled out: JSON has no need to
 /// escape those above U+007F, and a terminal that shows the log takes U+009B for an escape sequence.
 pub(super) fn cut(text: &str) -> String {
+    let is_plain = |byte| (b' '..0x7f).contains(&byte);
+    if text.len() <= LONGEST_TEXT && text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
     let mut cut = String::new();
     for character in text.chars().take(LONGEST_TEXT) {
         if character.is_control() {
@@ -130,15 +159,15 @@ impl Drop for Completion {
         });
         let is_whole = self.sent >= self.length || self.method == http::Method::HEAD;
         tracing::info!(
-            request.id = self.id,
+            request.id = &*self.id,
             client.addr = %self.from,
             client.via = self.from.client.map(|_| tracing::field::display(self.from.peer)),
             client.user = self.who.as_ref().map(tracing::field::display),
             client.agent = self.agent,
             http.method = self.method.as_str(),
             http.status = self.status,
-            oci.repository = self.repository,
-            oci.reference = self.reference,
+            oci.repository = self.repository.as_ref().map(RepositoryName::as_str),
+            oci.reference = self.reference.as_ref().map(tracing::field::display),
             cache.outcome = self.outcome.as_str(),
             body.bytes = self.sent,
             elapsed_ms = milliseconds(elapsed),

@@ -35,12 +35,14 @@ pub use body::Body;
 pub use verdicts::AskedUpstream;
 
 use crate::access::{
-    Access, Action, Certified, Content, Denied, Network, Shown, Turn, Turns, Wanted, Who,
+    Access, Action, Certified, Content, Denied, Network, PerClient, Shown, Turn, Turns, Wanted, Who,
 };
 use crate::cache::StoredManifest;
 use crate::fill::{FillError, Fills};
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
-use crate::oci::{self, Digest, RepoKey, RepositoryName, Routes, error_body, query_value};
+use crate::oci::{
+    self, Digest, Reference, RepoKey, RepositoryName, Routes, error_body, query_value,
+};
 use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics, StaleReason};
 use crate::upstream::{UpstreamSet, Upstreams};
 use body::Said;
@@ -101,7 +103,7 @@ pub struct Via {
 #[derive(Clone)]
 pub struct Proxy {
     parts: Arc<Parts>,
-    requests: Turns,
+    requests: PerClient,
     lists: Turns,
     uploads: Uploads,
 }
@@ -235,7 +237,7 @@ impl Proxy {
     pub fn new(parts: Parts) -> Self {
         Self {
             parts: Arc::new(parts),
-            requests: Turns::new(MAX_REQUESTS),
+            requests: PerClient::default(),
             lists: Turns::new(MAX_LISTS),
             uploads: Uploads::default(),
         }
@@ -281,7 +283,10 @@ impl Proxy {
         let policy = self.parts.policy.load_full();
         let client = forwarded::client(&request.headers, via.peer, &policy.trusted_proxies);
         completion.from.client = client.map_err(|_| Refusal::Forwarded)?;
-        let place = self.requests.take_now(completion.from.address());
+        let address = completion.from.address();
+        let place = self
+            .requests
+            .take_of(MAX_REQUESTS, address, MAX_REQUESTS / 2);
         completion.place = Some(place.ok_or(Refusal::TooMany)?);
         let host = host(request)?;
         let domain = policy.routes.domain(host);
@@ -447,7 +452,7 @@ impl Proxy {
         self.count_denial(refusal);
         completion.failed(refusal);
         let answer = refusal.answer();
-        let message = format!("{} (request {})", answer.message, completion.id);
+        let message = format!("{} (request {})", answer.message, &*completion.id);
         let mut reply = Reply::json(error_body(&answer.code, &message));
         reply.status = answer.status;
         if answer.status == StatusCode::UNAUTHORIZED {
@@ -606,19 +611,18 @@ fn agent(headers: &HeaderMap) -> Option<String> {
 
 /// What the request is about, for its completion event.
 fn note(completion: &mut Completion, wanted: &oci::Request) {
-    completion.repository = wanted.repository().map(ToString::to_string);
+    completion.repository = wanted.repository().cloned();
+    let of = |digest: &Digest| Some(Reference::Digest(*digest));
     (completion.kind, completion.reference) = match wanted {
         oci::Request::Ping => (RequestKind::Ping, None),
         oci::Request::Manifest { reference, .. } => {
-            (RequestKind::Manifest, Some(reference.to_string()))
+            (RequestKind::Manifest, Some(reference.clone()))
         }
-        oci::Request::Blob { digest, .. } => (RequestKind::Blob, Some(digest.to_string())),
+        oci::Request::Blob { digest, .. } => (RequestKind::Blob, of(digest)),
         oci::Request::Tags { .. } => (RequestKind::Tags, None),
-        oci::Request::Referrers { digest, .. } => {
-            (RequestKind::Referrers, Some(digest.to_string()))
-        }
+        oci::Request::Referrers { digest, .. } => (RequestKind::Referrers, of(digest)),
         oci::Request::Uploads { digest, .. } | oci::Request::Upload { digest, .. } => {
-            (RequestKind::Upload, digest.map(|digest| digest.to_string()))
+            (RequestKind::Upload, digest.as_ref().and_then(of))
         }
         oci::Request::Catalog { .. } => (RequestKind::Catalog, None),
     };

@@ -170,17 +170,15 @@ fn unchanged(headers: &HeaderMap, digest: Digest) -> bool {
 }
 
 fn etag(digest: Digest) -> String {
-    format!("\"{digest}\"")
+    ["\"", &*digest.text(), "\""].concat()
 }
 
 fn identify(headers: &mut HeaderMap, digest: Digest) {
-    let text = Bytes::from(etag(digest));
-    let bare = text.slice(1..text.len() - 1);
     // A digest is made of letters, digits and a colon.
-    if let Ok(etag) = HeaderValue::from_maybe_shared(text) {
+    if let Ok(etag) = HeaderValue::from_maybe_shared(Bytes::from(etag(digest))) {
         headers.insert(header::ETAG, etag);
     }
-    if let Ok(digest) = HeaderValue::from_maybe_shared(bare) {
+    if let Ok(digest) = HeaderValue::from_str(&digest.text()) {
         headers.insert(DOCKER_CONTENT_DIGEST, digest);
     }
 }

@@ -1,33 +1,32 @@
 //! The log on standard error.
 //!
-//! Invariant: writing an event never waits for whoever reads the log. Lines go through a bounded
-//! queue to a thread of their own; what does not fit is dropped and counted.
+//! Invariant: writing an event never waits for whoever reads the log. Lines are gathered in memory, which
+//! has a bound, for a thread of their own; what does not fit is dropped and counted.
 
 use std::io::{self, Write};
-use std::iter;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::mem;
+use std::str::FromStr as _;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use tracing::Dispatch;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::json::JsonLines;
 
-/// Lines that may wait: some seconds of a busy proxy, a few MiB at most.
-const MAX_WAITING: usize = 4096;
+/// What may wait to be written, in bytes: some seconds of a busy proxy.
+const MAX_WAITING: usize = 2 << 20;
 
 /// How long lines gather before they are written. Waking a thread and writing for each line costs as
 /// much as serving a manifest; nobody reads a log faster than this.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Most lines have less, so that they are formatted without growing. In bytes.
-const USUAL_LINE: usize = 640;
-
-/// What a batch keeps of its memory for the next one, in bytes.
-const MAX_KEPT: usize = 64 * 1024;
+/// What is kept of the memory for lines when few come, in bytes.
+const MIN_KEPT: usize = 16 * 1024;
 
 /// How long the end of the process waits for the last lines.
 const MAX_FLUSH: Duration = Duration::from_secs(1);
@@ -68,7 +67,7 @@ pub enum StartLogError {
 /// Keeps the log running; dropping it waits up to a second for lines on their way.
 #[derive(Debug)]
 pub struct Log {
-    queue: SyncSender<Message>,
+    lines: Arc<Lines>,
 }
 
 impl Log {
@@ -96,138 +95,141 @@ impl Log {
         let filter = filter
             .filter(|filter| !filter.is_empty())
             .unwrap_or(DEFAULT_FILTER);
-        let filter = EnvFilter::try_new(filter).map_err(|error| StartLogError::Filter {
+        let filter = Targets::from_str(filter).map_err(|error| StartLogError::Filter {
             filter: filter.to_owned(),
             reason: error.to_string(),
         })?;
-        let (queue, waiting) = sync_channel(MAX_WAITING);
-        let lost = dropped.clone();
+        let lines = Arc::new(Lines {
+            waiting: Mutex::default(),
+            changed: Condvar::new(),
+            dropped,
+        });
+        let written = Arc::clone(&lines);
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || write_lines(&waiting, output, &lost))?;
-        let sink = Sink {
-            queue: queue.clone(),
-            dropped,
-        };
-        let builder = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_ansi(false)
-            .with_writer(sink);
+            .spawn(move || written.write_to(output))?;
+        let sink = Sink(Arc::clone(&lines));
+        let events = tracing_subscriber::registry().with(filter);
+        let lines_of = fmt::layer().with_ansi(false).with_writer(sink);
         let dispatch = match format {
-            LogFormat::Text => Dispatch::new(builder.finish()),
-            LogFormat::Json => Dispatch::new(builder.event_format(JsonLines).finish()),
+            LogFormat::Text => Dispatch::new(events.with(lines_of)),
+            LogFormat::Json => Dispatch::new(events.with(lines_of.event_format(JsonLines))),
         };
-        Ok((Self { queue }, dispatch))
+        Ok((Self { lines }, dispatch))
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
-        let (done, wait) = sync_channel(1);
-        // A full queue means a reader that has stopped: waiting would not help.
-        if self.queue.try_send(Message::Flush(done)).is_ok() {
-            // A timeout and a thread that is gone end alike: there is nothing left to do.
-            let _ = wait.recv_timeout(MAX_FLUSH);
-        }
+        let mut waiting = self.lines.waiting();
+        waiting.is_wanted_now = true;
+        self.lines.changed.notify_all();
+        let is_on_its_way = |waiting: &mut Waiting| waiting.lines > 0 || waiting.is_writing;
+        let changed = &self.lines.changed;
+        // A reader that has stopped gets no more, and there is nobody to tell.
+        let _written = changed.wait_timeout_while(waiting, MAX_FLUSH, is_on_its_way);
     }
 }
 
+/// Lines between those who tell and the thread that writes.
 #[derive(Debug)]
-enum Message {
-    Line(Vec<u8>),
-    Flush(SyncSender<()>),
-}
-
-fn write_lines(waiting: &Receiver<Message>, output: impl Write, dropped: &Counter) {
-    let mut batch = Batch {
-        output,
-        dropped,
-        bytes: Vec::new(),
-        lines: 0,
-    };
-    while let Ok(first) = waiting.recv() {
-        if matches!(first, Message::Line(_)) {
-            thread::sleep(GATHER);
-        }
-        for message in iter::once(first).chain(waiting.try_iter().take(MAX_WAITING)) {
-            match message {
-                Message::Line(line) => {
-                    batch.bytes.extend_from_slice(&line);
-                    batch.lines += 1;
-                }
-                Message::Flush(done) => {
-                    batch.write();
-                    // The one who asked may have stopped waiting.
-                    let _ = done.try_send(());
-                }
-            }
-        }
-        batch.write();
-    }
-}
-
-/// Lines on their way to the output.
-struct Batch<'a, W> {
-    output: W,
-    dropped: &'a Counter,
-    bytes: Vec<u8>,
-    lines: u64,
-}
-
-impl<W: Write> Batch<'_, W> {
-    fn write(&mut self) {
-        let written = self.output.write_all(&self.bytes);
-        if written.and_then(|()| self.output.flush()).is_err() {
-            self.dropped.inc_by(self.lines);
-        }
-        self.bytes.clear();
-        self.bytes.shrink_to(MAX_KEPT);
-        self.lines = 0;
-    }
-}
-
-struct Sink {
-    queue: SyncSender<Message>,
+struct Lines {
+    waiting: Mutex<Waiting>,
+    /// There is a first line, somebody wants what there is written now, or it is written.
+    changed: Condvar,
     dropped: Counter,
 }
+
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    lines: u64,
+    /// Nobody waits for more lines to come.
+    is_wanted_now: bool,
+    /// Lines that were taken are not written yet.
+    is_writing: bool,
+}
+
+impl Lines {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing under the lock can panic half-way.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more, unless too much waits.
+    fn add(&self, line: &[u8]) {
+        let mut waiting = self.waiting();
+        if waiting.bytes.len() + line.len() > MAX_WAITING {
+            self.dropped.inc();
+            return;
+        }
+        waiting.bytes.extend_from_slice(line);
+        waiting.lines += 1;
+        let is_first = waiting.lines == 1;
+        drop(waiting);
+        if is_first {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Writes what comes, for as long as the process lives.
+    fn write_to(&self, mut output: impl Write) {
+        let mut batch = Vec::new();
+        let mut waiting = self.waiting();
+        loop {
+            waiting = wait_while(&self.changed, waiting, |waiting| waiting.lines == 0);
+            let gathering = |waiting: &mut Waiting| !waiting.is_wanted_now;
+            let gathered = self.changed.wait_timeout_while(waiting, GATHER, gathering);
+            waiting = gathered.unwrap_or_else(PoisonError::into_inner).0;
+            mem::swap(&mut batch, &mut waiting.bytes);
+            let lines = mem::take(&mut waiting.lines);
+            waiting.is_writing = true;
+            drop(waiting);
+
+            let written = output.write_all(&batch);
+            if written.and_then(|()| output.flush()).is_err() {
+                self.dropped.inc_by(lines);
+            }
+            // As much is kept as was needed lately.
+            batch.shrink_to((2 * batch.len()).max(MIN_KEPT));
+            batch.clear();
+            waiting = self.waiting();
+            waiting.is_writing = false;
+            self.changed.notify_all();
+        }
+    }
+}
+
+fn wait_while<'a, T>(
+    changed: &Condvar,
+    value: MutexGuard<'a, T>,
+    condition: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'a, T> {
+    let value = changed.wait_while(value, condition);
+    value.unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Sink(Arc<Lines>);
 
 impl<'a> MakeWriter<'a> for Sink {
     type Writer = Line<'a>;
 
     fn make_writer(&'a self) -> Line<'a> {
-        Line {
-            sink: self,
-            bytes: Vec::with_capacity(USUAL_LINE),
-        }
+        Line(&self.0)
     }
 }
 
-/// One event being formatted; queued as a whole when it is dropped.
-struct Line<'a> {
-    sink: &'a Sink,
-    bytes: Vec<u8>,
-}
+/// Takes an event, which the subscriber writes as a whole.
+struct Line<'a>(&'a Lines);
 
 impl Write for Line<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes.extend_from_slice(bytes);
+        self.0.add(bytes);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl Drop for Line<'_> {
-    fn drop(&mut self) {
-        let line = std::mem::take(&mut self.bytes);
-        match self.sink.queue.try_send(Message::Line(line)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.sink.dropped.inc();
-            }
-        }
     }
 }
 
@@ -246,7 +248,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::mpsc::{Receiver, sync_channel};
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -342,13 +344,14 @@ mod tests {
         let (log, dispatch) =
             Log::build(LogFormat::Text, None, dropped.clone(), Stopped(stopped)).expect("log");
         tracing::dispatcher::with_default(&dispatch, || {
-            for _ in 0..2 * MAX_WAITING + 11 {
-                tracing::info!("line");
+            let line = "x".repeat(1 << 10);
+            for _ in 0..3 * MAX_WAITING / line.len() {
+                tracing::info!("{line}");
             }
         });
-        // The queue holds as many as may wait, and the thread no more than that and one.
+        // As much waits as may, and the thread has no more than that in hand.
         let lost = dropped.get();
-        assert!(lost >= 10, "{lost}");
+        assert!(lost >= MAX_WAITING as u64 >> 10, "{lost}");
         drop(resume);
         drop(log);
     }

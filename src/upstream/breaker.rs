@@ -122,7 +122,9 @@ pub(super) fn weight(error: &UpstreamError) -> u32 {
             Unreachable::Dns
             | Unreachable::Connect
             | Unreachable::Handshake
-            | Unreachable::Broken,
+            | Unreachable::Broken
+            | Unreachable::Proxy
+            | Unreachable::ProxyLogin,
         )
         | UpstreamError::Failing { .. }
         | UpstreamError::TooSlow(Deadline::FirstByte)

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::egress::{Egress, Way};
 use super::error::{Deadline, Unreachable, UpstreamError, Wrong};
 use super::origin::{Origin, Reach};
 use super::redirect::HostPattern;
@@ -52,6 +53,8 @@ struct Inner {
     home_reach: Mutex<Reach>,
     /// Hosts that the operator lists, wherever they are.
     listed: Vec<HostPattern>,
+    /// Not all is dialled by ourselves.
+    egress: Option<Way>,
     timeout: Duration,
     lookups: Arc<Semaphore>,
 }
@@ -63,6 +66,8 @@ pub(super) struct DialerOptions {
     pub(super) home_tls_name: Option<ServerName<'static>>,
     pub(super) listed: Vec<HostPattern>,
     pub(super) extra_roots: Vec<CertificateDer<'static>>,
+    /// The proxy on the way out.
+    pub(super) egress: Option<Egress>,
     /// For name, connection and handshake together.
     pub(super) timeout: Duration,
 }
@@ -80,6 +85,10 @@ pub(super) enum ConnectError {
     BadTls,
     #[error("the name leads into a forbidden network")]
     Forbidden,
+    #[error("the egress proxy makes no connection")]
+    Proxy,
+    #[error("the egress proxy wants another login")]
+    ProxyLogin,
     #[error("not in time")]
     TimedOut,
 }
@@ -92,6 +101,8 @@ impl From<ConnectError> for UpstreamError {
             ConnectError::Handshake => Self::Unreachable(Unreachable::Handshake),
             ConnectError::BadTls => Self::Wrong(Wrong::BadTls),
             ConnectError::Forbidden => Self::Wrong(Wrong::ForbiddenAddress),
+            ConnectError::Proxy => Self::Unreachable(Unreachable::Proxy),
+            ConnectError::ProxyLogin => Self::Unreachable(Unreachable::ProxyLogin),
             ConnectError::TimedOut => Self::TooSlow(Deadline::Connect),
         }
     }
@@ -119,6 +130,7 @@ impl Dialer {
                 home: options.home,
                 home_tls_name: options.home_tls_name,
                 listed: options.listed,
+                egress: options.egress.as_ref().map(Egress::way),
                 timeout: options.timeout,
                 lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
             }),
@@ -139,7 +151,7 @@ impl tower_service::Service<Uri> for Dialer {
         let inner = Arc::clone(&self.inner);
         Box::pin(async move {
             let origin = Origin::of(&uri).ok_or(ConnectError::Dns)?;
-            tokio::time::timeout(inner.timeout, inner.connect(&origin))
+            tokio::time::timeout(inner.timeout, inner.connect(&uri, &origin))
                 .await
                 .unwrap_or(Err(ConnectError::TimedOut))
                 .map(TokioIo::new)
@@ -148,29 +160,13 @@ impl tower_service::Service<Uri> for Dialer {
 }
 
 impl Inner {
-    async fn connect(&self, origin: &Origin) -> Result<Stream, ConnectError> {
-        let found = tokio::time::timeout(LOOKUP_TIME, self.resolve(origin))
-            .await
-            .unwrap_or(Err(ConnectError::Dns))?;
-        let permitted: Vec<_> = found
-            .iter()
-            .copied()
-            .filter(|address| self.permits(origin, address.ip()))
-            .collect();
-        if permitted.is_empty() {
-            return Err(if found.is_empty() {
-                ConnectError::Dns
-            } else {
-                ConnectError::Forbidden
-            });
-        }
-        let (tcp, address) = dial_first(&interleave(permitted)).await?;
-        if *origin == self.home {
-            *self
-                .home_reach
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Reach::of(address.ip());
-        }
+    async fn connect(&self, uri: &Uri, origin: &Origin) -> Result<Stream, ConnectError> {
+        let proxy = self.egress.as_ref();
+        let proxy = proxy.and_then(|way| Some((way, way.to(uri)?)));
+        let tcp = match proxy {
+            Some((way, proxy)) => self.tunnel(way, &proxy, uri, origin).await?,
+            None => self.dial(origin).await?,
+        };
         // Small requests must not wait for more to send; a system that cannot turn it off still works.
         let _ = tcp.set_nodelay(true);
         if !origin.is_tls() {
@@ -193,6 +189,54 @@ impl Inner {
             }
         })?;
         Ok(Stream::Tls(Box::new(stream)))
+    }
+
+    /// A way through the proxy, which looks names up by itself. It is the operator's, and dialled wherever
+    /// it is.
+    async fn tunnel(
+        &self,
+        way: &Way,
+        proxy: &Origin,
+        uri: &Uri,
+        origin: &Origin,
+    ) -> Result<TcpStream, ConnectError> {
+        let literal = origin.host().parse();
+        if literal.is_ok_and(|address| !self.permits(origin, address)) {
+            return Err(ConnectError::Forbidden);
+        }
+        let found = tokio::time::timeout(LOOKUP_TIME, self.resolve(proxy));
+        let found = found.await.unwrap_or(Err(ConnectError::Proxy));
+        let found = found.map_err(|_| ConnectError::Proxy)?;
+        let (tcp, _) = dial_first(&interleave(found))
+            .await
+            .map_err(|_| ConnectError::Proxy)?;
+        way.tunnel(uri, tcp).await
+    }
+
+    async fn dial(&self, origin: &Origin) -> Result<TcpStream, ConnectError> {
+        let found = tokio::time::timeout(LOOKUP_TIME, self.resolve(origin))
+            .await
+            .unwrap_or(Err(ConnectError::Dns))?;
+        let permitted: Vec<_> = found
+            .iter()
+            .copied()
+            .filter(|address| self.permits(origin, address.ip()))
+            .collect();
+        if permitted.is_empty() {
+            return Err(if found.is_empty() {
+                ConnectError::Dns
+            } else {
+                ConnectError::Forbidden
+            });
+        }
+        let (tcp, address) = dial_first(&interleave(permitted)).await?;
+        if *origin == self.home {
+            *self
+                .home_reach
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Reach::of(address.ip());
+        }
+        Ok(tcp)
     }
 
     async fn resolve(&self, origin: &Origin) -> Result<Vec<SocketAddr>, ConnectError> {
@@ -360,6 +404,7 @@ mod tests {
             home_tls_name: None,
             listed: listed.iter().map(|p| p.parse().unwrap()).collect(),
             extra_roots: Vec::new(),
+            egress: None,
             timeout: Duration::from_secs(1),
         })
         .unwrap()

@@ -95,6 +95,10 @@ pub enum Unreachable {
     Handshake,
     /// The connection broke before an answer came.
     Broken,
+    /// The operator's own proxy on the way out cannot be reached, or makes no connection.
+    Proxy,
+    /// That proxy wants another login.
+    ProxyLogin,
 }
 
 /// Which deadline passed.
@@ -321,6 +325,8 @@ words!(Unreachable {
     Self::Connect => "nothing accepts the connection",
     Self::Handshake => "the TLS handshake broke off",
     Self::Broken => "the connection broke before an answer",
+    Self::Proxy => "the egress proxy makes no connection",
+    Self::ProxyLogin => "the egress proxy wants another login",
 });
 words!(Deadline {
     Self::Slot => "no free connection in time",

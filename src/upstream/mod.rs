@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | `upstreams` | all of them, by name |
 //! | `registry`, `origin` | what a registry's name says; where a request goes |
-//! | `connect`, `client`, `exchange` | a connection; one request; a question asked until it is answered |
+//! | `connect`, `egress`, `client`, `exchange` | a connection, perhaps through a proxy; one request; a question asked until it is answered |
 //! | `behalf` | a question asked once, with the credential of whoever wants to know |
 //! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
 //! | `ecr`, `bearer` | where tokens come from |
@@ -34,6 +34,7 @@ mod connect;
 mod creation;
 mod credentials;
 mod ecr;
+mod egress;
 mod error;
 mod exchange;
 mod gate;
@@ -77,6 +78,7 @@ pub use breaker::Outage;
 pub use check::{Ping, Skew};
 pub use creation::{Creation, Encryption, TagsMove, Template};
 pub use ecr::{AwsOptions, Role, StaticKeys};
+pub use egress::{Egress, ParseEgressError};
 pub use error::{
     Absent, Deadline, OddToken, RefusedRealm, RefusedRedirect, TokenError, Unreachable,
     UpstreamError, Wrong,
@@ -101,7 +103,7 @@ use client::{Client, Outgoing};
 use connect::{Dialer, DialerOptions};
 use creation::Creator;
 use credentials::{Challenged, Credentials, Login};
-use ecr::{EcrApi, PublicApi};
+use ecr::{EcrApi, Outside, PublicApi};
 use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use origin::{Origin, Reach};
@@ -126,6 +128,8 @@ pub struct UpstreamOptions {
     pub endpoint_tls_name: Option<String>,
     /// Certificates to trust for the registry and its storage, beside the system's.
     pub extra_roots: ExtraRoots,
+    /// The proxy on the way out, to the registry, its storage, its token services and the AWS API.
+    pub egress: Option<Egress>,
     /// Further hosts that redirects may lead to, private ones too.
     pub redirect_hosts: Vec<HostPattern>,
     /// Whether a manifest proves that the repository holds its blobs; told from the registry without.
@@ -155,6 +159,7 @@ impl UpstreamOptions {
             endpoint: None,
             endpoint_tls_name: None,
             extra_roots: Vec::new(),
+            egress: None,
             redirect_hosts: Vec::new(),
             trust_manifests: None,
             max_bandwidth: None,
@@ -350,6 +355,7 @@ impl Upstream {
             endpoint,
             endpoint_tls_name,
             extra_roots,
+            egress,
             redirect_hosts,
             creation,
             quotas,
@@ -381,6 +387,7 @@ impl Upstream {
             home_tls_name,
             listed: redirect_hosts.clone(),
             extra_roots: extra_roots.clone(),
+            egress: egress.clone(),
             timeout: limits.connect,
         })
         .map_err(SetupError::Roots)?;
@@ -411,15 +418,16 @@ impl Upstream {
         let credentials = match auth {
             Auth::Aws(aws) => {
                 let (home, timeout, meter) = (home.clone(), limits.token, meter.tokens());
+                let outside = Outside::new(&extra_roots, egress);
                 Credentials::Ecr(match registry.kind() {
                     RegistryKind::Ecr(host) => {
                         let host = host.clone();
-                        let api = EcrApi::new(name, host, aws, &extra_roots, timeout);
+                        let api = EcrApi::new(name, host, aws, outside, timeout);
                         let source = Arc::clone(ecr.insert(Arc::new(api)));
                         Refresher::new(source, home, timeout, meter)
                     }
                     RegistryKind::EcrPublic => {
-                        let source = Arc::new(PublicApi::new(name, aws, &extra_roots, timeout));
+                        let source = Arc::new(PublicApi::new(name, aws, outside, timeout));
                         Refresher::new(source, home, timeout, meter)
                     }
                     RegistryKind::DockerHub | RegistryKind::Other => {

@@ -15,6 +15,7 @@ pub mod blobs;
 pub mod bundle;
 pub mod client;
 pub mod clock;
+pub mod connect_proxy;
 pub mod disk;
 pub mod h2;
 pub mod image;

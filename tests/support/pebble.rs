@@ -1,5 +1,6 @@
 //! Debian's pebble: an ACME directory for tests, with a name server that answers 127.0.0.1 for any name.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -35,6 +36,8 @@ pub fn free_port() -> u16 {
 
 /// Where a directory will be, and what it will find.
 pub struct Plan {
+    /// The accounts that it knows, each with its key; any where there is none.
+    pub known: Vec<(&'static str, &'static str)>,
     pki: Pki,
     directory: u16,
     management: u16,
@@ -50,6 +53,7 @@ impl Plan {
     /// A directory that does not run yet.
     pub fn new() -> Self {
         Self {
+            known: Vec::new(),
             pki: Pki::new([DOMAIN, "127.0.0.1"]),
             directory: free_port(),
             management: free_port(),
@@ -83,7 +87,8 @@ impl Plan {
             "httpPort": http_port,
             "tlsPort": tls_port,
             "ocspResponderURL": "",
-            "externalAccountBindingRequired": false,
+            "externalAccountBindingRequired": !self.known.is_empty(),
+            "externalAccountMACKeys": self.known.iter().copied().collect::<BTreeMap<_, _>>(),
             "certificateValidityPeriod": validity.as_secs(),
         }});
         let file = self.pki.dir().join("pebble.json");

@@ -19,6 +19,8 @@ pub(super) struct Resolver {
     pub(super) files: Files,
     /// Whether the environment leads the AWS API elsewhere.
     pub(super) aws_endpoint: bool,
+    /// What the environment says of the way out.
+    pub(super) outside: Outside,
 }
 
 impl Resolver {
@@ -57,6 +59,7 @@ impl Resolver {
                 .unwrap_or_default(),
             files: sources.files,
             aws_endpoint: aws_endpoint(sources.environment),
+            outside: Outside::of(sources.environment),
         };
         (resolver, file, warnings)
     }
@@ -194,6 +197,31 @@ impl Resolver {
             key: key.to_owned(),
             reason: reason.to_owned(),
         });
+    }
+}
+
+/// What the environment says of the way out, as it does to other programs.
+#[derive(Default)]
+pub(super) struct Outside {
+    /// The proxy for HTTPS, after the variable that names it.
+    pub(super) proxy: Option<(String, String)>,
+    /// What is reached without it.
+    pub(super) no_proxy: String,
+}
+
+impl Outside {
+    fn of(environment: &dyn Strings) -> Self {
+        let first = |names: &[&str]| {
+            let mut names = names.iter();
+            names.find_map(|name| {
+                let value = environment.get(name).filter(|value| !value.is_empty())?;
+                Some(((*name).to_owned(), value))
+            })
+        };
+        Self {
+            proxy: first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
+            no_proxy: first(&["NO_PROXY", "no_proxy"]).map_or(String::new(), |(_, hosts)| hosts),
+        }
     }
 }
 

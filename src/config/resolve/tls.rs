@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::Resolver;
 use crate::config::{ClientCertificates, Server, Tls, values};
-use crate::tls::{AcmeOptions, ClientUser, PairFiles, Proof};
+use crate::tls::{AcmeOptions, ClientUser, ExternalBinding, PairFiles, Proof};
 
 impl Resolver {
     pub(super) fn tls(&mut self, server: Option<&Server>) -> Option<Tls> {
@@ -108,6 +108,7 @@ impl Resolver {
             let plain = (!listen.tls).then_some(listen.address);
             plain.ok_or_else(|| format!("{text:?} is not http://"))
         });
+        let binding = self.external_binding();
         let ca = self.file("tls.acme.ca");
         if matches!(directory, Some(None)) {
             self.fault(
@@ -148,6 +149,7 @@ impl Resolver {
             options: AcmeOptions {
                 directory: directory??,
                 email: email?,
+                binding: binding?,
                 proof,
                 domains: server.domains.clone(),
                 state_dir: server.state_dir.clone(),
@@ -155,5 +157,29 @@ impl Resolver {
             },
             http_listen,
         }))
+    }
+
+    /// `None` if it is faulty, `Some(None)` without it.
+    fn external_binding(&mut self) -> Option<Option<ExternalBinding>> {
+        let (kid_key, file_key) = ("tls.acme.eab_kid", "tls.acme.eab_key_file");
+        let kid = self.one(kid_key, |text| {
+            let is_word = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+            let kid = is_word.then(|| text.to_owned());
+            kid.ok_or_else(|| format!("{text:?} is no identifier of an account"))
+        });
+        match (kid?, self.file(file_key)?) {
+            (Some(kid), Some(key_file)) => Some(Some(ExternalBinding { kid, key_file })),
+            (None, None) => Some(None),
+            (Some(_), None) => {
+                let reason = format!("is missing: {kid_key} needs its key");
+                self.fault(file_key, &reason);
+                None
+            }
+            (None, Some(_)) => {
+                let reason = format!("is missing: {file_key} needs what the directory calls it");
+                self.fault(kid_key, &reason);
+                None
+            }
+        }
     }
 }

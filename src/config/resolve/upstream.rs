@@ -7,7 +7,7 @@ use crate::config::faults::Origin;
 use crate::config::sources::{Settings, Table};
 use crate::config::values;
 use crate::config::{Auth, Freshness, Upstream};
-use crate::upstream::{HostPattern, Quota, Quotas, Registry, RegistryKind, Role};
+use crate::upstream::{Egress, HostPattern, Quota, Quotas, Registry, RegistryKind, Role};
 
 impl Resolver {
     /// Flags set keys of the one upstream, in the file or not: of several it is not said which.
@@ -75,6 +75,7 @@ impl Resolver {
         let endpoint = self.one("upstream.endpoint", values::endpoint);
         let endpoint_tls_name = self.one("upstream.endpoint_tls_name", values::domain);
         let ca = self.file("upstream.ca");
+        let egress = self.egress();
         let redirect_hosts = self.many("upstream.redirect_hosts", |text| {
             text.parse::<HostPattern>()
                 .map_err(|error| format!("{text:?}: {error}"))
@@ -116,6 +117,7 @@ impl Resolver {
             endpoint: endpoint?,
             endpoint_tls_name: endpoint_tls_name?,
             ca: ca?,
+            egress: egress?,
             redirect_hosts: redirect_hosts?.unwrap_or_default(),
             fallback: fallback?.unwrap_or_default(),
             freshness: freshness?,
@@ -125,6 +127,33 @@ impl Resolver {
             create: create?,
             aws_endpoint_in_environment: self.aws_endpoint,
         })
+    }
+
+    /// The proxy that is written, or that of the environment; `None` if it is faulty, `Some(None)` for none.
+    /// What `NO_PROXY` says holds for either.
+    fn egress(&mut self) -> Option<Option<Egress>> {
+        // A text may hold a password, so none is repeated.
+        let parse = |text: &str| text.parse::<Egress>().map_err(|error| error.to_string());
+        let written = self.one("upstream.proxy", |text| match text {
+            "none" => Ok(None),
+            text => parse(text).map(Some),
+        })?;
+        let found = match written {
+            Some(written) => written,
+            None => {
+                let found = self.outside.proxy.clone();
+                let found = found.map(|(name, text)| (name, parse(&text)));
+                match found {
+                    None => None,
+                    Some((_, Ok(egress))) => Some(egress),
+                    Some((name, Err(reason))) => {
+                        self.note(Origin::Environment(name), "upstream.proxy", &reason);
+                        return None;
+                    }
+                }
+            }
+        };
+        Some(found.map(|egress| egress.except(&self.outside.no_proxy)))
     }
 
     /// Those of AWS with what is written instead; other registries have none that are known.
@@ -291,4 +320,62 @@ fn default_name(registry: &Registry) -> String {
         .collect::<String>()
         .trim_start_matches(['_', '-', '.'])
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use crate::config::{Config, Faults, Files, Flags, Sources};
+
+    /// The way out of an upstream with these keys, in this environment.
+    fn egress(keys: &str, environment: &[(&str, &str)]) -> Result<Option<String>, Faults> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("config.toml");
+        let text = format!(
+            "[server]\ndomains = ['a.test']\n[access]\nanonymous = 'pull'\n[[upstream]]\nregistry = \
+             'r.test'\n{keys}\n"
+        );
+        fs::write(&file, text).expect("a file");
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: BTreeMap<String, String> = environment.iter().map(own).collect();
+        let config = Config::load(Sources {
+            file: Some(&file),
+            environment: &environment,
+            flags: Flags::default(),
+            files: Files::Ignored,
+        })?;
+        let egress = config.upstreams[0].egress.as_ref();
+        Ok(egress.map(ToString::to_string))
+    }
+
+    #[test]
+    fn the_way_out_is_what_is_written_or_what_the_environment_says() {
+        let by = [("HTTPS_PROXY", "http://u:canary@env.test:3128/")];
+        let found =
+            |keys: &str, environment: &[(&str, &str)]| egress(keys, environment).expect("no fault");
+        assert_eq!(found("", &[]), None);
+        assert_eq!(found("", &by).as_deref(), Some("http://env.test:3128"));
+        assert_eq!(found("proxy = 'none'", &by), None);
+        let key = "proxy = 'http://key.test:3128'";
+        assert_eq!(found(key, &by).as_deref(), Some("http://key.test:3128"));
+        let lower = [("https_proxy", "env.test:3128"), ("HTTPS_PROXY", "")];
+        assert_eq!(found("", &lower).as_deref(), Some("http://env.test:3128"));
+        // What is for plain HTTP is not for us.
+        assert_eq!(found("", &[("HTTP_PROXY", "http://env.test:3128")]), None);
+    }
+
+    #[test]
+    fn s16_a_fault_does_not_repeat_a_password() {
+        let bad = "https://u:canary@proxy.test:3128";
+        for (keys, environment) in [
+            (format!("proxy = '{bad}'"), &[][..]),
+            (String::new(), &[("HTTPS_PROXY", bad)][..]),
+        ] {
+            let told = egress(&keys, environment).expect_err("a fault").to_string();
+            assert!(told.contains("upstream.proxy: not a proxy"), "{told}");
+            assert!(!told.contains("canary"), "{told}");
+        }
+    }
 }

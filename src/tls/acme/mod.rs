@@ -6,8 +6,10 @@
 //! | file | is |
 //! | --- | --- |
 //! | `order.rs` | one certificate: account, order, proofs |
+//! | `binding.rs` | whose account it is, where the directory wants to know |
 //! | `https.rs` | HTTPS to the directory |
 
+mod binding;
 mod https;
 mod order;
 
@@ -21,6 +23,7 @@ use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+pub use self::binding::ExternalBinding;
 use self::https::Https;
 use super::private_files::{self, PrivateFileError};
 use super::{CertificateMetrics, Certificates, Pair, Standing, TlsError};
@@ -49,6 +52,8 @@ pub struct AcmeOptions {
     pub directory: String,
     /// Where the directory may write to its user.
     pub email: Option<String>,
+    /// Whose account it is, where the directory makes none for strangers.
+    pub binding: Option<ExternalBinding>,
     /// How names are proven to be ours.
     pub proof: Proof,
     /// The names of the certificate, at least one.
@@ -104,6 +109,29 @@ pub enum AcmeError {
         /// The file.
         file: PathBuf,
     },
+    /// The directory makes no accounts for strangers.
+    #[error(
+        "the ACME directory wants an account that it knows: name that one by eab_kid and eab_key_file"
+    )]
+    Unbound,
+    /// The directory does not believe whose account it is.
+    #[error(
+        "the ACME directory does not take eab_kid {kid:?} with the key of eab_key_file: {reason}"
+    )]
+    Binding {
+        /// The account that was named.
+        kid: String,
+        /// What the directory says.
+        reason: String,
+    },
+    /// There is no key to show whose account it is.
+    #[error("eab_key_file: {} {reason}", file.display())]
+    BindingKey {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// What came is not a certificate for our names, or has ended.
     #[error("the ACME directory issued a certificate that {0}")]
     Unfit(String),
@@ -158,7 +186,7 @@ impl Acme {
     /// With the certificate that was stored, if there is one for these names.
     ///
     /// # Errors
-    /// The folder cannot be made, or the roots cannot be read.
+    /// The folder cannot be made, or the roots or the account's key cannot be read.
     pub fn open(options: AcmeOptions, metrics: CertificateMetrics) -> Result<Self, AcmeError> {
         private_files::create_directory(&options.state_dir.join("acme"))?;
         private_files::create_directory(&options.folder())?;
@@ -174,6 +202,9 @@ impl Acme {
                 roots
             }
         };
+        if let Some(binding) = &options.binding {
+            binding.key()?;
+        }
         let file = options.certificate();
         let stored = Pair::load(&file, &file).ok();
         let fit = stored.filter(|pair| options.domains.iter().all(|name| pair.covers(name)));
@@ -353,6 +384,7 @@ mod tests {
         let options = |directory: &str| AcmeOptions {
             directory: directory.to_owned(),
             email: None,
+            binding: None,
             proof: Proof::TlsAlpn,
             domains: Vec::new(),
             state_dir: "state".into(),

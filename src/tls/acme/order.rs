@@ -12,7 +12,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::https::Https;
-use super::{AcmeError, AcmeOptions, Proof};
+use super::{AcmeError, AcmeOptions, ExternalBinding, Proof, binding};
 use crate::tls::challenges::{Challenges, Proofs};
 use crate::tls::private_files;
 
@@ -42,9 +42,11 @@ pub(super) async fn account(
         terms_of_service_agreed: true,
         only_return_existing: false,
     };
-    let (account, credentials) = builder
-        .create(&new, options.directory.clone(), None)
-        .await?;
+    let binding = options.binding.as_ref();
+    let key = binding.map(ExternalBinding::key).transpose()?;
+    let created = builder.create(&new, options.directory.clone(), key.as_ref());
+    let created = created.await;
+    let (account, credentials) = created.map_err(|error| binding::refusal(binding, error))?;
     let text = serde_json::to_string(&credentials).map_err(instant_acme::Error::from)?;
     private_files::write(&file, &text)?;
     Ok(account)

@@ -21,11 +21,13 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_sdk_ecr::config::Region;
-use aws_smithy_http_client::tls;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::{Connector, tls};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rustls::pki_types::CertificateDer;
 
+use super::egress::Egress;
 use super::registry::EcrHost;
 use super::secret::Secret;
 
@@ -88,8 +90,7 @@ struct Aws {
     fips: bool,
     dual_stack: bool,
     options: AwsOptions,
-    /// PEM.
-    roots: Vec<String>,
+    outside: Outside,
     /// For all attempts of one call together.
     timeout: Duration,
     upstream: Arc<str>,
@@ -102,10 +103,10 @@ impl EcrApi {
         upstream: Arc<str>,
         host: EcrHost,
         options: AwsOptions,
-        roots: &[CertificateDer<'static>],
+        outside: Outside,
         timeout: Duration,
     ) -> Self {
-        let mut aws = Aws::new(upstream, &host.region, options, roots, timeout);
+        let mut aws = Aws::new(upstream, &host.region, options, outside, timeout);
         aws.fips = host.fips;
         aws.dual_stack = host.dual_stack;
         Self { host, aws }
@@ -126,7 +127,7 @@ impl Aws {
         upstream: Arc<str>,
         region: &str,
         options: AwsOptions,
-        roots: &[CertificateDer<'static>],
+        outside: Outside,
         timeout: Duration,
     ) -> Self {
         Self {
@@ -134,7 +135,7 @@ impl Aws {
             fips: false,
             dual_stack: false,
             options,
-            roots: roots.iter().map(|root| pem(root)).collect(),
+            outside,
             timeout,
             upstream,
             last_told: Mutex::default(),
@@ -154,11 +155,10 @@ impl Aws {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(self.region.clone()))
             .timeout_config(timeouts);
-        if has_own_endpoint {
-            if !self.roots.is_empty() {
-                loader = loader.http_client(trusting_client(&self.roots));
-            }
-        } else {
+        if let Some(client) = self.outside.client(has_own_endpoint) {
+            loader = loader.http_client(client);
+        }
+        if !has_own_endpoint {
             // The SDK refuses these together with an endpoint of one's own.
             loader = loader.use_fips(self.fips).use_dual_stack(self.dual_stack);
         }
@@ -190,21 +190,61 @@ impl Aws {
     }
 }
 
-fn trusting_client(roots: &[String]) -> aws_sdk_ecr::config::SharedHttpClient {
-    let mut store = tls::TrustStore::default();
-    for root in roots {
-        store.add_pem_certificate(root.as_bytes());
+/// What is between us and AWS.
+pub(super) struct Outside {
+    /// Further roots, PEM.
+    roots: Vec<String>,
+    egress: Option<Egress>,
+}
+
+impl Outside {
+    pub(super) fn new(roots: &[CertificateDer<'static>], egress: Option<Egress>) -> Self {
+        Self {
+            roots: roots.iter().map(|root| pem(root)).collect(),
+            egress,
+        }
     }
-    let context = tls::TlsContext::builder()
-        .with_trust_store(store)
-        .build()
-        .unwrap_or_default();
-    aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(
-            tls::rustls_provider::CryptoMode::AwsLc,
-        ))
-        .tls_context(context)
-        .build_https()
+
+    /// A client of other making than the SDK's own, where that would not do. The roots are trusted for an
+    /// endpoint of the operator's only.
+    fn client(&self, has_own_endpoint: bool) -> Option<aws_sdk_ecr::config::SharedHttpClient> {
+        let roots = if has_own_endpoint {
+            &self.roots[..]
+        } else {
+            &[]
+        };
+        if roots.is_empty() && self.egress.is_none() {
+            return None;
+        }
+        let mut store = tls::TrustStore::default();
+        for root in roots {
+            store.add_pem_certificate(root.as_bytes());
+        }
+        let context = tls::TlsContext::builder().with_trust_store(store).build();
+        let context = context.unwrap_or_default();
+        let proxy = self.egress.as_ref().and_then(|egress| {
+            let (address, except) = egress.for_others();
+            // Only of HTTPS: what gives credentials on this host or beside it speaks plain HTTP.
+            Some(ProxyConfig::https(address).ok()?.no_proxy(except))
+        });
+        let proxy = proxy.unwrap_or_else(ProxyConfig::disabled);
+        let client = aws_smithy_http_client::Builder::new();
+        let client = client.build_with_connector_fn(move |settings, components| {
+            let mut connector = Connector::builder().proxy_config(proxy.clone());
+            if let Some(settings) = settings {
+                connector = connector.connector_settings(settings.clone());
+            }
+            // Without it, connecting would have no deadline of its own.
+            let sleep = components.and_then(|components| components.sleep_impl());
+            if let Some(sleep) = sleep {
+                connector = connector.sleep_impl(sleep);
+            }
+            let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
+            let connector = connector.tls_provider(provider);
+            connector.tls_context(context.clone()).build()
+        });
+        Some(client)
+    }
 }
 
 fn pem(certificate: &CertificateDer<'_>) -> String {
@@ -306,7 +346,13 @@ mod tests {
                 ..AwsOptions::default()
             };
             let host = registry.ecr().unwrap().clone();
-            let api = EcrApi::new("test".into(), host, options, &[], Duration::from_secs(1));
+            let api = EcrApi::new(
+                "test".into(),
+                host,
+                options,
+                Outside::new(&[], None),
+                Duration::from_secs(1),
+            );
             let seen = Host::default();
             let call = api.client().await.get_authorization_token().customize();
             let answer = call.interceptor(seen.clone()).send().await;

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
-use rustls::pki_types::CertificateDer;
 use tracing::instrument::WithSubscriber as _;
 use tracing::subscriber::NoSubscriber;
 
 use super::token::{ServerDate, read_any};
-use super::{Aws, AwsOptions};
+use super::{Aws, AwsOptions, Outside};
 use crate::upstream::error::{OddToken, TokenError};
 use crate::upstream::programs::contained;
 use crate::upstream::token::{IssuedToken, TokenSource};
@@ -27,11 +26,11 @@ impl PublicApi {
     pub(in crate::upstream) fn new(
         upstream: Arc<str>,
         options: AwsOptions,
-        roots: &[CertificateDer<'static>],
+        outside: Outside,
         timeout: Duration,
     ) -> Self {
         Self {
-            aws: Aws::new(upstream, REGION, options, roots, timeout),
+            aws: Aws::new(upstream, REGION, options, outside, timeout),
         }
     }
 

@@ -1,0 +1,268 @@
+use super::*;
+use crate::oci::RepoKey;
+
+#[test]
+fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
+    let upstream = |text: &str| {
+        let file = format!("[server]\ndomains = [\"a.test\"]\n[[upstream]]\n{text}");
+        Scene::file(&file).beside("password", "x\n")
+    };
+    let auth = |text: &str| {
+        upstream(text).load().expect("config").upstreams[0]
+            .auth
+            .clone()
+    };
+    assert_eq!(
+        auth(&format!("registry = \"{ECR}\"\nprofile = \"p\"\n")),
+        Auth::Aws {
+            profile: Some("p".into()),
+            role: None
+        }
+    );
+    let role = "arn:aws:iam::000042290000:role/path/puller";
+    assert_eq!(
+        auth(&format!(
+            "registry = \"{ECR}\"\nrole_arn = \"{role}\"\nexternal_id = \"x:1\"\n"
+        )),
+        Auth::Aws {
+            profile: None,
+            role: Some(Role {
+                arn: role.into(),
+                external_id: Some("x:1".into()),
+                session_name: "ecr-proxy".into()
+            })
+        }
+    );
+    assert_eq!(auth("registry = \"public.ecr.aws\"\n"), Auth::Anonymous);
+    let basic = auth("registry = \"r.test\"\nusername = \"u\"\npassword_file = \"password\"\n");
+    assert!(matches!(basic, Auth::Basic { username, .. } if username == "u"));
+    for (text, fault) in [
+        (
+            "registry = \"r.test\"\nauth = \"aws\"\n",
+            "upstream.auth: \"aws\" is for",
+        ),
+        (
+            "registry = \"r.test\"\nusername = \"u\"\n",
+            "upstream.password_file: is missing",
+        ),
+        (
+            "registry = \"r.test\"\nprofile = \"p\"\n",
+            "upstream.profile: belongs to",
+        ),
+        (
+            "registry = \"r.test\"\nrole_arn = \"arn:aws:iam::000042290000:role/r\"\n",
+            "upstream.role_arn: belongs to",
+        ),
+        (
+            "registry = \"public.ecr.aws\"\nrole_session_name = \"edge\"\n",
+            "upstream.role_session_name: has no meaning without",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"arn:aws:iam::42:role/r\"\n"),
+            "upstream.role_arn: \"arn:aws:iam::42:role/r\" is no role's ARN",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"arn:aws:iam::000042290000:user/u\"\n"),
+            "is no role's ARN",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"{role}\"\nexternal_id = \"a b\"\n"),
+            "upstream.external_id: \"a b\" is no external id",
+        ),
+        (
+            &format!("registry = \"{ECR}\"\nrole_arn = \"{role}\"\nrole_session_name = \"a/b\"\n"),
+            "upstream.role_session_name: \"a/b\" is no session's name",
+        ),
+        (
+            "registry = \"r.test\"\nendpoint_tls_name = \"e.test\"\n",
+            "upstream.endpoint_tls_name: has no",
+        ),
+    ] {
+        let faults = upstream(text).faults();
+        assert_eq!(faults.len(), 1, "{text} {faults:?}");
+        assert!(faults[0].contains(fault), "{}", faults[0]);
+    }
+}
+
+#[test]
+fn quotas_are_those_of_aws_where_nothing_else_is_written() {
+    let quotas = |registry: &str, written: &str| {
+        let file = format!(
+            "[server]\ndomains = [\"a.test\"]\n[[upstream]]\nregistry = \"{registry}\"\n{written}\n"
+        );
+        Scene::file(&file)
+            .load()
+            .map(|config| config.upstreams[0].quotas.clone())
+    };
+    let of_aws = Quotas::of_aws();
+    assert_eq!(quotas(ECR, "").ok(), Some(of_aws.clone()));
+    let more = of_aws.with("PutImage=20".parse().expect("a quota"));
+    let written = "requests_per_second = [\"PutImage=20\"]";
+    assert_eq!(quotas(ECR, written).ok(), Some(more));
+    assert_eq!(quotas("docker.io", "").ok(), Some(Quotas::unlimited()));
+    for (registry, written, fault) in [
+        ("docker.io", written, "is about the quotas of private ECR"),
+        (
+            ECR,
+            "requests_per_second = [\"PutImages=1\"]",
+            "a quota is ACTION=N",
+        ),
+        (ECR, "requests_per_second = [\"PutImage=0\"]", "at least 1"),
+    ] {
+        let faults = quotas(registry, written).expect_err("refused").to_string();
+        assert!(
+            faults.contains("upstream.requests_per_second: "),
+            "{faults}"
+        );
+        assert!(faults.contains(fault), "{faults}");
+    }
+}
+
+#[test]
+fn every_fault_of_a_route_is_told_with_its_line() {
+    let file = "[server]\ndomains = [\"a.test\"]\n[[upstream]]\nname = \"hub\"\nregistry = \"docker.io\"\n\
+        [[route]]\nupstream = \"prod\"\nrepository = \"a**\"\n\
+        [[route]]\ntag_ttl = \"soon\"\nimmutable_tags = [\"team/*\"]\nstrip = \"x\"\n";
+    let faults = Scene::file(file).faults();
+    let expected = [
+        "line 7: route.upstream: \"prod\" is no upstream; there is \"hub\"",
+        "line 8: route.repository: \"a**\" is no pattern over repositories",
+        "line 10: route.tag_ttl: ",
+        "line 11: route.immutable_tags: \"team/*\" is no pattern over tags",
+        "line 12: route.strip: unknown key",
+        "route.repository: is missing",
+    ];
+    assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+    for expected in expected {
+        assert!(
+            faults.iter().any(|f| f.contains(expected)),
+            "{expected}: {faults:#?}"
+        );
+    }
+}
+
+#[test]
+fn an_upstream_may_have_its_own_tag_ttl() {
+    let file = "[server]\ndomains = [\"a.test\"]\n[cache]\ntag_ttl = \"7s\"\n[[upstream]]\nregistry = \"docker.io\"\n";
+    let config = Scene::file(file).load().expect("config");
+    assert_eq!(
+        config.upstreams[0].freshness.tags.tag_ttl,
+        Duration::from_secs(7)
+    );
+    let config = Scene::file(&format!("{file}tag_ttl = \"9s\"\n"))
+        .load()
+        .expect("config");
+    assert_eq!(
+        config.upstreams[0].freshness.tags.tag_ttl,
+        Duration::from_secs(9)
+    );
+    assert_eq!(config.cache.freshness.tags.tag_ttl, Duration::from_secs(7));
+}
+
+#[test]
+fn several_upstreams_each_have_their_own_keys_and_routes_lead_to_them() {
+    let upstreams = "[[upstream]]\nname = \"prod\"\nregistry = \"000042290000.dkr.ecr.us-west-2.amazonaws.com\"\n\
+        [[upstream]]\nname = \"hub\"\nregistry = \"docker.io\"\ntag_ttl = \"1h\"\n";
+    let file = format!(
+        "[server]\ndomains = [\"a.test\", \"hub.test\"]\n\
+        [cache]\nmax_upstream_bandwidth = \"1MiB/s\"\npins = [\"base/app:v1\", \"docker.io/alpine:3\"]\n\
+        [[warm]]\nimages = [\"hub.test/alpine\", \"a.test/base/app\", \"docker.io/x/y\"]\n{upstreams}\
+        [[route]]\ndomain = \"hub.test\"\nupstream = \"hub\"\n\
+        [[route]]\nrepository = \"base/**\"\nupstream = \"prod\"\nstrip_prefix = \"base/\"\n\
+        add_prefix = \"mirror/\"\ntag_ttl = \"2h\"\n"
+    );
+    let config = Scene::file(&file).load().expect("config");
+    let options = config.upstream_options().expect("options");
+    let names: Vec<&str> = options.iter().map(|options| &*options.name).collect();
+    assert_eq!(names, ["prod", "hub"]);
+    let pins: Vec<String> = config.cache.pins.iter().map(ToString::to_string).collect();
+    assert_eq!(pins, ["mirror/app:v1", "library/alpine:3"]);
+    let schedules = config.schedules().into_iter();
+    let warmed: Vec<Vec<String>> = schedules
+        .map(|schedule| {
+            schedule
+                .targets
+                .iter()
+                .map(|t| t.repo.to_string())
+                .collect()
+        })
+        .collect();
+    let hub = vec!["hub/library/alpine".to_owned(), "hub/x/y".to_owned()];
+    assert_eq!(warmed, [hub, vec!["prod/mirror/app".to_owned()]]);
+    let tags = config.fill_options().tags;
+    for (upstream, repository, hours) in [("prod", "mirror/app", 2), ("hub", "x/y", 1)] {
+        let policy = tags.of(&RepoKey {
+            upstream: upstream.into(),
+            repository: repository.parse().expect("a name"),
+        });
+        assert_eq!(
+            policy.tag_ttl,
+            Duration::from_secs(hours * 3600),
+            "{upstream}"
+        );
+    }
+}
+
+#[test]
+fn what_several_upstreams_and_their_routes_have_wrong_is_told_with_its_line() {
+    let file = "[server]\ndomains = [\"a.test\"]\n\
+        [[upstream]]\nname = \"one\"\nregistry = \"one.example\"\n\
+        [[upstream]]\nname = \"one\"\nregistry = \"https://two.example\"\n\
+        [[upstream]]\nname = \"one\"\nregistry = \"three.example\"\n";
+    let faults = Scene::file(file).faults();
+    assert_eq!(faults.len(), 2, "{faults:#?}");
+    assert!(
+        faults[0].contains("line 8: upstream.registry: \"https://two.example\": not a registry")
+    );
+    assert!(faults[1].contains("line 10: upstream.name: \"one\" is the name of another upstream"));
+    let upstreams = "[[upstream]]\nname = \"one\"\nregistry = \"one.example\"\n\
+        [[upstream]]\nname = \"two\"\nregistry = \"two.example\"\n";
+    for (text, fault) in [
+        (
+            "[[route]]\nrepository = \"a\"\n",
+            "route.upstream: is missing",
+        ),
+        (
+            "[[route]]\nupstream = \"three\"\n",
+            "there is \"one\", \"two\"",
+        ),
+        (
+            "[[route]]\nupstream = \"one\"\ndomain = \"b.test\"\n",
+            "is not among server.domains",
+        ),
+        (
+            "[[route]]\nupstream = \"one\"\nns = \"https://x\"\n",
+            "route.ns: ",
+        ),
+        (
+            "[[route]]\nupstream = \"one\"\nadd_prefix = \"/x\"\n",
+            "route.add_prefix: ",
+        ),
+        (
+            "[[route]]\nupstream = \"one\"\nrepository = \"a/**\"\nstrip_prefix = \"b\"\n",
+            "route.strip_prefix: is not what",
+        ),
+        (
+            "[[upstream]]\nname = \"x\"\nregistry = \"x.example\"\nfallback = [\"one\", \"y\"]\n",
+            "upstream.fallback: \"y\" is no upstream",
+        ),
+        ("[cache]\npins = [\"a:1\"]\n", "no [[route]] leads from it"),
+        (
+            "[[warm]]\nimages = [\"a:1\"]\n",
+            "no [[route]] leads from it",
+        ),
+    ] {
+        let file = format!("[server]\ndomains = [\"a.test\"]\n{upstreams}{text}");
+        let faults = Scene::file(&file).faults();
+        assert_eq!(faults.len(), 1, "{text}: {faults:#?}");
+        assert!(faults[0].contains(fault), "{text}: {faults:#?}");
+    }
+    let flagged = Scene::file(&format!("[server]\ndomains = [\"a.test\"]\n{upstreams}"));
+    let faults = flagged
+        .flag("upstream.registry", "--upstream", ECR)
+        .faults();
+    assert!(
+        faults[0].contains("there are several [[upstream]] in the file"),
+        "{faults:?}"
+    );
+}

@@ -392,7 +392,10 @@ async fn a_policy_that_is_written_anew_is_that_of_the_next_repository() {
     assert_eq!(begin(&ann, "team/first").await.status, 202);
     let another = POLICY.replace("14", "30");
     std::fs::write(&policy, &another).expect("a file");
-    rig.proxy.reload().await;
+    let told = rig.proxy.reload().await;
+    assert_eq!(told.message(), "reloaded", "{}", told.line);
+    let same = rig.proxy.reload().await;
+    assert_eq!(same.message(), "read again, nothing has changed");
     assert_eq!(begin(&ann, "team/second").await.status, 202);
     for (repository, expected) in [("team/first", POLICY), ("team/second", &another)] {
         let found = rig.ecr.lifecycle_policy(repository);

@@ -6,8 +6,9 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use support::Scene;
 use support::image::GREETING;
-use support::{Sandbox, Scene};
+use support::real::podman;
 
 /// Where containers/image looks for the CA of a registry.
 fn trusted_ca(scene: &Scene) -> PathBuf {
@@ -51,27 +52,6 @@ async fn skopeo_story(mut scene: Scene) {
     scene.stop_upstream().await;
     skopeo_copies_every_platform(&scene, "second");
     scene.assert_promises().await;
-}
-
-/// podman with stores of its own in the sandbox.
-fn podman(sandbox: &Sandbox, arguments: &[&str]) -> String {
-    let (root, run) = (sandbox.path("podman"), sandbox.path("podman-run"));
-    let (root, run) = (root.to_string_lossy(), run.to_string_lossy());
-    let own = [
-        "--root",
-        &root,
-        "--runroot",
-        &run,
-        "--storage-driver",
-        "overlay",
-    ];
-    let quiet = ["--cgroup-manager", "cgroupfs", "--events-backend", "none"];
-    sandbox.must(
-        "podman",
-        own.into_iter()
-            .chain(quiet)
-            .chain(arguments.iter().copied()),
-    )
 }
 
 fn podman_pulls_and_runs(scene: &Scene) {

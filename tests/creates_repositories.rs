@@ -381,3 +381,24 @@ async fn off_by_default() {
     assert_eq!((answer.status, &*code(&answer)), (404, "NAME_UNKNOWN"));
     assert!(ecr.repositories().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_is_written_anew_is_that_of_the_next_repository() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let ann = rig.user("ann");
+    assert_eq!(begin(&ann, "team/first").await.status, 202);
+    let another = POLICY.replace("14", "30");
+    std::fs::write(&policy, &another).expect("a file");
+    let told = rig.proxy.reload().await;
+    assert_eq!(told.message(), "reloaded", "{}", told.line);
+    let same = rig.proxy.reload().await;
+    assert_eq!(same.message(), "read again, nothing has changed");
+    assert_eq!(begin(&ann, "team/second").await.status, 202);
+    for (repository, expected) in [("team/first", POLICY), ("team/second", &another)] {
+        let found = rig.ecr.lifecycle_policy(repository);
+        assert_eq!(found.as_deref(), Some(expected), "{repository}");
+    }
+}

@@ -6,7 +6,7 @@ mod support;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ecr_proxy::simulator::{
-    BlobSource, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern, Simulator,
+    BlobSource, FULL_ACCESS_KEY, Fault, Gate, ImageSpec, Listener, Outage, Pattern, Simulator,
 };
 use support::blobs::{MIB, assert_content, assert_whole, blob_file, idle, metric, outcome, until};
 use support::proxy::Builder;
@@ -447,4 +447,33 @@ async fn nothing_stands_in_for_what_ecr_said_of_a_callers_token() {
     let answer = client.get("/v2/_catalog").await;
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert!(!is_asked(&two.base), "the next region was asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_other_layers_of_an_image_come_ahead_from_the_next_region_too() {
+    let two = Two::start().await;
+    let spec = || ImageSpec::generated(5, [200_000, 300_000, 400_000]);
+    two.prod.push_image("team/app", "v1", spec());
+    let image = two.base.push_image("team/app", "v1", spec());
+    let proxy = with_fallback(&two).set("cache.prefetch", "layers").start();
+    let client = proxy.client();
+    two.prod.outage(Outage::Refused).await;
+    let manifest = client.get("/v2/team/app/manifests/v1").await;
+    assert_eq!(manifest.status, 200, "{}", manifest.text());
+    let layers = &image.manifests[0].layers;
+    let first = format!("/v2/team/app/blobs/{}", layers[0].digest);
+    assert_whole(&client.get(&first).await, &layers[0].digest);
+    until("the other layers", async || {
+        let fetched = [r#"result="fetched""#];
+        metric(&proxy, "ecr_proxy_prefetch_layers_total", &fetched).await >= 2.0
+    })
+    .await;
+    for layer in layers {
+        let answer = client
+            .get(&format!("/v2/team/app/blobs/{}", layer.digest))
+            .await;
+        assert_whole(&answer, &layer.digest);
+        let said = outcome(&answer).expect("X-Cache");
+        assert!(said.starts_with("hit"), "{said}");
+    }
 }

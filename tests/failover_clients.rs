@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ecr_proxy::simulator::{Outage, Simulator};
 use support::blobs::until;
 use support::image::spec_saying;
+use support::real::{podman, podman_greeting};
 use support::two::Two;
 use support::{DOMAIN, Sandbox};
 
@@ -31,27 +32,12 @@ async fn podman_pulls_one_image_after_another_while_the_first_region_is_cut_and_
     let host = format!("{DOMAIN}:{}", proxy.https().port());
     let certs = Path::new("/etc/containers/certs.d").join(&host);
     sandbox.trust(&proxy.pki().ca(), &certs.join("ca.crt"));
-    let path = |name: &str| sandbox.path(name).to_string_lossy().into_owned();
-    let (root, run) = (path("podman"), path("podman-run"));
-    let own = [
-        "--root",
-        &root,
-        "--runroot",
-        &run,
-        "--storage-driver",
-        "overlay",
-    ];
     let done = AtomicUsize::new(0);
     let client = || {
         for tag in 0..TAGS {
             let image = format!("{host}/team/app:v{tag}");
-            let podman = |words: &[&str]| {
-                let words = own.into_iter().chain(words.iter().copied());
-                sandbox.must("podman", words)
-            };
-            podman(&["pull", "--quiet", &image]);
-            let greeting = format!("{}/greeting", podman(&["image", "mount", &image]).trim());
-            let greeting = sandbox.must("cat", [&*greeting]);
+            podman(&sandbox, &["pull", "--quiet", &image]);
+            let greeting = podman_greeting(&sandbox, &image);
             assert_eq!(greeting, format!("image {tag}"));
             done.fetch_add(1, Ordering::SeqCst);
         }

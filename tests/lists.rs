@@ -6,7 +6,9 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Listener, Outage, Simulator, Stored};
+use ecr_proxy::simulator::{
+    CannedAnswer, FULL_ACCESS_KEY, Fault, Listener, Outage, Simulator, Stored,
+};
 use support::image::REPOSITORY;
 use support::real::DockerRegistry;
 use support::users::{login, user_line};
@@ -227,6 +229,33 @@ async fn o01_the_tags_that_are_here_are_listed_when_upstream_cannot() {
     .await;
     let absent = proxy.client().get("/v2/no/such/tags/list").await;
     assert_eq!(absent.status, 404, "{}", absent.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_whose_pages_go_round_in_upstream_has_an_end_here() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    image::push(&simulator);
+    let proxy = before(&simulator).await;
+    let paths = [
+        format!("/v2/{REPOSITORY}/tags/list"),
+        "/v2/_catalog".to_owned(),
+    ];
+    for (path, key) in paths.iter().zip(["tags", "repositories"]) {
+        let round = Fault::Answer(CannedAnswer {
+            status: 200,
+            headers: vec![("link", format!("<{path}?last=x>; rel=\"next\""))],
+            body: format!(r#"{{"{key}":["x"]}}"#).into(),
+        });
+        let faults = simulator.faults();
+        let rule = faults.on(Listener::Registry, "GET", path.as_str());
+        let rule = rule.then(round);
+        let answer = proxy.client().get(path).await;
+        assert_eq!(answer.status, 502, "{path}: {}", answer.text());
+        assert_eq!(rule.taken(), 2, "{path}");
+        rule.remove();
+        let answer = proxy.client().get(path).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use support::image::{GREETING, REPOSITORY, TAG};
-use support::real::{Dockerd, ctr, start_containerd};
+use support::real::{Dockerd, ctr, podman, podman_fails, start_containerd};
 use support::users::user_line;
 use support::{Pki, Scene};
 
@@ -88,15 +88,11 @@ async fn containerd_gets_images_of_a_registry_by_its_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn podman_gets_images_of_a_registry_by_its_name() {
     let scene = scene(REGISTRY).await;
-    let (root, run) = (scene.sandbox.path("podman"), scene.sandbox.path("run"));
-    let (root, run) = (root.to_string_lossy(), run.to_string_lossy());
     let image = format!("docker://{REGISTRY}/{REPOSITORY}:{TAG}");
-    let own = ["--root", &root, "--runroot", &run];
-    let pull = ["--storage-driver", "overlay", "pull", &image];
-    let pull = || own.into_iter().chain(pull);
-    scene.sandbox.must_fail(REGISTRY, "podman", pull());
+    let pull = ["pull", &image];
+    podman_fails(&scene.sandbox, REGISTRY, &pull);
     set_up(&scene, "podman");
-    scene.sandbox.must("podman", pull());
+    podman(&scene.sandbox, &pull);
     scene.assert_promises().await;
 }
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use support::blobs::{assert_whole, idle, outcome};
-use support::real::{Dockerd, ctr, start_containerd};
+use support::real::{Dockerd, ctr, podman, podman_fails, podman_greeting, start_containerd};
 use support::registries::{HUB, OTHER, PASSWORD, Registries, TAG, USER};
 use support::users::login;
 use support::{Answer, Client, DOMAIN};
@@ -275,22 +275,6 @@ async fn containerd_pushes_by_the_name_of_the_registry_that_it_is_for() {
     assert_eq!(contained(&registries, &folder, &to), "from the other");
 }
 
-/// podman with stores of its own in the sandbox.
-fn podman<'a>(registries: &Registries, words: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let path = |name: &str| registries.sandbox.path(name).to_string_lossy().into_owned();
-    let own = [
-        "--root".to_owned(),
-        path("podman"),
-        "--runroot".to_owned(),
-        path("podman-run"),
-    ];
-    let words = words.into_iter().map(str::to_owned);
-    own.into_iter()
-        .chain(["--storage-driver".to_owned(), "overlay".to_owned()])
-        .chain(words)
-        .collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn podman_and_skopeo_have_each_registry_by_its_own_names_under_prefixes_of_ours() {
     let mut registries = Registries::start().await;
@@ -309,16 +293,10 @@ async fn podman_and_skopeo_have_each_registry_by_its_own_names_under_prefixes_of
         ),
     ];
     for with_upstreams in [true, false] {
-        let run = |words: &[&str]| {
-            let words = podman(&registries, words.iter().copied());
-            let words = words.iter().map(String::as_str);
-            registries.sandbox.must("podman", words)
-        };
+        let run = |words: &[&str]| podman(&registries.sandbox, words);
         for (image, says) in &images {
             run(&["pull", "--quiet", image]);
-            let mounted = run(&["image", "mount", image]);
-            let greeting = format!("{}/greeting", mounted.trim());
-            let greeting = registries.sandbox.must("cat", [&*greeting]);
+            let greeting = podman_greeting(&registries.sandbox, image);
             assert_eq!(greeting, *says, "{image}");
             run(&["image", "rm", "--force", image]);
             let (from, to) = (
@@ -335,6 +313,53 @@ async fn podman_and_skopeo_have_each_registry_by_its_own_names_under_prefixes_of
         }
     }
     registries.proxy.assert_blobs_are_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_builds_dockerfiles_as_they_are() {
+    let mut registries = Registries::start().await;
+    registries.set_up("podman", &typed("podman", "command podman"));
+    let file = "/etc/containers/registries.conf.d/ecr-proxy.conf";
+    let uncomment = ["-i", "s/^# unqualified/unqualified/", file];
+    let folder = registries.sandbox.path("build");
+    let dockerfile = format!(
+        "FROM {OTHER}/team/app:{TAG} AS other\n\
+         FROM busybox:{TAG}\n\
+         COPY --from=other /greeting /of-the-other\n\
+         COPY own /own\n"
+    );
+    let write = |name: &str, text: &str| registries.sandbox.write(&folder.join(name), text);
+    write("Dockerfile", &dockerfile);
+    write("own", "own");
+    let folder = folder.to_string_lossy().into_owned();
+    let build = [
+        "build",
+        "--pull",
+        "--no-cache",
+        "--isolation",
+        "chroot",
+        "--tag",
+        "built",
+        &folder,
+    ];
+    let told = "short-name \"busybox:v1\" did not resolve";
+    podman_fails(&registries.sandbox, told, &build);
+    registries.sandbox.must("sed", uncomment);
+    for with_upstreams in [true, false] {
+        let run = |words: &[&str]| podman(&registries.sandbox, words);
+        run(&build);
+        let mounted = run(&["image", "mount", "built"]);
+        let files =
+            ["greeting", "of-the-other", "own"].map(|name| format!("{}/{name}", mounted.trim()));
+        let said = registries
+            .sandbox
+            .must("cat", files.iter().map(String::as_str));
+        assert_eq!(said, "busybox from Docker Hubfrom the otherown");
+        run(&["image", "rm", "--all", "--force"]);
+        if with_upstreams {
+            registries.stop().await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -125,6 +125,42 @@ async fn u26_p04_what_breaks_off_is_never_ended_upstream() {
     assert_eq!(rig.ecr.journal().count(smuggled), 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn u26_a_client_that_says_nothing_more_in_the_middle_ends_its_upload() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    for (method, framing) in [
+        ("PATCH", ("content-length", "1000000")),
+        ("PUT", ("content-length", "1000000")),
+        ("PATCH", ("transfer-encoding", "chunked")),
+        ("PUT", ("transfer-encoding", "chunked")),
+    ] {
+        let before = answered(&rig, method);
+        let place = begin(&ann, APP).await;
+        let target = format!("{place}?digest={}", digest(b"hello"));
+        let mut connection = ann.start(method, &target, &[framing]).await;
+        connection.send(b"5\r\nhello\r\n").await.expect("send");
+        connection.finish().await.expect("it is open");
+        // What it is told, if anything, is no success.
+        if let Ok(head) = connection.head().await {
+            assert_eq!(head.status, 400, "{method}");
+        }
+        until("the upload is over", async || {
+            ann.get(&place).await.status == 404
+        })
+        .await;
+        assert_eq!(answered(&rig, method), before, "{method}: no whole body");
+        until("nothing is left of it", async || {
+            remains(&rig.proxy).is_empty()
+        })
+        .await;
+    }
+    until("every upload is given up upstream, too", async || {
+        rig.asked("DELETE", "/blobs/uploads/") == rig.asked("POST", "/blobs/uploads/")
+    })
+    .await;
+}
+
 /// The files of unfinished downloads and pushes.
 fn remains(proxy: &Proxy) -> Vec<PathBuf> {
     files_below(&proxy.cache_dir().join("fills"))

@@ -5,11 +5,13 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use ecr_proxy::simulator::{Entry, Fault, Listener, Pattern};
-use support::blobs::until;
+use ecr_proxy::simulator::{Entry, Fault, Gate, Listener, Pattern};
+use support::blobs::{metric, until};
 use support::push::{APP, Rig, begin, bytes, push_image, put, send};
 use support::store::digest;
 use support::{Client, Clock, DOMAIN, within};
+
+const THROTTLED: &str = "ecr_proxy_upstream_throttled_total";
 
 /// A request that reached the registry, by its method and a part of its path.
 fn is(method: &'static str, part: &'static str) -> Pattern {
@@ -27,6 +29,11 @@ fn arrived(rig: &Rig, method: &str) -> u64 {
 fn finished(rig: &Rig, method: &str) -> usize {
     let journal = rig.ecr.journal();
     journal.count(|entry| entry.method == method && entry.status.is_some())
+}
+
+/// How many bytes of uploads the proxy has sent upstream.
+async fn sent(rig: &Rig) -> f64 {
+    metric(&rig.proxy, "ecr_proxy_upstream_sent_bytes_total", &[]).await
 }
 
 async fn is_over(client: &Client, place: &str) {
@@ -52,9 +59,12 @@ async fn u12_throttling_is_absorbed_before_anything_flows() {
     let place = begin(&ann, APP).await;
     assert_eq!(throttled.taken(), 1);
     // Others found the gate closed: what is to flow waits before it does.
-    let throttled = once("POST", "/blobs/uploads/");
+    let _throttled = once("POST", "/blobs/uploads/");
     let patch = async {
-        until("upstream throttles", async || throttled.taken() == 1).await;
+        until("the proxy was told", async || {
+            metric(&rig.proxy, THROTTLED, &[]).await == 2.0
+        })
+        .await;
         let closed = Instant::now();
         let patched = send(&ann, "PATCH", &place, &[], &layer, true).await;
         (patched, closed.elapsed())
@@ -87,19 +97,51 @@ async fn u12_throttling_is_absorbed_before_anything_flows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn u12_throttling_of_what_flows_is_told_and_never_sent_twice() {
+async fn u12_throttling_of_what_has_begun_to_flow_is_told_and_it_is_never_sent_twice() {
     let rig = Rig::start().await;
     let ann = rig.user("ann");
     let layer = bytes(300_000);
-    for method in ["PATCH", "PUT"] {
+    // Whether the body has begun to flow when upstream says so decides.
+    for (method, flows) in [
+        ("PATCH", true),
+        ("PUT", true),
+        ("PATCH", false),
+        ("PUT", false),
+    ] {
         let place = begin(&ann, APP).await;
+        let (gate, sent) = (Gate::new(), sent(&rig).await);
+        let asked = rig.asked(method, "/blobs/uploads/");
         let rule = rig
             .ecr
             .faults()
             .on(Listener::Registry, method, "/blobs/uploads/");
-        let rule = rule.times(1).then(Fault::throttled(Some("1")));
+        let throttled = [Fault::Hold(gate.clone()), Fault::throttled(Some("1"))];
+        let rule = rule.times(1).all(throttled);
         let target = format!("{place}?digest={}", digest(&layer));
-        let answer = send(&ann, method, &target, &[], &layer, false).await;
+        let length = layer.len().to_string();
+        let mut connection = ann
+            .start(method, &target, &[("content-length", &*length)])
+            .await;
+        within("upstream is asked", gate.arrived(1)).await;
+        let (first, rest) = layer.split_at(if flows { 100_000 } else { 0 });
+        connection.send(first).await.expect("send");
+        if flows {
+            until("it flows", async || self::sent(&rig).await > sent).await;
+        }
+        gate.open();
+        if !flows {
+            until("it is asked again", async || {
+                rig.asked(method, "/blobs/uploads/") == asked + 2
+            })
+            .await;
+        }
+        connection.send(rest).await.expect("it is taken");
+        let answer = connection.answer(method).await.expect("an answer");
+        if !flows {
+            let good = if method == "PUT" { 201 } else { 202 };
+            assert_eq!(answer.status, good, "{method}: {}", answer.text());
+            continue;
+        }
         let told = (answer.status, answer.error_code());
         assert_eq!(
             told,
@@ -108,11 +150,8 @@ async fn u12_throttling_of_what_flows_is_told_and_never_sent_twice() {
             answer.text()
         );
         assert!(answer.header("retry-after").is_some());
-        assert_eq!(
-            (rule.taken(), rig.asked(method, "/blobs/uploads/")),
-            (1, 1),
-            "{method}"
-        );
+        let asked = rig.asked(method, "/blobs/uploads/") - asked;
+        assert_eq!((rule.taken(), asked), (1, 1), "{method} is sent once");
         is_over(&ann, &place).await;
         assert!(rig.ecr.blob(APP, &digest(&layer)).is_none());
     }

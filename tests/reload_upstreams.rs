@@ -12,7 +12,8 @@ use ecr_proxy::simulator::{
 };
 use support::blobs::{MIB, assert_whole, metric, until};
 use support::two::{Two, put};
-use support::{Answer, Client, Event, Pki, Proxy, within};
+use support::users::login;
+use support::{Answer, Client, Event, Pki, Proxy, push, within};
 use tokio::task::JoinSet;
 use toml::Table;
 
@@ -224,6 +225,34 @@ async fn k11_an_upstream_that_cannot_be_set_up_changes_nothing() {
             && !two.prod.journal().snapshot().is_empty()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k11_an_upload_ends_where_it_was_begun() {
+    let two = Two::start().await;
+    for simulator in [&two.prod, &two.base] {
+        simulator.create_repository(push::APP);
+    }
+    let builder = push::users(two.builder());
+    let mut proxy = builder
+        .route([("repository", "team/**"), ("upstream", "prod")])
+        .start();
+    let ann = login(proxy.client(), "ann", push::PASSWORD);
+    let blob = push::bytes(300_000);
+    let digest = support::store::digest(&blob);
+    let place = push::begin(&ann, push::APP).await;
+    let part = push::send(&ann, "PATCH", &place, &[], &blob[..100_000], false).await;
+    assert_eq!(part.status, 202, "{}", part.text());
+    become_base(&mut proxy);
+    proxy.reload().await;
+    let place = push::location(&part);
+    let part = push::send(&ann, "PATCH", &place, &[], &blob[100_000..], false).await;
+    assert_eq!(part.status, 202, "{}", part.text());
+    let last = format!("{}?digest={digest}", push::location(&part));
+    let end = push::put(&ann, &last, &[], b"").await;
+    assert_eq!(end.status, 201, "{}", end.text());
+    assert!(two.prod.blob(push::APP, &digest).is_some());
+    assert!(two.base.blob(push::APP, &digest).is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

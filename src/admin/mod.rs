@@ -23,7 +23,7 @@ mod transport;
 
 pub use readiness::{Degraded, Health, Phase, Readiness};
 pub use socket::{AdminSocket, SocketError};
-pub use status::{Status, Trouble, UpstreamState};
+pub use status::{RateLimit, Status, Trouble, UpstreamState};
 pub use transport::RemoteOperations;
 
 use std::future::Future;

@@ -47,6 +47,27 @@ pub struct UpstreamState {
     /// Since when no token can be had, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_failing: Option<Trouble>,
+    /// What is left of the pulls that the registry allows, where it tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// How many pulls a registry allows, as it told last.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RateLimit {
+    /// Pulls that are left.
+    pub remaining: u64,
+    /// Out of so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// In so many seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_seconds: Option<u64>,
+    /// Whose they are: an address or an account's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// When it said so.
+    pub told: Time,
 }
 
 /// Something that does not work.
@@ -273,7 +294,7 @@ fn write_page(
 fn write_upstreams(out: &mut String, upstreams: &[UpstreamState]) -> std::fmt::Result {
     writeln!(
         out,
-        "<h2>Upstream</h2>\n<table><tr><th>name</th><th>answers</th><th>storage</th><th>token</th></tr>"
+        "<h2>Upstream</h2>\n<table><tr><th>name</th><th>answers</th><th>storage</th><th>token</th><th>pulls left</th></tr>"
     )?;
     for upstream in upstreams {
         write!(out, "<tr><td>{}</td>", Escaped(&upstream.name))?;
@@ -295,12 +316,24 @@ fn write_upstreams(out: &mut String, upstreams: &[UpstreamState]) -> std::fmt::R
             (Some(Trouble { since, reason }), _) => {
                 writeln!(
                     out,
-                    "<td class=\"bad\">none since {since}: {}</td></tr>",
+                    "<td class=\"bad\">none since {since}: {}</td>",
                     Escaped(reason)
                 )?;
             }
-            (None, Some(until)) => writeln!(out, "<td>until {until}</td></tr>")?,
-            (None, None) => writeln!(out, "<td>-</td></tr>")?,
+            (None, Some(until)) => writeln!(out, "<td>until {until}</td>")?,
+            (None, None) => writeln!(out, "<td>-</td>")?,
+        }
+        match &upstream.rate_limit {
+            None => writeln!(out, "<td>-</td></tr>")?,
+            Some(RateLimit {
+                remaining,
+                limit,
+                told,
+                ..
+            }) => {
+                let limit = limit.map_or(String::new(), |limit| format!(" of {limit}"));
+                writeln!(out, "<td>{remaining}{limit} at {told}</td></tr>")?;
+            }
         }
     }
     writeln!(out, "</table>")
@@ -407,10 +440,18 @@ mod tests {
             storage_outage: Some(trouble("<script>")),
             token_valid_until: None,
             token_failing: Some(trouble("<script>")),
+            rate_limit: Some(RateLimit {
+                remaining: 20,
+                limit: Some(100),
+                window_seconds: Some(21_600),
+                source: Some("<script>".to_owned()),
+                told: Time::from_seconds(0),
+            }),
         };
         write_upstreams(&mut out, &[upstream]).expect("a String takes all");
         assert!(!out.contains("<script") && !out.contains("<i>"), "{out}");
         assert!(out.contains("&lt;script&gt;"), "{out}");
+        assert!(out.contains("20 of 100 at "), "{out}");
     }
 
     #[test]

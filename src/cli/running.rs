@@ -95,8 +95,13 @@ impl Running {
             if changes.now.is_empty() {
                 // Nobody watches those of upstreams.
                 let in_use = this.mechanisms.upstreams.options();
-                let files = Config::upstream_files_changed(&in_use, &upstreams(&new)?);
-                changes.now.extend(files);
+                let files = |new: &Config| -> Result<_, String> {
+                    Ok(Config::upstream_files_changed(&in_use, &upstreams(new)?))
+                };
+                // Where some were not looked at yet, all are before it is said that they changed.
+                if !files(&new)?.is_empty() {
+                    changes.now = files(&load(Files::Required)?)?;
+                }
             }
             let reread = match changes.now.is_empty() {
                 true => Reread::Same,

@@ -21,7 +21,9 @@ use super::mechanisms::Mechanisms;
 use super::running::{self, Load, Running};
 use super::{Failure, chain, challenge_door, health, users};
 use crate::access::{Access, AccessOptions};
-use crate::admin::{Admin, AdminSocket, Phase, Readiness, Status, Trouble, UpstreamState};
+use crate::admin::{
+    Admin, AdminSocket, Phase, RateLimit, Readiness, Status, Trouble, UpstreamState,
+};
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Tls};
 use crate::jobs::operations::{Answers, Operations, Time};
@@ -429,6 +431,13 @@ fn state_of(upstream: &Upstream, all: &[Upstream]) -> UpstreamState {
         token_failing: token.failing.map(|(since, reason)| Trouble {
             since: Time(since),
             reason: reason.to_string(),
+        }),
+        rate_limit: upstream.allowance().map(|allowance| RateLimit {
+            remaining: allowance.remaining,
+            limit: allowance.limit,
+            window_seconds: allowance.window.map(|window| window.as_secs()),
+            source: allowance.source,
+            told: Time(allowance.told),
         }),
     }
 }

@@ -169,7 +169,13 @@ impl Config {
         for (before, now) in in_use.iter().zip(new) {
             let password = (before.auth != now.auth).then_some("upstream.password_file");
             let roots = (before.extra_roots != now.extra_roots).then_some("upstream.ca");
-            keys.extend(password.into_iter().chain(roots));
+            let policy = |options: &UpstreamOptions| {
+                let creation = options.creation.as_ref();
+                creation.and_then(|it| it.template.lifecycle_policy.clone())
+            };
+            let policy =
+                (policy(before) != policy(now)).then_some("upstream.template.lifecycle_policy");
+            keys.extend(password.into_iter().chain(roots).chain(policy));
         }
         keys.sort_unstable();
         keys.dedup();

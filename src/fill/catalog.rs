@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Fills;
 use super::error::FillError;
-use super::lists::{Names, PAGING};
+use super::lists::{Names, PAGING, is_a_no};
 use super::manifests::stale_because;
 use crate::access::ClientToken;
 use crate::telemetry::{Outcome, StaleReason};
@@ -81,8 +81,12 @@ impl Fills {
                 });
             }
         }
+        let reason = stale_because(cause);
+        if reason.is_none() && !is_a_no(cause) {
+            return Err(error);
+        }
         let kept = shared.recorded.repositories(upstream).await?;
-        match stale_because(cause) {
+        match reason {
             Some(_) if kept.is_empty() => Err(error),
             Some(reason) => {
                 let outage = shared.upstreams.named(upstream).and_then(|it| it.outage());

@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use super::error::FillError;
@@ -87,15 +88,10 @@ impl Names {
 
 /// Distribution-spec, "Listing Tags": the case of letters counts only where nothing else tells.
 fn in_order(one: &str, other: &str) -> Ordering {
-    let folded = |name: &str| {
-        name.bytes()
-            .map(|b| b.to_ascii_lowercase())
-            .collect::<Vec<_>>()
-    };
-    match one.eq_ignore_ascii_case(other) {
-        true => one.cmp(other),
-        false => folded(one).cmp(&folded(other)),
+    fn folded(name: &str) -> impl Iterator<Item = u8> {
+        name.bytes().map(|b| b.to_ascii_lowercase())
     }
+    folded(one).cmp(folded(other)).then_with(|| one.cmp(other))
 }
 
 /// Fetches lists, and keeps them for those who page through one.
@@ -104,7 +100,7 @@ pub(super) struct Lists {
     kept: moka::sync::Cache<Key, Arc<Names>>,
     /// Lists that upstream does not give, and said so a moment ago.
     refused: moka::sync::Cache<Key, UpstreamError>,
-    questions: Flights<Key, Result<Arc<Names>, UpstreamError>>,
+    questions: Flights<Key, Result<Arc<Names>, FillError>>,
     /// When tags of a repository were last changed through this proxy.
     changed: moka::sync::Cache<RepoKey, Instant>,
 }
@@ -158,7 +154,7 @@ impl Lists {
         }
         let found = self.list(key.clone(), age).await;
         if let Err(FillError::Upstream(error)) = &found
-            && !error.cannot_answer()
+            && is_a_no(error)
         {
             self.refused.insert(key, error.clone());
         }
@@ -199,13 +195,15 @@ impl Lists {
                 let asked_at = Instant::now();
                 let names = timeout(WALK, walk(&upstreams, &key)).await;
                 let names = names.unwrap_or(Err(UpstreamError::TooSlow(Deadline::Progress)))?;
-                let names = Arc::new(Names::new(names, asked_at));
+                // A hundred thousand names take a while to be put in order.
+                let ordering = spawn_blocking(move || Arc::new(Names::new(names, asked_at)));
+                let names = ordering.await.map_err(|_| FillError::Lost)?;
                 kept.insert(key, Arc::clone(&names));
                 Ok(names)
             }
         };
         match self.questions.run(key.clone(), question).await {
-            Ok(names) => Ok(names?),
+            Ok(names) => names,
             Err(Lost) => Err(FillError::Lost),
         }
     }
@@ -219,6 +217,11 @@ impl Lists {
             Subject::Repositories(_) => false,
         }
     }
+}
+
+/// Whether upstream has no such list, or none for whoever asked.
+pub(super) fn is_a_no(error: &UpstreamError) -> bool {
+    error.says_no() || *error == UpstreamError::Unsupported
 }
 
 /// All pages of a list.

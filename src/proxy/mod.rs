@@ -353,11 +353,14 @@ impl Proxy {
         }?;
         let (repo, ns) = (repo?, ns?);
         if action != Action::Pull {
-            let mount = match &wanted {
-                oci::Request::Uploads {
-                    mount: Some((digest, from)),
-                    ..
-                } => {
+            let mount = match (method, &wanted) {
+                (
+                    &Method::POST,
+                    oci::Request::Uploads {
+                        mount: Some((digest, from)),
+                        ..
+                    },
+                ) => {
                     let at = (domain, ns.as_deref());
                     Mount::permitted(&policy, &caller, at, (*digest, from), &repo).await
                 }

@@ -2,6 +2,7 @@
 //! out, failures retried, all within bounds.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
@@ -9,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::allowance::Allowance;
 use super::client::{Answer, Outgoing};
 use super::credentials::{Scope, Verdict, verdict};
 use super::error::{Absent, RefusedRedirect, Unreachable, UpstreamError, Wrong};
@@ -271,6 +273,10 @@ impl Shared {
     /// [`Wrong::Intercepted`], which the breaker is told.
     pub(super) async fn of_the_registry(&self, answer: Answer) -> Result<Answer, UpstreamError> {
         if !stands_in(&self.options.registry, answer.status(), answer.headers()) {
+            if let Some(allowance) = Allowance::read(answer.headers(), SystemTime::now()) {
+                self.meter.allowed(&allowance);
+                self.allowance.set(allowance);
+            }
             return Ok(answer);
         }
         answer.discard().await;

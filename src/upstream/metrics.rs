@@ -11,6 +11,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::allowance::Allowance;
+
 /// What a request to an upstream is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
@@ -101,6 +103,8 @@ pub struct UpstreamMetrics {
     turned_away: Family<UpstreamLabel, Counter>,
     probes: Family<ResultLabels, Counter>,
     descriptions: Family<ResultLabels, Counter>,
+    ratelimit_limit: Family<UpstreamLabel, Gauge>,
+    ratelimit_remaining: Family<UpstreamLabel, Gauge>,
     creations: Family<ResultLabels, Counter>,
     lifecycle_policies: Family<ResultLabels, Counter>,
     storage_away: Family<UpstreamLabel, Gauge>,
@@ -186,6 +190,16 @@ impl UpstreamMetrics {
             self.descriptions.clone(),
         );
         registry.register(
+            "upstream_ratelimit_limit",
+            "Pulls that a registry such as Docker Hub allows in its window of time, as it told last",
+            self.ratelimit_limit.clone(),
+        );
+        registry.register(
+            "upstream_ratelimit_remaining",
+            "Pulls that a registry such as Docker Hub still allows, as it told last",
+            self.ratelimit_remaining.clone(),
+        );
+        registry.register(
             "upstream_repository_creations",
             "Repositories asked for because a push found none, by result",
             self.creations.clone(),
@@ -253,6 +267,8 @@ impl Meter {
             &self.metrics.breaker_open,
             &self.metrics.storage_away,
             &self.metrics.token_expiry,
+            &self.metrics.ratelimit_limit,
+            &self.metrics.ratelimit_remaining,
         ] {
             gauge.remove(&self.label());
         }
@@ -365,6 +381,16 @@ impl Meter {
             .descriptions
             .get_or_create(&self.result(result))
             .inc();
+    }
+
+    /// A registry told how many pulls it still allows.
+    pub(super) fn allowed(&self, allowance: &Allowance) {
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let remaining = number(allowance.remaining);
+        self.show(&self.metrics.ratelimit_remaining, remaining);
+        if let Some(limit) = allowance.limit {
+            self.show(&self.metrics.ratelimit_limit, number(limit));
+        }
     }
 
     /// A repository was asked for.

@@ -17,12 +17,14 @@
 //! | `programs` | that no program run for credentials is left behind |
 //! | `mutability`, `creation` | which tags of a repository may move; repositories that appear when pushed to |
 //! | `quota`, `gate`, `breaker` | keeping to what a registry takes; obeying one that throttles; not waiting for one that does not answer |
+//! | `allowance` | how many pulls a registry still allows, as it tells |
 //! | `redirect`, `storage` | where blobs may be, and whether that answers |
 //! | `portal` | whether another answers in the registry's place |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
 //! | `upload`, `sending`, `told` | pushing: what is asked, what it carries, and the registry's own words |
 
+mod allowance;
 mod bandwidth;
 mod bearer;
 mod behalf;
@@ -70,6 +72,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 
 use crate::oci::Routed;
 
+pub use allowance::Allowance;
 pub use bandwidth::{Interest, Line, Rate};
 #[cfg(any(test, fuzzing))]
 pub use bearer::fuzz_token_reply;
@@ -97,6 +100,7 @@ pub use told::Told;
 pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
 pub use upstreams::{PreparedUpstreams, UpstreamSet, Upstreams};
 
+use allowance::LastAllowance;
 use bearer::Realms;
 use breaker::{Breaker, Probe};
 use client::{Client, Outgoing};
@@ -321,6 +325,7 @@ struct Shared {
     creator: Option<Arc<Creator>>,
     breaker: Breaker,
     storage: Storage,
+    allowance: LastAllowance,
     redirects: RedirectPolicy,
     pace: Pace,
     gate: Gate,
@@ -467,6 +472,7 @@ impl Upstream {
                 ecr,
                 breaker: Breaker::closed(prober, meter.clone()),
                 storage: Storage::new(meter.clone()),
+                allowance: LastAllowance::default(),
                 pace: Pace::new(&quotas),
                 gate: Gate::open(),
                 budget: RetryBudget::full(),
@@ -524,6 +530,11 @@ impl Upstream {
     /// asked again and answered.
     pub fn storage_outage(&self) -> Option<Outage> {
         self.shared.storage.outage()
+    }
+
+    /// What the registry said last of the pulls that it still allows, where it says so.
+    pub fn allowance(&self) -> Option<Allowance> {
+        self.shared.allowance.get()
     }
 
     /// True once the upstream has answered a question, for as long as it is not known to have stopped.

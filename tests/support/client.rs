@@ -147,6 +147,11 @@ impl Connection {
         .await
     }
 
+    /// Says that nothing more comes, and goes on reading.
+    pub async fn finish(&mut self) -> io::Result<()> {
+        within("finish", self.stream.shutdown()).await
+    }
+
     /// Sends a request without a body. `Host` is added where `headers` has none.
     pub async fn request(
         &mut self,

@@ -206,3 +206,38 @@ pub fn ctr(sandbox: &Sandbox, arguments: &[&str]) -> String {
             .chain(arguments.iter().copied()),
     )
 }
+
+/// The words of a podman command with stores of the sandbox's own, which outlive it there.
+fn podman_words(sandbox: &Sandbox, words: &[&str]) -> Vec<String> {
+    let path = |name: &str| sandbox.path(name).to_string_lossy().into_owned();
+    let (root, run) = (path("podman"), path("podman-run"));
+    let stores = [
+        "--root",
+        &root,
+        "--runroot",
+        &run,
+        "--storage-driver",
+        "overlay",
+    ];
+    let quiet = ["--cgroup-manager", "cgroupfs", "--events-backend", "none"];
+    let all = stores.iter().chain(&quiet).chain(words);
+    all.map(|word| (*word).to_owned()).collect()
+}
+
+/// Runs podman in it, which must end well; returns its standard output.
+pub fn podman(sandbox: &Sandbox, words: &[&str]) -> String {
+    let words = podman_words(sandbox, words);
+    sandbox.must("podman", words.iter().map(String::as_str))
+}
+
+/// Runs podman in it, which must fail and say `why`.
+pub fn podman_fails(sandbox: &Sandbox, why: &str, words: &[&str]) {
+    let words = podman_words(sandbox, words);
+    sandbox.must_fail(why, "podman", words.iter().map(String::as_str));
+}
+
+/// The greeting of the sample image that podman has under this name.
+pub fn podman_greeting(sandbox: &Sandbox, image: &str) -> String {
+    let mounted = podman(sandbox, &["image", "mount", image]);
+    sandbox.must("cat", [&*format!("{}/greeting", mounted.trim())])
+}

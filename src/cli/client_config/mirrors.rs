@@ -30,6 +30,12 @@ pub(super) struct Mirror {
     pub(super) elsewhere: Vec<String>,
 }
 
+impl Mirror {
+    pub(super) fn is_docker_hub(&self) -> bool {
+        self.registry == DOCKER_HUB
+    }
+}
+
 /// How docker.io is mirrored for dockerd, which tells of no registry and has no password for a mirror.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum DockerMirror {

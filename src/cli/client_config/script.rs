@@ -133,6 +133,14 @@ impl<'a> Script<'a> {
                  [[registry.mirror]]\nlocation = \"{location}\"\n{insecure}\n"
             );
         }
+        let is_hub_here = self.mirrors.by_registry().iter().any(Mirror::is_docker_hub);
+        if !conf.is_empty() && is_hub_here {
+            // Before the first table, where it is a key of none.
+            conf = format!(
+                "# Names without a registry, as in FROM alpine, are Docker Hub's where some file says so:\n\
+                 # unqualified-search-registries = [\"docker.io\"]\n\n{conf}"
+            );
+        }
         if !conf.is_empty() {
             text.push_str(
                 "\n# Images by their registries' names come from here, too. With mirror-by-digest-only = true in a\n\
@@ -205,9 +213,9 @@ impl<'a> Script<'a> {
         for mirror in self.mirrors.by_registry() {
             let Mirror { registry, host, .. } = &mirror;
             let folder = client.folder(registry);
-            let server = match registry.as_str() {
-                "docker.io" => "https://registry-1.docker.io".to_owned(),
-                other => format!("https://{other}"),
+            let server = match mirror.is_docker_hub() {
+                true => "https://registry-1.docker.io".to_owned(),
+                false => format!("https://{registry}"),
             };
             let mut more = self.host_keys(host, &client.folder(host));
             if self.asks(host) && self.has_passwords() {

@@ -339,3 +339,52 @@ fn where_a_certificate_may_stand_for_a_login_each_client_is_told_where_it_goes()
         )
     );
 }
+
+/// What the README says to write for mirrors.
+fn readme() -> Config {
+    const README: &str = include_str!("../../../README.md");
+    let toml = |heading: &str| {
+        let after = README.split_once(heading).expect(heading).1;
+        let block = after.split_once("```toml\n").expect("a block").1;
+        block.split_once("```").expect("its end").0
+    };
+    let upstreams = toml("\n### Several registries\n");
+    let upstreams = upstreams.split_once("[[route]]").expect("routes").0;
+    config(&format!("{}\n{upstreams}", toml("\n### Mirrors\n")))
+}
+
+#[test]
+fn what_the_readme_says_of_mirrors_makes_all_of_them() {
+    let readme = readme();
+    assert_eq!(readme.warnings, [""; 0]);
+    let docker = printed(Kind::DockerMirror, &readme);
+    assert!(
+        docker.contains("[\"https://hub.mydomain.com/\"]"),
+        "{docker}"
+    );
+    let podman = printed(Kind::Podman, &readme);
+    let conf = toml(file(
+        &podman,
+        "/etc/containers/registries.conf.d/ecr-proxy.conf",
+    ));
+    for (number, registry, location) in [
+        (0, PROD, "registry.mydomain.com"),
+        (1, "docker.io", "registry.mydomain.com/hub"),
+    ] {
+        let told = &conf["registry"][number];
+        assert_eq!(told["prefix"].as_str(), Some(registry));
+        assert_eq!(told["mirror"][0]["location"].as_str(), Some(location));
+    }
+    for (kind, root) in [(Kind::Containerd, "containerd"), (Kind::Docker, "docker")] {
+        let script = printed(kind, &readme);
+        for (registry, host) in [
+            (PROD, "https://registry.mydomain.com"),
+            ("docker.io", "https://hub.mydomain.com"),
+        ] {
+            let path = format!("/etc/{root}/certs.d/{registry}/hosts.toml");
+            let hosts = toml(file(&script, &path));
+            let told = hosts["host"].as_table().expect("hosts");
+            assert_eq!(told.keys().collect::<Vec<_>>(), [host]);
+        }
+    }
+}

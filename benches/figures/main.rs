@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+mod floor;
 mod load;
 #[path = "../../tests/support/pki.rs"]
 #[expect(dead_code, reason = "the tests use more of it")]
@@ -27,6 +28,10 @@ use work::Figures;
 const PINNED: &str = "FIGURES_PINNED";
 
 fn main() {
+    if let Some(listen) = floor::listen() {
+        floor::serve(listen);
+        return;
+    }
     let mut rounds = 5;
     let mut wanted = Vec::new();
     let mut arguments = std::env::args().skip(1);

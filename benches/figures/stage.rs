@@ -96,6 +96,8 @@ pub struct Stage {
     /// nginx with `proxy_cache` in front of the simulated storage.
     pub nginx_cache: Target,
     pub registry: Server,
+    /// hyper and rustls alone, with the warm image's manifest for an answer.
+    pub floor: Server,
     /// What docker-registry fetches from: nginx, which notes the bytes that it sent.
     origin_log: std::path::PathBuf,
     www: std::path::PathBuf,
@@ -117,7 +119,9 @@ impl Stage {
         let clients = [client(&pki.ca(), b"http/1.1"), client(&pki.ca(), b"h2")];
 
         let (nginx, nginx_cache, origin) = nginx(dir.path(), &www, &pki, &simulator, &clients);
+        let (_, manifest) = simulator.manifest("app", "v1").expect("just pushed");
         let stage = Self {
+            floor: floor(dir.path(), &pki, &manifest, &clients),
             registry: docker_registry(dir.path(), &pki, origin, &clients),
             proxy: proxy(dir.path(), &pki, &simulator, &clients),
             nginx,
@@ -129,8 +133,7 @@ impl Stage {
             _dir: dir,
         };
         stage.publish(&stage.warm);
-        let manifest = stage.simulator.manifest("app", "v1");
-        stage.write(&stage.warm.manifest(), &manifest.expect("just pushed").1);
+        stage.write(&stage.warm.manifest(), &manifest);
         stage
     }
 
@@ -234,6 +237,24 @@ fn pinned(program: &Path) -> Command {
         .arg(program)
         .env_remove(MALLOC);
     command
+}
+
+fn floor(dir: &Path, pki: &Pki, answer: &[u8], clients: &[Arc<ClientConfig>; 2]) -> Server {
+    let https = free_port();
+    let file = dir.join("answer");
+    fs::write(&file, answer).expect("a writable folder");
+    let program = std::env::current_exe().expect("a program has a path");
+    let mut command = pinned(&program);
+    let files = [pki.certificate(), pki.key(), file];
+    super::floor::configure(&mut command, https, files);
+    Server {
+        name: "hyper and rustls alone",
+        process: start(&mut command, &dir.join("floor.log"), https),
+        https,
+        http: None,
+        client: Arc::clone(&clients[0]),
+        h2_client: Arc::clone(&clients[1]),
+    }
 }
 
 fn proxy(dir: &Path, pki: &Pki, simulator: &Simulator, clients: &[Arc<ClientConfig>; 2]) -> Server {

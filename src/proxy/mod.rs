@@ -376,7 +376,8 @@ impl Proxy {
                 repository,
                 ns: ns.as_deref(),
             };
-            let answer = push.answer(method, &request.headers, &wanted, body).await;
+            // In memory of its own, as blobs and referrers below: what a manifest needs is a fifth of it.
+            let answer = Box::pin(push.answer(method, &request.headers, &wanted, body)).await;
             return answer.map_err(|refusal| match refusal {
                 Refusal::Content(FillError::Upstream(error)) => told(&right, error),
                 refusal => refusal,
@@ -405,7 +406,8 @@ impl Proxy {
                 pull::manifest(&self.parts.fills, &right, &repo, reference, &asked).await
             }
             oci::Request::Blob { digest, .. } => {
-                pull::blob(&self.parts.fills, &right, &repo, *digest, &asked).await
+                let asking = pull::blob(&self.parts.fills, &right, &repo, *digest, &asked);
+                Box::pin(asking).await
             }
             oci::Request::Tags { limit, last, .. } => {
                 let (fills, last) = (&self.parts.fills, last.as_deref());
@@ -417,7 +419,8 @@ impl Proxy {
                 ..
             } => {
                 let (fills, artifact_type) = (&self.parts.fills, artifact_type.as_deref());
-                lists::referrers(fills, &right, &repo, *digest, artifact_type).await
+                let asking = lists::referrers(fills, &right, &repo, *digest, artifact_type);
+                Box::pin(asking).await
             }
             oci::Request::Ping
             | oci::Request::Catalog { .. }

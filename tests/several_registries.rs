@@ -71,6 +71,44 @@ async fn k08_two_accounts_answer_under_one_name_each_with_its_own_token() {
     proxy.assert_no_secrets(&secrets).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_of_ecrs_pull_through_cache_stands_for_the_registry_it_is_of() {
+    let two = Two::start().await;
+    let name = "docker-hub/library/busybox";
+    let (layer, _) = put(&two.prod, name, "v1", BlobSource::generated(1, MIB));
+    let proxy = two
+        .builder()
+        .route([
+            ("ns", "docker.io"),
+            ("upstream", "prod"),
+            ("add_prefix", "docker-hub"),
+        ])
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let client = proxy.client();
+    let path = "/v2/library/busybox/manifests/v1?ns=docker.io";
+    assert_eq!(status(&client, path).await, 200);
+    let path = format!("/v2/library/busybox/blobs/{layer}?ns=docker.io");
+    assert_whole(&client.get(&path).await, &layer);
+    let tags = client
+        .get("/v2/library/busybox/tags/list?ns=docker.io")
+        .await;
+    assert_eq!(
+        tags.json()["name"],
+        "library/busybox",
+        "as the client writes it"
+    );
+    // The same by the name that ECR has for it; and without the registry it is no such repository.
+    assert_eq!(
+        status(&client, &format!("/v2/{name}/manifests/v1")).await,
+        200
+    );
+    assert_eq!(
+        status(&client, "/v2/library/busybox/manifests/v1").await,
+        404
+    );
+}
+
 /// Two accounts whose roles want external ids of their own, and a layer in each: what a client asks for.
 async fn with_roles(prod: (&str, &str), base: (&str, &str)) -> (Two, Proxy, [(String, String); 2]) {
     let two = Two::start().await;

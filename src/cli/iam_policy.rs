@@ -11,7 +11,7 @@ use crate::upstream::{EcrHost, RegistryKind};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  ecr-proxy iam-policy --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com > policy.json\n  aws iam put-role-policy --role-name ecr-proxy --policy-name pull \\\n    --policy-document file://policy.json\n\nNot in it, as nothing needs it: with ecr:DescribeRepositories on the same resource the proxy learns\nwhich repositories have immutable tags, and asks for those once a day; /v2/_catalog lists all there are,\nnot only those in the cache. With ecr:ListImages tags are listed."
+    after_help = "Example:\n  ecr-proxy iam-policy --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com > policy.json\n  aws iam put-role-policy --role-name ecr-proxy --policy-name pull \\\n    --policy-document file://policy.json\n\nNot in it, as nothing needs it: with ecr:DescribeRepositories on the same resource the proxy learns\nwhich repositories have immutable tags, and asks for those once a day; /v2/_catalog lists all there are,\nnot only those in the cache. With ecr:ListImages tags are listed. Prefixes of ECR's pull-through cache take\necr:BatchImportUpstreamImage, and ecr:CreateRepository for what is not there yet."
 )]
 pub(super) struct Args {
     #[command(flatten)]

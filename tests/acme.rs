@@ -14,24 +14,12 @@ use support::image::{REPOSITORY, TAG};
 use support::pebble::{Plan, free_port};
 use support::proxy::Builder;
 use support::{Client, Connection, DOMAIN, Proxy, image};
-use toml::{Table, Value as Toml};
 
 const ORDERS: &str = "ecr_proxy_acme_orders_total";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 fn acme(builder: Builder, plan: &Plan, further: &[(&str, &str)]) -> Builder {
-    let (directory, ca) = (plan.directory(), plan.ca());
-    let ca = ca.to_str().expect("a UTF-8 path");
-    let keys = [
-        ("directory", directory.as_str()),
-        ("email", "ops@mydomain.test"),
-        ("ca", ca),
-    ];
-    let keys = keys.iter().chain(further);
-    let table: Table = keys
-        .map(|(key, value)| ((*key).to_owned(), Toml::from(*value)))
-        .collect();
-    builder.set("tls.acme", table)
+    builder.set("tls.acme", plan.keys(further))
 }
 
 async fn is_served(proxy: &Proxy, root: &Path) -> bool {

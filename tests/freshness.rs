@@ -199,7 +199,7 @@ async fn offline_may_be_one_route() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_slow_line_a_stale_tag_is_served_while_it_is_checked() {
-    let rig = Rig::with(|builder| builder.set("cache.tag_wait", "1s")).await;
+    let rig = Rig::with(|builder| builder.set("cache.tag_wait", "3s")).await;
     let other = rig.move_tag();
     let gate = Gate::new();
     let faults = rig.simulator.faults();
@@ -213,7 +213,7 @@ async fn on_a_slow_line_a_stale_tag_is_served_while_it_is_checked() {
         assert_stale(&rig.pull().await, &rig.image, "110");
     }
     assert!(
-        began.elapsed() < Duration::from_secs(9),
+        began.elapsed() < Duration::from_secs(20),
         "{:?}",
         began.elapsed()
     );

@@ -60,17 +60,18 @@ async fn u12_throttling_is_absorbed_before_anything_flows() {
     assert_eq!(throttled.taken(), 1);
     // Others found the gate closed: what is to flow waits before it does.
     let _throttled = once("POST", "/blobs/uploads/");
+    let open = Instant::now();
     let patch = async {
         until("the proxy was told", async || {
             metric(&rig.proxy, THROTTLED, &[]).await == 2.0
         })
         .await;
-        let closed = Instant::now();
         let patched = send(&ann, "PATCH", &place, &[], &layer, true).await;
-        (patched, closed.elapsed())
+        (patched, open.elapsed())
     };
     let (_, (patched, waited)) = tokio::join!(begin(&ann, APP), patch);
-    assert!(waited > Duration::from_millis(500), "{waited:?}");
+    // From before it was closed: however late this learns of that, it is not less.
+    assert!(waited > Duration::from_millis(900), "{waited:?}");
     assert_eq!(patched.status, 202, "{}", patched.text());
     let throttled = once("PUT", "/blobs/uploads/");
     let ended = put(
@@ -98,8 +99,6 @@ async fn u12_throttling_is_absorbed_before_anything_flows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn u12_throttling_of_what_has_begun_to_flow_is_told_and_it_is_never_sent_twice() {
-    let rig = Rig::start().await;
-    let ann = rig.user("ann");
     let layer = bytes(300_000);
     // Whether the body has begun to flow when upstream says so decides.
     for (method, flows) in [
@@ -108,9 +107,11 @@ async fn u12_throttling_of_what_has_begun_to_flow_is_told_and_it_is_never_sent_t
         ("PATCH", false),
         ("PUT", false),
     ] {
+        // A proxy of its own: what of an upload that was refused is still on its way would count as this one's.
+        let rig = Rig::start().await;
+        let ann = rig.user("ann");
         let place = begin(&ann, APP).await;
-        let (gate, sent) = (Gate::new(), sent(&rig).await);
-        let asked = rig.asked(method, "/blobs/uploads/");
+        let gate = Gate::new();
         let rule = rig
             .ecr
             .faults()
@@ -126,12 +127,12 @@ async fn u12_throttling_of_what_has_begun_to_flow_is_told_and_it_is_never_sent_t
         let (first, rest) = layer.split_at(if flows { 100_000 } else { 0 });
         connection.send(first).await.expect("send");
         if flows {
-            until("it flows", async || self::sent(&rig).await > sent).await;
+            until("it flows", async || sent(&rig).await > 0.0).await;
         }
         gate.open();
         if !flows {
             until("it is asked again", async || {
-                rig.asked(method, "/blobs/uploads/") == asked + 2
+                rig.asked(method, "/blobs/uploads/") == 2
             })
             .await;
         }
@@ -150,13 +151,13 @@ async fn u12_throttling_of_what_has_begun_to_flow_is_told_and_it_is_never_sent_t
             answer.text()
         );
         assert!(answer.header("retry-after").is_some());
-        let asked = rig.asked(method, "/blobs/uploads/") - asked;
+        let asked = rig.asked(method, "/blobs/uploads/");
         assert_eq!((rule.taken(), asked), (1, 1), "{method} is sent once");
         is_over(&ann, &place).await;
         assert!(rig.ecr.blob(APP, &digest(&layer)).is_none());
+        let (pushed, _) = push_image(&ann, APP, "v1", &layer).await;
+        assert_eq!(pushed.status, 201, "{}", pushed.text());
     }
-    let (pushed, _) = push_image(&ann, APP, "v1", &layer).await;
-    assert_eq!(pushed.status, 201, "{}", pushed.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

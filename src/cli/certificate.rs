@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::watch;
+
 use super::{Failure, chain};
 use crate::config::{Config, Tls};
 use crate::jobs::{Reload, Reread};
 use crate::tls::{
-    Acme, CertificateMetrics, Certificates, LocalCa, OwnFiles, Pair, Standing, Trouble,
+    Acme, CertificateMetrics, Certificates, LocalCa, OwnFiles, Pair, Proof, Standing,
 };
 
 /// How often the dates are looked at. A leaf of the local CA is renewed a month ahead, but a clock that
@@ -19,8 +21,6 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// What shows the certificates, and who renews them.
 pub(super) struct Keeper {
     origin: Origin,
-    troubles: Troubles,
-    metrics: CertificateMetrics,
     /// The names whose ends are shown.
     shown: Vec<String>,
     /// What was last said in the log of the worst of them.
@@ -32,7 +32,14 @@ pub(super) struct Keeper {
 pub(super) struct Origin {
     certificates: Certificates,
     source: Arc<Mutex<Source>>,
+    /// What is to be obtained by ACME, for whoever runs it.
+    plan: watch::Sender<Plan>,
+    /// Whether HTTP-01 can be answered, which takes a listener and so a start.
+    answers_http: bool,
+    metrics: CertificateMetrics,
 }
+
+type Plan = Option<Arc<Acme>>;
 
 /// Where certificates come from.
 enum Source {
@@ -40,8 +47,8 @@ enum Source {
     None,
     /// The operator renews them.
     Own(OwnFiles),
-    /// We obtain them from a directory; taken when that runs.
-    Acme(Option<Acme>),
+    /// We obtain them from a directory.
+    Acme(Arc<Acme>),
     /// We issue them ourselves.
     LocalCa(LocalCa),
 }
@@ -49,7 +56,8 @@ enum Source {
 /// Other certificates, ready to be used.
 pub(super) struct Prepared {
     source: Source,
-    pairs: Vec<Pair>,
+    /// `None` where those in use are to serve on until there are others.
+    pairs: Option<Vec<Pair>>,
 }
 
 impl Origin {
@@ -57,45 +65,110 @@ impl Origin {
         self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What another configuration wants instead, where that is of the same kind; `None` if it wants what there
-    /// is.
+    /// What another configuration wants instead; `None` if it wants what there is.
     ///
     /// # Errors
-    /// All that is wrong with it.
+    /// All that is wrong with it. Where clients take the certificates in use, that is also one which they would
+    /// refuse, as far as the clock tells.
     pub(super) fn prepare(
         &self,
         in_use: &Config,
         new: &Config,
     ) -> Result<Option<Prepared>, String> {
-        let domains = &new.server.domains;
-        let is_same = in_use.tls == new.tls && in_use.server.domains == *domains;
-        match (&*self.source(), &new.tls) {
-            (Source::Own(_), Tls::Files(files)) if !is_same => {
-                let loaded = OwnFiles::load_for(&self.certificates, files, domains);
-                let (own, pairs) = loaded.map_err(|errors| {
-                    let told: Vec<String> = errors.iter().map(|error| chain(error)).collect();
-                    told.join("; ")
-                })?;
-                let source = Source::Own(own);
-                Ok(Some(Prepared { source, pairs }))
-            }
-            (Source::LocalCa(_), Tls::LocalCa) if !is_same => {
-                // The state directory is read at start only.
-                let ca = LocalCa::open(&in_use.server.state_dir, domains, SystemTime::now());
-                let ca = ca.map_err(|error| chain(&error))?;
-                let pairs = vec![ca.pair().clone()];
-                let source = Source::LocalCa(ca);
-                Ok(Some(Prepared { source, pairs }))
-            }
-            _ => Ok(None),
+        if in_use.tls == new.tls && in_use.server.domains == new.server.domains {
+            return Ok(None);
         }
+        if let Tls::Acme { options, .. } = &new.tls
+            && options.proof == Proof::Http
+            && !self.answers_http
+        {
+            return Err(
+                "tls.acme.challenge: http-01 wants a listener of its own, which only a start \
+                        opens: restart the proxy for it"
+                    .to_owned(),
+            );
+        }
+        let prepared = self.build(new).map_err(|faults| faults.join("; "))?;
+        Ok(Some(prepared))
     }
 
-    /// Puts them in use, for all handshakes to come.
+    /// Loads the certificates that a configuration names, or opens what they come from. Those in use stay.
+    fn build(&self, config: &Config) -> Result<Prepared, Vec<String>> {
+        let (state_dir, domains) = (&config.server.state_dir, &config.server.domains);
+        let now = SystemTime::now();
+        let standing = worst(&self.certificates, now).map(|(_, standing)| standing);
+        let is_served = standing.is_some_and(|standing| !standing.is_refused());
+        let is_worse = |pair: &Pair| is_served && pair.standing(now).is_refused();
+        let (source, pairs) = match &config.tls {
+            Tls::Off => (Source::None, None),
+            Tls::Files(files) => {
+                let (own, pairs) =
+                    OwnFiles::load(&self.certificates, files, domains).map_err(|errors| {
+                        errors.iter().map(|error| chain(error)).collect::<Vec<_>>()
+                    })?;
+                let worse = files.iter().zip(&pairs).filter(|(_, pair)| is_worse(pair));
+                let worse: Vec<String> = worse
+                    .map(|(files, pair)| {
+                        let (file, standing) = (files.cert.display(), pair.standing(now));
+                        format!("the certificate in {file} {standing}")
+                    })
+                    .collect();
+                if !worse.is_empty() {
+                    return Err(worse);
+                }
+                (Source::Own(own), Some(pairs))
+            }
+            Tls::Acme { options, .. } => {
+                let metrics = self.metrics.clone();
+                let acme = Acme::open(options.clone(), &self.certificates, metrics);
+                let acme = acme.map_err(|error| vec![format!("tls.acme: {}", chain(&error))])?;
+                // One that has ended is renewed first.
+                let stored = acme.stored().filter(|pair| !is_worse(pair));
+                let pairs = stored.map(|pair| vec![pair.clone()]);
+                (Source::Acme(Arc::new(acme)), pairs)
+            }
+            Tls::LocalCa => {
+                let ca = LocalCa::open(state_dir, domains, now);
+                let ca = ca.map_err(|error| vec![chain(&error)])?;
+                let pairs = vec![ca.pair().clone()];
+                (Source::LocalCa(ca), Some(pairs))
+            }
+        };
+        Ok(Prepared { source, pairs })
+    }
+
+    /// Puts them in use, for all handshakes to come. What was being obtained before is dropped.
     pub(super) fn take_over(&self, prepared: Prepared) {
         let mut source = self.source();
-        self.certificates.replace(prepared.pairs);
+        if let Source::Acme(before) = &*source {
+            before.retire();
+        }
+        if let Some(pairs) = prepared.pairs {
+            self.certificates.replace(pairs);
+        }
         *source = prepared.source;
+        self.plan.send_replace(match &*source {
+            Source::Acme(acme) => Some(Arc::clone(acme)),
+            Source::None | Source::Own(_) | Source::LocalCa(_) => None,
+        });
+    }
+}
+
+/// Obtains and renews certificates by the plan in force, for as long as this is not dropped. Another plan takes its
+/// place at once, and the order of the one before is dropped with its proofs.
+async fn obtain(mut plan: watch::Receiver<Plan>) {
+    loop {
+        let acme = plan.borrow_and_update().clone();
+        let keep = async {
+            match &acme {
+                Some(acme) => acme.keep().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = plan.changed() => if changed.is_err() { return },
+            () = keep => {}
+        }
     }
 }
 
@@ -105,39 +178,22 @@ impl Keeper {
     /// # Errors
     /// Why there are none, all that is wrong with them together. One outside its dates is no error.
     pub(super) fn open(config: &Config, metrics: CertificateMetrics) -> Result<Self, Failure> {
-        let (state_dir, domains) = (&config.server.state_dir, &config.server.domains);
-        let mut troubles = Troubles::default();
-        let (certificates, source) = match &config.tls {
-            Tls::Off => (Certificates::new(Vec::new()), Source::None),
-            Tls::Files(files) => {
-                let own = OwnFiles::load(files, domains).map_err(|errors| {
-                    let told: Vec<String> = errors.iter().map(|error| chain(error)).collect();
-                    Failure::Failed(told.join("\n"))
-                })?;
-                (own.certificates().clone(), Source::Own(own))
-            }
-            Tls::Acme { options, .. } => {
-                let acme = Acme::open(options.clone(), metrics.clone());
-                let acme = acme.map_err(|error| Failure::Failed(chain(&error)))?;
-                troubles.acme = Some(acme.trouble());
-                (acme.certificates().clone(), Source::Acme(Some(acme)))
-            }
-            Tls::LocalCa => {
-                let ca = LocalCa::open(state_dir, domains, SystemTime::now())
-                    .map_err(|error| Failure::Failed(chain(&error)))?;
-                let certificates = Certificates::new(vec![ca.pair().clone()]);
-                (certificates, Source::LocalCa(ca))
-            }
+        let (plan, _) = watch::channel(None);
+        let http_listen = match &config.tls {
+            Tls::Acme { http_listen, .. } => *http_listen,
+            Tls::Off | Tls::Files(_) | Tls::LocalCa => None,
         };
-        troubles.certificates = Some(certificates.clone());
-        let source = Arc::new(Mutex::new(source));
-        let mut keeper = Self {
-            origin: Origin {
-                certificates,
-                source,
-            },
-            troubles,
+        let origin = Origin {
+            certificates: Certificates::new(Vec::new()),
+            source: Arc::new(Mutex::new(Source::None)),
+            plan,
+            answers_http: http_listen.is_some(),
             metrics,
+        };
+        let prepared = origin.build(config);
+        origin.take_over(prepared.map_err(|faults| Failure::Failed(faults.join("\n")))?);
+        let mut keeper = Self {
+            origin,
             shown: Vec::new(),
             said: None,
         };
@@ -165,20 +221,21 @@ impl Keeper {
 
     /// What is wrong with them, at any time.
     pub(super) fn troubles(&self) -> Troubles {
-        self.troubles.clone()
+        Troubles {
+            certificates: self.origin.certificates.clone(),
+            plan: self.origin.plan.subscribe(),
+        }
     }
 
-    /// What obtains and renews them by ACME, to be run by whoever takes it.
-    pub(super) fn take_acme(&mut self) -> Option<Acme> {
-        match &mut *self.origin.source() {
-            Source::Acme(acme) => acme.take(),
-            Source::None | Source::Own(_) | Source::LocalCa(_) => None,
-        }
+    /// Obtains and renews them wherever that is by ACME, for as long as it is not dropped.
+    pub(super) fn obtain(&self) -> impl Future<Output = ()> + Send + use<> {
+        obtain(self.origin.plan.subscribe())
     }
 
     /// Has the operator's certificates read again when they are renewed.
     pub(super) fn reload_by(&self, reload: &mut Reload) {
-        if !matches!(&*self.origin.source(), Source::Own(_)) {
+        // Whether there are any may change, but not whether TLS is spoken.
+        if matches!(&*self.origin.source(), Source::None) {
             return;
         }
         let origin = self.origin.clone();
@@ -212,7 +269,7 @@ impl Keeper {
                 Err(error) => tracing::error!(%error, "the certificate could not be renewed"),
             }
         }
-        self.shown = self.metrics.show(certificates, &self.shown);
+        self.shown = self.origin.metrics.show(certificates, &self.shown);
         let standing = worst(certificates, now).map(|(_, standing)| standing);
         if standing.as_ref().map(discriminant) != self.said.as_ref().map(discriminant) {
             match standing {
@@ -230,18 +287,17 @@ impl Keeper {
 }
 
 /// What operators should know of the certificates. Clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Troubles {
-    certificates: Option<Certificates>,
-    acme: Option<Trouble>,
+    certificates: Certificates,
+    plan: watch::Receiver<Plan>,
 }
 
 impl Troubles {
     /// That the one which most wants to be looked at ends soon, or that clients refuse it as far as this host's
     /// clock tells; and why there is no new one.
     pub(super) fn list(&self) -> Vec<String> {
-        let certificates = self.certificates.as_ref();
-        let worst = certificates.and_then(|all| worst(all, SystemTime::now()));
+        let worst = worst(&self.certificates, SystemTime::now());
         let of_dates = worst.and_then(|(name, standing)| {
             let hint = match standing {
                 Standing::Good { .. } => return None,
@@ -250,7 +306,8 @@ impl Troubles {
             };
             Some(format!("{name}: {standing}{hint}"))
         });
-        let of_acme = self.acme.as_ref().and_then(Trouble::now);
+        let plan = self.plan.borrow().clone();
+        let of_acme = plan.and_then(|acme| acme.trouble());
         let of_acme = of_acme.map(|(since, why)| {
             let since = humantime::format_rfc3339_seconds(since);
             format!("no new certificate since {since}: {why}")

@@ -14,7 +14,7 @@ use super::client_certificates::Handshakes;
 use super::mechanisms::Mechanisms;
 use super::{chain, users};
 use crate::access::{Access, Verdicts};
-use crate::config::{Config, Faults, Files, Prefetch, Tls};
+use crate::config::{Config, Faults, Files, Prefetch};
 use crate::jobs::warm::Schedule;
 use crate::jobs::{Reload, Reread};
 use crate::proxy::{AskedUpstream, Policy, Pulled};
@@ -183,13 +183,6 @@ fn upstreams(config: &Config) -> Result<Vec<UpstreamOptions>, String> {
 fn tell(new: &Config, before: &Config) {
     for warning in new.warnings.iter().filter(|w| !before.warnings.contains(w)) {
         tracing::warn!(config.warning = %warning, "configuration");
-    }
-    let other_domains = new.server.domains != before.server.domains;
-    if other_domains && matches!(new.tls, Tls::Acme { .. }) {
-        tracing::warn!(
-            "server.domains has changed: the ACME directory is asked for a certificate for these names \
-             at the next start"
-        );
     }
 }
 

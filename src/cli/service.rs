@@ -243,9 +243,7 @@ impl Service {
             let challenges = self.keeper.certificates().challenges().clone();
             background.spawn(challenge_door::run(socket, challenges, stopped()));
         }
-        if let Some(acme) = self.keeper.take_acme() {
-            background.spawn(acme.keep());
-        }
+        background.spawn(self.keeper.obtain());
         for address in &self.bound {
             tracing::info!(listen.addr = %address, "listening");
         }

@@ -1,11 +1,11 @@
 //! What is written otherwise than before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem::discriminant;
 
 use super::keys;
 use super::sources::{Settings, Tables};
-use super::{Cache, Config, Server};
+use super::{Cache, Config, Server, Tls};
+use crate::tls::AcmeOptions;
 
 /// Every key that is set, wherever that may be, with its texts. Of a section that is there several times each
 /// table counts by its place.
@@ -50,11 +50,27 @@ pub struct Changes {
 }
 
 impl Config {
-    /// The same with the listeners and directories that are in use: other ones wait.
+    /// The same with the listeners and directories that are in use: other ones wait, and so do certificates for
+    /// listeners that speak TLS where those in use do not, or the other way round.
     #[must_use]
     pub fn with_fixed(self, in_use: &Self) -> Self {
         let server = &in_use.server;
+        let tls = match self.tls {
+            Tls::Acme {
+                options,
+                http_listen,
+            } if in_use.speaks_tls() => Tls::Acme {
+                options: AcmeOptions {
+                    state_dir: server.state_dir.clone(),
+                    ..options
+                },
+                http_listen,
+            },
+            tls @ (Tls::Files(_) | Tls::LocalCa) if in_use.speaks_tls() => tls,
+            Tls::Off | Tls::Files(_) | Tls::Acme { .. } | Tls::LocalCa => in_use.tls.clone(),
+        };
         Self {
+            tls,
             server: Server {
                 listen: server.listen.clone(),
                 state_dir: server.state_dir.clone(),
@@ -72,10 +88,10 @@ impl Config {
 
     /// What differs from the configuration in use, and from the one at start.
     pub fn changes(&self, in_use: &Self, at_start: &Self) -> Changes {
-        let other_source = discriminant(&self.tls) != discriminant(&at_start.tls);
+        let others_speak = self.speaks_tls() != at_start.speaks_tls();
         let is_fixed = |key: &&'static str| {
             let is_of_source = key.starts_with("tls.") && !key.starts_with("tls.client_");
-            keys::is_fixed(key) || (other_source && is_of_source)
+            keys::is_fixed(key) || (others_speak && is_of_source)
         };
         let now = self.written.differing(&in_use.written);
         let waiting = self.written.differing(&at_start.written);
@@ -83,5 +99,10 @@ impl Config {
             now: now.into_iter().filter(|key| !is_fixed(key)).collect(),
             at_start: waiting.into_iter().filter(is_fixed).collect(),
         }
+    }
+
+    /// Whether certificates are of any use.
+    fn speaks_tls(&self) -> bool {
+        !matches!(self.tls, Tls::Off)
     }
 }

@@ -181,21 +181,19 @@ pub(super) fn find(section: &str, name: &str) -> Option<Key> {
         .find(|key| key.section() == section && key.name() == name)
 }
 
-/// What is read at start only, so that another value waits for the next one: keys, and whole sections.
+/// What is read at start only, so that another value waits for the next one.
 const FIXED: &[&str] = &[
     "server.listen",
     "server.state_dir",
     "server.admin",
     "server.admin_socket",
-    "tls.acme",
+    "tls.acme.http_listen",
     "cache.dir",
 ];
 
 /// Whether a known key is read at start only.
 pub(super) fn is_fixed(path: &str) -> bool {
-    let section = path.rsplit_once('.').map_or("", |(section, _)| section);
-    let outer = section.split_once('.').map_or(section, |(outer, _)| outer);
-    [path, section, outer].iter().any(|it| FIXED.contains(it))
+    FIXED.contains(&path)
 }
 
 /// The section nearest to one that does not exist, as it is written.
@@ -262,15 +260,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_fixed_is_a_key_or_a_section() {
+    fn what_is_fixed_is_a_key() {
         for path in FIXED {
-            let is_key = KEYS.iter().any(|key| key.path == *path);
-            assert!(is_key || section(path).is_some(), "{path}");
+            assert!(KEYS.iter().any(|key| key.path == *path), "{path}");
         }
         for (path, expected) in [
             ("server.listen", true),
             ("server.domains", false),
-            ("tls.acme.email", true),
+            ("tls.acme.email", false),
+            ("tls.acme.http_listen", true),
             ("tls.cert", false),
             ("cache.dir", true),
             ("cache.max_size", false),

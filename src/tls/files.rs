@@ -38,22 +38,12 @@ pub struct OwnFiles {
 }
 
 impl OwnFiles {
-    /// Loads every pair; the first is shown to clients that name no host.
+    /// Loads every pair, the first to be shown to clients that name no host. The certificates in use remain as
+    /// they are until they are replaced by these.
     ///
     /// # Errors
     /// What is wrong with each pair that cannot be used. One outside its dates is no error.
-    pub fn load(files: &[PairFiles], domains: &[String]) -> Result<Self, Vec<TlsError>> {
-        let certificates = Certificates::new(Vec::new());
-        let (own, pairs) = Self::load_for(&certificates, files, domains)?;
-        certificates.replace(pairs);
-        Ok(own)
-    }
-
-    /// The same for a set of certificates that there is, which remains as it is: it waits for these pairs.
-    ///
-    /// # Errors
-    /// As [`OwnFiles::load`].
-    pub fn load_for(
+    pub fn load(
         certificates: &Certificates,
         files: &[PairFiles],
         domains: &[String],
@@ -75,11 +65,6 @@ impl OwnFiles {
             certificates: certificates.clone(),
         };
         Ok((own, pairs))
-    }
-
-    /// The certificates in use; they stay the same set when they are renewed.
-    pub fn certificates(&self) -> &Certificates {
-        &self.certificates
     }
 
     /// Every file.
@@ -219,7 +204,10 @@ mod tests {
                 write(&files[index], names, TODAY - 10, TODAY + 10);
             }
             let domains: Vec<String> = domains.iter().map(|name| (*name).to_owned()).collect();
-            let own = OwnFiles::load(&files, &domains).expect("pairs");
+            let certificates = Certificates::new(Vec::new());
+            let (own, pairs) = OwnFiles::load(&certificates, &files, &domains).expect("pairs");
+            assert!(certificates.pairs().is_empty(), "they are replaced later");
+            certificates.replace(pairs);
             Self { folder, own }
         }
 
@@ -235,7 +223,7 @@ mod tests {
 
         /// The names of what is in use.
         fn names(&self) -> Vec<String> {
-            let pairs = self.own.certificates().pairs();
+            let pairs = self.own.certificates.pairs();
             pairs.iter().map(|pair| pair.names().join(" ")).collect()
         }
     }
@@ -252,7 +240,8 @@ mod tests {
             cert: format!("/nonexistent/{name}.crt").into(),
             key: format!("/nonexistent/{name}.key").into(),
         });
-        let faults = OwnFiles::load(&files, &[]).expect_err("no such files");
+        let certificates = Certificates::new(Vec::new());
+        let faults = OwnFiles::load(&certificates, &files, &[]).expect_err("no such files");
         let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
         assert_eq!(
             told,
@@ -267,11 +256,11 @@ mod tests {
     fn what_is_the_same_changes_nothing_and_what_is_new_is_taken() {
         let scene = Scene::of(&[&["a.test"], &["b.test"]], &["a.test", "b.test"]);
         assert_eq!(scene.renew(), Ok(false));
-        let before = scene.own.certificates().pairs();
+        let before = scene.own.certificates.pairs();
         scene.write(1, &["b.test", "c.test"], TODAY - 1, TODAY + 90);
         assert_eq!(scene.renew(), Ok(true));
         assert_eq!(scene.names(), ["a.test", "b.test c.test"]);
-        assert_eq!(scene.own.certificates().pairs()[0], before[0]);
+        assert_eq!(scene.own.certificates.pairs()[0], before[0]);
         assert_eq!(scene.renew(), Ok(false));
     }
 
@@ -291,7 +280,7 @@ mod tests {
     #[test]
     fn k02_a_renewal_that_clients_would_refuse_is_not_taken() {
         let scene = Scene::of(&[&["a.test"]], &[]);
-        let before = scene.own.certificates().pairs();
+        let before = scene.own.certificates.pairs();
         for (from, until, complaint) in [
             (TODAY - 20, TODAY - 1, "ended"),
             (TODAY + 1, TODAY + 20, "is valid only from"),
@@ -299,7 +288,7 @@ mod tests {
             scene.write(0, &["a.test"], from, until);
             let told = scene.renew().expect_err("refused");
             assert!(told.contains(complaint), "{told}");
-            assert_eq!(scene.own.certificates().pairs(), before);
+            assert_eq!(scene.own.certificates.pairs(), before);
         }
     }
 

@@ -38,7 +38,7 @@ mod standing;
 
 use self::challenges::ACME_TLS;
 
-pub use self::acme::{Acme, AcmeError, AcmeOptions, ExternalBinding, Proof, Trouble};
+pub use self::acme::{Acme, AcmeError, AcmeOptions, ExternalBinding, Proof};
 pub use self::certificates::Certificates;
 pub use self::challenges::Challenges;
 pub use self::client::connect;

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener as TokioListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use toml::{Table, Value as Toml};
 
 use super::{Client, DOMAIN, Pki, program, within};
 
@@ -66,6 +68,19 @@ impl Plan {
         format!("https://127.0.0.1:{}/dir", self.directory)
     }
 
+    /// `[tls.acme]` for it.
+    pub fn keys(&self, further: &[(&str, &str)]) -> Table {
+        let (directory, ca) = (self.directory(), self.ca());
+        let keys = [
+            ("directory", directory.as_str()),
+            ("email", "ops@mydomain.test"),
+            ("ca", ca.to_str().expect("a UTF-8 path")),
+        ];
+        let keys = keys.iter().chain(further);
+        keys.map(|(key, value)| ((*key).to_owned(), Toml::from(*value)))
+            .collect()
+    }
+
     /// The CA of its own certificate, which has nothing to do with what it issues.
     pub fn ca(&self) -> PathBuf {
         self.pki.ca()
@@ -103,6 +118,12 @@ impl Plan {
                 started(directory, "ACME directory available"),
             ],
         }
+    }
+
+    /// Instead of a directory, one that is asked and answers nothing.
+    pub async fn hang(&self) -> TokioListener {
+        let listener = TokioListener::bind((Ipv4Addr::LOCALHOST, self.directory)).await;
+        listener.expect("a free port")
     }
 
     /// Instead of a directory, one that answers every request with `rateLimited` and this `Retry-After`; how
@@ -170,6 +191,24 @@ fn started(mut command: Command, ready: &str) -> Child {
     assert!(told, "{command:?} ended at start");
     std::thread::spawn(move || said.map_while(Result::ok).for_each(drop));
     child
+}
+
+impl Pebble {
+    /// It answers nobody until it is let go on.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// It answers again, also what it was asked meanwhile.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        for child in &self.children {
+            kill_process(Pid::from_child(child), signal).expect("it runs");
+        }
+    }
 }
 
 impl Drop for Pebble {

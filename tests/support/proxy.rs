@@ -232,7 +232,13 @@ impl Proxy {
         write_config(self.dir.path(), &self.config);
     }
 
-    /// The same for all `[[access.rule]]` at once, each some lines of TOML.
+    /// Removes `section.key` in the same way.
+    pub fn unset(&mut self, key: &str) {
+        unset(&mut self.config, key);
+        write_config(self.dir.path(), &self.config);
+    }
+
+    /// The same as [`Proxy::set`] for all `[[access.rule]]` at once, each some lines of TOML.
     pub fn set_rules<'a>(&mut self, rules: impl IntoIterator<Item = &'a str>) {
         let tables = rules.into_iter().map(|lines| {
             let rule: Table = lines.parse().expect("lines of TOML");
@@ -373,10 +379,7 @@ impl Builder {
 
     /// Removes `section.key`, a default of this builder, from the configuration.
     pub fn unset(mut self, key: &str) -> Self {
-        let (section, key) = key.split_once('.').expect("section.key");
-        if let Some(Toml::Table(section)) = self.config.get_mut(section) {
-            section.remove(key);
-        }
+        unset(&mut self.config, key);
         self
     }
 
@@ -649,6 +652,13 @@ fn set(config: &mut Table, key: &str, value: Toml) {
         panic!("{key}: not a section")
     };
     section.insert(key.to_owned(), value);
+}
+
+fn unset(config: &mut Table, key: &str) {
+    let (section, key) = key.split_once('.').expect("section.key");
+    if let Some(Toml::Table(section)) = config.get_mut(section) {
+        section.remove(key);
+    }
 }
 
 fn write_config(dir: &Path, config: &Table) {

@@ -208,10 +208,21 @@ fn what_has_changed_is_told_by_key_and_by_when_it_counts() {
         (0, &["server.admin"][..])
     );
 
-    // A certificate from elsewhere waits, and so does what it is made of.
-    let pair = "[tls]\ncert = \"a.pem\"\nkey = \"a.pem\"\n[server]\ndomains = [\"a.test\"]\n";
-    let own = Scene::file(pair).beside("a.pem", "");
+    // A certificate from elsewhere is taken over, but for listeners that do not speak TLS it has to wait.
+    let own = "[tls]\ncert = \"a.pem\"\nkey = \"a.pem\"\n[server]\ndomains = [\"a.test\"]\n";
+    let own = Scene::file(own).beside("a.pem", "");
     let own = own.flag("upstream.registry", "--upstream", ECR).load();
-    let changes = own.expect("config").changes(&start, &start);
-    assert_eq!(changes.at_start, ["tls.cert", "tls.key"]);
+    let own = own.expect("config");
+    let changes = own.changes(&start, &start);
+    assert_eq!(changes.at_start, Vec::<&str>::new());
+    assert!(changes.now.contains(&"tls.cert") && changes.now.contains(&"tls.key"));
+    assert_eq!(own.clone().with_fixed(&start).tls, own.tls);
+
+    let plain = Scene::file("[server]\nlisten = [\"http://127.0.0.1:0\"]\n");
+    let plain = plain.flag("upstream.registry", "--upstream", ECR).load();
+    let plain = plain.expect("config");
+    let changes = own.changes(&plain, &plain);
+    assert_eq!(changes.at_start, ["server.listen", "tls.cert", "tls.key"]);
+    assert_eq!(own.clone().with_fixed(&plain).tls, Tls::Off);
+    assert_eq!(plain.with_fixed(&own).tls, own.tls);
 }

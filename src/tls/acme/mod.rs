@@ -15,7 +15,7 @@ mod order;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
@@ -136,7 +136,7 @@ pub enum AcmeError {
     #[error("the ACME directory issued a certificate that {0}")]
     Unfit(String),
     /// The roots cannot be read.
-    #[error("{} holds no usable PEM certificate", file.display())]
+    #[error("ca: {} holds no usable PEM certificate", file.display())]
     Roots {
         /// The file.
         file: PathBuf,
@@ -177,17 +177,26 @@ impl AcmeOptions {
 pub struct Acme {
     options: AcmeOptions,
     client: Https,
+    /// That which was stored, if it is for the names.
+    stored: Option<Pair>,
     certificates: Certificates,
+    /// Whether something else has taken its place, held while the certificates are replaced.
+    is_retired: Mutex<bool>,
     trouble: Trouble,
     metrics: CertificateMetrics,
 }
 
 impl Acme {
-    /// With the certificate that was stored, if there is one for these names.
+    /// With the certificate that was stored, if there is one for these names. Those in use remain as they are
+    /// until there is a new one.
     ///
     /// # Errors
     /// The folder cannot be made, or the roots or the account's key cannot be read.
-    pub fn open(options: AcmeOptions, metrics: CertificateMetrics) -> Result<Self, AcmeError> {
+    pub fn open(
+        options: AcmeOptions,
+        certificates: &Certificates,
+        metrics: CertificateMetrics,
+    ) -> Result<Self, AcmeError> {
         private_files::create_directory(&options.state_dir.join("acme"))?;
         private_files::create_directory(&options.folder())?;
         let extra = match &options.ca {
@@ -207,28 +216,49 @@ impl Acme {
         }
         let file = options.certificate();
         let stored = Pair::load(&file, &file).ok();
-        let fit = stored.filter(|pair| options.domains.iter().all(|name| pair.covers(name)));
+        let stored = stored.filter(|pair| options.domains.iter().all(|name| pair.covers(name)));
         let trouble = Trouble::default();
-        if fit.is_none() {
-            trouble.set("there is no certificate yet".to_owned());
+        if stored.is_none() {
+            trouble.set("the ACME directory has issued none for these names yet".to_owned());
         }
         Ok(Self {
             client: Https::new(&extra).map_err(AcmeError::Tls)?,
-            certificates: Certificates::new(fit.into_iter().collect()),
+            stored,
+            certificates: certificates.clone(),
+            is_retired: Mutex::default(),
             options,
             trouble,
             metrics,
         })
     }
 
-    /// The certificate in use, if any; it stays the same set when it is renewed.
-    pub fn certificates(&self) -> &Certificates {
-        &self.certificates
+    /// The certificate that was stored for these names, if there was one at first.
+    pub fn stored(&self) -> Option<&Pair> {
+        self.stored.as_ref()
     }
 
-    /// Why there is no new certificate, while there should be one.
-    pub fn trouble(&self) -> Trouble {
-        self.trouble.clone()
+    /// Since when and why there is no new certificate, while there should be one.
+    pub fn trouble(&self) -> Option<(SystemTime, String)> {
+        self.trouble.now()
+    }
+
+    /// From now on the certificates in use are left alone: something else has taken the place of this.
+    pub fn retire(&self) {
+        *self.retired() = true;
+    }
+
+    fn retired(&self) -> MutexGuard<'_, bool> {
+        self.is_retired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts it in use.
+    fn put(&self, pair: Pair) {
+        let is_retired = self.retired();
+        if !*is_retired {
+            self.certificates.replace(vec![pair]);
+        }
     }
 
     /// Obtains a certificate where there is none, and renews it when two thirds of its life are over, for as
@@ -236,11 +266,12 @@ impl Acme {
     ///
     /// # Cancel safety
     /// An order that is cut off is begun anew the next time.
-    pub async fn keep(self) {
+    pub async fn keep(&self) {
+        let mut present = self.stored.clone();
         let mut failures = 0;
         loop {
-            let present = self.certificates.pairs().first().cloned();
-            let left = present.and_then(|pair| until_due(&pair, SystemTime::now()));
+            let due = |pair| until_due(pair, SystemTime::now());
+            let left = present.as_ref().and_then(due);
             if let Some(left) = left {
                 tokio::time::sleep(left.min(LOOK_EVERY)).await;
                 continue;
@@ -255,7 +286,8 @@ impl Acme {
                     tracing::info!(certificate.until = %until, "the ACME directory issued a certificate");
                     // Not at once again, whatever the clock says of it.
                     let pause = (lifetime(&pair) / 3).min(LONGEST_PAUSE);
-                    self.certificates.replace(vec![pair]);
+                    self.put(pair.clone());
+                    present = Some(pair);
                     pause
                 }
                 Err(error) => {
@@ -313,13 +345,13 @@ fn pause_after(failures: u32, asked: Option<Duration>) -> Duration {
     own.max(asked.unwrap_or_default().min(LONGEST_ASKED))
 }
 
-/// Why there is no new certificate, and since when. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Trouble(Arc<Mutex<Option<(SystemTime, String)>>>);
+/// Why there is no new certificate, and since when.
+#[derive(Debug, Default)]
+struct Trouble(Mutex<Option<(SystemTime, String)>>);
 
 impl Trouble {
     /// Since when and why, if anything is wrong.
-    pub fn now(&self) -> Option<(SystemTime, String)> {
+    fn now(&self) -> Option<(SystemTime, String)> {
         let trouble = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         trouble.clone()
     }
@@ -339,6 +371,8 @@ impl Trouble {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::pair::tests::{at_day, pair};
     use super::*;
 
@@ -379,19 +413,39 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_directory_has_a_folder_of_its_own() {
-        let options = |directory: &str| AcmeOptions {
+    fn options(directory: &str, state_dir: &Path) -> AcmeOptions {
+        AcmeOptions {
             directory: directory.to_owned(),
             email: None,
             binding: None,
             proof: Proof::TlsAlpn,
-            domains: Vec::new(),
-            state_dir: "state".into(),
+            domains: vec!["a.test".to_owned()],
+            state_dir: state_dir.to_owned(),
             ca: None,
-        };
+        }
+    }
+
+    #[test]
+    fn each_directory_has_a_folder_of_its_own() {
+        let options = |directory| options(directory, Path::new("state"));
         let one = options("https://one.test/dir").certificate();
         assert_ne!(one, options("https://two.test/dir").certificate());
         assert!(one.starts_with("state/acme"));
+    }
+
+    #[test]
+    fn what_is_retired_leaves_the_certificates_in_use_alone() {
+        let state = tempfile::tempdir().expect("folder");
+        let options = options("https://one.test/dir", state.path());
+        let certificates = Certificates::new(vec![pair(&["before.test"])]);
+        let metrics = CertificateMetrics::default();
+        let acme = Acme::open(options, &certificates, metrics).expect("a plan");
+        let names = || certificates.pairs()[0].names().to_vec();
+        assert_eq!(names(), ["before.test"]);
+        acme.put(pair(&["a.test"]));
+        assert_eq!(names(), ["a.test"]);
+        acme.retire();
+        acme.put(pair(&["late.test"]));
+        assert_eq!(names(), ["a.test"]);
     }
 }

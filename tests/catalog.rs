@@ -4,7 +4,7 @@
 mod support;
 
 use ecr_proxy::simulator::{
-    BlobSource, FULL_ACCESS_KEY, Listener, Outage, PULL_ONLY_ACCESS_KEY, Simulator,
+    BlobSource, FULL_ACCESS_KEY, Fault, Listener, Outage, PULL_ONLY_ACCESS_KEY, Simulator,
 };
 use support::blobs::until;
 use support::image::TAG;
@@ -250,6 +250,35 @@ async fn a_token_bearer_is_told_what_ecr_tells_that_token() {
     assert_eq!(listed(&full.get(CATALOG).await), ["a/b", "c"]);
     assert_eq!(asked(&simulator), before + 1);
     proxy.assert_no_secrets(&simulator.secrets()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_bearer_is_told_where_a_registry_could_not_be_asked() {
+    let two = Two::start().await;
+    put(&two.prod, "team/app", "v1", BlobSource::generated(1, 1000));
+    let proxy = two
+        .builder()
+        .unset("access.anonymous")
+        .set("access.aws_tokens", true)
+        .route([("repository", "base/**"), ("upstream", "base")])
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let rule = |status| {
+        let faults = two.base.faults();
+        let rule = faults.on(Listener::Registry, "GET", CATALOG);
+        rule.then(Fault::status(status, "{}"))
+    };
+    let bearer = || {
+        let token = two.prod.token(FULL_ACCESS_KEY).expect("a principal");
+        login(proxy.client(), "AWS", &token.password)
+    };
+    for (status, x_cache) in [(500, "stale"), (403, "bypass")] {
+        let rule = rule(status);
+        let answer = bearer().get(CATALOG).await;
+        assert_eq!(listed(&answer), ["team/app"], "{status}");
+        assert_eq!(answer.header("x-cache"), Some(x_cache), "{status}");
+        rule.remove();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -332,9 +332,8 @@ async fn nothing_is_created_for_those_who_may_not_push_nor_by_a_pull() {
     assert_eq!(rig.asked("CreateRepository"), 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_manifest_alone_makes_its_repository_too() {
-    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+/// Pushes a manifest that needs nothing to `team/app`.
+async fn put_index(rig: &Rig) -> Answer {
     let index = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
     let target = "/v2/team/app/manifests/v1";
     let headers = [
@@ -343,9 +342,27 @@ async fn a_manifest_alone_makes_its_repository_too() {
     ];
     let mut connection = rig.user("ann").start("PUT", target, &headers).await;
     connection.send(index.as_bytes()).await.expect("send");
-    let answer = connection.answer("PUT").await.expect("an answer");
+    connection.answer("PUT").await.expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_alone_makes_its_repository_too() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let answer = put_index(&rig).await;
     assert_eq!(answer.status, 201, "{}", answer.text());
     assert!(rig.ecr.manifest("team/app", "v1").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_breaks_off_says_nothing_of_its_repository() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    rig.ecr.create_repository("team/app");
+    let faults = rig.ecr.faults();
+    let closed = faults.on(Listener::Registry, "PUT", Pattern::from("/manifests/"));
+    closed.then(Fault::Raw("".into()));
+    let answer = put_index(&rig).await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(rig.asked("CreateRepository"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

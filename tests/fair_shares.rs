@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ecr_proxy::simulator::{BlobSource, End, Entry, Fault, Gate, Listener, Pattern};
+use ecr_proxy::simulator::{
+    BlobSource, End, Entry, FULL_ACCESS_KEY, Fault, Gate, Listener, Pattern, path_contains,
+};
 use futures_util::future::join_all;
 use support::blobs::{MIB, assert_whole, blob, metric, pull, simulator, until};
 use support::h2::{DATA, Raw, WINDOW_UPDATE, frame, get};
-use support::image::REPOSITORY;
-use support::{Client, Proxy, within};
+use support::image::{REPOSITORY, TAG};
+use support::{Client, Proxy, image, within};
 use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
 
@@ -200,6 +202,40 @@ async fn l03_thousands_of_streams_with_windows_of_one_byte_cost_bounded_memory()
     println!("{} MiB for {all} streams", grown / MIB);
     assert!(grown < 128 * MIB, "{grown} bytes");
     is_served(&proxy.client(), &small.1, &small.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l13_lists_that_are_asked_for_and_left_count_until_upstream_has_told_them() {
+    const MOST_OF_ONE: u64 = 4;
+    let simulator = simulator().await;
+    let path = |name: &str| format!("/v2/{name}/tags/list");
+    for name in ["held-0", "held-1", "held-2", "held-3", "held-4", "free"] {
+        simulator.push_image(name, TAG, image::spec());
+    }
+    let gate = Gate::new();
+    let faults = simulator.faults();
+    let held = faults.on(Listener::Registry, "GET", path_contains("/held-"));
+    let held = held.then(Fault::Hold(gate.clone()));
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
+        .start();
+    let greedy = proxy.client().at(GREEDY);
+    for number in 0..MOST_OF_ONE {
+        let path = path(&format!("held-{number}"));
+        let leaving = greedy.start("GET", &path, &[]).await;
+        until("upstream is asked", async || held.taken() > number).await;
+        drop(leaving);
+    }
+    // Its clients have left, and the questions are there.
+    let one_more = tokio::spawn(async move { greedy.get(&path("held-4")).await.status });
+    for _ in 0..20 {
+        let other = proxy.client().get(&path("free")).await;
+        assert_eq!(other.status, 200, "{}", other.text());
+    }
+    assert_eq!(held.taken(), MOST_OF_ONE);
+    gate.open();
+    assert_eq!(one_more.await.expect("an answer"), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

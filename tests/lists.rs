@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use ecr_proxy::simulator::{
-    CannedAnswer, FULL_ACCESS_KEY, Fault, Listener, Outage, Simulator, Stored,
+    CannedAnswer, FULL_ACCESS_KEY, Fault, Listener, Outage, Pattern, Simulator, Stored,
 };
 use support::image::REPOSITORY;
 use support::real::DockerRegistry;
@@ -256,6 +256,68 @@ async fn a_list_whose_pages_go_round_in_upstream_has_an_end_here() {
         let answer = proxy.client().get(path).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
     }
+}
+
+/// An upstream's page of tags, with the address of the next one.
+fn page(tags: &[&str], next: Option<&str>) -> Fault {
+    let tags = serde_json::json!({ "name": REPOSITORY, "tags": tags });
+    let link = |next| ("link", format!("<{next}>; rel=\"next\""));
+    Fault::Answer(CannedAnswer {
+        status: 200,
+        headers: next.map(link).into_iter().collect(),
+        body: tags.to_string().into(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_a_registry_may_call_its_pages_what_it_likes() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    image::push(&simulator);
+    let proxy = before(&simulator).await;
+    let path = format!("/v2/{REPOSITORY}/tags/list");
+    let faults = simulator.faults();
+    let pages = [
+        page(&["b"], Some(&format!("{path}?next_page=x%2By%3D&n=9"))),
+        page(&["c"], Some("https://elsewhere.test/else?token=z")),
+        page(&["a"], None),
+    ];
+    for page in pages {
+        let rule = faults.on(Listener::Registry, "GET", path.as_str());
+        rule.times(1).then(page);
+    }
+    let answer = proxy.client().get(&path).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(names(&answer), ["a", "b", "c"]);
+    let asked = simulator.journal().snapshot();
+    let asked = asked.iter().filter(|entry| entry.path == path);
+    let asked: Vec<_> = asked.map(|entry| entry.query.as_str()).collect();
+    assert_eq!(
+        asked,
+        ["n=1000", "next_page=x%2By%3D&n=9", "token=z&n=1000"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l13_names_of_nothing_are_counted_too() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    image::push(&simulator);
+    let proxy = before(&simulator).await;
+    let path = format!("/v2/{REPOSITORY}/tags/list");
+    let faults = simulator.faults();
+    let nothing = vec![""; 300_000];
+    let rules = ["last=0", ""].map(|query| {
+        let of_query = Pattern::matching(move |entry| {
+            entry.path.ends_with("/tags/list") && entry.query.contains(query)
+        });
+        let number = usize::from(!query.is_empty());
+        let next = page(&nothing, Some(&format!("{path}?last={number}")));
+        let rule = faults.on(Listener::Registry, "GET", of_query);
+        rule.times(4).then(next)
+    });
+    let answer = proxy.client().get(&path).await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    let asked: u64 = rules.iter().map(|rule| rule.taken()).sum();
+    assert!(asked < 5, "{asked} pages of nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]

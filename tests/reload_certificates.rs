@@ -121,6 +121,39 @@ async fn names_that_are_added_are_ordered_at_once_and_the_certificate_in_use_ser
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_challenge_is_used_for_the_next_order_as_far_as_its_listener_is_there() {
+    const LAST: &str = "last.mydomain.test";
+    let simulator = simulator().await;
+    let plan = Plan::new();
+    let (port, http) = (free_port(), free_port());
+    let _pebble = plan.start(port, http, YEAR);
+    let root = plan.root().await;
+    let listen = format!("http://127.0.0.1:{http}");
+    let by_http = [("challenge", "http-01"), ("http_listen", listen.as_str())];
+    let builder = Proxy::builder().simulator(&simulator);
+    let builder = builder.listen([format!("https://127.0.0.1:{port}").as_str()]);
+    let mut proxy = builder.set("tls.acme", plan.keys(&by_http)).start();
+    until("there is a certificate", async || {
+        is_served(&proxy, DOMAIN, &root).await
+    })
+    .await;
+
+    use_acme(&mut proxy, &plan, &[("challenge", "tls-alpn-01")]);
+    proxy.set("server.domains", vec![DOMAIN, LATER]);
+    let keys = changed(&proxy.reload().await);
+    assert_eq!(keys, "server.domains, tls.acme.challenge");
+    let waits =
+        |event: &Event| event.field("reload.waiting").as_deref() == Some("tls.acme.http_listen");
+    proxy.log_until("its listener stays", waits).await;
+    until_served(&proxy, LATER, &root, &root).await;
+
+    use_acme(&mut proxy, &plan, &by_http);
+    proxy.set("server.domains", vec![DOMAIN, LATER, LAST]);
+    assert_eq!(changed(&proxy.reload().await), keys);
+    until_served(&proxy, LAST, &root, &root).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_directory_takes_the_place_of_the_one_before_and_each_keeps_its_account() {
     let simulator = simulator().await;
     let (first, second, silent) = (Plan::new(), Plan::new(), Plan::new());

@@ -9,7 +9,7 @@ use super::Fills;
 use super::error::FillError;
 use super::lists::{Names, PAGING, is_a_no};
 use super::manifests::stale_because;
-use crate::access::ClientToken;
+use crate::access::{ClientToken, Turn};
 use crate::telemetry::{Outcome, StaleReason};
 
 /// The repositories of one registry.
@@ -37,7 +37,7 @@ impl FoundRepositories {
 impl Fills {
     /// The repositories of an upstream: all of them, or for the `bearer` of a token those that upstream tells
     /// that token. Upstream is asked once in as long as tags are believed, and by those who go on with a list
-    /// that they have the beginning of, once a minute.
+    /// that they have the beginning of, once a minute. A question that this begins keeps `turn` until it ends.
     ///
     /// # Errors
     /// The upstream's, where nothing else is known. To a bearer nothing else is told.
@@ -49,6 +49,7 @@ impl Fills {
         upstream: &Arc<str>,
         bearer: Option<&ClientToken>,
         goes_on: bool,
+        turn: &Arc<Turn>,
     ) -> Result<FoundRepositories, FillError> {
         let shared = &self.shared;
         let age = match goes_on {
@@ -62,7 +63,7 @@ impl Fills {
             reason: None,
             is_of_another: false,
         };
-        let error = match shared.lists.repositories(upstream, bearer, age).await {
+        let error = match shared.lists.repositories(upstream, bearer, age, turn).await {
             Ok(list) => return Ok(found(list)),
             Err(error) => error,
         };
@@ -73,7 +74,7 @@ impl Fills {
             return Err(error);
         }
         for other in shared.standing_in(upstream, &error) {
-            if let Ok(list) = shared.lists.repositories(&other, None, age).await {
+            if let Ok(list) = shared.lists.repositories(&other, None, age, turn).await {
                 shared.metrics.stood_in();
                 return Ok(FoundRepositories {
                     is_of_another: true,

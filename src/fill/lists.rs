@@ -3,7 +3,8 @@
 //! A registry's pages come in an order of its own and lead on by words of its own. So a list is fetched
 //! whole and put in order, and is kept for a moment, for those who go on with it: a page of ours is what
 //! comes after a name, whoever asks and whatever upstream calls its pages. One question is asked at a time
-//! for each list, and only answers are kept.
+//! for each list, and only answers are kept. A question keeps the turn of whoever began it until it ends, so
+//! that there are no more of them than turns, also where their askers do not stay.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::error::FillError;
 use super::flight::{Flights, Lost};
-use crate::access::ClientToken;
+use crate::access::{ClientToken, Turn};
 use crate::oci::RepoKey;
 use crate::telemetry::Outcome;
 use crate::upstream::{Deadline, NamePage, Upstream, UpstreamError, Upstreams, Wrong};
@@ -25,8 +26,9 @@ pub(super) const PAGING: Duration = Duration::from_secs(60);
 
 /// Names of a page that upstream is asked for: as many as ECR gives.
 const PAGE: u32 = 1000;
-/// Most pages of a list, and most bytes of its names. ECR has 100,000 repositories in a registry at most, and
-/// as many images in a repository, unless AWS raises it.
+/// Most pages of a list, and most bytes of its names with what each takes beside its own: empty ones are not for
+/// nothing. ECR has 100,000 repositories in a registry at most, and as many images in a repository, unless AWS
+/// raises it.
 const MAX_PAGES: usize = 250;
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Within which all pages have to come. Clients wait for half a minute.
@@ -81,9 +83,13 @@ impl Names {
     }
 
     fn weight(&self) -> u32 {
-        let bytes: usize = self.names.iter().map(|name| name.len() + PER_NAME).sum();
-        u32::try_from(bytes).unwrap_or(u32::MAX)
+        u32::try_from(size(&self.names)).unwrap_or(u32::MAX)
     }
+}
+
+/// What names take, in bytes.
+fn size(names: &[String]) -> usize {
+    names.iter().map(|name| name.len() + PER_NAME).sum()
 }
 
 /// Distribution-spec, "Listing Tags": the case of letters counts only where nothing else tells.
@@ -136,9 +142,10 @@ impl Lists {
         repo: &RepoKey,
         bearer: Option<&ClientToken>,
         age: Duration,
+        turn: &Arc<Turn>,
     ) -> Result<(Arc<Names>, Outcome), FillError> {
         let key = (Subject::Tags(repo.clone()), bearer.cloned());
-        self.list(key, age).await
+        self.list(key, age, turn).await
     }
 
     /// The repositories of an upstream in the same way. That there is no such list is remembered.
@@ -147,12 +154,13 @@ impl Lists {
         upstream: &Arc<str>,
         bearer: Option<&ClientToken>,
         age: Duration,
+        turn: &Arc<Turn>,
     ) -> Result<(Arc<Names>, Outcome), FillError> {
         let key = (Subject::Repositories(Arc::clone(upstream)), bearer.cloned());
         if let Some(refusal) = self.refused.get(&key) {
             return Err(refusal.into());
         }
-        let found = self.list(key.clone(), age).await;
+        let found = self.list(key.clone(), age, turn).await;
         if let Err(FillError::Upstream(error)) = &found
             && is_a_no(error)
         {
@@ -173,25 +181,33 @@ impl Lists {
         self.changed.insert(repo.clone(), Instant::now());
     }
 
-    async fn list(&self, key: Key, age: Duration) -> Result<(Arc<Names>, Outcome), FillError> {
+    async fn list(
+        &self,
+        key: Key,
+        age: Duration,
+        turn: &Arc<Turn>,
+    ) -> Result<(Arc<Names>, Outcome), FillError> {
         let is_young = |kept: &Arc<Names>| kept.asked_at.elapsed() < age;
         if let Some(kept) = self.kept.get(&key).filter(is_young)
             && !self.is_overtaken(&key, &kept)
         {
             return Ok((kept, Outcome::Hit));
         }
-        let mut names = self.ask(&key).await?;
+        let mut names = self.ask(&key, turn).await?;
         if self.is_overtaken(&key, &names) {
             // The question was somebody else's, from before a push.
-            names = self.ask(&key).await?;
+            names = self.ask(&key, turn).await?;
         }
         Ok((names, Outcome::Bypass))
     }
 
-    async fn ask(&self, key: &Key) -> Result<Arc<Names>, FillError> {
+    async fn ask(&self, key: &Key, turn: &Arc<Turn>) -> Result<Arc<Names>, FillError> {
         let question = || {
             let (key, kept, upstreams) = (key.clone(), self.kept.clone(), self.upstreams.clone());
+            let turn = Arc::clone(turn);
             async move {
+                // Given up when the question has ended, not before.
+                let _turn = turn;
                 let asked_at = Instant::now();
                 let names = timeout(WALK, walk(&upstreams, &key)).await;
                 let names = names.unwrap_or(Err(UpstreamError::TooSlow(Deadline::Progress)))?;
@@ -238,18 +254,18 @@ async fn walk(
         None => upstream,
     };
     let (mut names, mut bytes) = (Vec::new(), 0);
-    let mut last: Option<String> = None;
+    let mut asked: Option<String> = None;
     for _ in 0..MAX_PAGES {
-        let page = page(&upstream, subject, last.as_deref()).await?;
-        bytes += page.names.iter().map(String::len).sum::<usize>();
+        let page = page(&upstream, subject, asked.as_deref()).await?;
+        bytes += size(&page.names);
         if bytes > MAX_BYTES {
             break;
         }
         names.extend(page.names);
         match page.next {
             None => return Ok(names),
-            next if next == last => return Err(UpstreamError::Wrong(Wrong::Malformed)),
-            next => last = next,
+            next if next == asked => return Err(UpstreamError::Wrong(Wrong::Malformed)),
+            next => asked = next,
         }
     }
     Err(UpstreamError::Wrong(Wrong::TooLarge))
@@ -258,11 +274,11 @@ async fn walk(
 async fn page(
     upstream: &Upstream,
     subject: &Subject,
-    last: Option<&str>,
+    page: Option<&str>,
 ) -> Result<NamePage, UpstreamError> {
     match subject {
-        Subject::Tags(repo) => upstream.tags(&repo.repository, Some(PAGE), last).await,
-        Subject::Repositories(_) => upstream.catalog(Some(PAGE), last).await,
+        Subject::Tags(repo) => upstream.tags(&repo.repository, Some(PAGE), page).await,
+        Subject::Repositories(_) => upstream.catalog(Some(PAGE), page).await,
     }
 }
 

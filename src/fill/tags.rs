@@ -7,7 +7,7 @@ use super::error::FillError;
 use super::lists::{Names, PAGING};
 use super::manifests::stale_because;
 use super::{Fills, Shared};
-use crate::access::Right;
+use crate::access::{Right, Turn};
 use crate::oci::RepoKey;
 use crate::telemetry::{Outcome, StaleReason};
 
@@ -32,7 +32,8 @@ pub struct FoundTags {
 impl Fills {
     /// The tags of `repo` after `last`, `limit` of them at most. Without a `last` upstream is asked anew.
     ///
-    /// Whoever is here by a token of their own is told what upstream tells that token, and nothing else.
+    /// Whoever is here by a token of their own is told what upstream tells that token, and nothing else. A
+    /// question that this begins keeps `turn` until it ends.
     ///
     /// # Errors
     /// The upstream's, where nothing is recorded that may be told instead.
@@ -45,6 +46,7 @@ impl Fills {
         repo: &RepoKey,
         last: Option<&str>,
         limit: usize,
+        turn: &Arc<Turn>,
     ) -> Result<FoundTags, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
         let shared = &self.shared;
@@ -61,7 +63,7 @@ impl Fills {
             }
         };
         let bearer = right.credential();
-        let error = match shared.lists.tags(repo, bearer, age).await {
+        let error = match shared.lists.tags(repo, bearer, age, turn).await {
             Ok(list) => return Ok(found(list)),
             Err(error) => error,
         };
@@ -69,7 +71,7 @@ impl Fills {
             return Err(error);
         }
         for other in shared.instead_of(repo, &error) {
-            if let Ok(list) = shared.lists.tags(&other, None, age).await {
+            if let Ok(list) = shared.lists.tags(&other, None, age, turn).await {
                 shared.metrics.stood_in();
                 return Ok(FoundTags {
                     is_of_another: true,

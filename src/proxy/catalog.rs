@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use super::error::Refusal;
 use super::lists::{link, page_size};
 use super::{Policy, Reply};
-use crate::access::{Caller, Denied};
+use crate::access::{Caller, Denied, Turn};
 use crate::fill::{FillError, Fills, FoundRepositories};
 use crate::oci::{self, RepoKey, RepositoryName};
 use crate::telemetry::Outcome;
@@ -28,6 +28,8 @@ pub(super) struct Asking<'a> {
     pub(super) domain: Option<&'a str>,
     /// containerd's `ns`.
     pub(super) ns: Option<&'a str>,
+    /// Its turn at lists.
+    pub(super) turn: &'a Arc<Turn>,
 }
 
 /// A page of repositories as clients read it.
@@ -100,7 +102,8 @@ async fn sources(
         .into_iter()
         .filter(|name| bearer.is_none() || takes_them(name));
     let questions = reached.map(async |upstream| {
-        let found = fills.repositories(&upstream, bearer, goes_on).await;
+        let found = fills.repositories(&upstream, bearer, goes_on, asking.turn);
+        let found = found.await;
         found.map(|found| Source { upstream, found })
     });
     let (mut sources, mut errors) = (Vec::new(), Vec::new());
@@ -110,12 +113,14 @@ async fn sources(
             Err(error) => errors.push(error),
         }
     }
+    // To a bearer those that do not tell them have nothing.
+    let is_no = |error: &FillError| bearer.is_some() && refused(error) == Denied::Forbidden;
+    let is_whole = errors.iter().all(is_no);
     match (errors.into_iter().next(), bearer) {
         (Some(error), None) if sources.is_empty() => Err(error.into()),
         (Some(error), Some(_)) if sources.is_empty() => Err(refused(&error).into()),
         (None, Some(_)) if sources.is_empty() => Err(Denied::Forbidden.into()),
-        // To a bearer those that do not tell have nothing.
-        (error, bearer) => Ok((sources, error.is_none() || bearer.is_some())),
+        _ => Ok((sources, is_whole)),
     }
 }
 

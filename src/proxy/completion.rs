@@ -72,8 +72,8 @@ pub(super) struct Completion {
     pub(super) from: Source,
     /// The place of the request among those at once; none if it was refused one.
     pub(super) place: Option<Held>,
-    /// Its turn at lists, if it wants one.
-    pub(super) list: Option<Turn>,
+    /// Its turn at lists, if it wants one. Questions to upstream share it.
+    pub(super) list: Option<Arc<Turn>>,
     pub(super) who: Option<Who>,
     pub(super) agent: Option<String>,
     pub(super) method: http::Method,

@@ -1,11 +1,13 @@
 //! Lists of what is in one repository: tags and referrers.
 
+use std::sync::Arc;
+
 use http::header::{self, HeaderValue};
 
 use super::Reply;
 use super::error::Refusal;
 use super::verdicts;
-use crate::access::Right;
+use crate::access::{Right, Turn};
 use crate::fill::{FillError, Fills};
 use crate::oci::header::OCI_FILTERS_APPLIED;
 use crate::oci::{self, Digest, RepoKey, RepositoryName, media_type};
@@ -16,6 +18,8 @@ pub(super) struct AsAsked<'a> {
     pub(super) repository: &'a RepositoryName,
     /// containerd's `ns`.
     pub(super) ns: Option<&'a str>,
+    /// Its turn at lists.
+    pub(super) turn: &'a Arc<Turn>,
 }
 
 /// Most names of a page, and as many as there are where none are asked for: what ECR gives at once at most.
@@ -43,7 +47,8 @@ pub(super) async fn tags(
     limit: Option<u32>,
     last: Option<&str>,
 ) -> Result<Reply, Refusal> {
-    let found = fills.tags(right, repo, last, page_size(limit)).await;
+    let found = fills.tags(right, repo, last, page_size(limit), asked.turn);
+    let found = found.await;
     let found = found.map_err(|error| match error {
         FillError::Upstream(error) => verdicts::told(right, error),
         error => error.into(),

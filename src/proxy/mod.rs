@@ -315,12 +315,13 @@ impl Proxy {
                 oci::Request::Ping if action == Action::Pull => Ok(Reply::json("{}")),
                 oci::Request::Catalog { limit, last } if action == Action::Pull => {
                     let ns = ns?;
-                    completion.list = Some(self.turn_at_lists(completion).await?);
+                    let turn = self.turn_at_lists(completion).await?;
                     let asking = Asking {
                         policy: &policy,
                         caller: &caller,
                         domain,
                         ns: ns.as_deref(),
+                        turn: &turn,
                     };
                     let Parts {
                         fills, upstreams, ..
@@ -391,16 +392,6 @@ impl Proxy {
             pulls: policy.pulls.as_ref(),
             client: completion.from.address(),
         };
-        if matches!(
-            wanted,
-            oci::Request::Tags { .. } | oci::Request::Referrers { .. }
-        ) {
-            completion.list = Some(self.turn_at_lists(completion).await?);
-        }
-        let as_asked = lists::AsAsked {
-            repository,
-            ns: ns.as_deref(),
-        };
         match &wanted {
             oci::Request::Manifest { reference, .. } => {
                 pull::manifest(&self.parts.fills, &right, &repo, reference, &asked).await
@@ -410,6 +401,12 @@ impl Proxy {
                 Box::pin(asking).await
             }
             oci::Request::Tags { limit, last, .. } => {
+                let turn = self.turn_at_lists(completion).await?;
+                let as_asked = lists::AsAsked {
+                    repository,
+                    ns: ns.as_deref(),
+                    turn: &turn,
+                };
                 let (fills, last) = (&self.parts.fills, last.as_deref());
                 lists::tags(fills, &right, &repo, &as_asked, *limit, last).await
             }
@@ -418,6 +415,8 @@ impl Proxy {
                 artifact_type,
                 ..
             } => {
+                // Whoever leaves ends the question, so nothing else has to keep it.
+                let _turn = self.turn_at_lists(completion).await?;
                 let (fills, artifact_type) = (&self.parts.fills, artifact_type.as_deref());
                 let asking = lists::referrers(fills, &right, &repo, *digest, artifact_type);
                 Box::pin(asking).await
@@ -431,10 +430,13 @@ impl Proxy {
         }
     }
 
-    async fn turn_at_lists(&self, completion: &Completion) -> Result<Turn, Refusal> {
+    /// A turn at lists, which the request keeps until its answer is sent.
+    async fn turn_at_lists(&self, completion: &mut Completion) -> Result<Arc<Turn>, Refusal> {
         let turn = self.lists.take(Some(completion.from.address()));
         let turn = tokio::time::timeout(LIST_PATIENCE, turn).await;
-        turn.map_err(|_| Refusal::TooMany)
+        let turn = Arc::new(turn.map_err(|_| Refusal::TooMany)?);
+        completion.list = Some(Arc::clone(&turn));
+        Ok(turn)
     }
 
     fn count_denial(&self, refusal: &Refusal) {

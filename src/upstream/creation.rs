@@ -182,7 +182,8 @@ impl Creator {
 }
 
 impl Upstream {
-    /// Does what `push` does, and where the registry has no such repository, makes it and does it again.
+    /// Does what `push` does, and where the registry has no such repository, which `says_absent` tells by its
+    /// error, makes it and does it again.
     ///
     /// # Errors
     /// Those of `push`; [`UpstreamError::Refused`] and [`UpstreamError::Told`] where the repository cannot
@@ -193,6 +194,7 @@ impl Upstream {
     pub(super) async fn making_repository<T, F>(
         &self,
         repository: &RepositoryName,
+        says_absent: fn(&UpstreamError) -> bool,
         push: impl Fn() -> F,
     ) -> Result<T, UpstreamError>
     where
@@ -202,12 +204,11 @@ impl Upstream {
         let (Err(error), Some(creator)) = (&first, self.creator(repository)) else {
             return first;
         };
-        let has_broken_off = is_broken_off(error);
-        if !(is_told_absent(error) || has_broken_off) {
+        if !says_absent(error) {
             return first;
         }
         let created = creator.create(repository).await?;
-        if has_broken_off && created == Created::Existed {
+        if is_broken_off(error) && created == Created::Existed {
             // So it meant what it means elsewhere.
             self.shared.breaker.failed(error);
         }
@@ -233,11 +234,16 @@ impl Upstream {
 }
 
 /// The registry says that there is no such repository.
-fn is_told_absent(error: &UpstreamError) -> bool {
+pub(super) fn is_told_absent(error: &UpstreamError) -> bool {
     matches!(error, UpstreamError::Told(told) if told.status == 404 && told.code == "NAME_UNKNOWN")
 }
 
-/// What ECR does now and then to say so.
+/// The same, or what ECR does now and then to say so. Of what carries a body it says nothing: that may have
+/// arrived.
+pub(super) fn may_be_absent(error: &UpstreamError) -> bool {
+    is_told_absent(error) || is_broken_off(error)
+}
+
 fn is_broken_off(error: &UpstreamError) -> bool {
     *error == UpstreamError::Unreachable(Unreachable::Broken)
 }

@@ -6,7 +6,6 @@
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -25,13 +24,6 @@ const MAX_NAMES: u32 = 1000;
 /// A thousand tags of the greatest length are a seventh of this.
 const MAX_LIST: usize = 4 * 1024 * 1024;
 
-/// The unreserved characters (RFC 3986, 2.3) stand for themselves.
-const QUERY: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
-
 /// Stands for the catalog where a question is about a repository. No repository has such a name, so what is
 /// learned of how to log in for one counts for nothing else.
 const CATALOG: &str = "_catalog";
@@ -41,7 +33,7 @@ const CATALOG: &str = "_catalog";
 pub struct NamePage {
     /// As the registry has them and in its order, which is not always that of the specification.
     pub names: Vec<String>,
-    /// What to give as `last` for the next page: not always a name.
+    /// What to give as `page` for the next page.
     pub next: Option<String>,
 }
 
@@ -66,8 +58,8 @@ struct Repositories {
 }
 
 impl Upstream {
-    /// One page of tags: at most `n`, which is brought within what registries allow, after what `last`
-    /// names.
+    /// One page of tags: at most `n`, which is brought within what registries allow. `page` is what the page
+    /// before named.
     ///
     /// # Errors
     /// [`UpstreamError::Unsupported`] where tags are not listed; otherwise as [`UpstreamError`] says.
@@ -78,11 +70,11 @@ impl Upstream {
         &self,
         repository: &RepositoryName,
         n: Option<u32>,
-        last: Option<&str>,
+        page: Option<&str>,
     ) -> Result<NamePage, UpstreamError> {
         let path = format!("/v2/{repository}/tags/list");
         let question = |path| Question::get(Kind::Tags, path, repository.as_str());
-        let page = self.names(path, n, last, question).await?;
+        let page = self.names(path, n, page, question).await?;
         page.read(|tags: Tags| tags.tags).await
     }
 
@@ -97,11 +89,11 @@ impl Upstream {
     pub async fn catalog(
         &self,
         n: Option<u32>,
-        last: Option<&str>,
+        page: Option<&str>,
     ) -> Result<NamePage, UpstreamError> {
         let path = "/v2/_catalog".to_owned();
         let question = |path| Question::get(Kind::Catalog, path, CATALOG);
-        match self.names(path, n, last, question).await {
+        match self.names(path, n, page, question).await {
             Ok(page) => page.read(|list: Repositories| list.repositories).await,
             // Registries with tokens for repositories have none for this. ECR has one for everything.
             Err(UpstreamError::BadCredentials) if !self.takes_ecr_tokens() => {
@@ -115,23 +107,22 @@ impl Upstream {
         &self,
         mut path: String,
         n: Option<u32>,
-        last: Option<&str>,
+        page: Option<&str>,
         question: impl FnOnce(PathAndQuery) -> Question<'a>,
     ) -> Result<Listed, UpstreamError> {
-        let mut query = Vec::new();
-        if let Some(n) = n {
-            query.push(format!("n={}", n.clamp(1, MAX_NAMES)));
+        // A link may leave out how many were asked for, and has the last word where it does not.
+        let says_how_many = |page: &str| page.split('&').any(|pair| pair.starts_with("n="));
+        let n = n.filter(|_| !page.is_some_and(says_how_many));
+        let n = n.map(|n| format!("n={}", n.clamp(1, MAX_NAMES)));
+        let query: Vec<_> = page.into_iter().chain(n.as_deref()).collect();
+        if !query.is_empty() {
+            path.push_str(&format!("?{}", query.join("&")));
         }
-        if let Some(last) = last {
-            query.push(format!("last={}", utf8_percent_encode(last, QUERY)));
-        }
-        path.push_str(&joined(&query));
         let answer = self.fetch(&question(path_and_query(path)?)).await?;
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Repository).await);
         }
-        let next = next_page(answer.headers())
-            .and_then(|query| crate::oci::query_value(Some(&query), "last").ok()?);
+        let next = next_page(answer.headers());
         Ok(Listed { answer, next })
     }
 
@@ -187,14 +178,6 @@ impl Listed {
             names: names(list).unwrap_or_default(),
             next: self.next,
         })
-    }
-}
-
-fn joined(query: &[String]) -> String {
-    if query.is_empty() {
-        String::new()
-    } else {
-        format!("?{}", query.join("&"))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is asked of a registry to push: upload sessions, manifests, and taking either away.
 //!
 //! Where a session goes on is the registry's own affair: an [`UploadPlace`] is what it said last, on its
-//! own host, and nobody outside this module reads it. Bodies are streamed and never sent twice.
+//! own host, and nobody outside this module reads it. Bodies of blobs are streamed and never sent twice.
 
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
@@ -13,6 +13,7 @@ use crate::oci::header::OCI_SUBJECT;
 use crate::oci::{ByteRange, Digest, Reference, RepositoryName};
 
 use super::client::{Answer, path_and_query};
+use super::creation::{is_told_absent, may_be_absent};
 use super::error::{UpstreamError, Wrong};
 use super::exchange::{MAX_ERROR_BODY, Question};
 use super::metrics::Kind;
@@ -87,7 +88,7 @@ impl Upstream {
             ..push(Kind::Upload, Method::POST, path, repository)
         };
         let mount = mount.map(|(digest, _)| *digest);
-        self.making_repository(repository, || self.begin(&question, mount))
+        self.making_repository(repository, may_be_absent, || self.begin(&question, mount))
             .await
     }
 
@@ -206,7 +207,7 @@ impl Upstream {
             content_type: Some(media_type),
             ..push(Kind::ManifestPut, Method::PUT, path, repository)
         };
-        self.making_repository(repository, || self.put(&question))
+        self.making_repository(repository, is_told_absent, || self.put(&question))
             .await
     }
 

@@ -142,6 +142,8 @@ async fn s05_a_mount_gives_nobody_what_they_may_not_read() {
     for (blob, from) in [(&absent, OTHER), (&there, nobodys)] {
         session(&mount(&ann, APP, blob, from).await);
     }
+    let asked = rig.ecr.journal().count(is_mount);
+    assert_eq!(asked, 0, "what is not held there is not left to upstream");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,18 +1,21 @@
 //! Mounts: a blob that another repository has, taken over without its bytes.
 //!
-//! Invariant: upstream is asked to mount only what whoever asks may read where it is. Everybody else gets an
-//! ordinary upload, and nobody is told by that whether the other repository is there, or holds the blob.
+//! Invariant: upstream is asked to mount only what whoever asks may read where it is, and what is there: some
+//! registries do not look. Everybody else gets an ordinary upload, and nobody is told by that whether the other
+//! repository is there, or holds the blob.
 
 use super::{Policy, route};
-use crate::access::{Action, Caller, Content, Wanted};
+use crate::access::{Action, Caller, Content, Right, Wanted};
+use crate::fill::Fills;
 use crate::oci::{Digest, RepoKey, RepositoryName};
 
 /// A blob that upstream may be asked to mount. Only [`Mount::permitted`] makes one.
 #[derive(Debug)]
 pub(super) struct Mount {
     digest: Digest,
-    /// As upstream calls it.
-    from: RepositoryName,
+    from: RepoKey,
+    /// To read it there.
+    right: Right,
 }
 
 impl Mount {
@@ -37,15 +40,19 @@ impl Mount {
             content: Content::Blob(digest),
         };
         // Why not is not told.
-        policy.access.decide(caller, &wanted).await.ok()?;
+        let right = policy.access.decide(caller, &wanted).await.ok()?;
         Some(Self {
             digest,
-            from: source.repository,
+            from: source,
+            right,
         })
     }
 
-    /// What upstream is asked for: which blob, and where it is by its own names.
-    pub(super) fn asked(&self) -> (&Digest, &RepositoryName) {
-        (&self.digest, &self.from)
+    /// What upstream is asked for, once it is proven to be there: which blob, and where by upstream's names.
+    pub(super) async fn proven(&self, fills: &Fills) -> Option<(&Digest, &RepositoryName)> {
+        let proof = fills.prove(&self.right, &self.from, self.digest).await;
+        proof
+            .is_ok()
+            .then_some((&self.digest, &self.from.repository))
     }
 }

@@ -186,9 +186,10 @@ impl Push<'_> {
     async fn begun(&self, body: &HttpBody) -> Result<Begun, UpstreamError> {
         let repository = &self.repo.repository;
         // With a body the upload is there already.
-        if let Some(mount) = self.mount.as_ref().filter(|_| body.is_end_stream()) {
-            let begun = self.upstream.begin_upload(repository, Some(mount.asked()));
-            match begun.await {
+        if let Some(mount) = self.mount.as_ref().filter(|_| body.is_end_stream())
+            && let Some(asked) = mount.proven(&self.parts.fills).await
+        {
+            match self.upstream.begin_upload(repository, Some(asked)).await {
                 // It may be about the other repository, of which nothing is told.
                 Err(UpstreamError::Told(_) | UpstreamError::Refused | UpstreamError::Wrong(_)) => {}
                 begun => return begun,

@@ -82,7 +82,8 @@ async fn l17_fifty_misses_on_a_thin_line_progress_evenly() {
     let together = Gate::new();
     let mut pulls = JoinSet::new();
     for number in 0..50 {
-        let blob = stage.blob(384 * KIB + number);
+        // Many turns each, so that it does not matter who begins some moments ahead.
+        let blob = stage.blob(MIB + number);
         stage.spoil(&blob, [Fault::Hold(together.clone())]);
         // One client never has more than half of the fills that there may be at once.
         let client = stage

@@ -26,8 +26,11 @@ use aws_smithy_http_client::{Connector, tls};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rustls::pki_types::CertificateDer;
+use tracing::instrument::WithSubscriber as _;
+use tracing::subscriber::NoSubscriber;
 
 use super::egress::Egress;
+use super::programs::contained;
 use super::registry::EcrHost;
 use super::secret::Secret;
 
@@ -188,6 +191,15 @@ impl Aws {
         let assumed = SharedCredentialsProvider::new(assumed.build().await);
         shared.into_builder().credentials_provider(assumed).build()
     }
+}
+
+/// Makes a call of the SDK's, which at its finest level logs whole answers, tokens among them, and so logs
+/// nothing; `None` if it panicked.
+///
+/// # Cancel safety
+/// As that of [`contained`].
+async fn quietly<T: Send + 'static>(call: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    contained(call.with_subscriber(NoSubscriber::new())).await
 }
 
 /// What is between us and AWS.

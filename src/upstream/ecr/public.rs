@@ -5,13 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
-use tracing::instrument::WithSubscriber as _;
-use tracing::subscriber::NoSubscriber;
 
 use super::token::{ServerDate, read_any};
 use super::{Aws, AwsOptions, Outside};
 use crate::upstream::error::{OddToken, TokenError};
-use crate::upstream::programs::contained;
 use crate::upstream::token::{IssuedToken, TokenSource};
 
 /// Where tokens are issued, wherever they are used (ECR Public User Guide, "Registry authentication").
@@ -46,12 +43,7 @@ impl PublicApi {
             let call = client.get_authorization_token().customize();
             call.interceptor(seen).send().await
         };
-        // At its finest level the SDK logs whole answers, and this one is the token.
-        let answer = contained(call.with_subscriber(NoSubscriber::new()))
-            .await
-            .ok_or(TokenError::Failing)?
-            .map_err(|error| self.aws.explain(&error))?;
-        self.aws.explained();
+        let answer = self.aws.token(call).await?;
         let odd = TokenError::Odd;
         let data = answer.authorization_data();
         let data = data.ok_or(odd(OddToken::Missing))?;

@@ -12,16 +12,13 @@ use aws_sdk_ecr::types::{
     ImageTagMutabilityExclusionFilter, ImageTagMutabilityExclusionFilterType, Tag,
 };
 use tokio::time::Instant;
-use tracing::instrument::WithSubscriber as _;
-use tracing::subscriber::NoSubscriber;
 
-use super::EcrApi;
+use super::{EcrApi, quietly};
 use crate::oci::RepositoryName;
 use crate::upstream::creation::{Created, Encryption, Template};
 use crate::upstream::error::{Absent, Deadline, Unreachable, UpstreamError};
 use crate::upstream::gate::backoff;
 use crate::upstream::mutability::TagMutability;
-use crate::upstream::programs::contained;
 use crate::upstream::told::{Told, redacted};
 
 /// Attempts to make one repository, the first included.
@@ -48,7 +45,7 @@ impl EcrApi {
                 .send()
                 .await
         };
-        let answer = contained(call.with_subscriber(NoSubscriber::new())).await;
+        let answer = quietly(call).await;
         let answer = answer.ok_or(UpstreamError::Failing { status: 500 })?;
         let answer = answer.map_err(|error| match &error {
             SdkError::ServiceError(service) => match service.err().code().unwrap_or_default() {
@@ -99,7 +96,7 @@ impl EcrApi {
                 let once = Config::builder().retry_config(RetryConfig::disabled());
                 call.customize().config_override(once).send().await
             };
-            let answer = contained(call.with_subscriber(NoSubscriber::new())).await;
+            let answer = quietly(call).await;
             let Err(error) = answer.ok_or(UpstreamError::Failing { status: 500 })? else {
                 return Ok(Created::New);
             };
@@ -141,7 +138,7 @@ impl EcrApi {
             let call = call.registry_id(&*api.host.account).repository_name(name);
             call.lifecycle_policy_text(policy).send().await
         };
-        let answer = contained(call.with_subscriber(NoSubscriber::new())).await;
+        let answer = quietly(call).await;
         let answer = answer.ok_or(UpstreamError::Failing { status: 500 })?;
         answer.map(drop).map_err(|error| {
             let reason = self.refusal(&error);

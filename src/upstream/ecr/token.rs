@@ -14,13 +14,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
-use tracing::instrument::WithSubscriber as _;
-use tracing::subscriber::NoSubscriber;
 
-use super::{Aws, EcrApi};
+use super::{Aws, EcrApi, quietly};
 use crate::telemetry::chain;
 use crate::upstream::error::{OddToken, TokenError};
-use crate::upstream::programs::contained;
 use crate::upstream::registry::{EcrHost, Registry};
 use crate::upstream::token::{IssuedToken, TokenSource};
 
@@ -33,12 +30,7 @@ impl EcrApi {
             let call = client.get_authorization_token().customize();
             call.interceptor(seen).send().await
         };
-        // At its finest level the SDK logs whole answers, and this one is the token.
-        let answer = contained(call.with_subscriber(NoSubscriber::new()))
-            .await
-            .ok_or(TokenError::Failing)?
-            .map_err(|error| self.aws.explain(&error))?;
-        self.aws.explained();
+        let answer = self.aws.token(call).await?;
         let data = answer
             .authorization_data()
             .first()
@@ -48,9 +40,19 @@ impl EcrApi {
 }
 
 impl Aws {
-    /// A failure after this is news again.
-    pub(super) fn explained(&self) {
+    /// What a call for a token is answered. A failure is logged, once until a call succeeds.
+    pub(super) async fn token<T, E>(
+        &self,
+        call: impl Future<Output = Result<T, SdkError<E>>> + Send + 'static,
+    ) -> Result<T, TokenError>
+    where
+        T: Send + 'static,
+        E: ProvideErrorMetadata + Send + 'static,
+    {
+        let answer = quietly(call).await.ok_or(TokenError::Failing)?;
+        let answer = answer.map_err(|error| self.explain(&error))?;
         *self.last_told() = None;
+        Ok(answer)
     }
 
     fn last_told(&self) -> MutexGuard<'_, Option<String>> {
@@ -60,7 +62,7 @@ impl Aws {
     }
 
     /// Logs what AWS said, which may name identities and so goes to our log only, and types it.
-    pub(super) fn explain<E: ProvideErrorMetadata>(&self, error: &SdkError<E>) -> TokenError {
+    fn explain<E: ProvideErrorMetadata>(&self, error: &SdkError<E>) -> TokenError {
         let reason = classify(error);
         let (code, said) = match error {
             SdkError::ServiceError(service) => (

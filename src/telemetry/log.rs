@@ -171,14 +171,13 @@ impl Lines {
     /// Writes what comes, for as long as the process lives.
     fn write_to(&self, mut output: impl Write) {
         let mut batch = Vec::new();
-        let mut waiting = self.waiting();
         loop {
-            waiting = wait_while(&self.changed, waiting, |waiting| waiting.lines == 0);
-            drop(waiting);
+            let is_idle = |waiting: &mut Waiting| waiting.lines == 0;
+            drop(self.changed.wait_while(self.waiting(), is_idle));
             // A plain sleep: a wait until a moment has no end where that is of another clock than the
             // kernel's, as libfaketime makes it.
             thread::sleep(GATHER);
-            waiting = self.waiting();
+            let mut waiting = self.waiting();
             mem::swap(&mut batch, &mut waiting.bytes);
             let lines = mem::take(&mut waiting.lines);
             waiting.is_writing = true;
@@ -191,20 +190,10 @@ impl Lines {
             // As much is kept as was needed lately.
             batch.shrink_to((2 * batch.len()).max(MIN_KEPT));
             batch.clear();
-            waiting = self.waiting();
-            waiting.is_writing = false;
+            self.waiting().is_writing = false;
             self.changed.notify_all();
         }
     }
-}
-
-fn wait_while<'a, T>(
-    changed: &Condvar,
-    value: MutexGuard<'a, T>,
-    condition: impl FnMut(&mut T) -> bool,
-) -> MutexGuard<'a, T> {
-    let value = changed.wait_while(value, condition);
-    value.unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Sink(Arc<Lines>);

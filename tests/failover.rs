@@ -28,6 +28,16 @@ fn before(two: &Two) -> Proxy {
     with_fallback(two).start()
 }
 
+/// Two tags that both have.
+fn put_two_tags(two: &Two) {
+    for simulator in [&two.prod, &two.base] {
+        for (seed, tag) in [(1, "v1"), (2, "v2")] {
+            let layer = BlobSource::generated(seed, SIZE);
+            put(simulator, "team/app", tag, layer);
+        }
+    }
+}
+
 /// Bytes of a blob that storage there sent.
 fn sent(simulator: &Simulator, digest: &str) -> u64 {
     let journal = simulator.journal();
@@ -370,16 +380,7 @@ async fn lists_come_from_the_next_region_and_are_remembered_when_that_is_away_to
 #[tokio::test(flavor = "multi_thread")]
 async fn images_are_warmed_from_the_next_region_by_command_and_by_schedule() {
     let two = Two::start().await;
-    for simulator in [&two.prod, &two.base] {
-        for (seed, tag) in [(1, "v1"), (2, "v2")] {
-            put(
-                simulator,
-                "team/app",
-                tag,
-                BlobSource::generated(seed, SIZE),
-            );
-        }
-    }
+    put_two_tags(&two);
     two.prod.outage(Outage::Refused).await;
     let mut scheduled = toml::Table::new();
     scheduled.insert("images".to_owned(), vec!["team/app:v2"].into());
@@ -409,16 +410,7 @@ async fn images_are_warmed_from_the_next_region_by_command_and_by_schedule() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_stands_in_for_what_ecr_said_of_a_callers_token() {
     let two = Two::start().await;
-    for simulator in [&two.prod, &two.base] {
-        for (seed, tag) in [(1, "v1"), (2, "v2")] {
-            put(
-                simulator,
-                "team/app",
-                tag,
-                BlobSource::generated(seed, SIZE),
-            );
-        }
-    }
+    put_two_tags(&two);
     let proxy = with_fallback(&two)
         .unset("access.anonymous")
         .set("access.aws_tokens", true)

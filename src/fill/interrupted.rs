@@ -84,11 +84,11 @@ impl Fills {
             told: Some(interrupted.len),
         };
         match self
-            .carry(&repo, interrupted.digest, size, &mut |_, _| ())
+            .carry(&repo, interrupted.digest, size, &|_, _| ())
             .await?
         {
             // Nobody reads: without a disk there was nothing to go on for.
-            Carried::Kept { .. } | Carried::Present => Ok(()),
+            Carried::Kept(_) | Carried::Present => Ok(()),
             Carried::Unkept => Err(FillError::Unkept),
         }
     }

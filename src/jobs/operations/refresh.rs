@@ -23,8 +23,8 @@ pub(super) async fn run(
     let mut failed = Vec::new();
     for (repo, tag, image) in tags {
         match parts.fills.refresh(&repo, &tag).await {
-            Ok(refreshed) if !refreshed.is_confirmed => {
-                let now = refreshed.now;
+            Ok(refreshed) if refreshed.how.is_stale() => {
+                let now = refreshed.what.now;
                 failed.push(format!(
                     "{image}: the upstream has it no more; a pin keeps {now}"
                 ));
@@ -32,8 +32,8 @@ pub(super) async fn run(
             Ok(refreshed) => {
                 let event = Event::Refreshed {
                     image: image.to_string(),
-                    before: refreshed.before,
-                    now: refreshed.now,
+                    before: refreshed.what.before,
+                    now: refreshed.what.now,
                 };
                 output.tell(event).await?;
             }

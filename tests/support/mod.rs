@@ -25,6 +25,7 @@ pub mod pki;
 pub mod proxy;
 pub mod push;
 pub mod pushed;
+pub mod python;
 pub mod real;
 pub mod registries;
 pub mod sandbox;

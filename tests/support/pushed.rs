@@ -17,12 +17,12 @@ pub const TARGET: &str = "pushed/app";
 /// And from there.
 pub const SECOND: &str = "pushed/second";
 
-/// One user may pull and push everywhere.
+/// One user may do everything everywhere.
 fn one_user(proxy: Builder) -> Builder {
     proxy
         .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
         .users(&user_line("ci", PASSWORD))
-        .rule("users = ['ci']\nactions = ['pull', 'push']")
+        .rule("users = ['ci']\nactions = ['pull', 'push', 'delete']")
 }
 
 /// The proxy in front of a simulated ECR that has [`TARGET`] and the sample image.

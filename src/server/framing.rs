@@ -118,8 +118,13 @@ impl<S> HeadGuard<S> {
                         Ok((end, follows)) => {
                             approved += end;
                             self.reading = match follows {
-                                Follows::Nothing => Reading::Head(HeadScan::default()),
-                                Follows::Body(length) => Reading::Body(length),
+                                Follows::Nothing | Follows::Body(0) => {
+                                    Reading::Head(HeadScan::default())
+                                }
+                                Follows::Body(length) => {
+                                    self.pulse.body_began(self.head);
+                                    Reading::Body(length)
+                                }
                                 Follows::Chunked => {
                                     self.pulse.end_after(self.head);
                                     Reading::Rest
@@ -139,6 +144,7 @@ impl<S> HeadGuard<S> {
                     approved += taken;
                     *left -= taken as u64;
                     if *left == 0 {
+                        self.pulse.body_ended();
                         self.reading = Reading::Head(HeadScan::default());
                     }
                 }

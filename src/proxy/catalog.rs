@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
@@ -12,9 +13,9 @@ use super::error::Refusal;
 use super::lists::{link, page_size};
 use super::{Policy, Reply};
 use crate::access::{Caller, Denied, Turn};
-use crate::fill::{FillError, Fills, FoundRepositories};
+use crate::fill::{FillError, Fills, Found, How, Repositories};
 use crate::oci::{self, RepoKey, RepositoryName};
-use crate::telemetry::Outcome;
+use crate::telemetry::StaleReason;
 use crate::upstream::{UpstreamError, Upstreams, Wrong};
 
 /// After how many names others get their turn of the thread.
@@ -41,7 +42,7 @@ struct RepositoryList<'a> {
 /// The repositories of one upstream.
 struct Source {
     upstream: Arc<str>,
-    found: FoundRepositories,
+    found: Found<Repositories>,
 }
 
 /// A page of the repositories after `last`.
@@ -72,17 +73,14 @@ pub(super) async fn catalog(
             &oci::Request::Catalog { limit, last },
         );
     }
-    let found = || sources.iter().map(|source| &source.found);
-    let is_any = |outcome| found().any(|found| found.outcome == outcome);
-    reply.outcome = match (!is_whole || is_any(Outcome::Stale), is_any(Outcome::Bypass)) {
-        (true, _) => Outcome::Stale,
-        (false, true) => Outcome::Bypass,
-        (false, false) => Outcome::Hit,
-    };
-    reply.is_of_another = found().any(|found| found.is_of_another);
-    let reason = found().find_map(|found| found.reason);
-    reply.age(found().filter_map(|found| found.age).max(), reason);
-    Ok(reply)
+    let hows = sources.iter().map(|source| source.found.how);
+    // Of what is not told nothing is known, nor for how long.
+    let unknown = || How::stale(Duration::ZERO, StaleReason::Unreachable);
+    let how = hows.chain((!is_whole).then(unknown)).reduce(How::and);
+    Ok(match how {
+        Some(how) => reply.found(how),
+        None => reply,
+    })
 }
 
 /// What the upstreams that names may lead to here have, and whether all of them tell.
@@ -149,7 +147,7 @@ impl Asking<'_> {
     ) -> BTreeSet<RepositoryName> {
         let mut names: BTreeSet<RepositoryName> = BTreeSet::new();
         for source in sources {
-            for (number, name) in source.found.names().enumerate() {
+            for (number, name) in source.found.what.names().enumerate() {
                 if number % AT_ONCE == AT_ONCE - 1 {
                     tokio::task::yield_now().await;
                 }

@@ -4,13 +4,13 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
 use super::users::user_line;
-use super::{Pki, Sandbox, Scene, program};
+use super::{Pki, Sandbox, Scene, TokenService, program};
 
 /// Another process may take the port between our looking for one and the registry's binding it.
 const ATTEMPTS: usize = 10;
@@ -49,6 +49,11 @@ impl DockerRegistry {
             key.display()
         );
         Self::start_on("[::1]", |_| tls.clone())
+    }
+
+    /// One on 127.0.0.1 that lets in who has a token of this service.
+    pub fn start_behind(tokens: &TokenService) -> Self {
+        Self::start_on("127.0.0.1", |_| tokens.registry_lines())
     }
 
     /// `more` goes on with the `http` section of its configuration, and is told its directory.
@@ -107,6 +112,11 @@ impl DockerRegistry {
     /// Its URL.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where it keeps what it has.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("data/docker/registry/v2")
     }
 
     /// Ends it; connections to it are refused from now on.

@@ -28,9 +28,22 @@ pub struct FoundRepositories {
 }
 
 impl FoundRepositories {
-    /// What the registry calls them, in order. Not all need be names that a client could write.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.all().iter().map(String::as_str)
+    /// What the registry calls them, in order but for the case of letters, from the first on that is not before
+    /// `first`. Not all need be names that a client could write.
+    pub fn names_from(&self, first: &str) -> &[String] {
+        self.names.from(first)
+    }
+
+    /// These, as a registry tells them.
+    #[cfg(test)]
+    pub(crate) fn of_test(names: Vec<String>) -> Self {
+        Self {
+            names: Arc::new(Names::of_records(names)),
+            outcome: Outcome::Bypass,
+            age: None,
+            reason: None,
+            is_of_another: false,
+        }
     }
 }
 

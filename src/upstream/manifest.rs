@@ -12,6 +12,7 @@ use super::client::path_and_query;
 use super::error::{Absent, UpstreamError, Wrong};
 use super::exchange::{Question, unanswered};
 use super::metrics::Kind;
+use super::scope::Scope;
 
 /// Some registries convert, or deny having, manifests of types that `Accept` does not name, so all are
 /// named always. Whether a client can take what there is, is decided elsewhere.
@@ -121,7 +122,7 @@ fn question<'a>(
     let path = path_and_query(format!("/v2/{repository}/manifests/{reference}"))?;
     Ok(Question {
         accept: Some(HeaderValue::from_static(ACCEPT)),
-        ..Question::get(kind, path, repository.as_str())
+        ..Question::get(kind, path, Scope::Pull(repository))
     })
 }
 

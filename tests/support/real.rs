@@ -4,11 +4,12 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::{Pki, Sandbox, Scene, program};
+use super::{Pki, Sandbox, Scene, TokenService, program};
 
 /// Another process may take the port between our looking for one and the registry's binding it.
 const ATTEMPTS: usize = 10;
@@ -37,7 +38,12 @@ impl DockerRegistry {
         Self::start_on("[::1]", &tls)
     }
 
-    fn start_on(host: &str, tls: &str) -> Self {
+    /// One on 127.0.0.1 that lets in who has a token of this service.
+    pub fn start_behind(tokens: &TokenService) -> Self {
+        Self::start_on("127.0.0.1", &tokens.registry_lines())
+    }
+
+    fn start_on(host: &str, more: &str) -> Self {
         for _ in 0..ATTEMPTS {
             let probe = TcpListener::bind(format!("{host}:0")).expect("a free port");
             let address = probe.local_addr().expect("a bound listener");
@@ -47,7 +53,7 @@ impl DockerRegistry {
                 "version: 0.1\n\
                  log: {{level: info, accesslog: {{disabled: true}}}}\n\
                  storage: {{delete: {{enabled: true}}, filesystem: {{rootdirectory: {}}}}}\n\
-                 http:\n  addr: \"{address}\"\n{tls}",
+                 http:\n  addr: \"{address}\"\n{more}",
                 dir.path().join("data").display()
             );
             let file = dir.path().join("config.yml");
@@ -91,6 +97,11 @@ impl DockerRegistry {
     /// Its URL.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where it keeps what it has.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("data/docker/registry/v2")
     }
 
     /// Ends it; connections to it are refused from now on.

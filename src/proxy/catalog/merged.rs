@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::fill::FoundRepositories;
+use crate::fill::Repositories;
 use crate::oci::{Renaming, RepositoryName};
 
 /// Names of one registry as they are written in one way.
@@ -24,7 +24,7 @@ impl<'a> Run<'a> {
     fn after(
         last: Option<&str>,
         source: usize,
-        found: &'a FoundRepositories,
+        found: &'a Repositories,
         renaming: &Renaming,
     ) -> Self {
         let prefix = |name: &Option<RepositoryName>| match name {
@@ -96,7 +96,7 @@ impl<'a> Merged<'a> {
     /// names are written.
     pub(super) fn after(
         last: Option<&str>,
-        sources: impl Iterator<Item = (&'a FoundRepositories, Vec<Renaming>)>,
+        sources: impl Iterator<Item = (&'a Repositories, Vec<Renaming>)>,
     ) -> Self {
         // No name has upper-case letters, so what has some is no name to begin at.
         let last = last.filter(|last| !last.bytes().any(|b| b.is_ascii_uppercase()));
@@ -152,7 +152,7 @@ mod tests {
         const WAYS: usize = 40;
         const PAGE: usize = 100;
         let names = (0..NAMES).map(|n| format!("team-{}/app-{n:06}", n % WAYS));
-        let found = FoundRepositories::of_test(names.collect());
+        let found = Repositories::of_test(names.collect());
         let ways: Vec<_> = (0..WAYS)
             .map(|way| renaming(&format!("team-{way}"), &format!("z/{way}")))
             .collect();
@@ -190,7 +190,7 @@ mod tests {
         ) {
             let ways: Vec<_> =
                 ways.iter().map(|(loses, gains)| renaming(loses, gains)).collect();
-            let found = FoundRepositories::of_test(names.clone());
+            let found = Repositories::of_test(names.clone());
             let mut expected = Vec::new();
             for own in &names {
                 let Ok(own) = own.parse::<RepositoryName>() else { continue };

@@ -4,6 +4,7 @@
 //! nor where a page ends. So names are judged before they are counted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
@@ -14,9 +15,9 @@ use super::error::Refusal;
 use super::lists::{link, page_size};
 use super::{Policy, Reply};
 use crate::access::{Caller, Denied, Turn};
-use crate::fill::{FillError, Fills, FoundRepositories};
+use crate::fill::{FillError, Fills, Found, How, Repositories};
 use crate::oci::{self, RepoKey, RepositoryName};
-use crate::telemetry::Outcome;
+use crate::telemetry::StaleReason;
 use crate::upstream::{UpstreamError, Upstreams, Wrong};
 
 /// After how many names others get their turn of the thread.
@@ -43,7 +44,7 @@ struct RepositoryList<'a> {
 /// The repositories of one upstream.
 struct Source {
     upstream: Arc<str>,
-    found: FoundRepositories,
+    found: Found<Repositories>,
 }
 
 /// A page of the repositories after `last`.
@@ -74,17 +75,14 @@ pub(super) async fn catalog(
             &oci::Request::Catalog { limit, last },
         );
     }
-    let found = || sources.iter().map(|source| &source.found);
-    let is_any = |outcome| found().any(|found| found.outcome == outcome);
-    reply.outcome = match (!is_whole || is_any(Outcome::Stale), is_any(Outcome::Bypass)) {
-        (true, _) => Outcome::Stale,
-        (false, true) => Outcome::Bypass,
-        (false, false) => Outcome::Hit,
-    };
-    reply.is_of_another = found().any(|found| found.is_of_another);
-    let reason = found().find_map(|found| found.reason);
-    reply.age(found().filter_map(|found| found.age).max(), reason);
-    Ok(reply)
+    let hows = sources.iter().map(|source| source.found.how);
+    // Of what is not told nothing is known, nor for how long.
+    let unknown = || How::stale(Duration::ZERO, StaleReason::Unreachable);
+    let how = hows.chain((!is_whole).then(unknown)).reduce(How::and);
+    Ok(match how {
+        Some(how) => reply.found(how),
+        None => reply,
+    })
 }
 
 /// What the upstreams that names may lead to here have, and whether all of them tell.
@@ -151,7 +149,9 @@ impl Asking<'_> {
     ) -> Vec<RepositoryName> {
         let routes = &self.policy.routes;
         let ways = |source: &Source| routes.renamings(self.domain, self.ns, &source.upstream);
-        let merged = sources.iter().map(|source| (&source.found, ways(source)));
+        let merged = sources
+            .iter()
+            .map(|source| (&source.found.what, ways(source)));
         let mut names: Vec<RepositoryName> = Vec::new();
         for (number, name) in Merged::after(last, merged).enumerate() {
             if number % AT_ONCE == AT_ONCE - 1 {

@@ -20,9 +20,10 @@ use super::Upstream;
 use super::bandwidth::{Interest, Line, Turns};
 use super::client::{Answer, broken_body, path_and_query};
 use super::error::{Absent, Deadline, UpstreamError, Wrong};
-use super::exchange::{Question, is_redirect, unanswered};
 use super::metrics::{Kind, Meter};
+use super::question::Question;
 use super::registry::RegistryKind;
+use super::said::{is_redirect, unanswered};
 use super::scope::Scope;
 
 /// What a body must bring within each span of [`Limits::progress`](super::Limits::progress): a few

@@ -19,9 +19,10 @@ use super::client::Client;
 use super::error::{TokenError, UpstreamError, Wrong};
 use super::metrics::Meter;
 use super::realm::{Realm, Realms};
+use super::refresher::Refresher;
 use super::scope::{Access, Scope};
 use super::secret::Secret;
-use super::token::{Refresher, Token};
+use super::token::Token;
 
 /// Scopes whose way to log in is remembered; one more is one more 401.
 const MAX_SCOPES: u64 = 4096;

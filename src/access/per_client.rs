@@ -57,7 +57,7 @@ impl PerClient {
 }
 
 /// What counts as one client: an IPv4 address, or an IPv6 /64, which is what one client is given.
-pub(super) fn client(address: IpAddr) -> IpAddr {
+pub fn client(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) if address.is_loopback() => IpAddr::V6(address),

@@ -34,6 +34,7 @@ use tokio::time::Instant;
 
 use self::connection::{Accepted, Shared};
 use self::limits::Places;
+use self::progress::Pulse;
 use crate::access::{Network, Turns};
 use crate::buffers::BufferPool;
 
@@ -176,7 +177,8 @@ pub struct ServerOptions {
     /// How long a client may take no byte from its connection, or no frame from an h2 stream,
     /// before that is closed. With body frames of 256 KiB the default asks for 4.3 KiB/s.
     pub write_timeout: Duration,
-    /// Most connections at once; more are accepted and closed.
+    /// Most connections at once; of more, those are accepted and closed for which no client with more has an idle
+    /// one to close.
     pub max_connections: usize,
     /// Most connections at once from one IPv4 address or IPv6 /64.
     pub max_connections_per_address: usize,
@@ -269,6 +271,8 @@ pub struct ServerMetrics {
     pub connections_open: Gauge,
     /// Connections closed at once because a cap was reached.
     pub connections_refused: Counter,
+    /// Idle connections closed because all places were taken and somebody else had fewer.
+    pub connections_displaced: Counter,
     /// TLS handshakes that failed or were not finished in time.
     pub handshake_failures: Counter,
     /// Connections closed because the client sent or took nothing in time; idle ones apart.
@@ -290,6 +294,11 @@ impl ServerMetrics {
                 "connections_refused",
                 "Connections closed because a cap was reached",
                 &self.connections_refused,
+            ),
+            (
+                "connections_displaced",
+                "Idle connections closed to make room for clients that had fewer",
+                &self.connections_displaced,
             ),
             (
                 "handshake_failures",
@@ -366,20 +375,29 @@ pub async fn run<H: Handler>(
             accepted = acceptor.next() => accepted,
         };
         metrics.connections_accepted.inc();
-        let Some(place) = places.take(
-            accepted.peer.ip(),
-            shared.options.is_shared(accepted.peer.ip()),
-        ) else {
-            metrics.connections_refused.inc();
-            tracing::debug!(client.addr = %accepted.peer, "connection refused: too many");
-            continue;
+        let (peer, pulse) = (accepted.peer, Pulse::new(Instant::now()));
+        let is_shared = shared.options.is_shared(peer.ip());
+        let place = match places.take(peer.ip(), is_shared, &pulse) {
+            Ok((place, has_displaced)) => {
+                metrics
+                    .connections_displaced
+                    .inc_by(u64::from(has_displaced));
+                place
+            }
+            Err(full) => {
+                metrics.connections_refused.inc();
+                tracing::debug!(client.addr = %peer, reason = ?full, "connection refused: too many");
+                continue;
+            }
         };
         let open = Open::new(metrics.connections_open.clone());
         let shared = Arc::clone(&shared);
-        connections.spawn(async move {
+        let number = place.number();
+        let task = connections.spawn(async move {
             let _counted = (place, open);
-            connection::serve(accepted, shared).await;
+            connection::serve(accepted, shared, pulse).await;
         });
+        places.runs_in(number, task);
     }
 
     drop(acceptor);
@@ -408,7 +426,10 @@ pub async fn run<H: Handler>(
 }
 
 fn report_panic(ended: Result<(), JoinError>) {
-    if let Err(error) = ended {
+    // What made room for another was cancelled.
+    if let Err(error) = ended
+        && !error.is_cancelled()
+    {
         tracing::error!(%error, "connection task failed");
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::task::AbortHandle;
 
 use super::progress::Pulse;
-use crate::access::client;
+use crate::access::one_client;
 
 /// Counts connections against both caps.
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ impl Places {
         is_shared: bool,
         pulse: &Arc<Pulse>,
     ) -> Result<(Place, bool), Full> {
-        let client = client(peer);
+        let client = one_client(peer);
         let mut taken = self.taken();
         let has = taken.counts.get(&client).copied().unwrap_or_default();
         if has >= self.max_per_address && !is_shared {

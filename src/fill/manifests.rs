@@ -19,7 +19,7 @@ use crate::cache::{StoredManifest, TagRecord};
 use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::{FillMetrics, Outcome, StaleReason};
-use crate::upstream::{Absent, FetchedManifest, ManifestHead, UpstreamError, Upstreams};
+use crate::upstream::{Absent, FetchedManifest, ManifestHead, Upstream, UpstreamError, Upstreams};
 
 /// Tags that were answered as they last were since upstream last confirmed one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +78,8 @@ pub(super) struct Manifests {
 struct Asker {
     recorded: Recorded,
     upstreams: Upstreams,
+    /// Who is asked.
+    upstream: Upstream,
     clock: Clock,
     gone: Noted,
     changed: Noted,
@@ -130,8 +132,8 @@ impl Manifests {
                     Ok(found)
                 }
                 None => {
-                    let (asker, digest) = (self.asker(repo), *digest);
-                    self.ask(repo, reference, move || asker.by_digest(digest))
+                    let digest = *digest;
+                    self.ask(repo, reference, move |asker| asker.by_digest(digest))
                         .await
                 }
             },
@@ -164,21 +166,23 @@ impl Manifests {
         self.options.load().tags.of_upstream(upstream).tag_ttl
     }
 
-    fn asker(&self, repo: &RepoKey) -> Asker {
-        Asker {
+    fn asker(&self, repo: &RepoKey) -> Result<Asker, UpstreamError> {
+        Ok(Asker {
             recorded: self.recorded.clone(),
             upstreams: self.upstreams.clone(),
+            upstream: self.upstreams.of(repo)?,
             clock: self.clock.clone(),
             gone: self.gone.clone(),
             changed: self.changed.clone(),
             repo: repo.clone(),
             asked_at: Instant::now(),
-        }
+        })
     }
 
-    /// A manifest that upstream took under `reference` just now.
+    /// A manifest that `by` took under `reference` just now.
     pub(super) async fn pushed(
         &self,
+        by: &Upstream,
         repo: &RepoKey,
         reference: &Reference,
         media_type: String,
@@ -188,11 +192,14 @@ impl Manifests {
         self.gone.forget(repo, digest);
         let now = self.clock.now();
         self.recorded
-            .note_manifest(repo, media_type, bytes, now)
+            .note_manifest(by, repo, media_type, bytes, now)
             .await;
         if let Reference::Tag(tag) = reference {
             self.changed.note(repo, tag.clone(), Instant::now());
-            self.recorded.note_tag(repo, tag, digest, now).await;
+            if !self.recorded.note_tag(by, repo, tag, digest, now).await {
+                // What it means now is to be asked.
+                self.recorded.forget_tag(repo, tag).await;
+            }
         }
         for name in [Reference::Digest(digest), reference.clone()] {
             self.absent.forget(repo, name.clone());
@@ -222,12 +229,11 @@ impl Manifests {
     ) -> Result<Found<Refreshed>, FillError> {
         let record = self.recorded.tag(repo, tag).await?;
         let before = record.map(|record| record.digest);
-        let asker = self.asker(repo);
         let reference = Reference::Tag(tag.clone());
         self.absent.forget(repo, reference.clone());
         let tag = tag.clone();
         let found = self
-            .ask(repo, &reference, move || asker.by_tag(tag, record))
+            .ask(repo, &reference, move |asker| asker.by_tag(tag, record))
             .await?;
         Ok(found.map(|manifest| Refreshed {
             before,
@@ -242,8 +248,8 @@ impl Manifests {
         tag: &Tag,
     ) -> Result<Found<StoredManifest>, FillError> {
         let question = |record| {
-            let (asker, tag) = (self.asker(repo), tag.clone());
-            move || asker.by_tag(tag, record)
+            let tag = tag.clone();
+            move |asker: Asker| asker.by_tag(tag, record)
         };
         let Some(record) = self.recorded.tag(repo, tag).await? else {
             return self.ask(repo, reference, question(None)).await;
@@ -337,7 +343,9 @@ impl Manifests {
         if !self.checked.is_first(repo, manifest.digest) {
             return;
         }
-        let (asker, questions) = (self.asker(repo), self.questions.clone());
+        let (Ok(asker), questions) = (self.asker(repo), self.questions.clone()) else {
+            return;
+        };
         let manifest = manifest.clone();
         let key = (repo.clone(), Reference::Digest(manifest.digest));
         tokio::spawn(async move { questions.run(key, || asker.confirm(manifest)).await });
@@ -347,7 +355,7 @@ impl Manifests {
         &self,
         repo: &RepoKey,
         reference: &Reference,
-        question: impl FnOnce() -> F,
+        question: impl FnOnce(Asker) -> F,
     ) -> Result<Found<StoredManifest>, FillError>
     where
         F: Future<Output = Answer> + Send + 'static,
@@ -356,15 +364,17 @@ impl Manifests {
         if let Some(absent) = self.absent.get(repo, reference.clone()) {
             return Err(UpstreamError::Absent(absent).into());
         }
+        let asker = self.asker(repo)?;
         let (absences, slow) = (self.absent.clone(), self.slow.clone());
         let noted = key.clone();
         let question = move || {
-            let question = question();
+            let (upstreams, upstream) = (asker.upstreams.clone(), asker.upstream.clone());
+            let question = question(asker);
             async move {
                 let found = question.await;
                 slow.forget(&noted.0, noted.1.clone());
                 if let Err(UpstreamError::Absent(absent)) = &found {
-                    absences.note(&noted.0, noted.1, *absent);
+                    upstreams.note(&upstream, || absences.note(&noted.0, noted.1, *absent));
                 }
                 found
             }
@@ -400,13 +410,15 @@ impl Asker {
                 let (media_type, bytes) = (manifest.media_type.to_string(), manifest.bytes.clone());
                 let now = self.clock.now();
                 self.recorded
-                    .note_manifest(&self.repo, media_type, bytes, now)
+                    .note_manifest(&self.upstream, &self.repo, media_type, bytes, now)
                     .await;
             }
             Err(error) => {
                 if matches!(error, UpstreamError::Absent(_)) {
                     if self.recorded.is_pinned(&self.repo, &reference).await {
-                        self.gone.note(&self.repo, manifest.digest, Instant::now());
+                        self.upstreams.note(&self.upstream, || {
+                            self.gone.note(&self.repo, manifest.digest, Instant::now());
+                        });
                     } else {
                         self.recorded
                             .forget_manifest(&self.repo, manifest.digest)
@@ -475,16 +487,14 @@ impl Asker {
     }
 
     async fn fetch(&self, reference: &Reference) -> Answer {
-        let upstream = self.upstreams.of(&self.repo)?;
-        let fetched = upstream.manifest(&self.repo.repository, reference).await?;
+        let repository = &self.repo.repository;
+        let fetched = self.upstream.manifest(repository, reference).await?;
         Ok(self.keep(fetched).await)
     }
 
     async fn head(&self, reference: &Reference) -> Result<ManifestHead, UpstreamError> {
-        let upstream = self.upstreams.of(&self.repo)?;
-        upstream
-            .head_manifest(&self.repo.repository, reference)
-            .await
+        let repository = &self.repo.repository;
+        self.upstream.head_manifest(repository, reference).await
     }
 
     async fn keep(&self, fetched: FetchedManifest) -> Found<StoredManifest> {
@@ -495,7 +505,7 @@ impl Asker {
         };
         let (media_type, now) = (fetched.media_type, self.clock.now());
         self.recorded
-            .note_manifest(&self.repo, media_type, fetched.bytes, now)
+            .note_manifest(&self.upstream, &self.repo, media_type, fetched.bytes, now)
             .await;
         Found::by(Outcome::Miss, manifest)
     }
@@ -505,7 +515,7 @@ impl Asker {
             return;
         }
         self.recorded
-            .note_tag(&self.repo, tag, digest, self.clock.now())
+            .note_tag(&self.upstream, &self.repo, tag, digest, self.clock.now())
             .await;
     }
 

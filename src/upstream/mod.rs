@@ -395,7 +395,7 @@ impl Upstream {
     }
 
     /// Whether both are handles of the same.
-    fn is(&self, other: &Self) -> bool {
+    pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 }

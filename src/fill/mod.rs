@@ -26,7 +26,8 @@
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
-//! | `manifests.rs`, `policy.rs`, `learned.rs` | tags and manifests; how long tags are believed; which never move |
+//! | `manifests.rs`, `asker.rs` | tags and manifests: what is believed, and until when; what upstream is asked, and what is recorded of its answers |
+//! | `policy.rs`, `learned.rs` | how long tags are believed; which never move |
 //! | `recorded.rs`, `lately.rs`, `flight.rs` | what records say; what was noted a moment ago; one question at a time |
 //! | `received.rs`, `pushed.rs` | a push on its way through; what upstream took of it |
 //! | `lists.rs`, `tags.rs`, `catalog.rs` | lists of names, whole and in order; a repository's tags and a registry's repositories, also when upstream cannot tell |
@@ -34,6 +35,7 @@
 //!
 //! It knows nothing of HTTP requests and answers.
 
+mod asker;
 mod busy;
 mod catalog;
 mod download;

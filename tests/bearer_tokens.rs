@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use support::blobs::until;
+use support::blobs::{metric, until};
 use support::proxy::Builder;
 use support::push::{APP, OTHER};
 use support::push::{MANIFEST, begin, bytes, location, manifest, push_image, put, send, users};
@@ -334,4 +334,101 @@ async fn without_an_account_what_anybody_may_pull_is_pulled_and_nothing_is_pushe
         asked.iter().all(|asked| asked.account.is_none()),
         "{asked:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k05_while_the_service_fails_what_is_cached_is_served_and_no_push_begins() {
+    let rig = Rig::start().await;
+    let ann = rig.ann();
+    rig.tokens.set_life(Duration::from_secs(2));
+    let (_, named) = push_image(&ann, APP, "v1", &bytes(1000)).await;
+    outlive_tokens(&rig, &ann).await;
+    rig.tokens.set_form(Form::Failing);
+    until("there is no token any more", async || {
+        let pulled = ann.get(&tag("v1")).await;
+        assert_eq!((pulled.status, pulled.digest()), (200, named.clone()));
+        pulled.header("x-cache") == Some("stale")
+    })
+    .await;
+    let refused = ann
+        .ask("POST", &format!("/v2/{APP}/blobs/uploads/"), &[])
+        .await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.header("retry-after").is_some());
+    rig.tokens.set_form(Form::Distribution);
+    until("tokens are obtained again", async || {
+        let pulled = ann.get(&tag("v1")).await;
+        pulled.header("x-cache") == Some("hit")
+    })
+    .await;
+    let place = until_begun(&ann).await;
+    let content = bytes(2000);
+    let place = patch(&ann, &place, &content).await;
+    assert_eq!(end(&ann, &place, &content, b"").await.status, 201);
+}
+
+/// Begins an upload, as often as it takes.
+async fn until_begun(ann: &Client) -> String {
+    let target = format!("/v2/{APP}/blobs/uploads/");
+    support::within("an upload is begun", async {
+        loop {
+            let begun = ann.ask("POST", &target, &[]).await;
+            if begun.status == 202 {
+                return location(&begun);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_is_given_up_where_that_is_granted_and_nobody_is_told_where_it_is_not() {
+    let rig = Rig::start().await;
+    let ann = rig.ann();
+    // The registry leaves the folder of an upload that was given up, without its bytes.
+    let uploads = || {
+        let folder = format!("repositories/{APP}/_uploads");
+        let found = std::fs::read_dir(rig.registry.root().join(folder)).expect("uploads");
+        let folders = found.map(|folder| folder.expect("a folder").path());
+        folders
+            .filter(|folder| folder.join("data").exists())
+            .count()
+    };
+    let place = begin(&ann, APP).await;
+    let place = patch(&ann, &place, b"begun").await;
+    assert_eq!(uploads(), 1);
+    assert_eq!(ann.ask("DELETE", &place, &[]).await.status, 204);
+    until("the registry is told", async || uploads() == 0).await;
+
+    let rig = Rig::start().await;
+    rig.tokens.deny("delete");
+    let place = begin(&rig.ann(), APP).await;
+    assert_eq!(rig.ann().ask("DELETE", &place, &[]).await.status, 204);
+    // For a token to begin, for one to give up, and once more with that.
+    until("the registry has refused", async || {
+        let asked = "ecr_proxy_upstream_requests_total";
+        metric(&rig.proxy, asked, &["kind=\"upload\"", "status=\"4xx\""]).await >= 3.0
+    })
+    .await;
+    let gone = rig.ann().get(&tag("missing")).await;
+    assert_eq!(gone.status, 404, "{}", gone.text());
+    let told = rig.proxy.logs();
+    let told = told.iter().filter(|event| event.level() == "WARN");
+    assert_eq!(told.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_logs_in_as_the_account() {
+    let rig = Rig::start().await;
+    let told = rig.proxy.run(["check"]).fine().stdout;
+    assert!(told.contains("registry.upstream.test answers in"), "{told}");
+    let asked = rig.tokens.asked();
+    assert!(
+        asked.iter().any(|asked| asked.scopes.is_empty()),
+        "{asked:?}"
+    );
+    std::fs::write(rig.tokens.password_file(), "wrong").expect("a file");
+    let told = rig.proxy.run(["check"]).stdout;
+    assert!(told.contains("not obtain a token"), "{told}");
 }

@@ -16,9 +16,16 @@ use crate::telemetry::Outcome;
 pub struct Repositories(Arc<Names>);
 
 impl Repositories {
-    /// What the registry calls them, in order. Not all need be names that a client could write.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.all().iter().map(String::as_str)
+    /// What the registry calls them, in order but for the case of letters, from the first on that is not before
+    /// `first`. Not all need be names that a client could write.
+    pub fn names_from(&self, first: &str) -> &[String] {
+        self.0.from(first)
+    }
+
+    /// These, as a registry tells them.
+    #[cfg(test)]
+    pub(crate) fn of_test(names: Vec<String>) -> Self {
+        Self(Arc::new(Names::of_records(names)))
     }
 }
 

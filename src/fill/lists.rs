@@ -79,9 +79,10 @@ impl Names {
         Self::new(names, Instant::now())
     }
 
-    /// All of them.
-    pub(super) fn all(&self) -> &[String] {
-        &self.names
+    /// Those that are not before `first`.
+    pub(super) fn from(&self, first: &str) -> &[String] {
+        let is_before = |name: &String| in_order(name, first) == Ordering::Less;
+        &self.names[self.names.partition_point(is_before)..]
     }
 
     /// Those after `last`, `limit` of them at most, and whether there are more.
@@ -303,7 +304,7 @@ mod tests {
     #[test]
     fn p10_a_page_begins_after_a_name_that_need_not_be_there_any_more() {
         let names = names(&["b", "a", "C", "d", "B", "a"]);
-        assert_eq!(names.all(), ["a", "B", "b", "C", "d"]);
+        assert_eq!(names.from(""), ["a", "B", "b", "C", "d"]);
         for (last, limit, page, more) in [
             (None, 2, &["a", "B"][..], true),
             (Some("B"), 2, &["b", "C"], true),
@@ -340,7 +341,7 @@ mod tests {
                     break;
                 }
             }
-            proptest::prop_assert_eq!(&found[..], names.all());
+            proptest::prop_assert_eq!(&found[..], names.from(""));
             let distinct: std::collections::HashSet<_> = all.iter().collect();
             proptest::prop_assert_eq!(found.len(), distinct.len());
         }

@@ -12,6 +12,8 @@ pub const DOCKER_DISTRIBUTION_API_VERSION: HeaderName =
     HeaderName::from_static("docker-distribution-api-version");
 /// The id of an upload; some clients show it.
 pub const DOCKER_UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+/// The least bytes that a part of an upload has, the last part apart.
+pub const OCI_CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
 /// Tells a pushing client that the registry keeps referrers itself.
 pub const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 /// Tells that a referrers answer is filtered.

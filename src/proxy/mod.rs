@@ -331,7 +331,7 @@ impl Proxy {
                     } = &*self.parts;
                     catalog::catalog(fills, upstreams, &asking, *limit, last.as_deref()).await
                 }
-                _ => Err(Refusal::Unsupported("the registry API has no such method")),
+                _ => Err(no_method(&wanted)),
             };
         };
         // Where a name does not lead anywhere is told only to those who may do this behind it.
@@ -375,6 +375,7 @@ impl Proxy {
                 parts: &self.parts,
                 uploads: &self.uploads,
                 right: &right,
+                address,
                 upstream: asked_with(&self.parts.upstreams.of(&repo)?, &right)?,
                 repo: &repo,
                 repository,
@@ -427,9 +428,7 @@ impl Proxy {
             oci::Request::Ping
             | oci::Request::Catalog { .. }
             | oci::Request::Uploads { .. }
-            | oci::Request::Upload { .. } => Err(Refusal::Unsupported(
-                "the registry API has no such method here",
-            )),
+            | oci::Request::Upload { .. } => Err(no_method(&wanted)),
         }
     }
 
@@ -546,7 +545,14 @@ fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
         | (&Method::POST | &Method::PUT | &Method::PATCH, _) => Ok(Action::Push),
         (&Method::GET | &Method::HEAD, _) => Ok(Action::Pull),
         (&Method::DELETE, _) => Ok(Action::Delete),
-        _ => Err(Refusal::Unsupported("the registry API has no such method")),
+        _ => Err(no_method(wanted)),
+    }
+}
+
+/// There is no such method for this.
+fn no_method(wanted: &oci::Request) -> Refusal {
+    Refusal::NoMethod {
+        allowed: wanted.methods(),
     }
 }
 

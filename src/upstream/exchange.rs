@@ -435,8 +435,10 @@ impl Shared {
 
     /// Logs what the registry says about our identity; callers learn only that it refused.
     fn refused(&self, question: &Question<'_>, body: &Bytes) -> UpstreamError {
-        // The answer to a HEAD tells nothing, and is not the last word.
-        if question.method == Method::HEAD {
+        // The answer to a HEAD tells nothing, and is not the last word. An upload that may not be given up
+        // ends by itself.
+        let is_giving_up = question.kind == Kind::Upload && question.method == Method::DELETE;
+        if question.method == Method::HEAD || is_giving_up {
             return UpstreamError::Refused;
         }
         let said = said(body);

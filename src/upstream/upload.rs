@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 
 use bytes::Bytes;
 
-use crate::oci::header::OCI_SUBJECT;
+use crate::oci::header::{OCI_CHUNK_MIN_LENGTH, OCI_SUBJECT};
 use crate::oci::{ByteRange, Digest, Reference, RepositoryName};
 
 use super::client::{Answer, path_and_query};
@@ -40,7 +40,12 @@ impl std::fmt::Debug for UploadPlace {
 #[derive(Debug)]
 pub enum Begun {
     /// A session.
-    Session(UploadPlace),
+    Session {
+        /// Where it goes on.
+        place: UploadPlace,
+        /// The least bytes of a part, the last one apart, where the registry has such a limit.
+        least_part: Option<u64>,
+    },
     /// This blob was mounted from another repository; nothing is to be sent.
     Mounted(Digest),
 }
@@ -111,10 +116,11 @@ impl Upstream {
             }
             (StatusCode::ACCEPTED, _) => {
                 let place = self.shared.upload_place(answer.headers());
+                let least_part = answer.headers().get(OCI_CHUNK_MIN_LENGTH);
+                let least_part = least_part.and_then(|least| least.to_str().ok()?.parse().ok());
                 answer.discard().await;
-                place?
-                    .map(Begun::Session)
-                    .ok_or(UpstreamError::Wrong(Wrong::Malformed))
+                let place = place?.ok_or(UpstreamError::Wrong(Wrong::Malformed))?;
+                Ok(Begun::Session { place, least_part })
             }
             _ => Err(self.shared.refusal(answer).await),
         }

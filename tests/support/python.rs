@@ -3,6 +3,7 @@
 //! time.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -23,10 +24,18 @@ pub fn python() -> PathBuf {
 }
 
 /// A script of `tests/python`.
-pub fn script(name: &str) -> PathBuf {
+fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/python")
         .join(name)
+}
+
+/// What runs a script with these words outside any sandbox, with nothing of the test's own environment.
+pub fn command(name: &str, words: &[&str]) -> Command {
+    let mut command = Command::new(python());
+    command.arg("-B").arg(script(name)).args(words);
+    command.env_clear().env("PATH", "/usr/bin:/bin");
+    command
 }
 
 /// Has the whole sandbox trust the CA of the proxy, as an operator's machines do.

@@ -67,6 +67,8 @@ pub enum Form {
     Timeless,
     /// Not at all where nothing is granted, as GHCR does.
     AllOrNothing,
+    /// Not at all: it fails.
+    Failing,
 }
 
 /// What was asked of it.
@@ -204,6 +206,9 @@ impl Inner {
             }
         }
         let mut state = self.state();
+        if state.form == Form::Failing {
+            return refusal(503, "UNAVAILABLE");
+        }
         let access: Vec<Value> = scopes
             .iter()
             .filter_map(|scope| granted(scope, account.is_some(), &state.denied))
@@ -222,7 +227,7 @@ impl Inner {
         let body = match state.form {
             Form::Distribution => json!({ "token": token, "expires_in": told }),
             Form::AccessToken => json!({ "access_token": token, "expires_in": told }),
-            Form::Timeless | Form::AllOrNothing => json!({ "token": token }),
+            Form::Timeless | Form::AllOrNothing | Form::Failing => json!({ "token": token }),
         };
         Response::new(Full::from(body.to_string()))
     }

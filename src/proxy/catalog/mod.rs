@@ -3,12 +3,14 @@
 //! The invariant: a name that the caller may not pull changes nothing in the answer, neither what is listed
 //! nor where a page ends. So names are judged before they are counted.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 
+mod merged;
+
+use self::merged::Merged;
 use super::error::Refusal;
 use super::lists::{link, page_size};
 use super::{Policy, Reply};
@@ -58,7 +60,7 @@ pub(super) async fn catalog(
     let mut names = asking.names(&sources, most, last).await;
     let more = names.len() > most;
     if more {
-        names.pop_last();
+        names.pop();
     }
     let list = RepositoryList {
         repositories: names.iter().map(RepositoryName::as_str).collect(),
@@ -144,30 +146,36 @@ impl Asking<'_> {
         sources: &[Source],
         most: usize,
         last: Option<&str>,
-    ) -> BTreeSet<RepositoryName> {
-        let mut names: BTreeSet<RepositoryName> = BTreeSet::new();
-        for source in sources {
-            for (number, name) in source.found.what.names().enumerate() {
-                if number % AT_ONCE == AT_ONCE - 1 {
-                    tokio::task::yield_now().await;
-                }
-                let Ok(repository) = name.parse() else {
-                    continue;
-                };
-                let repo = RepoKey {
-                    upstream: Arc::clone(&source.upstream),
-                    repository,
-                };
-                let routes = &self.policy.routes;
-                for name in routes.called(self.domain, self.ns, &repo) {
-                    let is_after = last.is_none_or(|last| name.as_str() > last);
-                    let is_of_page = names.len() <= most || names.last() > Some(&name);
-                    if is_after && is_of_page && self.may_be_told(&repo, &name) {
-                        names.insert(name);
-                        if names.len() > most + 1 {
-                            names.pop_last();
-                        }
-                    }
+    ) -> Vec<RepositoryName> {
+        let routes = &self.policy.routes;
+        let ways = |source: &Source| routes.renamings(self.domain, self.ns, &source.upstream);
+        let merged = sources
+            .iter()
+            .map(|source| (&source.found.what, ways(source)));
+        let mut names: Vec<RepositoryName> = Vec::new();
+        for (number, name) in Merged::after(last, merged).enumerate() {
+            if number % AT_ONCE == AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+            let is_after = last.is_none_or(|last| *name.written > *last);
+            let is_told = names
+                .last()
+                .is_some_and(|told| *told.as_str() == *name.written);
+            if !is_after || is_told {
+                continue;
+            }
+            let Ok(written) = name.written.parse() else {
+                continue;
+            };
+            let led = routes.find(self.domain, self.ns, &written);
+            let repo = led.map(|led| led.repo).filter(|repo| {
+                repo.upstream == sources[name.source].upstream
+                    && repo.repository.as_str() == name.own
+            });
+            if repo.is_some_and(|repo| self.may_be_told(&repo, &written)) {
+                names.push(written);
+                if names.len() > most {
+                    break;
                 }
             }
         }

@@ -52,8 +52,11 @@ pub(super) struct Accepted {
 /// Serves one connection to its end.
 ///
 /// Cancel safety: dropping the future closes the connection at once.
-pub(super) async fn serve<H: Handler>(accepted: Accepted, shared: Arc<Shared<H>>) {
-    let pulse = Pulse::new(Instant::now());
+pub(super) async fn serve<H: Handler>(
+    accepted: Accepted,
+    shared: Arc<Shared<H>>,
+    pulse: Arc<Pulse>,
+) {
     let peer = accepted.peer;
     if let Err(overdue) = serve_until_overdue(accepted, &shared, &pulse).await {
         shared.metrics.deadline_closed.inc();

@@ -368,22 +368,28 @@ impl Push<'_> {
     /// DELETE of a tag or manifest.
     async fn delete_manifest(&self, reference: &Reference) -> Result<Reply, Refusal> {
         let repository = &self.repo.repository;
-        self.upstream.delete_manifest(repository, reference).await?;
-        self.parts
-            .fills
-            .manifest_deleted(self.right, self.repo, reference)
-            .await;
+        let deleted = self.upstream.delete_manifest(repository, reference).await;
+        if is_gone(&deleted) {
+            self.parts
+                .fills
+                .manifest_deleted(self.right, self.repo, reference)
+                .await;
+        }
+        deleted?;
         Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
     }
 
     /// DELETE of a blob.
     async fn delete_blob(&self, digest: Digest) -> Result<Reply, Refusal> {
         let repository = &self.repo.repository;
-        self.upstream.delete_blob(repository, &digest).await?;
-        self.parts
-            .fills
-            .blob_deleted(self.right, self.repo, digest)
-            .await;
+        let deleted = self.upstream.delete_blob(repository, &digest).await;
+        if is_gone(&deleted) {
+            self.parts
+                .fills
+                .blob_deleted(self.right, self.repo, digest)
+                .await;
+        }
+        deleted?;
         Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
     }
 
@@ -459,6 +465,19 @@ fn set(reply: &mut Reply, name: HeaderName, value: &str) {
     // Names, digests and numbers are always a header's value.
     if let Ok(value) = HeaderValue::from_str(value) {
         reply.headers.insert(name, value);
+    }
+}
+
+/// Whether something is not there any more after a wish to delete it: also where it was not there, as when
+/// the answer to the first wish was lost and this is the second.
+fn is_gone(deleted: &Result<(), UpstreamError>) -> bool {
+    match deleted {
+        Ok(()) => true,
+        Err(UpstreamError::Told(told)) => {
+            let absent = ["MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN"];
+            told.status == 404 && absent.contains(&&*told.code)
+        }
+        Err(_) => false,
     }
 }
 

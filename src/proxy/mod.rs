@@ -86,6 +86,10 @@ const MAX_LISTS: usize = 8;
 /// How long a list waits for its turn.
 const LIST_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Most manifests of more than 64 KiB that are being pushed at once, of which one client has no more than half. Each
+/// is held whole, and takes up to 4 MiB.
+const MAX_LONG_MANIFESTS: usize = 16;
+
 /// How a request came.
 #[derive(Clone, Debug)]
 pub struct Via {
@@ -105,6 +109,7 @@ pub struct Proxy {
     parts: Arc<Parts>,
     requests: PerClient,
     lists: Turns,
+    long_manifests: Turns,
     uploads: Uploads,
 }
 
@@ -242,6 +247,7 @@ impl Proxy {
             parts: Arc::new(parts),
             requests: PerClient::default(),
             lists: Turns::new(MAX_LISTS),
+            long_manifests: Turns::new(MAX_LONG_MANIFESTS),
             uploads: Uploads::default(),
         }
     }
@@ -257,7 +263,12 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let reply = match self.answer(&head, body, &via, &mut completion).await {
             Ok(reply) => reply,
-            Err(refusal) => self.refusal(&refusal, &mut completion),
+            Err(refusal) => {
+                if refusal.is_of_target() {
+                    completion.target = Some(target(&head));
+                }
+                self.refusal(&refusal, &mut completion)
+            }
         };
         let reply = match head.method {
             Method::HEAD => reply.without_content(),
@@ -308,7 +319,13 @@ impl Proxy {
         completion.who = Some(caller.who().clone());
 
         let (method, uri) = (&request.method, &request.uri);
-        let wanted = oci::Request::parse(uri.path(), uri.query())?;
+        let wanted = oci::Request::parse(uri.path(), uri.query());
+        let wanted = wanted.map_err(|error| match METHODS.contains(method) {
+            true => Refusal::Request(error),
+            false => Refusal::NoMethod {
+                allowed: "GET, HEAD, POST, PUT, PATCH, DELETE",
+            },
+        })?;
         note(completion, &wanted);
         let action = action(method, &wanted)?;
 
@@ -374,6 +391,7 @@ impl Proxy {
                 mount,
                 parts: &self.parts,
                 uploads: &self.uploads,
+                long_manifests: &self.long_manifests,
                 right: &right,
                 address,
                 upstream: asked_with(&self.parts.upstreams.of(&repo)?, &right)?,
@@ -549,6 +567,16 @@ fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
     }
 }
 
+/// Those that the API has somewhere.
+const METHODS: [Method; 6] = [
+    Method::GET,
+    Method::HEAD,
+    Method::POST,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+];
+
 /// There is no such method for this.
 fn no_method(wanted: &oci::Request) -> Refusal {
     Refusal::NoMethod {
@@ -598,6 +626,18 @@ fn host(request: &request::Parts) -> Result<&str, Refusal> {
         .filter(|_| hosts.next().is_none())
         .ok_or(Refusal::Host)?;
     without_port(authority).ok_or(Refusal::Host)
+}
+
+/// Where a request went, for the log: host and path, with the `ns` where that is what is wrong. No other part of
+/// a query is told.
+fn target(request: &request::Parts) -> String {
+    let host = host(request).unwrap_or_default();
+    let path = request.uri.path();
+    let ns = query_value(request.uri.query(), "ns").ok().flatten();
+    completion::cut(&match ns {
+        Some(ns) => format!("{host}{path}?ns={ns}"),
+        None => format!("{host}{path}"),
+    })
 }
 
 /// The host of an authority; `None` for user information, an empty host or a port that is not one.

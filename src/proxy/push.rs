@@ -18,7 +18,7 @@ use super::mount::Mount;
 use super::pump::{Broken, Incoming};
 use super::uploads::{Full, NoSession, Owner, Session, Taken, Uploads};
 use super::{Parts, Reply, no_method};
-use crate::access::Right;
+use crate::access::{Right, Turns};
 use crate::fill::Received;
 use crate::oci::header::{
     DOCKER_CONTENT_DIGEST, DOCKER_UPLOAD_UUID, OCI_CHUNK_MIN_LENGTH, OCI_SUBJECT,
@@ -31,6 +31,9 @@ use crate::upstream::{Begun, Upstream, UpstreamError, Wrong, upload_body};
 
 /// Largest manifest, in bytes: what distribution-spec wants to be taken, and all that ECR takes.
 const LARGEST_MANIFEST: usize = 4 * 1024 * 1024;
+
+/// How long a long one waits for its turn.
+const MANIFEST_PATIENCE: Duration = Duration::from_secs(20);
 /// How long an answer is waited for where upstream has stopped taking the body, or the other way round.
 const LAST_WORD: Duration = Duration::from_secs(10);
 
@@ -107,6 +110,7 @@ impl From<Broken> for Refusal {
             Broken::Client => PushFault::Broken,
             Broken::Slow => PushFault::Slow,
             Broken::TooLong => PushFault::TooLarge,
+            Broken::TooMany => return Self::TooMany,
             Broken::Digest { found } => PushFault::Digest { found },
             Broken::Upstream(error) => return error.into(),
             Broken::Lost(error) => return error.into(),
@@ -120,6 +124,8 @@ pub(super) struct Push<'a> {
     pub(super) mount: Option<Mount>,
     pub(super) parts: &'a Parts,
     pub(super) uploads: &'a Uploads,
+    /// Turns at manifests that are held while they come.
+    pub(super) long_manifests: &'a Turns,
     pub(super) right: &'a Right,
     /// The client's.
     pub(super) address: IpAddr,
@@ -320,7 +326,9 @@ impl Push<'_> {
         reference: &Reference,
         body: HttpBody,
     ) -> Result<Reply, Refusal> {
-        let bytes = Incoming::new(body).whole(LARGEST_MANIFEST).await?;
+        let turn = self.long_manifests.take(Some(self.address));
+        let turn = async { tokio::time::timeout(MANIFEST_PATIENCE, turn).await.ok() };
+        let (bytes, _turn) = Incoming::new(body).whole(LARGEST_MANIFEST, turn).await?;
         let digest = Digest::of(&bytes);
         if let Reference::Digest(promised) = reference
             && *promised != digest
@@ -360,22 +368,28 @@ impl Push<'_> {
     /// DELETE of a tag or manifest.
     async fn delete_manifest(&self, reference: &Reference) -> Result<Reply, Refusal> {
         let repository = &self.repo.repository;
-        self.upstream.delete_manifest(repository, reference).await?;
-        self.parts
-            .fills
-            .manifest_deleted(self.right, self.repo, reference)
-            .await;
+        let deleted = self.upstream.delete_manifest(repository, reference).await;
+        if is_gone(&deleted) {
+            self.parts
+                .fills
+                .manifest_deleted(self.right, self.repo, reference)
+                .await;
+        }
+        deleted?;
         Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
     }
 
     /// DELETE of a blob.
     async fn delete_blob(&self, digest: Digest) -> Result<Reply, Refusal> {
         let repository = &self.repo.repository;
-        self.upstream.delete_blob(repository, &digest).await?;
-        self.parts
-            .fills
-            .blob_deleted(self.right, self.repo, digest)
-            .await;
+        let deleted = self.upstream.delete_blob(repository, &digest).await;
+        if is_gone(&deleted) {
+            self.parts
+                .fills
+                .blob_deleted(self.right, self.repo, digest)
+                .await;
+        }
+        deleted?;
         Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
     }
 
@@ -451,6 +465,19 @@ fn set(reply: &mut Reply, name: HeaderName, value: &str) {
     // Names, digests and numbers are always a header's value.
     if let Ok(value) = HeaderValue::from_str(value) {
         reply.headers.insert(name, value);
+    }
+}
+
+/// Whether something is not there any more after a wish to delete it: also where it was not there, as when
+/// the answer to the first wish was lost and this is the second.
+fn is_gone(deleted: &Result<(), UpstreamError>) -> bool {
+    match deleted {
+        Ok(()) => true,
+        Err(UpstreamError::Told(told)) => {
+            let absent = ["MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN"];
+            told.status == 404 && absent.contains(&&*told.code)
+        }
+        Err(_) => false,
     }
 }
 

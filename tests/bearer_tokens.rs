@@ -158,9 +158,8 @@ async fn o10_an_upload_goes_on_over_the_end_of_its_token_whatever_is_pulled_mean
     rig.tokens.set_life(Duration::from_secs(2));
     push_image(&ann, APP, "v1", &bytes(1000)).await;
     let content = bytes(90_000);
-    let mut parts = content.chunks(30_000);
     let mut place = begin(&ann, APP).await;
-    while let Some(part) = parts.next() {
+    for part in content.chunks(30_000) {
         outlive_tokens(&rig, &ann).await;
         place = patch(&ann, &place, part).await;
     }

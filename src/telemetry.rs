@@ -432,7 +432,7 @@ impl FillMetrics {
         );
         registry.register(
             "fallback_answers",
-            "Manifests and blobs of an upstream that stood in for one that could not answer",
+            "Answers of an upstream that stood in for one that could not answer",
             self.stood_in.clone(),
         );
         registry.register("fills", "Fills that ended, by result", self.results.clone());

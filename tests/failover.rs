@@ -6,36 +6,17 @@ mod support;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ecr_proxy::simulator::{
-    BlobSource, FULL_ACCESS_KEY, Fault, Gate, ImageSpec, Listener, Outage, Pattern, Simulator,
+    BlobSource, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern, Simulator,
 };
-use support::blobs::{MIB, assert_content, assert_whole, blob_file, idle, metric, outcome, until};
-use support::proxy::Builder;
-use support::two::{Two, put};
+use support::blobs::{MIB, assert_content, blob_file, idle, metric, outcome, until};
+use support::two::{Two, pull, put};
 use support::users::login;
 use support::{Answer, Client, Proxy, store};
 
 const SIZE: u64 = 1 << 18;
 
-/// `prod`, for which `base` stands in.
-fn with_fallback(two: &Two) -> Builder {
-    let proxy = two.builder().upstream_key("fallback", vec!["base"]);
-    proxy
-        .set("cache.tag_ttl", "0s")
-        .route([("repository", "**"), ("upstream", "prod")])
-}
-
 fn before(two: &Two) -> Proxy {
-    with_fallback(two).start()
-}
-
-/// Two tags that both have.
-fn put_two_tags(two: &Two) {
-    for simulator in [&two.prod, &two.base] {
-        for (seed, tag) in [(1, "v1"), (2, "v2")] {
-            let layer = BlobSource::generated(seed, SIZE);
-            put(simulator, "team/app", tag, layer);
-        }
-    }
+    two.with_fallback().start()
 }
 
 /// Bytes of a blob that storage there sent.
@@ -77,23 +58,6 @@ fn hold_after(simulator: &Simulator, digest: &str, bytes: u64) -> Gate {
 fn is_asked(simulator: &Simulator) -> bool {
     let journal = simulator.journal().snapshot();
     journal.iter().any(|entry| entry.path.contains("team/app"))
-}
-
-/// Pulls an image of one layer by its tag; what `X-Cache` said of manifest and layer.
-async fn pull(client: &Client, tag: &str) -> Option<(String, String)> {
-    let manifest = client.get(&format!("/v2/team/app/manifests/{tag}")).await;
-    if manifest.status != 200 {
-        return None;
-    }
-    let json = manifest.json();
-    let layer = json["layers"][0]["digest"].as_str().expect("a layer");
-    let blob = client.get(&format!("/v2/team/app/blobs/{layer}")).await;
-    if blob.status != 200 {
-        return None;
-    }
-    assert_whole(&blob, layer);
-    let said = |answer| outcome(answer).unwrap_or_default().to_owned();
-    Some((said(&manifest), said(&blob)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -378,40 +342,11 @@ async fn lists_come_from_the_next_region_and_are_remembered_when_that_is_away_to
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_are_warmed_from_the_next_region_by_command_and_by_schedule() {
-    let two = Two::start().await;
-    put_two_tags(&two);
-    two.prod.outage(Outage::Refused).await;
-    let mut scheduled = toml::Table::new();
-    scheduled.insert("images".to_owned(), vec!["team/app:v2"].into());
-    scheduled.insert("every".to_owned(), "1h".into());
-    let proxy = with_fallback(&two).push("warm", scheduled).start();
-    proxy.run(["warm", "team/app:v1"]).fine();
-    until("the schedule's image", async || {
-        metric(
-            &proxy,
-            "ecr_proxy_warm_images_total",
-            &[r#"result="complete""#],
-        )
-        .await
-            >= 1.0
-    })
-    .await;
-
-    // With neither of them it is pulled all the same.
-    two.base.outage(Outage::Refused).await;
-    for tag in ["v1", "v2"] {
-        let (manifest, layer) = pull(&proxy.client(), tag).await.expect(tag);
-        assert_eq!(manifest, "stale; fallback");
-        assert!(layer.starts_with("hit"), "{layer}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn nothing_stands_in_for_what_ecr_said_of_a_callers_token() {
     let two = Two::start().await;
-    put_two_tags(&two);
-    let proxy = with_fallback(&two)
+    two.put_two_tags();
+    let proxy = two
+        .with_fallback()
         .unset("access.anonymous")
         .set("access.aws_tokens", true)
         .start();
@@ -442,30 +377,29 @@ async fn nothing_stands_in_for_what_ecr_said_of_a_callers_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_other_layers_of_an_image_come_ahead_from_the_next_region_too() {
+async fn what_is_known_of_the_next_region_alone_is_told_when_that_is_away_too() {
     let two = Two::start().await;
-    let spec = || ImageSpec::generated(5, [200_000, 300_000, 400_000]);
-    two.prod.push_image("team/app", "v1", spec());
-    let image = two.base.push_image("team/app", "v1", spec());
-    let proxy = with_fallback(&two).set("cache.prefetch", "layers").start();
+    two.put_two_tags();
+    let proxy = before(&two);
     let client = proxy.client();
     two.prod.outage(Outage::Refused).await;
-    let manifest = client.get("/v2/team/app/manifests/v1").await;
-    assert_eq!(manifest.status, 200, "{}", manifest.text());
-    let layers = &image.manifests[0].layers;
-    let first = format!("/v2/team/app/blobs/{}", layers[0].digest);
-    assert_whole(&client.get(&first).await, &layers[0].digest);
-    until("the other layers", async || {
-        let fetched = [r#"result="fetched""#];
-        metric(&proxy, "ecr_proxy_prefetch_layers_total", &fetched).await >= 2.0
-    })
-    .await;
-    for layer in layers {
-        let answer = client
-            .get(&format!("/v2/team/app/blobs/{}", layer.digest))
-            .await;
-        assert_whole(&answer, &layer.digest);
-        let said = outcome(&answer).expect("X-Cache");
-        assert!(said.starts_with("hit"), "{said}");
+    pull(&client, "v1").await.expect("the second region");
+    idle(&proxy).await;
+    two.base.outage(Outage::Refused).await;
+    let (manifest, layer) = pull(&client, "v1").await.expect("the cache");
+    assert_eq!((&*manifest, &*layer), ("stale; fallback", "hit; fallback"));
+    let digest = client.get("/v2/team/app/manifests/v1").await.json();
+    let digest = digest["layers"][0]["digest"].as_str().expect("a layer");
+    let head = client.head(&format!("/v2/team/app/blobs/{digest}")).await;
+    assert_eq!((head.status, outcome(&head)), (200, Some("hit; fallback")));
+    for (path, key, expected) in [
+        ("/v2/team/app/tags/list", "tags", "v1"),
+        ("/v2/_catalog", "repositories", "team/app"),
+    ] {
+        let list = client.get(path).await;
+        assert_eq!(list.status, 200, "{path}: {}", list.text());
+        assert_eq!(list.json()[key], serde_json::json!([expected]));
+        assert_eq!(outcome(&list), Some("stale; fallback"), "{path}");
+        assert!(list.header("age").is_some(), "{path}");
     }
 }

@@ -377,3 +377,66 @@ async fn what_is_deleted_is_gone_from_the_cache_at_once() {
         (405, "UNSUPPORTED".into())
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_least_part_that_the_registry_takes_is_told() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let uploads = format!("/v2/{APP}/blobs/uploads/");
+    let begins = path_contains("/blobs/uploads/");
+    let rule = rig.ecr.faults().on(Listener::Registry, "POST", begins);
+    let _rule = rule
+        .times(1)
+        .then(Fault::SetHeader("oci-chunk-min-length", "5242880".into()));
+    let answer = ann.ask("POST", &uploads, &[]).await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    assert_eq!(answer.header("oci-chunk-min-length"), Some("5242880"));
+    let answer = ann.ask("POST", &uploads, &[]).await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    assert_eq!(answer.header("oci-chunk-min-length"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_is_told_by_its_type_alone_however_it_came() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    push_image(&ann, APP, "v1", b"a layer").await;
+    let path = format!("/v2/{APP}/manifests/v2");
+    let kind = format!("{MANIFEST}; charset=utf-8");
+    let text = manifest(b"a layer");
+    let headers = [("content-type", &*kind)];
+    let answer = put(&ann, &path, &headers, text.as_bytes()).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    for method in ["HEAD", "GET"] {
+        let answer = ann.ask(method, &path, &[]).await;
+        assert_eq!(answer.header("content-type"), Some(MANIFEST), "{method}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_by_a_method_that_there_is_not_is_told_which_there_are() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let upload = begin(&ann, APP).await;
+    for (path, method, methods) in [
+        ("/v2/", "DELETE", "GET, HEAD"),
+        ("/v2/_catalog", "PUT", "GET, HEAD"),
+        ("/v2/team/app/tags/list", "DELETE", "GET, HEAD"),
+        (
+            "/v2/team/app/manifests/v1",
+            "POST",
+            "GET, HEAD, PUT, DELETE",
+        ),
+        (
+            "/v2/team/app/manifests/v1",
+            "OPTIONS",
+            "GET, HEAD, PUT, DELETE",
+        ),
+        ("/v2/team/app/blobs/uploads/", "GET", "POST"),
+        (&upload, "POST", "GET, HEAD, PATCH, PUT, DELETE"),
+    ] {
+        let answer = ann.ask(method, path, &[]).await;
+        assert_eq!(answer.status, 405, "{method} {path}: {}", answer.text());
+        assert_eq!(answer.header("allow"), Some(methods), "{method} {path}");
+    }
+}

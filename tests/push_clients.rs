@@ -6,12 +6,12 @@ mod support;
 use support::blobs::metric;
 use support::image::REPOSITORY;
 use support::pushed::{
-    LOGIN, PASSWORD, SECOND, TARGET, digest_of, into_docker_registry, into_ecr,
-    pulls_without_upstream, target, trust,
+    LOGIN, PASSWORD, SECOND, TARGET, digest_of, into_docker_registry, into_docker_registry_behind,
+    into_ecr, pulls_without_upstream, target, trust,
 };
 use support::real::{Dockerd, containerd_hosts, ctr, start_containerd};
 use support::users::login;
-use support::{Sandbox, Scene};
+use support::{Sandbox, Scene, TokenService};
 
 /// An image layout of the sample image, from the registry that has it.
 fn layout(scene: &Scene) -> String {
@@ -242,4 +242,31 @@ async fn docker_pushes_into_ecr() {
 #[tokio::test(flavor = "multi_thread")]
 async fn docker_pushes_into_docker_registry() {
     docker_story(into_docker_registry().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_copies_into_docker_registry_behind_a_token_service() {
+    let tokens = TokenService::start().await;
+    skopeo_story(into_docker_registry_behind(&tokens).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_copies_between_repositories_behind_a_token_service() {
+    let tokens = TokenService::start().await;
+    skopeo_between_story(into_docker_registry_behind(&tokens).await).await;
+    let (into, from) = (
+        format!("repository:{SECOND}:pull,push"),
+        format!("repository:{TARGET}:pull"),
+    );
+    assert!(
+        tokens.asked_for(&[&from, &into]) > 0,
+        "{:?}",
+        tokens.asked()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_pushes_into_docker_registry_behind_a_token_service() {
+    let tokens = TokenService::start().await;
+    docker_story(into_docker_registry_behind(&tokens).await).await;
 }

@@ -465,6 +465,34 @@ async fn p01_p02_p03_odd_framing_is_refused_and_nothing_behind_it_runs() {
 }
 
 #[tokio::test]
+async fn an_answer_that_does_not_wait_for_the_body_says_that_the_connection_ends() {
+    let scene = Scene::start(ServerOptions::default()).await;
+    let put = b"PUT /x HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n";
+    // No client may ask again on a connection that is about to close: it could not tell a lost answer from a
+    // request that never ran.
+    let mut stream = scene.plain().await;
+    stream.write_all(put).await.expect("written");
+    stream.write_all(&[7; 40_000]).await.expect("written");
+    let mut answer = vec![0; 17];
+    stream.read_exact(&mut answer).await.expect("an answer");
+    // What is still sent is read and forgotten, so that no reset overtakes the answer.
+    stream.write_all(&[7; 60_000]).await.expect("written");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.expect("a clean end");
+    assert_eq!(answer, b"HTTP/1.1 405 Meth");
+    assert!(rest.contains("connection: close\r\n"), "{rest}");
+    // A body that has all come ends nothing.
+    let last = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let small = b"PUT /x HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello";
+    let empty = b"PUT /x HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n";
+    let pipelined = [&small[..], empty, GET, small, last].concat();
+    let all = exchange(scene.plain().await, &pipelined).await;
+    assert_eq!(all.matches("HTTP/1.1 405").count(), 3, "{all}");
+    assert_eq!(all.matches("HTTP/1.1 200").count(), 2, "{all}");
+    assert_eq!(all.matches("connection: close").count(), 1, "{all}");
+}
+
+#[tokio::test]
 async fn a_refusal_comes_after_the_answers_to_the_requests_before_it() {
     let scene = Scene::start(ServerOptions::default()).await;
     let all = exchange(

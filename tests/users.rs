@@ -273,6 +273,7 @@ async fn k09_the_last_good_users_stay_and_it_is_told_once() {
         (Some(ci.clone() + torn), "damaged"),
         (Some(ci.clone() + "dev:plain"), "not a bcrypt hash"),
         (Some("\u{0}\u{0}\u{0}".to_owned()), "name:hash"),
+        (Some(String::new()), "is empty"),
         (None, "cannot be read"),
     ] {
         match &broken {
@@ -298,7 +299,7 @@ async fn k09_the_last_good_users_stay_and_it_is_told_once() {
     let told = lines
         .iter()
         .filter(|event| event.message().contains("cannot be reloaded"));
-    assert_eq!(told.count(), 4);
+    assert_eq!(told.count(), 5);
     assert!(
         lines.iter().all(|event| !event.line.contains("$2b$10$")),
         "a hash was logged"

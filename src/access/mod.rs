@@ -34,7 +34,7 @@ pub use decide::{Action, Content, Denied, ParseActionError, Right, Wanted, Who};
 pub use login::Login;
 pub use networks::{Network, ParseNetworkError};
 pub use passwords::AccessMetrics;
-pub use per_client::{Held, PerClient};
+pub use per_client::{Held, PerClient, one_client};
 pub use rules::{ANONYMOUS, Deciding, ParseSubjectError, Rule, Rules, Subject};
 pub use tokens::{ClientToken, Question, Verdict, Verdicts};
 pub use turns::{Turn, Turns};

@@ -26,7 +26,7 @@ impl PerClient {
 
     /// Like [`Self::take`], and `None` too if all clients together have `most_in_all` already.
     pub fn take_of(&self, most_in_all: usize, address: IpAddr, most: usize) -> Option<Held> {
-        let client = client(address);
+        let client = one_client(address);
         let mut counts = self.counts();
         if counts.in_all >= most_in_all {
             return None;
@@ -57,7 +57,7 @@ impl PerClient {
 }
 
 /// What counts as one client: an IPv4 address, or an IPv6 /64, which is what one client is given.
-pub(super) fn client(address: IpAddr) -> IpAddr {
+pub fn one_client(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) if address.is_loopback() => IpAddr::V6(address),
@@ -99,14 +99,17 @@ mod tests {
     #[test]
     fn one_ipv6_network_and_one_mapped_address_are_one_client() {
         assert_eq!(
-            client(address("2001:db8::1")),
-            client(address("2001:db8::2"))
+            one_client(address("2001:db8::1")),
+            one_client(address("2001:db8::2"))
         );
         assert_ne!(
-            client(address("2001:db8::1")),
-            client(address("2001:db8:0:1::1"))
+            one_client(address("2001:db8::1")),
+            one_client(address("2001:db8:0:1::1"))
         );
-        assert_eq!(client(address("::ffff:192.0.2.1")), address("192.0.2.1"));
+        assert_eq!(
+            one_client(address("::ffff:192.0.2.1")),
+            address("192.0.2.1")
+        );
     }
 
     #[test]

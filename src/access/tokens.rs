@@ -28,7 +28,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
 
 use super::decide::{Action, Content, Denied, Wanted};
-use super::per_client::{PerClient, client};
+use super::per_client::{PerClient, one_client};
 use super::users::RESERVED_NAME;
 use crate::oci::{Digest, Reference, RepoKey};
 
@@ -68,6 +68,15 @@ pub struct ClientToken {
 }
 
 impl ClientToken {
+    /// A token of this password that nobody was asked about.
+    #[cfg(test)]
+    pub(crate) fn of_test(password: &str) -> Self {
+        Self {
+            password: password.into(),
+            hash: Sha256::digest(password).into(),
+        }
+    }
+
     /// The value of `Authorization` that ECR takes, made anew from the password.
     pub fn authorization(&self) -> HeaderValue {
         let pair = format!("{RESERVED_NAME}:{}", self.password);
@@ -299,7 +308,7 @@ impl Tokens {
             } else {
                 MAX_FORBIDDEN
             };
-            let of_client = (client(address), is_login);
+            let of_client = (one_client(address), is_login);
             let refused = self.refused.get(&of_client);
             if refused.is_some_and(|refused| refused.load(Ordering::Relaxed) >= most) {
                 return Err(Denied::Busy);

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::per_client::client;
+use super::per_client::one_client;
 
 /// So many turns. Clones share them.
 #[derive(Clone)]
@@ -95,7 +95,7 @@ impl Turns {
     }
 
     fn of(&self, address: IpAddr) -> Arc<Semaphore> {
-        let address = client(address);
+        let address = one_client(address);
         // Nothing under the lock can panic half-way.
         let clients = self.0.clients.lock();
         let mut clients = clients.unwrap_or_else(PoisonError::into_inner);

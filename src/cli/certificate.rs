@@ -25,6 +25,8 @@ pub(super) struct Keeper {
     shown: Vec<String>,
     /// What was last said in the log of the worst of them.
     said: Option<Standing>,
+    /// Which of our domains the log was last told to be without one.
+    uncovered: Vec<String>,
 }
 
 /// The certificates in use, and where they come from. Clones share both.
@@ -104,7 +106,8 @@ impl Origin {
             Tls::Files(files) => {
                 let (own, pairs) =
                     OwnFiles::load(&self.certificates, files, domains).map_err(|errors| {
-                        errors.iter().map(|error| chain(error)).collect::<Vec<_>>()
+                        let told = errors.iter().map(|error| format!("tls: {}", chain(error)));
+                        told.collect::<Vec<_>>()
                     })?;
                 let worse = files.iter().zip(&pairs).filter(|(_, pair)| is_worse(pair));
                 let worse: Vec<String> = worse
@@ -129,7 +132,8 @@ impl Origin {
             }
             Tls::LocalCa => {
                 let ca = LocalCa::open(state_dir, domains, now);
-                let ca = ca.map_err(|error| vec![chain(&error)])?;
+                let ca =
+                    ca.map_err(|error| vec![format!("server.state_dir: {}", chain(&error))])?;
                 let pairs = vec![ca.pair().clone()];
                 (Source::LocalCa(ca), Some(pairs))
             }
@@ -196,6 +200,7 @@ impl Keeper {
             origin,
             shown: Vec::new(),
             said: None,
+            uncovered: Vec::new(),
         };
         keeper.look();
         Ok(keeper)
@@ -282,6 +287,20 @@ impl Keeper {
                 Some(Standing::Good { .. }) | None | Some(_) => {}
             }
             self.said = standing;
+        }
+        let uncovered: Vec<String> = match &*self.origin.source() {
+            Source::Own(own) => own.uncovered().into_iter().map(str::to_owned).collect(),
+            Source::None | Source::Acme(_) | Source::LocalCa(_) => Vec::new(),
+        };
+        if uncovered != self.uncovered {
+            if !uncovered.is_empty() {
+                let names = uncovered.join(", ");
+                tracing::warn!(
+                    certificate.missing = names,
+                    "no certificate is for some of server.domains"
+                );
+            }
+            self.uncovered = uncovered;
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -13,6 +14,10 @@ use super::start::{Bound, start_text};
 use super::{Failure, chain};
 use crate::config::{Config, Files, Strings};
 use crate::telemetry::{Log, LogFormat, Metrics};
+
+/// How long calls of the system that are still going on after the drain keep the process. A disk that does not
+/// answer keeps them for ever.
+const LAST_CALLS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -41,7 +46,8 @@ pub(super) fn run(
     count_panics(metrics.panics.clone());
     raise_descriptor_limit(config.server_options().max_connections);
     announce(&config);
-    super::runtime()?.block_on(async {
+    let runtime = super::runtime()?;
+    let ended = runtime.block_on(async {
         let signals = Signals::watch()?;
         let hangups = hangups()?;
         let upstreams = config.upstream_options().map_err(|error| Failure::Failed(chain(&error)))?;
@@ -62,7 +68,12 @@ pub(super) fn run(
             // The second signal means at once.
             () = signals.second() => Err(Failure::Failed("stopped before the drain ended".to_owned())),
         }
-    })
+    });
+    match ended {
+        Ok(()) => runtime.shutdown_timeout(LAST_CALLS),
+        Err(_) => runtime.shutdown_background(),
+    }
+    ended
 }
 
 /// A task that panics ends alone; that it did is logged and counted.

@@ -1,5 +1,6 @@
 //! The user file, read again while the proxy runs.
 
+use std::fs;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -40,7 +41,8 @@ pub(super) fn reload_by(
 /// The users of a configuration that takes the place of what is `in_use`.
 ///
 /// # Errors
-/// The user file cannot be used.
+/// The user file cannot be used, or has become empty: that is a file which could not be written, on a full
+/// disk above all. A comment in it says that nobody is meant.
 pub(super) fn read(config: &Config, in_use: &Access) -> Result<Users, String> {
     let Some(file) = &config.access.users_file else {
         return Ok(Users::default());
@@ -54,5 +56,13 @@ pub(super) fn read(config: &Config, in_use: &Access) -> Result<Users, String> {
         return Ok(users);
     }
     thread::sleep(SETTLING);
-    read()
+    let users = read()?;
+    let is_empty = || fs::metadata(file).is_ok_and(|data| data.len() == 0);
+    if users.is_empty() && is_empty() {
+        return Err(format!(
+            "access.users: {}: is empty; if nobody is to be let in, leave a line in it that begins with #",
+            file.display()
+        ));
+    }
+    Ok(users)
 }

@@ -3,41 +3,39 @@
 //! The list is of the registry and for nobody in particular: who may be told of which is not decided here.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::Fills;
 use super::error::FillError;
+use super::found::Found;
 use super::lists::{Names, PAGING, is_a_no};
-use super::manifests::stale_because;
+use super::{Fills, Shared};
 use crate::access::{ClientToken, Turn};
-use crate::telemetry::{Outcome, StaleReason};
+use crate::telemetry::Outcome;
 
 /// The repositories of one registry.
-#[derive(Debug)]
-pub struct FoundRepositories {
-    names: Arc<Names>,
-    /// `Bypass` from upstream just now, `Hit` from what it said a moment ago or from the cache of a registry
-    /// that has no such list for us, `Stale` from the cache of one that cannot answer.
-    pub outcome: Outcome,
-    /// How long upstream has not answered, where the list is stale.
-    pub age: Option<Duration>,
-    /// Why it is stale, where it is.
-    pub reason: Option<StaleReason>,
-    /// It is that of a registry that stands in for one that cannot answer.
-    pub is_of_another: bool,
-}
+#[derive(Clone, Debug)]
+pub struct Repositories(Arc<Names>);
 
-impl FoundRepositories {
-    /// What the registry calls them, in order. Not all need be names that a client could write.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.all().iter().map(String::as_str)
+impl Repositories {
+    /// What the registry calls them, in order but for the case of letters, from the first on that is not before
+    /// `first`. Not all need be names that a client could write.
+    pub fn names_from(&self, first: &str) -> &[String] {
+        self.0.from(first)
+    }
+
+    /// These, as a registry tells them.
+    #[cfg(test)]
+    pub(crate) fn of_test(names: Vec<String>) -> Self {
+        Self(Arc::new(Names::of_records(names)))
     }
 }
 
 impl Fills {
     /// The repositories of an upstream: all of them, or for the `bearer` of a token those that upstream tells
-    /// that token. Upstream is asked once in as long as tags are believed, and by those who go on with a list
-    /// that they have the beginning of, once a minute. A question that this begins keeps `turn` until it ends.
+    /// that token. `Bypass` is from upstream just now, `Hit` from what it said a moment ago or from the cache of a
+    /// registry that has no such list for us, stale from the cache of one that has not answered for so long.
+    ///
+    /// Upstream is asked once in as long as tags are believed, and by those who go on with a list that they have
+    /// the beginning of, once a minute. A question that this begins keeps `turn` until it ends.
     ///
     /// # Errors
     /// The upstream's, where nothing else is known. To a bearer nothing else is told.
@@ -50,55 +48,51 @@ impl Fills {
         bearer: Option<&ClientToken>,
         goes_on: bool,
         turn: &Arc<Turn>,
-    ) -> Result<FoundRepositories, FillError> {
+    ) -> Result<Found<Repositories>, FillError> {
         let shared = &self.shared;
         let age = match goes_on {
             true => PAGING,
             false => shared.manifests.catalog_ttl(upstream).min(PAGING),
         };
-        let found = |(names, outcome): (Arc<Names>, Outcome)| FoundRepositories {
-            names,
-            outcome,
-            age: None,
-            reason: None,
-            is_of_another: false,
-        };
-        let error = match shared.lists.repositories(upstream, bearer, age, turn).await {
-            Ok(list) => return Ok(found(list)),
-            Err(error) => error,
-        };
-        let FillError::Upstream(cause) = &error else {
-            return Err(error);
-        };
-        if bearer.is_some() {
-            return Err(error);
-        }
-        for other in shared.standing_in(upstream, &error) {
-            if let Ok(list) = shared.lists.repositories(&other, None, age, turn).await {
-                shared.metrics.stood_in();
-                return Ok(FoundRepositories {
-                    is_of_another: true,
-                    ..found(list)
-                });
+        let lists = &shared.lists;
+        let ask = |upstream: Arc<str>| async move {
+            match lists.repositories(&upstream, None, age, turn).await {
+                Ok(found) => Ok(found),
+                Err(error) => shared.known_repositories(&upstream, error).await,
             }
-        }
-        let reason = stale_because(cause);
-        if reason.is_none() && !is_a_no(cause) {
+        };
+        let found = match bearer {
+            Some(_) => lists.repositories(upstream, bearer, age, turn).await,
+            None => shared.anywhere(upstream, ask).await,
+        };
+        Ok(found?.map(Repositories))
+    }
+}
+
+impl Shared {
+    /// The repositories that the cache knows of, after an `error` of upstream; the error where the cache may not
+    /// answer instead.
+    async fn known_repositories(
+        &self,
+        upstream: &Arc<str>,
+        error: FillError,
+    ) -> Result<Found<Arc<Names>>, FillError> {
+        let reason = error.stale_reason();
+        if reason.is_none() && !is_a_no(&error) {
             return Err(error);
         }
-        let kept = shared.recorded.repositories(upstream).await?;
-        match reason {
-            Some(_) if kept.is_empty() => Err(error),
+        let kept = self.recorded.repositories(upstream).await?;
+        if reason.is_some() && kept.is_empty() {
+            return Err(error);
+        }
+        let kept = Arc::new(Names::of_records(kept));
+        Ok(match reason {
             Some(reason) => {
-                let outage = shared.upstreams.named(upstream).and_then(|it| it.outage());
-                let age = outage.map(|outage| shared.clock.since(outage.since));
-                Ok(FoundRepositories {
-                    age: Some(age.unwrap_or_default()),
-                    reason: Some(reason),
-                    ..found((Arc::new(Names::of_records(kept)), Outcome::Stale))
-                })
+                let outage = self.upstreams.named(upstream).and_then(|it| it.outage());
+                let age = outage.map(|outage| self.clock.since(outage.since));
+                Found::stale(kept, age.unwrap_or_default(), reason)
             }
-            None => Ok(found((Arc::new(Names::of_records(kept)), Outcome::Hit))),
-        }
+            None => Found::by(Outcome::Hit, kept),
+        })
     }
 }

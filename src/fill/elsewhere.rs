@@ -8,6 +8,7 @@ use std::sync::Weak;
 use futures_util::future::{pending, select_all};
 
 use super::error::FillError;
+use super::failover::Place as _;
 use super::origin::Origin;
 use super::{Fills, Shared};
 use crate::oci::{Digest, RepoKey};
@@ -68,7 +69,7 @@ impl Elsewhere {
 
     /// The repository itself and its stand-ins, but for the one that bytes come from now.
     fn others(&self, shared: &Shared, origin: &Origin) -> Vec<RepoKey> {
-        let mut all = shared.stand_ins(&self.repo);
+        let mut all = self.repo.stand_ins(shared);
         all.insert(0, self.repo.clone());
         all.retain(|repo| repo.upstream != *origin.upstream.name());
         all

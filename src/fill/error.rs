@@ -1,6 +1,7 @@
 //! Why there is no content to give.
 
 use crate::oci::RepoKey;
+use crate::telemetry::StaleReason;
 use crate::upstream::UpstreamError;
 
 /// Why a request for content ends without it. Shared by everybody who waited for the same fill, so
@@ -54,6 +55,24 @@ impl FillError {
     /// True where the same question may be answered in a moment.
     pub(super) fn is_retryable(&self) -> bool {
         matches!(self, Self::Upstream(error) if error.retryable())
+    }
+
+    /// Why what is kept may be served instead of an answer; `None` where there was an answer.
+    pub(super) fn stale_reason(&self) -> Option<StaleReason> {
+        let Self::Upstream(error) = self else {
+            return None;
+        };
+        let mut error = error;
+        while let UpstreamError::Away(cause) = error {
+            error = cause;
+        }
+        error.cannot_answer().then_some(match error {
+            UpstreamError::Offline => StaleReason::Offline,
+            UpstreamError::NoToken(_) | UpstreamError::BadCredentials => StaleReason::NoToken,
+            UpstreamError::Throttled { .. } => StaleReason::Throttled,
+            UpstreamError::Failing { .. } => StaleReason::Failing,
+            _ => StaleReason::Unreachable,
+        })
     }
 
     /// True for what is so because of the repository that was asked, and may be otherwise in another.

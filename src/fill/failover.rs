@@ -9,14 +9,37 @@
 use std::sync::Arc;
 
 use super::error::FillError;
-use super::fetch::Fetched;
-use super::manifests::FoundManifest;
-use super::opening::{Content, Want};
+use super::found::{Found, How};
 use super::proof::Pass;
 use super::{Fills, Shared};
-use crate::oci::{Digest, Reference, RepoKey};
+use crate::oci::{Digest, RepoKey};
 use crate::telemetry::{Outcome, StaleReason};
 use crate::upstream::UpstreamError;
+
+/// What is asked of an upstream, and may be asked of others in its place.
+pub(super) trait Place: Clone {
+    /// The same of the upstreams that stand in for its own, in order.
+    fn stand_ins(&self, shared: &Shared) -> Vec<Self>;
+}
+
+impl Place for RepoKey {
+    fn stand_ins(&self, shared: &Shared) -> Vec<Self> {
+        let upstreams = self.upstream.stand_ins(shared).into_iter();
+        let of = |upstream| Self {
+            upstream,
+            repository: self.repository.clone(),
+        };
+        upstreams.map(of).collect()
+    }
+}
+
+/// An upstream by its name.
+impl Place for Arc<str> {
+    fn stand_ins(&self, shared: &Shared) -> Vec<Self> {
+        let upstream = shared.upstreams.named(self);
+        upstream.map_or_else(Vec::new, |upstream| upstream.fallback())
+    }
+}
 
 impl FillError {
     /// True where another upstream may answer instead: its own could not, and is meant to be asked.
@@ -30,7 +53,7 @@ impl FillError {
     }
 }
 
-impl FoundManifest {
+impl How {
     /// True where another upstream may know better: this is what was last confirmed.
     fn wants_another(&self) -> bool {
         let is_by_choice = |reason| {
@@ -39,160 +62,119 @@ impl FoundManifest {
                 StaleReason::Offline | StaleReason::Pinned | StaleReason::Slow
             )
         };
-        self.outcome == Outcome::Stale && self.reason.is_none_or(|reason| !is_by_choice(reason))
+        self.staleness()
+            .is_some_and(|stale| !is_by_choice(stale.reason))
+    }
+}
+
+impl Shared {
+    /// What `ask` finds in a place, or in one that stands in for it while its upstream cannot answer. What is
+    /// known elsewhere is told as it last was only where the place itself has nothing.
+    ///
+    /// # Errors
+    /// Why there is nothing in the place itself.
+    pub(super) async fn anywhere<P: Place, T, A>(
+        &self,
+        place: &P,
+        ask: impl Fn(P) -> A,
+    ) -> Result<Found<T>, FillError>
+    where
+        A: Future<Output = Result<Found<T>, FillError>>,
+    {
+        let found = self.first_of(place, ask).await?;
+        if found.how.is_of_another() && !found.how.is_stale() {
+            self.metrics.stood_in();
+        }
+        Ok(found)
+    }
+
+    /// The same, of which nothing is told yet.
+    async fn first_of<P: Place, T, A>(
+        &self,
+        place: &P,
+        ask: impl Fn(P) -> A,
+    ) -> Result<Found<T>, FillError>
+    where
+        A: Future<Output = Result<Found<T>, FillError>>,
+    {
+        let found = ask(place.clone()).await;
+        let wants_another = match &found {
+            Ok(found) => found.how.wants_another(),
+            Err(error) => error.wants_another(),
+        };
+        if !wants_another {
+            return found;
+        }
+        let mut kept = None;
+        for other in place.stand_ins(self) {
+            if let Ok(found) = ask(other).await {
+                let found = found.of_another();
+                if !found.how.is_stale() {
+                    return Ok(found);
+                }
+                kept.get_or_insert(found);
+            }
+        }
+        // None of them answers, and another one was served for it before.
+        found.or_else(|error| kept.ok_or(error))
     }
 }
 
 impl Fills {
-    /// A manifest of a repository, or of the same one elsewhere where its upstream cannot answer.
-    pub(super) async fn find_manifest(
-        &self,
-        repo: &RepoKey,
-        reference: &Reference,
-    ) -> Result<(RepoKey, FoundManifest), FillError> {
-        let manifests = &self.shared.manifests;
-        let found = manifests.find(repo, reference).await;
-        let wants_another = match &found {
-            Ok(found) => found.wants_another(),
-            Err(error) => error.wants_another(),
-        };
-        let mut kept = None;
-        if wants_another {
-            for other in self.shared.stand_ins(repo) {
-                let Ok(found) = manifests.find(&other, reference).await else {
-                    continue;
-                };
-                let found = FoundManifest {
-                    is_of_another: true,
-                    ..found
-                };
-                if found.outcome != Outcome::Stale {
-                    self.shared.metrics.stood_in();
-                    return Ok((other, found));
-                }
-                kept.get_or_insert((other, found));
-            }
-        }
-        match (found, kept) {
-            (Ok(found), _) => Ok((repo.clone(), found)),
-            // None of them answers, and this one was served for it before.
-            (Err(_), Some(kept)) => Ok(kept),
-            (Err(error), None) => Err(error),
-        }
-    }
-
     /// The proof of a repository, or of the same one elsewhere where its upstream cannot answer.
     pub(super) async fn establish_anywhere(
         &self,
         repo: &RepoKey,
         digest: Digest,
     ) -> Result<Pass, FillError> {
-        let proof = self.establish(repo, digest).await;
-        let Err(error) = &proof else { return proof };
-        for other in self.shared.instead_of(repo, error) {
-            if let Ok(pass) = self.establish(&other, digest).await {
-                return Ok(Pass {
-                    is_of_another: true,
-                    ..pass
-                });
-            }
-        }
-        proof
-    }
-
-    /// What the same repository elsewhere has of a blob, where its own upstream could not answer: `error`
-    /// otherwise.
-    pub(super) async fn open_elsewhere(
-        &self,
-        pass: &Pass,
-        want: &Want,
-        error: FillError,
-    ) -> Result<Content, FillError> {
-        for other in self.shared.instead_of_proven(pass, &error) {
-            if let Ok(pass) = self.establish(&other, pass.digest).await
-                && let Ok(content) = self.open_of(&pass, want).await
-            {
-                self.shared.metrics.stood_in();
-                return Ok(Content {
-                    is_of_another: true,
-                    ..content
-                });
-            }
-        }
-        Err(error)
-    }
-
-    /// A blob whole on disk in the same way, for nobody in particular.
-    pub(super) async fn make_whole_elsewhere(
-        &self,
-        pass: &Pass,
-        progress: &mut (dyn FnMut(u64, u64) + Send),
-        error: FillError,
-    ) -> Result<Fetched, FillError> {
-        for other in self.shared.instead_of_proven(pass, &error) {
-            if let Ok(pass) = self.establish(&other, pass.digest).await
-                && let Ok(fetched) = self.make_whole(&pass, progress).await
-            {
-                self.shared.metrics.stood_in();
-                return Ok(fetched);
-            }
-        }
-        Err(error)
-    }
-
-    /// The size of a blob in the same way.
-    pub(super) async fn size_elsewhere(
-        &self,
-        pass: &Pass,
-        error: FillError,
-    ) -> Result<(u64, Outcome), FillError> {
-        for other in self.shared.instead_of_proven(pass, &error) {
-            if let Ok(pass) = self.establish(&other, pass.digest).await
-                && let Ok(found) = self.find_size(&pass).await
-            {
-                return Ok(found);
-            }
-        }
-        Err(error)
-    }
-}
-
-impl Shared {
-    /// The stand-ins to be asked after `error`: none unless another may answer.
-    pub(super) fn instead_of(&self, repo: &RepoKey, error: &FillError) -> Vec<RepoKey> {
-        match error.wants_another() {
-            true => self.stand_ins(repo),
-            false => Vec::new(),
-        }
-    }
-
-    /// The same for somebody who has shown a pass.
-    fn instead_of_proven(&self, pass: &Pass, error: &FillError) -> Vec<RepoKey> {
-        match pass.stays {
-            false => self.instead_of(&pass.repo, error),
-            true => Vec::new(),
-        }
-    }
-
-    /// The same repository of the upstreams that stand in for its own, in order.
-    pub(super) fn stand_ins(&self, repo: &RepoKey) -> Vec<RepoKey> {
-        let of = |upstream| RepoKey {
-            upstream,
-            repository: repo.repository.clone(),
+        let establish = |repo: RepoKey| async move {
+            let pass = self.establish(&repo, digest).await?;
+            Ok(Found::by(Outcome::Hit, pass))
         };
-        self.fallback(&repo.upstream).into_iter().map(of).collect()
+        let Found { what: pass, how } = self.shared.first_of(repo, establish).await?;
+        Ok(Pass {
+            is_of_another: how.is_of_another(),
+            ..pass
+        })
     }
 
-    /// The upstreams to be asked in the place of this one after `error`.
-    pub(super) fn standing_in(&self, upstream: &str, error: &FillError) -> Vec<Arc<str>> {
-        match error.wants_another() {
-            true => self.fallback(upstream),
-            false => Vec::new(),
+    /// What `ask` finds of a blob by a pass, or by that of the same repository elsewhere where its upstream
+    /// cannot answer. A no is remembered.
+    ///
+    /// # Errors
+    /// Why there is nothing by the pass itself.
+    pub(super) async fn by_pass<T, A>(
+        &self,
+        pass: &Pass,
+        ask: impl Fn(Pass) -> A,
+    ) -> Result<Found<T>, FillError>
+    where
+        A: Future<Output = Result<Found<T>, FillError>>,
+    {
+        let ask = &ask;
+        let heard = |pass: Pass| async move {
+            let found = ask(pass.clone()).await;
+            if let Err(error) = &found {
+                self.shared.hear(&pass, error).await;
+            }
+            found
+        };
+        let error = match heard(pass.clone()).await {
+            Ok(found) if pass.is_of_another => {
+                self.shared.metrics.stood_in();
+                return Ok(found.of_another());
+            }
+            Err(error) if error.wants_another() && !pass.stays => error,
+            found => return found,
+        };
+        for other in pass.repo.stand_ins(&self.shared) {
+            if let Ok(pass) = self.establish(&other, pass.digest).await
+                && let Ok(found) = heard(pass).await
+            {
+                self.shared.metrics.stood_in();
+                return Ok(found.of_another());
+            }
         }
-    }
-
-    fn fallback(&self, upstream: &str) -> Vec<Arc<str>> {
-        let upstream = self.upstreams.named(upstream);
-        upstream.map_or_else(Vec::new, |upstream| upstream.fallback().to_vec())
+        Err(error)
     }
 }

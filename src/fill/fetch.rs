@@ -11,27 +11,20 @@ use super::Fills;
 use super::error::FillError;
 use super::filling::Slot;
 use super::flow::Flow;
+use super::found::Found;
 use super::front::Phase;
-use super::manifests::{FoundManifest, Refreshed};
+use super::manifests::Refreshed;
 use super::opening::LOOKS;
 use super::proof::{KnownSize, Pass};
 use super::verifying::Belief;
+use crate::cache::StoredManifest;
 use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::Outcome;
 
-/// A blob that is whole on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fetched {
-    /// Its size in bytes.
-    pub size: u64,
-    /// `Hit` if it was there, `Joined` if somebody was fetching it, else `Miss`.
-    pub outcome: Outcome,
-}
-
 /// What became of a fill that nobody waits for the bytes of.
 pub(super) enum Carried {
-    /// It is on disk.
-    Kept { size: u64, outcome: Outcome },
+    /// It is on disk, of this size in bytes.
+    Kept(Found<u64>),
     /// It was on disk before the fill could begin.
     Present,
     /// It was fetched, and the disk would not take it.
@@ -51,19 +44,27 @@ impl Fills {
         &self,
         repo: &RepoKey,
         reference: &Reference,
-    ) -> Result<(RepoKey, FoundManifest), FillError> {
-        self.find_manifest(repo, reference).await
+    ) -> Result<(RepoKey, Found<StoredManifest>), FillError> {
+        let ask = |repo: RepoKey| async move {
+            let found = self.shared.manifests.find(&repo, reference).await?;
+            Ok(found.map(|manifest| (repo, manifest)))
+        };
+        let Found { what, how } = self.shared.anywhere(repo, ask).await?;
+        let (repo, what) = what;
+        Ok((repo, Found { what, how }))
     }
 
-    /// Asks upstream what a tag means now, however fresh its record is.
+    /// Asks upstream what a tag means now, however fresh its record is, and the same repository elsewhere where it
+    /// cannot answer. It is stale where upstream has it no more and a pin keeps it.
     ///
     /// # Errors
     /// The upstream's; what is kept stays as it was.
     ///
     /// # Cancel safety
     /// The question is asked in a task of its own and shared; a caller may leave.
-    pub async fn refresh(&self, repo: &RepoKey, tag: &Tag) -> Result<Refreshed, FillError> {
-        self.shared.manifests.refresh(repo, tag).await
+    pub async fn refresh(&self, repo: &RepoKey, tag: &Tag) -> Result<Found<Refreshed>, FillError> {
+        let ask = |repo: RepoKey| async move { self.shared.manifests.refresh(&repo, tag).await };
+        self.shared.anywhere(repo, ask).await
     }
 
     /// True while a blob is being fetched for whoever asked for it.
@@ -78,8 +79,10 @@ impl Fills {
     }
 
     /// Sees to it that a blob is whole on disk, behind what clients ask for, and from elsewhere where the
-    /// repository's own upstream cannot answer. `progress` is told how many
-    /// bytes of how many there are, whenever there are more.
+    /// repository's own upstream cannot answer. `progress` is told how many bytes of how many there are, whenever
+    /// there are more.
+    ///
+    /// The size of the blob in bytes: `Hit` if it was there, `Joined` if somebody was fetching it, else `Miss`.
     ///
     /// # Errors
     /// Why it is not: the upstream's error, or [`FillError::Unkept`] and [`FillError::Abandoned`] where
@@ -91,33 +94,28 @@ impl Fills {
         &self,
         repo: &RepoKey,
         digest: Digest,
-        progress: &mut (dyn FnMut(u64, u64) + Send),
-    ) -> Result<Fetched, FillError> {
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Found<u64>, FillError> {
         let pass = self.establish_anywhere(repo, digest).await?;
-        let fetched = self.make_whole(&pass, progress).await;
-        self.shared.hear(&pass, fetched.as_ref().err()).await;
-        match fetched {
-            Ok(fetched) => Ok(fetched),
-            Err(error) => self.make_whole_elsewhere(&pass, progress, error).await,
-        }
+        let fetch = |pass: Pass| async move { self.make_whole(&pass, progress).await };
+        self.by_pass(&pass, fetch).await
     }
 
-    pub(super) async fn make_whole(
+    async fn make_whole(
         &self,
         pass: &Pass,
-        progress: &mut (dyn FnMut(u64, u64) + Send),
-    ) -> Result<Fetched, FillError> {
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Found<u64>, FillError> {
         for _ in 0..LOOKS {
             if let Some(size) = self.verified_on_disk(pass).await? {
                 progress(size, size);
-                let outcome = Outcome::Hit;
-                return Ok(Fetched { size, outcome });
+                return Ok(Found::by(Outcome::Hit, size));
             }
             match self
                 .carry(&pass.repo, pass.digest, pass.size, progress)
                 .await?
             {
-                Carried::Kept { size, outcome } => return Ok(Fetched { size, outcome }),
+                Carried::Kept(found) => return Ok(found),
                 Carried::Present => {}
                 Carried::Unkept => return Err(FillError::Unkept),
             }
@@ -133,7 +131,7 @@ impl Fills {
         match self.shared.believe(&blob).await? {
             Belief::Believed => Ok(Some(blob.len())),
             Belief::Verifying(flow) => {
-                let verdict = until_verdict(&flow, &mut |_, _| ()).await;
+                let verdict = until_verdict(&flow, &|_, _| ()).await;
                 Ok(verdict.is_ok().then_some(blob.len()))
             }
             Belief::Damaged => Ok(None),
@@ -146,7 +144,7 @@ impl Fills {
         repo: &RepoKey,
         digest: Digest,
         size: KnownSize,
-        progress: &mut (dyn FnMut(u64, u64) + Send),
+        progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Carried, FillError> {
         loop {
             let slot = self.shared.background_slots.take(None).await;
@@ -164,7 +162,7 @@ impl Fills {
                 Err(error) => return Err(error),
                 Ok(size) => {
                     return Ok(match flow.until_ended().await {
-                        true => Carried::Kept { size, outcome },
+                        true => Carried::Kept(Found::by(outcome, size)),
                         false => Carried::Unkept,
                     });
                 }
@@ -176,7 +174,7 @@ impl Fills {
 /// Waits until a blob is verified, and answers its size.
 async fn until_verdict(
     flow: &Flow,
-    progress: &mut (dyn FnMut(u64, u64) + Send),
+    progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<u64, FillError> {
     let mut fronts = flow.subscribe();
     loop {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use super::Fills;
 use super::error::FillError;
 use super::fetch::Carried;
+use super::found::Found;
 use super::origin::Origin;
 use super::proof::KnownSize;
 use crate::cache::Interrupted;
 use crate::oci::{RepoKey, RepositoryName};
+use crate::telemetry::Outcome;
 use crate::upstream::Validator;
 
 /// Where a download comes from, and how to tell that the content is still the same.
@@ -60,7 +62,8 @@ impl Fills {
         self.shared.store.interrupted()
     }
 
-    /// Goes on with a download that broke off, for nobody in particular, to its end.
+    /// Goes on with a download that broke off, for nobody in particular, to its end; from the same repository
+    /// elsewhere where its own upstream cannot answer.
     ///
     /// # Errors
     /// Why the blob is still not whole; what was fetched is kept for the next attempt, if upstream still
@@ -75,21 +78,28 @@ impl Fills {
         let Some(upstream) = self.shared.upstreams.named(&note.upstream) else {
             return Ok(());
         };
-        let repo = RepoKey {
+        let begun = RepoKey {
             upstream: Arc::clone(upstream.name()),
             repository,
         };
-        let size = KnownSize {
-            described: None,
-            told: Some(interrupted.len),
+        let (begun, digest, len) = (&begun, interrupted.digest, interrupted.len);
+        let carry = |repo: RepoKey| async move {
+            // Where it was begun that was proven then.
+            if repo != *begun {
+                self.establish(&repo, digest).await?;
+            }
+            let size = KnownSize {
+                described: None,
+                told: Some(len),
+            };
+            match self.carry(&repo, digest, size, &|_, _| ()).await? {
+                Carried::Kept(found) => Ok(found),
+                Carried::Present => Ok(Found::by(Outcome::Hit, len)),
+                // Nobody reads: without a disk there was nothing to go on for.
+                Carried::Unkept => Err(FillError::Unkept),
+            }
         };
-        match self
-            .carry(&repo, interrupted.digest, size, &mut |_, _| ())
-            .await?
-        {
-            // Nobody reads: without a disk there was nothing to go on for.
-            Carried::Kept { .. } | Carried::Present => Ok(()),
-            Carried::Unkept => Err(FillError::Unkept),
-        }
+        self.shared.anywhere(begun, carry).await?;
+        Ok(())
     }
 }

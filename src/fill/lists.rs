@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::error::FillError;
 use super::flight::{Flights, Lost};
+use super::found::Found;
 use crate::access::{ClientToken, Turn};
 use crate::oci::RepoKey;
 use crate::telemetry::Outcome;
@@ -68,9 +69,10 @@ impl Names {
         Self::new(names, Instant::now())
     }
 
-    /// All of them.
-    pub(super) fn all(&self) -> &[String] {
-        &self.names
+    /// Those that are not before `first`.
+    pub(super) fn from(&self, first: &str) -> &[String] {
+        let is_before = |name: &String| in_order(name, first) == Ordering::Less;
+        &self.names[self.names.partition_point(is_before)..]
     }
 
     /// Those after `last`, `limit` of them at most, and whether there are more.
@@ -105,7 +107,7 @@ pub(super) struct Lists {
     upstreams: Upstreams,
     kept: moka::sync::Cache<Key, Arc<Names>>,
     /// Lists that upstream does not give, and said so a moment ago.
-    refused: moka::sync::Cache<Key, UpstreamError>,
+    refused: moka::sync::Cache<Key, FillError>,
     questions: Flights<Key, Result<Arc<Names>, FillError>>,
     /// When tags of a repository were last changed through this proxy.
     changed: moka::sync::Cache<RepoKey, Instant>,
@@ -143,7 +145,7 @@ impl Lists {
         bearer: Option<&ClientToken>,
         age: Duration,
         turn: &Arc<Turn>,
-    ) -> Result<(Arc<Names>, Outcome), FillError> {
+    ) -> Result<Found<Arc<Names>>, FillError> {
         let key = (Subject::Tags(repo.clone()), bearer.cloned());
         self.list(key, age, turn).await
     }
@@ -155,13 +157,13 @@ impl Lists {
         bearer: Option<&ClientToken>,
         age: Duration,
         turn: &Arc<Turn>,
-    ) -> Result<(Arc<Names>, Outcome), FillError> {
+    ) -> Result<Found<Arc<Names>>, FillError> {
         let key = (Subject::Repositories(Arc::clone(upstream)), bearer.cloned());
         if let Some(refusal) = self.refused.get(&key) {
-            return Err(refusal.into());
+            return Err(refusal);
         }
         let found = self.list(key.clone(), age, turn).await;
-        if let Err(FillError::Upstream(error)) = &found
+        if let Err(error) = &found
             && is_a_no(error)
         {
             self.refused.insert(key, error.clone());
@@ -186,19 +188,19 @@ impl Lists {
         key: Key,
         age: Duration,
         turn: &Arc<Turn>,
-    ) -> Result<(Arc<Names>, Outcome), FillError> {
+    ) -> Result<Found<Arc<Names>>, FillError> {
         let is_young = |kept: &Arc<Names>| kept.asked_at.elapsed() < age;
         if let Some(kept) = self.kept.get(&key).filter(is_young)
             && !self.is_overtaken(&key, &kept)
         {
-            return Ok((kept, Outcome::Hit));
+            return Ok(Found::by(Outcome::Hit, kept));
         }
         let mut names = self.ask(&key, turn).await?;
         if self.is_overtaken(&key, &names) {
             // The question was somebody else's, from before a push.
             names = self.ask(&key, turn).await?;
         }
-        Ok((names, Outcome::Bypass))
+        Ok(Found::by(Outcome::Bypass, names))
     }
 
     async fn ask(&self, key: &Key, turn: &Arc<Turn>) -> Result<Arc<Names>, FillError> {
@@ -236,7 +238,10 @@ impl Lists {
 }
 
 /// Whether upstream has no such list, or none for whoever asked.
-pub(super) fn is_a_no(error: &UpstreamError) -> bool {
+pub(super) fn is_a_no(error: &FillError) -> bool {
+    let FillError::Upstream(error) = error else {
+        return false;
+    };
     error.says_no() || *error == UpstreamError::Unsupported
 }
 
@@ -293,7 +298,7 @@ mod tests {
     #[test]
     fn p10_a_page_begins_after_a_name_that_need_not_be_there_any_more() {
         let names = names(&["b", "a", "C", "d", "B", "a"]);
-        assert_eq!(names.all(), ["a", "B", "b", "C", "d"]);
+        assert_eq!(names.from(""), ["a", "B", "b", "C", "d"]);
         for (last, limit, page, more) in [
             (None, 2, &["a", "B"][..], true),
             (Some("B"), 2, &["b", "C"], true),
@@ -330,7 +335,7 @@ mod tests {
                     break;
                 }
             }
-            proptest::prop_assert_eq!(&found[..], names.all());
+            proptest::prop_assert_eq!(&found[..], names.from(""));
             let distinct: std::collections::HashSet<_> = all.iter().collect();
             proptest::prop_assert_eq!(found.len(), distinct.len());
         }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 use super::FillOptions;
 use super::error::FillError;
 use super::flight::{Flights, Lost};
+use super::found::Found;
 use super::lately::{Lately, Noted};
 use super::learned::Learned;
 use super::policy::TagPolicy;
@@ -19,21 +20,6 @@ use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::{FillMetrics, Outcome, StaleReason};
 use crate::upstream::{Absent, FetchedManifest, ManifestHead, UpstreamError, Upstreams};
-
-/// A manifest, and how fresh it is.
-#[derive(Clone, Debug)]
-pub struct FoundManifest {
-    /// The bytes as upstream sent them, with their media type and digest.
-    pub manifest: StoredManifest,
-    /// Where it comes from.
-    pub outcome: Outcome,
-    /// How long ago the tag was last confirmed, where the answer is stale.
-    pub age: Option<Duration>,
-    /// Why it is stale, where it is.
-    pub reason: Option<StaleReason>,
-    /// It is that of the same repository elsewhere, whose own upstream cannot answer.
-    pub is_of_another: bool,
-}
 
 /// Tags that were answered as they last were since upstream last confirmed one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,17 +40,6 @@ const TALK: Duration = Duration::from_secs(60);
 /// asked for.
 pub(super) const CHECK_PAUSE: Duration = Duration::from_secs(60);
 
-impl FoundManifest {
-    fn stale(self, age: Duration, reason: StaleReason) -> Self {
-        Self {
-            outcome: Outcome::Stale,
-            age: Some(age),
-            reason: Some(reason),
-            ..self
-        }
-    }
-}
-
 /// What a tag means, as upstream says it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refreshed {
@@ -72,11 +47,9 @@ pub struct Refreshed {
     pub before: Option<Digest>,
     /// What it means.
     pub now: Digest,
-    /// Upstream said so just now; false where only a pin still holds it.
-    pub is_confirmed: bool,
 }
 
-type Found = Result<FoundManifest, UpstreamError>;
+type Answer = Result<Found<StoredManifest>, UpstreamError>;
 
 /// Finds manifests by tag and digest. Questions to the upstream are asked once for all who wait.
 pub(super) struct Manifests {
@@ -84,7 +57,7 @@ pub(super) struct Manifests {
     upstreams: Upstreams,
     clock: Clock,
     options: Arc<ArcSwap<FillOptions>>,
-    questions: Flights<(RepoKey, Reference), Found>,
+    questions: Flights<(RepoKey, Reference), Answer>,
     absent: Lately<Absent>,
     /// What somebody waited for in vain, and is still being asked.
     slow: Noted,
@@ -144,16 +117,16 @@ impl Manifests {
         &self,
         repo: &RepoKey,
         reference: &Reference,
-    ) -> Result<FoundManifest, FillError> {
+    ) -> Result<Found<StoredManifest>, FillError> {
         match reference {
             Reference::Digest(digest) => match self.recorded.kept(repo, *digest).await? {
                 Some(found) if self.gone.get(repo, *digest).is_some() => {
                     let checked = self.recorded.manifest_checked(repo, *digest);
                     let age = checked.map_or(Duration::ZERO, |at| self.clock.since(at));
-                    Ok(found.stale(age, StaleReason::Pinned))
+                    Ok(Found::stale(found.what, age, StaleReason::Pinned))
                 }
                 Some(found) => {
-                    self.confirm_in_time(repo, &found.manifest);
+                    self.confirm_in_time(repo, &found.what);
                     Ok(found)
                 }
                 None => {
@@ -242,7 +215,11 @@ impl Manifests {
     ///
     /// # Errors
     /// The upstream's; what is kept stays as it was.
-    pub(super) async fn refresh(&self, repo: &RepoKey, tag: &Tag) -> Result<Refreshed, FillError> {
+    pub(super) async fn refresh(
+        &self,
+        repo: &RepoKey,
+        tag: &Tag,
+    ) -> Result<Found<Refreshed>, FillError> {
         let record = self.recorded.tag(repo, tag).await?;
         let before = record.map(|record| record.digest);
         let asker = self.asker(repo);
@@ -252,11 +229,10 @@ impl Manifests {
         let found = self
             .ask(repo, &reference, move || asker.by_tag(tag, record))
             .await?;
-        Ok(Refreshed {
+        Ok(found.map(|manifest| Refreshed {
             before,
-            now: found.manifest.digest,
-            is_confirmed: found.outcome != Outcome::Stale,
-        })
+            now: manifest.digest,
+        }))
     }
 
     async fn find_tag(
@@ -264,7 +240,7 @@ impl Manifests {
         repo: &RepoKey,
         reference: &Reference,
         tag: &Tag,
-    ) -> Result<FoundManifest, FillError> {
+    ) -> Result<Found<StoredManifest>, FillError> {
         let question = |record| {
             let (asker, tag) = (self.asker(repo), tag.clone());
             move || asker.by_tag(tag, record)
@@ -310,18 +286,18 @@ impl Manifests {
                 self.slow.note(repo, reference.clone(), Instant::now());
                 StaleReason::Slow
             }
-            Ok(Err(FillError::Upstream(error))) => match stale_because(&error) {
+            Ok(Err(error)) => match error.stale_reason() {
                 // What the operator keeps offline is served for as long as it is there.
                 Some(reason) if may_be_stale || reason == StaleReason::Offline => reason,
-                Some(_) | None => return Err(error.into()),
+                Some(_) | None => return Err(error),
             },
-            Ok(answer) => {
+            Ok(Ok(found)) => {
                 *self.staleness() = None;
-                return answer;
+                return Ok(found);
             }
         };
         self.note_stale(reason);
-        Ok(kept.stale(age, reason))
+        Ok(Found::stale(kept.what, age, reason))
     }
 
     /// What was answered stale since upstream last confirmed a tag, if that was a moment ago.
@@ -372,9 +348,9 @@ impl Manifests {
         repo: &RepoKey,
         reference: &Reference,
         question: impl FnOnce() -> F,
-    ) -> Result<FoundManifest, FillError>
+    ) -> Result<Found<StoredManifest>, FillError>
     where
-        F: Future<Output = Found> + Send + 'static,
+        F: Future<Output = Answer> + Send + 'static,
     {
         let key = (repo.clone(), reference.clone());
         if let Some(absent) = self.absent.get(repo, reference.clone()) {
@@ -400,45 +376,24 @@ impl Manifests {
     }
 }
 
-/// Why what is kept may be served instead of an answer; `None` where there was an answer.
-pub(super) fn stale_because(error: &UpstreamError) -> Option<StaleReason> {
-    if !error.cannot_answer() {
-        return None;
-    }
-    Some(match error {
-        UpstreamError::Away(cause) => stale_because(cause)?,
-        UpstreamError::Offline => StaleReason::Offline,
-        UpstreamError::NoToken(_) | UpstreamError::BadCredentials => StaleReason::NoToken,
-        UpstreamError::Throttled { .. } => StaleReason::Throttled,
-        UpstreamError::Failing { .. } => StaleReason::Failing,
-        _ => StaleReason::Unreachable,
-    })
-}
-
 impl Recorded {
     /// A manifest that is recorded for this repository: the record is the proof that it holds it.
     async fn kept(
         &self,
         repo: &RepoKey,
         digest: Digest,
-    ) -> Result<Option<FoundManifest>, FillError> {
+    ) -> Result<Option<Found<StoredManifest>>, FillError> {
         let manifest = self.manifest(repo, digest).await?;
-        Ok(manifest.map(|manifest| FoundManifest {
-            manifest,
-            outcome: Outcome::Hit,
-            age: None,
-            reason: None,
-            is_of_another: false,
-        }))
+        Ok(manifest.map(|manifest| Found::by(Outcome::Hit, manifest)))
     }
 }
 
 impl Asker {
-    async fn by_digest(self, digest: Digest) -> Found {
+    async fn by_digest(self, digest: Digest) -> Answer {
         self.fetch(&Reference::Digest(digest)).await
     }
 
-    async fn confirm(self, manifest: StoredManifest) -> Found {
+    async fn confirm(self, manifest: StoredManifest) -> Answer {
         let reference = Reference::Digest(manifest.digest);
         match self.head(&reference).await {
             Ok(_) => {
@@ -461,17 +416,11 @@ impl Asker {
                 return Err(error);
             }
         }
-        Ok(FoundManifest {
-            manifest,
-            outcome: Outcome::Hit,
-            age: None,
-            reason: None,
-            is_of_another: false,
-        })
+        Ok(Found::by(Outcome::Hit, manifest))
     }
 
     /// Asks whether the tag still means what it did, and fetches what it means if it does not.
-    async fn by_tag(self, tag: Tag, record: Option<TagRecord>) -> Found {
+    async fn by_tag(self, tag: Tag, record: Option<TagRecord>) -> Answer {
         let found = self.revalidate(&tag, record.as_ref()).await;
         let Err(error) = &found else {
             return found;
@@ -490,7 +439,7 @@ impl Asker {
         }
     }
 
-    async fn revalidate(&self, tag: &Tag, record: Option<&TagRecord>) -> Found {
+    async fn revalidate(&self, tag: &Tag, record: Option<&TagRecord>) -> Answer {
         let reference = Reference::Tag(tag.clone());
         if let Some(record) = record
             && let Ok(Some(kept)) = self.recorded.kept(&self.repo, record.digest).await
@@ -506,7 +455,7 @@ impl Asker {
                     ..
                 }) => {
                     let found = self.keep(fetched).await;
-                    self.note_tag(tag, found.manifest.digest).await;
+                    self.note_tag(tag, found.what.digest).await;
                     return Ok(found);
                 }
                 // A no is what GET said already.
@@ -515,17 +464,17 @@ impl Asker {
             }
         }
         let found = self.fetch(&reference).await?;
-        self.note_tag(tag, found.manifest.digest).await;
+        self.note_tag(tag, found.what.digest).await;
         Ok(found)
     }
 
-    async fn stale(&self, record: &TagRecord) -> Option<FoundManifest> {
+    async fn stale(&self, record: &TagRecord) -> Option<Found<StoredManifest>> {
         let kept = self.recorded.kept(&self.repo, record.digest).await.ok()??;
         let age = self.clock.since(record.checked_at);
-        Some(kept.stale(age, StaleReason::Pinned))
+        Some(Found::stale(kept.what, age, StaleReason::Pinned))
     }
 
-    async fn fetch(&self, reference: &Reference) -> Found {
+    async fn fetch(&self, reference: &Reference) -> Answer {
         let upstream = self.upstreams.of(&self.repo)?;
         let fetched = upstream.manifest(&self.repo.repository, reference).await?;
         Ok(self.keep(fetched).await)
@@ -538,7 +487,7 @@ impl Asker {
             .await
     }
 
-    async fn keep(&self, fetched: FetchedManifest) -> FoundManifest {
+    async fn keep(&self, fetched: FetchedManifest) -> Found<StoredManifest> {
         let manifest = StoredManifest {
             media_type: fetched.media_type.as_str().into(),
             bytes: fetched.bytes.clone(),
@@ -548,13 +497,7 @@ impl Asker {
         self.recorded
             .note_manifest(&self.repo, media_type, fetched.bytes, now)
             .await;
-        FoundManifest {
-            manifest,
-            outcome: Outcome::Miss,
-            age: None,
-            reason: None,
-            is_of_another: false,
-        }
+        Found::by(Outcome::Miss, manifest)
     }
 
     async fn note_tag(&self, tag: &Tag, digest: Digest) {

@@ -17,6 +17,7 @@
 //! | `filling.rs`, `writer.rs` | the task of a fill; its thread that writes and hashes |
 //! | `lanes.rs`, `stretches.rs`, `steering.rs`, `busy.rs` | the connections it comes by: who fetches what, how many are worth it, and whether we are the limit |
 //! | `download.rs`, `pieces.rs` | one connection's bytes, continued past what breaks it; put together for the disk |
+//! | `found.rs` | what was found, and how: what the gate answers |
 //! | `failover.rs`, `elsewhere.rs` | the same repository elsewhere, while its own upstream cannot answer: for a question, and for a download under way |
 //! | `fetch.rs` | a blob or manifest for nobody in particular |
 //! | `origin.rs` | the place that a blob comes from, and how to tell that it is the same still |
@@ -43,6 +44,7 @@ mod fetch;
 mod filling;
 mod flight;
 mod flow;
+mod found;
 mod front;
 mod interrupted;
 mod lanes;
@@ -82,27 +84,28 @@ use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-pub use catalog::FoundRepositories;
+pub use catalog::Repositories;
 pub use error::FillError;
-pub use fetch::Fetched;
-pub use manifests::{FoundManifest, Refreshed, Staleness};
+pub use found::{Found, How, Stale};
+pub use manifests::{Refreshed, Staleness};
 pub use opening::{Content, Parts, Want};
 pub use options::FillOptions;
 pub use policy::{TagPolicies, TagPolicy};
 pub use proof::Pass;
 pub use reader::{Reader, Step};
 pub use received::Received;
-pub use referrers::{FoundReferrers, referrers_tag};
-pub use tags::FoundTags;
+pub use referrers::referrers_tag;
+pub use tags::TagPage;
 
 use crate::access::{Right, Turns};
 use crate::buffers::BufferPool;
-use crate::cache::Store;
+use crate::cache::{Store, StoredManifest};
 use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey};
 use crate::telemetry::FillMetrics;
 use crate::upstream::{Absent, UpstreamError, Upstreams};
 use elsewhere::{Elsewhere, any_answers};
+use failover::Place as _;
 use flight::Flights;
 use flow::Flow;
 use lately::{Lately, Noted};
@@ -235,18 +238,18 @@ impl Fills {
         right: &Right,
         repo: &RepoKey,
         reference: &Reference,
-    ) -> Result<FoundManifest, FillError> {
+    ) -> Result<Found<StoredManifest>, FillError> {
         debug_assert_ne!(right.action(), crate::access::Action::Delete);
-        let (repo, found) = match right.credential() {
-            None => self.find_manifest(repo, reference).await?,
-            Some(_) => (
-                repo.clone(),
-                self.shared.manifests.find(repo, reference).await?,
-            ),
+        let shared = &self.shared;
+        let find = |repo: RepoKey| async move {
+            let found = shared.manifests.find(&repo, reference).await?;
+            shared.store.manifest_used(&repo, &found.what.digest);
+            Ok(found)
         };
-        let digest = &found.manifest.digest;
-        self.shared.store.manifest_used(&repo, digest);
-        Ok(found)
+        match right.credential() {
+            None => shared.anywhere(repo, find).await,
+            Some(_) => find(repo.clone()).await,
+        }
     }
 
     /// Tags that were answered as they last were since upstream last confirmed one, if a moment ago.
@@ -261,7 +264,7 @@ impl Fills {
     /// Leaving changes nothing.
     pub async fn until_answered(&self, repo: &RepoKey) {
         let replaced = self.shared.upstreams.replaced();
-        let mut repos = self.shared.stand_ins(repo);
+        let mut repos = repo.stand_ins(&self.shared);
         repos.push(repo.clone());
         let upstreams = self.shared.upstreams.of_all(&repos);
         // What is not configured any more is not waited for.

@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Fills;
 use super::error::FillError;
 use super::flow::Attendance;
+use super::found::Found;
 use super::proof::Pass;
 use super::reader::{Following, Reader, Source};
 use super::starting::Begun;
@@ -39,12 +40,8 @@ pub struct Want {
 pub struct Content {
     /// The size of the whole blob in bytes.
     pub size: u64,
-    /// Where it comes from.
-    pub outcome: Outcome,
     /// What was wanted of it.
     pub parts: Parts,
-    /// It is that of the same repository elsewhere, whose own upstream cannot answer.
-    pub is_of_another: bool,
 }
 
 /// What was wanted of a blob.
@@ -65,18 +62,14 @@ impl Fills {
     ///
     /// # Cancel safety
     /// Cancel safe: nothing is kept of a question half asked.
-    pub async fn size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
-        let found = self.find_size(pass).await;
-        self.shared.hear(pass, found.as_ref().err()).await;
-        match found {
-            Ok(found) => Ok(found),
-            Err(error) => self.size_elsewhere(pass, error).await,
-        }
+    pub async fn size(&self, pass: &Pass) -> Result<Found<u64>, FillError> {
+        let find = |pass: Pass| async move { self.find_size(&pass).await };
+        self.by_pass(pass, find).await
     }
 
-    pub(super) async fn find_size(&self, pass: &Pass) -> Result<(u64, Outcome), FillError> {
+    async fn find_size(&self, pass: &Pass) -> Result<Found<u64>, FillError> {
         if let Some(blob) = self.shared.stored(pass).await? {
-            return Ok((blob.len(), Outcome::Hit));
+            return Ok(Found::by(Outcome::Hit, blob.len()));
         }
         let running = self
             .shared
@@ -84,11 +77,10 @@ impl Fills {
             .get(&pass.digest)
             .and_then(|running| running.flow.len());
         if let Some(len) = running {
-            return Ok((len, Outcome::Joined));
+            return Ok(Found::by(Outcome::Joined, len));
         }
-        self.size_when_cold(pass)
-            .await
-            .map(|size| (size, Outcome::Miss))
+        let size = self.size_when_cold(pass).await?;
+        Ok(Found::by(Outcome::Miss, size))
     }
 
     async fn size_when_cold(&self, pass: &Pass) -> Result<u64, FillError> {
@@ -115,28 +107,24 @@ impl Fills {
     ///
     /// # Cancel safety
     /// A fill that was begun goes on without the caller.
-    pub async fn open(&self, pass: &Pass, want: &Want) -> Result<Content, FillError> {
-        match self.open_of(pass, want).await {
-            Ok(content) => Ok(content),
-            Err(error) => self.open_elsewhere(pass, want, error).await,
-        }
-    }
-
-    /// The same, of the repository that the pass is for.
-    pub(super) async fn open_of(&self, pass: &Pass, want: &Want) -> Result<Content, FillError> {
-        let mut opened = Ok(None);
-        for _ in 0..LOOKS {
-            opened = self.try_open(pass, want).await;
-            if !matches!(opened, Ok(None)) {
-                break;
+    pub async fn open(&self, pass: &Pass, want: &Want) -> Result<Found<Content>, FillError> {
+        let open = |pass: Pass| async move {
+            for _ in 0..LOOKS {
+                if let Some(content) = self.try_open(&pass, want).await? {
+                    return Ok(content);
+                }
             }
-        }
-        self.shared.hear(pass, opened.as_ref().err()).await;
-        opened?.ok_or(FillError::Lost)
+            Err(FillError::Lost)
+        };
+        self.by_pass(pass, open).await
     }
 
     /// `None` if the blob was kept meanwhile.
-    async fn try_open(&self, pass: &Pass, want: &Want) -> Result<Option<Content>, FillError> {
+    async fn try_open(
+        &self,
+        pass: &Pass,
+        want: &Want,
+    ) -> Result<Option<Found<Content>>, FillError> {
         if let Some(content) = self.open_stored(pass, want).await? {
             return Ok(Some(content));
         }
@@ -179,12 +167,7 @@ impl Fills {
                 Parts::One(range, self.follow(range, attendance))
             }
         };
-        Ok(Some(Content {
-            size,
-            outcome,
-            parts,
-            is_of_another: pass.is_of_another,
-        }))
+        Ok(Some(Found::by(outcome, Content { size, parts })))
     }
 
     /// One range of a blob that is not whole on disk, past the cache.
@@ -194,7 +177,7 @@ impl Fills {
         size: u64,
         range: ByteRange,
         client: Option<IpAddr>,
-    ) -> Result<Content, FillError> {
+    ) -> Result<Found<Content>, FillError> {
         let deadline = Instant::now() + self.shared.options.load().head_deadline;
         let turn = timeout_at(deadline, self.shared.bypasses.take(client));
         let turn = turn.await.map_err(|_elapsed| FillError::TooSlow)?;
@@ -221,12 +204,8 @@ impl Fills {
             Source::Relay(Box::new((body, turn))),
             self.shared.buffers.clone(),
         );
-        Ok(Content {
-            size,
-            outcome: Outcome::Bypass,
-            parts: Parts::One(range, reader),
-            is_of_another: pass.is_of_another,
-        })
+        let parts = Parts::One(range, reader);
+        Ok(Found::by(Outcome::Bypass, Content { size, parts }))
     }
 
     /// Whether a range begins in what a broken download has of the blob, or just behind: whoever asks

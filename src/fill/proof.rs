@@ -146,8 +146,8 @@ impl Fills {
 impl Shared {
     /// Upstream's no to the repository's own question is remembered, whichever question it was: a
     /// record of a blob that is gone would be a yes to HEAD and a no to GET.
-    pub(super) async fn hear(&self, pass: &Pass, error: Option<&FillError>) {
-        if let Some(FillError::Upstream(UpstreamError::Absent(absent))) = error {
+    pub(super) async fn hear(&self, pass: &Pass, error: &FillError) {
+        if let FillError::Upstream(UpstreamError::Absent(absent)) = error {
             self.note_absent(&pass.repo, pass.digest, *absent).await;
         }
     }

@@ -5,17 +5,15 @@
 //! answer. Without anything recorded there is none:
 //! that nothing refers to an image is not ours to say.
 
-use std::time::{Duration, SystemTime};
-
 use tokio::time::timeout;
 
 use super::error::FillError;
+use super::found::Found;
 use super::lists::WALK;
-use super::manifests::stale_because;
 use super::{Fills, Shared};
 use crate::access::Right;
 use crate::oci::{Digest, Reference, Referrers, RepoKey, Tag};
-use crate::telemetry::{Outcome, StaleReason};
+use crate::telemetry::Outcome;
 use crate::upstream::{Deadline, UpstreamError, Wrong};
 
 /// Longest list that is recorded, in bytes: lists stay in memory with their repository.
@@ -25,21 +23,6 @@ const MAX_RECORDED: usize = 256 * 1024;
 const MAX_PAGES: usize = 100;
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// The manifests that refer to another.
-#[derive(Clone, Debug)]
-pub struct FoundReferrers {
-    /// Each once, in the registry's order.
-    pub list: Referrers,
-    /// `Bypass` from an upstream, `Stale` from what is recorded.
-    pub outcome: Outcome,
-    /// How long ago the list was last confirmed, where the answer is stale.
-    pub age: Option<Duration>,
-    /// Why it is stale, where it is.
-    pub reason: Option<StaleReason>,
-    /// It is that of the same repository elsewhere, whose own upstream cannot answer.
-    pub is_of_another: bool,
-}
-
 /// The tag under which a manifest's referrers are listed in a registry that does not list them itself
 /// (distribution-spec "Referrers Tag Schema").
 pub fn referrers_tag(subject: &Digest) -> Option<Tag> {
@@ -47,8 +30,9 @@ pub fn referrers_tag(subject: &Digest) -> Option<Tag> {
 }
 
 impl Fills {
-    /// The manifests that refer to `subject`, of one artifact type where one is given. Upstream is asked for all
-    /// of them, so that what is recorded tells of each type.
+    /// The manifests that refer to `subject`, each once and in the registry's order, of one artifact type where
+    /// one is given: `Bypass` from an upstream, stale from what is recorded. Upstream is asked for all of them, so
+    /// that what is recorded tells of each type.
     ///
     /// # Errors
     /// The upstream's, where nothing is recorded that could be told instead.
@@ -61,74 +45,23 @@ impl Fills {
         repo: &RepoKey,
         subject: Digest,
         artifact_type: Option<&str>,
-    ) -> Result<FoundReferrers, FillError> {
+    ) -> Result<Found<Referrers>, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
-        let found = match self.shared.all_referrers(repo, subject).await {
-            Ok(list) => {
-                self.shared.note_referrers(repo, subject, &list).await;
-                FoundReferrers {
-                    list,
-                    outcome: Outcome::Bypass,
-                    age: None,
-                    reason: None,
-                    is_of_another: false,
-                }
-            }
-            Err(error) => {
-                let bearer = right.credential().is_some();
-                self.referrers_without(repo, subject, error, bearer).await?
-            }
-        };
-        let list = match artifact_type {
-            Some(artifact_type) => found.list.of_type(artifact_type),
-            None => found.list,
-        };
-        Ok(FoundReferrers { list, ..found })
-    }
-
-    /// All that refers to `subject`, after an `error` of upstream: as the same repository elsewhere lists it,
-    /// else as it is recorded. The bearer of a token is told what is recorded of this repository only.
-    async fn referrers_without(
-        &self,
-        repo: &RepoKey,
-        subject: Digest,
-        error: UpstreamError,
-        bearer: bool,
-    ) -> Result<FoundReferrers, FillError> {
         let shared = &self.shared;
-        let Some(reason) = stale_because(&error) else {
-            return Err(error.into());
+        let ask = |repo: RepoKey| async move {
+            match shared.listed_referrers(&repo, subject).await {
+                Ok(list) => Ok(Found::by(Outcome::Bypass, list)),
+                Err(error) => shared.known_referrers(&repo, subject, error).await,
+            }
         };
-        let error = error.into();
-        let mut places = vec![repo.clone()];
-        if !bearer {
-            places.extend(shared.instead_of(repo, &error));
-        }
-        for other in &places[1..] {
-            if let Ok(list) = shared.all_referrers(other, subject).await {
-                shared.note_referrers(other, subject, &list).await;
-                shared.metrics.stood_in();
-                return Ok(FoundReferrers {
-                    list,
-                    outcome: Outcome::Bypass,
-                    age: None,
-                    reason: None,
-                    is_of_another: true,
-                });
-            }
-        }
-        for place in &places {
-            if let Some((list, checked_at)) = shared.known_referrers(place, subject).await? {
-                return Ok(FoundReferrers {
-                    list,
-                    outcome: Outcome::Stale,
-                    age: Some(shared.clock.since(checked_at)),
-                    reason: Some(reason),
-                    is_of_another: place != repo,
-                });
-            }
-        }
-        Err(error)
+        let found = match right.credential() {
+            Some(_) => ask(repo.clone()).await,
+            None => shared.anywhere(repo, ask).await,
+        }?;
+        Ok(match artifact_type {
+            Some(artifact_type) => found.map(|list| list.of_type(artifact_type)),
+            None => found,
+        })
     }
 
     /// Everything that refers to `subject`, as upstream lists it now: itself, or where it keeps no lists
@@ -144,31 +77,22 @@ impl Fills {
         repo: &RepoKey,
         subject: Digest,
     ) -> Result<Referrers, FillError> {
-        let shared = &self.shared;
-        let error = match self.referrers_of(repo, subject).await {
-            Ok(list) => {
-                shared.note_referrers(repo, subject, &list).await;
-                return Ok(list);
-            }
-            Err(error) => error,
+        let ask = |repo: RepoKey| async move {
+            let list = self.referrers_of(&repo, subject).await?;
+            Ok(Found::by(Outcome::Bypass, list))
         };
-        for other in shared.instead_of(repo, &error) {
-            if let Ok(list) = self.referrers_of(&other, subject).await {
-                shared.note_referrers(&other, subject, &list).await;
-                shared.metrics.stood_in();
-                return Ok(list);
-            }
-        }
-        Err(error)
+        let found = self.shared.anywhere(repo, ask).await?;
+        Ok(found.what)
     }
 
     async fn referrers_of(&self, repo: &RepoKey, subject: Digest) -> Result<Referrers, FillError> {
-        match self.shared.all_referrers(repo, subject).await {
-            Ok(list) => Ok(list),
-            Err(UpstreamError::Absent(_) | UpstreamError::Unsupported) => {
-                self.listed_by_tag(repo, subject).await
+        match self.shared.listed_referrers(repo, subject).await {
+            Err(FillError::Upstream(UpstreamError::Absent(_) | UpstreamError::Unsupported)) => {
+                let list = self.listed_by_tag(repo, subject).await?;
+                self.shared.note_referrers(repo, subject, &list).await;
+                Ok(list)
             }
-            Err(error) => Err(error.into()),
+            listed => listed,
         }
     }
 
@@ -176,21 +100,28 @@ impl Fills {
         let Some(tag) = referrers_tag(&subject) else {
             return Ok(Referrers::default());
         };
-        match self.fetch_manifest(repo, &Reference::Tag(tag)).await {
-            Ok((_, found)) => Ok(Referrers::from_index(&found.manifest.bytes).unwrap_or_default()),
+        let manifests = &self.shared.manifests;
+        match manifests.find(repo, &Reference::Tag(tag)).await {
+            Ok(found) => Ok(read(&found.what.bytes)?),
             Err(FillError::Upstream(UpstreamError::Absent(_))) => Ok(Referrers::default()),
             Err(error) => Err(error),
         }
     }
 }
 
+/// What a list names. One that cannot be read is not one that names nothing.
+fn read(index: &[u8]) -> Result<Referrers, UpstreamError> {
+    let malformed = |_| UpstreamError::Wrong(Wrong::Malformed);
+    Referrers::from_index(index).map_err(malformed)
+}
+
 impl Shared {
-    /// All pages of the registry's own list.
-    async fn all_referrers(
+    /// All pages of the registry's own list, which are recorded.
+    async fn listed_referrers(
         &self,
         repo: &RepoKey,
         subject: Digest,
-    ) -> Result<Referrers, UpstreamError> {
+    ) -> Result<Referrers, FillError> {
         let upstream = self.upstreams.of(repo)?;
         let pages = async {
             let (mut list, mut bytes) = (Referrers::default(), 0);
@@ -203,9 +134,7 @@ impl Shared {
                 if bytes > MAX_BYTES {
                     break;
                 }
-                if let Ok(page) = Referrers::from_index(&page.bytes) {
-                    list.extend(page);
-                }
+                list.extend(read(&page.bytes)?);
                 next = page.next;
                 if next.is_none() {
                     return Ok(list);
@@ -214,7 +143,9 @@ impl Shared {
             Err(UpstreamError::Wrong(Wrong::TooLarge))
         };
         let slow = Err(UpstreamError::TooSlow(Deadline::Progress));
-        timeout(WALK, pages).await.unwrap_or(slow)
+        let list = timeout(WALK, pages).await.unwrap_or(slow)?;
+        self.note_referrers(repo, subject, &list).await;
+        Ok(list)
     }
 
     async fn note_referrers(&self, repo: &RepoKey, subject: Digest, list: &Referrers) {
@@ -234,14 +165,18 @@ impl Shared {
             .await;
     }
 
-    /// What is known to refer to a manifest, and when the oldest of it was confirmed; `None` if nothing
-    /// is. A list that upstream gave counts before the index under the fallback tag, and either before
-    /// manifests that were confirmed no later.
+    /// What is known to refer to a manifest after an `error` of upstream, as long ago as the oldest of it was
+    /// confirmed; the error if nothing is, or it is a no. A list that upstream gave counts before the index under
+    /// the fallback tag, and either before manifests that were confirmed no later.
     async fn known_referrers(
         &self,
         repo: &RepoKey,
         subject: Digest,
-    ) -> Result<Option<(Referrers, SystemTime)>, FillError> {
+        error: FillError,
+    ) -> Result<Found<Referrers>, FillError> {
+        let Some(reason) = error.stale_reason() else {
+            return Err(error);
+        };
         let listed = self.recorded.referrer_list(repo, subject).await?;
         let mut known = listed.and_then(|listed| {
             let list = Referrers::from_array(&listed.entries).ok()?;
@@ -264,6 +199,11 @@ impl Shared {
             list.add_manifest(manifest.digest, &manifest.media_type, &manifest.bytes);
             *oldest = checked_at.min(*oldest);
         }
-        Ok(known)
+        match known {
+            Some((list, checked_at)) => {
+                Ok(Found::stale(list, self.clock.since(checked_at), reason))
+            }
+            None => Err(error),
+        }
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::error::FillError;
 use super::flow::Flow;
+use super::found::Found;
 use super::reader::{Following, Reader, Source};
 use super::verifying::Belief;
 use super::{Content, Fills, Parts, Pass, Shared, Want};
@@ -19,7 +20,7 @@ impl Fills {
         &self,
         pass: &Pass,
         want: &Want,
-    ) -> Result<Option<Content>, FillError> {
+    ) -> Result<Option<Found<Content>>, FillError> {
         let Some(blob) = self.shared.stored(pass).await? else {
             return Ok(None);
         };
@@ -87,12 +88,7 @@ impl Fills {
             let (range, reader) = readers.pop().ok_or(FillError::Unsatisfiable { size })?;
             Parts::One(range, reader)
         };
-        Ok(Some(Content {
-            size,
-            outcome: Outcome::Hit,
-            parts,
-            is_of_another: pass.is_of_another,
-        }))
+        Ok(Some(Found::by(Outcome::Hit, Content { size, parts })))
     }
 }
 

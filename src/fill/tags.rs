@@ -4,33 +4,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::FillError;
+use super::found::Found;
 use super::lists::{Names, PAGING};
-use super::manifests::stale_because;
 use super::{Fills, Shared};
 use crate::access::{Right, Turn};
 use crate::oci::RepoKey;
-use crate::telemetry::{Outcome, StaleReason};
+use crate::telemetry::StaleReason;
 
 /// A page of a repository's tags.
 #[derive(Clone, Debug)]
-pub struct FoundTags {
+pub struct TagPage {
     /// In order, each once.
     pub names: Vec<String>,
     /// There are more after the last of them.
     pub more: bool,
-    /// `Bypass` from upstream, `Hit` from the list whose earlier page was from there, `Stale` from what is
-    /// recorded.
-    pub outcome: Outcome,
-    /// How long ago the oldest was confirmed, where the answer is stale.
-    pub age: Option<Duration>,
-    /// Why it is stale, where it is.
-    pub reason: Option<StaleReason>,
-    /// It is that of the same repository elsewhere, whose own upstream cannot answer.
-    pub is_of_another: bool,
 }
 
 impl Fills {
-    /// The tags of `repo` after `last`, `limit` of them at most. Without a `last` upstream is asked anew.
+    /// The tags of `repo` after `last`, `limit` of them at most: `Bypass` from upstream, `Hit` from the list whose
+    /// earlier page was from there, stale from what is recorded. Without a `last` upstream is asked anew.
     ///
     /// Whoever is here by a token of their own is told what upstream tells that token, and nothing else. A
     /// question that this begins keeps `turn` until it ends.
@@ -47,61 +39,39 @@ impl Fills {
         last: Option<&str>,
         limit: usize,
         turn: &Arc<Turn>,
-    ) -> Result<FoundTags, FillError> {
+    ) -> Result<Found<TagPage>, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Pull);
         let shared = &self.shared;
         let age = last.map_or(Duration::ZERO, |_| PAGING);
-        let found = |(names, outcome): (Arc<Names>, Outcome)| {
+        let lists = &shared.lists;
+        let ask = |repo: RepoKey| async move {
+            match lists.tags(&repo, None, age, turn).await {
+                Ok(found) => Ok(found),
+                Err(error) => shared.known_tags(&repo, error).await,
+            }
+        };
+        let found = match right.credential() {
+            Some(bearer) => lists.tags(repo, Some(bearer), age, turn).await,
+            None => shared.anywhere(repo, ask).await,
+        };
+        Ok(found?.map(|names| {
             let (names, more) = names.page(last, limit);
-            FoundTags {
-                names,
-                more,
-                outcome,
-                age: None,
-                reason: None,
-                is_of_another: false,
-            }
-        };
-        let bearer = right.credential();
-        let error = match shared.lists.tags(repo, bearer, age, turn).await {
-            Ok(list) => return Ok(found(list)),
-            Err(error) => error,
-        };
-        if bearer.is_some() {
-            return Err(error);
-        }
-        for other in shared.instead_of(repo, &error) {
-            if let Ok(list) = shared.lists.tags(&other, None, age, turn).await {
-                shared.metrics.stood_in();
-                return Ok(FoundTags {
-                    is_of_another: true,
-                    ..found(list)
-                });
-            }
-        }
-        let FillError::Upstream(cause) = &error else {
-            return Err(error);
-        };
-        let Some(reason) = stale_because(cause) else {
-            return Err(error);
-        };
-        let (names, age) = shared.known_tags(repo, reason).await?.ok_or(error)?;
-        Ok(FoundTags {
-            age: Some(age),
-            reason: Some(reason),
-            ..found((Arc::new(names), Outcome::Stale))
-        })
+            TagPage { names, more }
+        }))
     }
 }
 
 impl Shared {
-    /// The tags that a client would be given, and how long ago the oldest was confirmed; `None` if there
-    /// are none.
+    /// The tags that a client would be given after an `error` of upstream, as long ago as the oldest was
+    /// confirmed; the error if there are none, or it is a no.
     async fn known_tags(
         &self,
         repo: &RepoKey,
-        reason: StaleReason,
-    ) -> Result<Option<(Names, Duration)>, FillError> {
+        error: FillError,
+    ) -> Result<Found<Arc<Names>>, FillError> {
+        let Some(reason) = error.stale_reason() else {
+            return Err(error);
+        };
         let policy = self.manifests.policy(repo);
         let mut oldest = Duration::ZERO;
         let mut names = Vec::new();
@@ -115,6 +85,12 @@ impl Shared {
                 names.push(tag.to_string());
             }
         }
-        Ok((!names.is_empty()).then(|| (Names::of_records(names), oldest)))
+        match names.is_empty() {
+            true => Err(error),
+            false => {
+                let names = Arc::new(Names::of_records(names));
+                Ok(Found::stale(names, oldest, reason))
+            }
+        }
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::cache::{Store, StoredManifest};
-use crate::fill::{FillError, Fills};
+use crate::fill::{FillError, Fills, Found};
 use crate::oci::{Digest, Manifest, RepoKey};
 use crate::proxy::Pulled;
 use crate::telemetry::{Outcome, PrefetchResult};
@@ -143,12 +143,12 @@ async fn stored(store: &Store, repo: &RepoKey, blob: Digest) -> Option<StoredMan
 }
 
 /// What came of one layer; `None` if a client is fetching it already.
-type Fetched = Option<Result<crate::fill::Fetched, FillError>>;
+type Fetched = Option<Result<Found<u64>, FillError>>;
 
 async fn fetch(fills: Fills, (repo, digest): Layer) -> (Layer, Fetched) {
     let result = match fills.is_filling(&digest) {
         true => None,
-        false => Some(fills.fetch(&repo, digest, &mut |_, _| ()).await),
+        false => Some(fills.fetch(&repo, digest, &|_, _| ()).await),
     };
     ((repo, digest), result)
 }
@@ -220,8 +220,8 @@ impl Prefetcher {
         self.known.remove(layer);
         let result = match result {
             None => PrefetchResult::Present,
-            Some(Ok(fetched)) if fetched.outcome == Outcome::Miss => {
-                self.metrics.bytes.inc_by(fetched.size);
+            Some(Ok(fetched)) if fetched.how.outcome() == Outcome::Miss => {
+                self.metrics.bytes.inc_by(fetched.what);
                 PrefetchResult::Fetched
             }
             Some(Ok(_)) => PrefetchResult::Present,

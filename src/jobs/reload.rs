@@ -80,12 +80,15 @@ struct Stamp {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+    /// A pipe, a socket or a device: to open it may wait for ever.
+    is_special: bool,
 }
 
 impl Stamp {
     fn of(path: &Path) -> Option<Self> {
         let data = fs::metadata(path).ok()?;
         Some(Self {
+            is_special: !data.is_file() && !data.is_dir(),
             device: data.dev(),
             inode: data.ino(),
             size: data.size(),
@@ -199,9 +202,9 @@ impl Reload {
 
 impl Source {
     fn look(&mut self, forced: bool, now: SystemTime, refused: &Refused, metrics: &ReloadMetrics) {
-        match &self.files {
+        let special = match &self.files {
             None if !forced => return,
-            None => {}
+            None => None,
             Some(files) => {
                 // Before they are read: what changes meanwhile is then seen at the next look.
                 let stamps: Vec<_> = files()
@@ -213,11 +216,19 @@ impl Source {
                 }
                 let mut present = stamps.iter().filter_map(|(stamp, _)| stamp.as_ref());
                 let settled = present.all(|stamp| stamp.is_settled(now));
+                let mut all = stamps.iter();
+                let special = all.find(|(stamp, _)| stamp.is_some_and(|stamp| stamp.is_special));
+                let special = special.map(|(_, path)| path.clone());
                 self.seen = settled.then_some(stamps);
+                special
             }
-        }
+        };
         let what = self.what;
-        match (self.reread)() {
+        let reread = match special {
+            Some(path) => Err(format!("{} is no regular file", path.display())),
+            None => (self.reread)(),
+        };
+        match reread {
             Ok(reread) => {
                 let mended = self.told.take().is_some();
                 self.failures = 0;
@@ -392,6 +403,33 @@ mod tests {
     }
 
     const LATER: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_pipe_in_place_of_a_file_is_told_and_never_opened() {
+        let mut scene = Scene::holding("a");
+        scene.look(LATER);
+        let file = scene.folder.path().join("file");
+        fs::remove_file(&file).expect("a file");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, mode, 0)
+            .expect("a pipe");
+        assert_eq!((scene.look(LATER), scene.look(LATER)), (0, 0));
+        let told = scene.refused().expect("it is told");
+        assert!(told.ends_with("is no regular file"), "{told}");
+        fs::remove_file(&file).expect("a pipe");
+        scene.write("b");
+        scene.look(LATER);
+        assert_eq!(scene.refused(), None);
+        assert_eq!(
+            scene
+                .reads
+                .lock()
+                .expect("no panic")
+                .last()
+                .map(String::as_str),
+            Some("b")
+        );
+    }
 
     #[test]
     fn a_file_that_rests_is_read_once_more_and_then_no_more() {

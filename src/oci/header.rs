@@ -12,6 +12,8 @@ pub const DOCKER_DISTRIBUTION_API_VERSION: HeaderName =
     HeaderName::from_static("docker-distribution-api-version");
 /// The id of an upload; some clients show it.
 pub const DOCKER_UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+/// The least bytes that a part of an upload has, the last part apart.
+pub const OCI_CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
 /// Tells a pushing client that the registry keeps referrers itself.
 pub const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 /// Tells that a referrers answer is filtered.
@@ -75,6 +77,8 @@ pub enum Challenge {
         service: Option<String>,
         /// The `scope` parameter.
         scope: Option<String>,
+        /// The `error` parameter (RFC 6750, 3.1): what was wrong with the token that came, if one did.
+        error: Option<String>,
     },
 }
 
@@ -91,7 +95,7 @@ impl Challenge {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return None;
         }
-        let (mut realm, mut service, mut scope) = (None, None, None);
+        let (mut realm, mut service, mut scope, mut error) = (None, None, None, None);
         let mut rest = parameters.trim_start();
         while !rest.is_empty() {
             let (name, after) = rest.split_once('=')?;
@@ -100,6 +104,7 @@ impl Challenge {
                 "realm" => realm = Some(value),
                 "service" => service = Some(value),
                 "scope" => scope = Some(value),
+                "error" => error = Some(value),
                 _ => {}
             }
             rest = after.trim_start().trim_start_matches(',').trim_start();
@@ -108,6 +113,7 @@ impl Challenge {
             realm,
             service,
             scope,
+            error,
         })
     }
 }
@@ -169,8 +175,14 @@ mod tests {
                 realm: "https://auth.docker.io/token".into(),
                 service: Some("registry.docker.io".into()),
                 scope: Some("repository:library/alpine:pull,push".into()),
+                error: None,
             })
         );
+        let short = r#"Bearer realm="https://auth.docker.io/token",error="insufficient_scope""#;
+        assert!(matches!(
+            Challenge::parse(short),
+            Some(Challenge::Bearer { error: Some(error), .. }) if error == "insufficient_scope"
+        ));
         let ecr = r#"Basic realm="https://1.dkr.ecr.us-west-2.amazonaws.com/",service="ecr.amazonaws.com""#;
         assert_eq!(Challenge::parse(ecr), Some(Challenge::Basic));
         assert_eq!(Challenge::parse("Bearer service=x"), None);

@@ -20,6 +20,11 @@ pub mod media_type {
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     /// All four, as an `Accept` names them.
     pub const MANIFESTS: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
+
+    /// The type without its parameters.
+    pub fn essence(content_type: &str) -> &str {
+        content_type.split(';').next().unwrap_or_default().trim()
+    }
 }
 
 /// What a manifest names.
@@ -157,7 +162,7 @@ impl Manifest {
     /// # Errors
     /// When the document is not JSON of the right shape, or could be read in two ways.
     pub fn parse(content_type: &str, bytes: &[u8]) -> Result<Self, ParseManifestError> {
-        let content_type = essence(content_type);
+        let content_type = media_type::essence(content_type);
         let raw: RawManifest = serde_json::from_slice(bytes)?;
         if let Some(inner) = raw
             .media_type
@@ -218,11 +223,6 @@ impl Manifest {
             ManifestKind::Image { .. } | ManifestKind::Other => &[],
         }
     }
-}
-
-/// A media type without its parameters.
-fn essence(content_type: &str) -> &str {
-    content_type.split(';').next().unwrap_or_default().trim()
 }
 
 #[cfg(test)]

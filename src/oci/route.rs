@@ -185,6 +185,19 @@ impl Request {
         })
     }
 
+    /// The methods that the API has for it, as `Allow` lists them (RFC 9110, 10.2.1).
+    pub fn methods(&self) -> &'static str {
+        match self {
+            Self::Ping | Self::Catalog { .. } | Self::Tags { .. } | Self::Referrers { .. } => {
+                "GET, HEAD"
+            }
+            Self::Manifest { .. } => "GET, HEAD, PUT, DELETE",
+            Self::Blob { .. } => "GET, HEAD, DELETE",
+            Self::Uploads { .. } => "POST",
+            Self::Upload { .. } => "GET, HEAD, PATCH, PUT, DELETE",
+        }
+    }
+
     /// The repository it is about, if it is about one.
     pub fn repository(&self) -> Option<&RepositoryName> {
         match self {

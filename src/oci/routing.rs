@@ -79,6 +79,22 @@ pub struct Written {
     pub repository: RepositoryName,
 }
 
+/// A way in which the names of an upstream are written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Renaming {
+    /// Whole components that they begin with and lose.
+    pub loses: Option<RepositoryName>,
+    /// What is put before the rest.
+    pub gains: Option<RepositoryName>,
+}
+
+impl Renaming {
+    /// How a name is written; `None` where it does not begin so, or has no more.
+    pub fn of(&self, name: &RepositoryName) -> Option<RepositoryName> {
+        moved(name, self.loses.as_ref(), self.gains.as_ref())
+    }
+}
+
 /// All routes, in the order in which they are tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routes {
@@ -184,19 +200,25 @@ impl Routes {
         })
     }
 
-    /// The names that lead to `repo` when they are asked for under `domain` of ours with this `ns`.
-    pub fn called(
+    /// The ways in which clients may write the repositories of an upstream when they ask under `domain` of ours
+    /// with this `ns`, each once. Not every name that one makes leads back.
+    pub fn renamings(
         &self,
         domain: Option<&str>,
         ns: Option<&str>,
-        repo: &RepoKey,
-    ) -> Vec<RepositoryName> {
-        let mut names = self.candidates(repo);
-        names.retain(|name| {
-            let led = self.find(domain, ns, name);
-            led.is_some_and(|led| led.repo == *repo)
-        });
-        names
+        upstream: &str,
+    ) -> Vec<Renaming> {
+        let ns = self.foreign(ns);
+        let ours = self.routes.iter();
+        let ours =
+            ours.filter(|route| *route.upstream == *upstream && self.is_for(route, domain, ns));
+        let mut renamings: Vec<Renaming> = Vec::new();
+        for renaming in ours.map(NameRoute::restoring).chain([Renaming::default()]) {
+            if !renamings.contains(&renaming) {
+                renamings.push(renaming);
+            }
+        }
+        renamings
     }
 
     /// The upstreams that names may lead to when they are asked for under `domain` with this `ns`, each once.
@@ -215,7 +237,7 @@ impl Routes {
         let mut names: Vec<RepositoryName> = Vec::new();
         let ours = self.routes.iter();
         let ours = ours.filter(|route| route.upstream == repo.upstream);
-        let restored = ours.filter_map(|route| route.restored(&repo.repository));
+        let restored = ours.filter_map(|route| route.restoring().of(&repo.repository));
         for name in restored.chain([repo.repository.clone()]) {
             if !names.contains(&name) {
                 names.push(name);
@@ -335,9 +357,12 @@ impl NameRoute {
         moved(name, self.strip_prefix.as_ref(), self.add_prefix.as_ref())
     }
 
-    /// What clients call a repository of the upstream, if this route leads to it.
-    fn restored(&self, name: &RepositoryName) -> Option<RepositoryName> {
-        moved(name, self.add_prefix.as_ref(), self.strip_prefix.as_ref())
+    /// How clients write the repositories of the upstream that this route leads to.
+    fn restoring(&self) -> Renaming {
+        Renaming {
+            loses: self.add_prefix.clone(),
+            gains: self.strip_prefix.clone(),
+        }
     }
 
     /// What the upstream calls the repositories of a pattern that are the route's.
@@ -589,7 +614,13 @@ mod tests {
                 upstream: upstream.into(),
                 repository: name(repository),
             };
-            let names = routes.called(Some(domain), ns, &repo).into_iter();
+            let ways = routes.renamings(Some(domain), ns, upstream).into_iter();
+            let leads_back = |name: &RepositoryName| {
+                let led = routes.find(Some(domain), ns, name);
+                led.is_some_and(|led| led.repo == repo)
+            };
+            let names = ways.filter_map(|way| way.of(&repo.repository));
+            let names = names.filter(leads_back);
             names.map(|name| name.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(called("a.test", None, "dev", "app"), ["team/app"]);
@@ -650,7 +681,7 @@ mod tests {
                 None => rest.clone(),
             };
             prop_assert_eq!(route.rewritten(&put(&strip)), Some(put(&add)));
-            prop_assert_eq!(route.restored(&put(&add)), Some(put(&strip)));
+            prop_assert_eq!(route.restoring().of(&put(&add)), Some(put(&strip)));
             if let Some(strip) = &strip {
                 prop_assert_eq!(route.rewritten(strip), None);
                 let longer = name(&format!("{strip}x/{rest}"));

@@ -43,9 +43,12 @@ pub(super) enum Refusal {
     /// Path or query is not of the API.
     #[error("{0}")]
     Request(#[from] ParseRequestError),
-    /// A verb or feature that this proxy does not offer.
-    #[error("{0}")]
-    Unsupported(&'static str),
+    /// A method that the registry API does not have there.
+    #[error("the registry API has no such method here")]
+    NoMethod {
+        /// Those that it has.
+        allowed: &'static str,
+    },
     /// Who is asking may not.
     #[error("{0}")]
     Denied(#[from] Denied),
@@ -117,9 +120,11 @@ impl Refusal {
                 let (status, code) = of_request(error);
                 answer(status, code, &error.to_string())
             }
-            Self::Unsupported(what) => {
-                answer(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, what)
-            }
+            Self::NoMethod { .. } => answer(
+                StatusCode::METHOD_NOT_ALLOWED,
+                ErrorCode::Unsupported,
+                "the registry API has no such method here",
+            ),
             Self::Denied(denied) => of_denied(*denied),
             Self::ForeignNamespace => answer(
                 StatusCode::NOT_FOUND,
@@ -159,6 +164,7 @@ impl Refusal {
                 header(header::RANGE, &range_of(*held)),
                 header(header::LOCATION, location),
             ],
+            Self::NoMethod { allowed } => [header(header::ALLOW, allowed), None],
             // What a registry does not take is its own affair.
             Self::Content(FillError::Upstream(UpstreamError::Told(_))) => [None, None],
             refusal if refusal.answer().status == StatusCode::METHOD_NOT_ALLOWED => {

@@ -53,15 +53,16 @@ pub(super) async fn tags(
         FillError::Upstream(error) => verdicts::told(right, error),
         error => error.into(),
     })?;
+    let page = found.what;
     let list = TagList {
         name: asked.repository.as_str(),
-        tags: &found.names,
+        tags: &page.names,
     };
     // Text and lists of text are always JSON.
     let mut reply = Reply::json(serde_json::to_vec(&list).unwrap_or_default());
     // `n=0` gives an empty list and no link; that the repository is there was asked all the same.
-    if found.more
-        && let Some(last) = found.names.last()
+    if page.more
+        && let Some(last) = page.names.last()
     {
         let next = oci::Request::Tags {
             repository: asked.repository.clone(),
@@ -70,10 +71,7 @@ pub(super) async fn tags(
         };
         link(&mut reply, asked.ns, &next);
     }
-    reply.outcome = found.outcome;
-    reply.is_of_another = found.is_of_another;
-    reply.age(found.age, found.reason);
-    Ok(reply)
+    Ok(reply.found(found.how))
 }
 
 /// The manifests that refer to another (distribution-spec, end-12), all at once.
@@ -85,17 +83,14 @@ pub(super) async fn referrers(
     artifact_type: Option<&str>,
 ) -> Result<Reply, Refusal> {
     let found = fills.referrers(right, repo, digest, artifact_type).await?;
-    let mut reply = Reply::json(found.list.to_index());
+    let mut reply = Reply::json(found.what.to_index());
     let index = HeaderValue::from_static(media_type::OCI_INDEX);
     reply.headers.insert(header::CONTENT_TYPE, index);
     if artifact_type.is_some() {
         let filter = HeaderValue::from_static("artifactType");
         reply.headers.insert(OCI_FILTERS_APPLIED, filter);
     }
-    reply.outcome = found.outcome;
-    reply.is_of_another = found.is_of_another;
-    reply.age(found.age, found.reason);
-    Ok(reply)
+    Ok(reply.found(found.how))
 }
 
 /// Names the next page, on our own host by naming none, and led the same way.

@@ -40,7 +40,7 @@ use crate::access::{
     Wanted, Who,
 };
 use crate::cache::StoredManifest;
-use crate::fill::{FillError, Fills};
+use crate::fill::{FillError, Fills, How, Stale};
 use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
 use crate::oci::{
     self, Digest, Reference, RepoKey, RepositoryName, Routes, error_body, query_value,
@@ -213,20 +213,23 @@ impl Reply {
         reply
     }
 
-    /// Says how long ago upstream last confirmed what is told without its word, and why it is.
-    fn age(&mut self, age: Option<Duration>, reason: Option<StaleReason>) {
-        if self.outcome == Outcome::Stale {
-            let seconds = age.unwrap_or_default().as_secs();
-            self.headers.insert(header::AGE, seconds.into());
+    /// Says how its content was come by, and of what is told without upstream's word how long ago that was had and
+    /// why it is not.
+    fn found(mut self, how: How) -> Self {
+        self.outcome = how.outcome();
+        self.is_of_another = how.is_of_another();
+        if let Some(Stale { age, reason }) = how.staleness() {
+            self.headers.insert(header::AGE, age.as_secs().into());
             let (shown, coded) = match reason {
-                Some(StaleReason::Slow) => (STALE_FOR_NOW, RESPONSE_IS_STALE),
-                Some(StaleReason::Offline) => (STALE_OFFLINE, DISCONNECTED),
-                Some(StaleReason::Pinned) => (PINNED, RESPONSE_IS_STALE),
+                StaleReason::Slow => (STALE_FOR_NOW, RESPONSE_IS_STALE),
+                StaleReason::Offline => (STALE_OFFLINE, DISCONNECTED),
+                StaleReason::Pinned => (PINNED, RESPONSE_IS_STALE),
                 _ => (STALE, REVALIDATION_FAILED),
             };
             self.headers.insert(header::WARNING, shown);
             self.headers.append(header::WARNING, coded);
         }
+        self
     }
 
     /// The same answer without its content, as HEAD has it.
@@ -333,7 +336,7 @@ impl Proxy {
                     } = &*self.parts;
                     catalog::catalog(fills, upstreams, &asking, *limit, last.as_deref()).await
                 }
-                _ => Err(Refusal::Unsupported("the registry API has no such method")),
+                _ => Err(no_method(&wanted)),
             };
         };
         // Where a name does not lead anywhere is told only to those who may do this behind it.
@@ -377,6 +380,7 @@ impl Proxy {
                 parts: &self.parts,
                 uploads: &self.uploads,
                 right: &right,
+                address,
                 upstream: asked_with(&self.parts.upstreams.of(&repo)?, &right)?,
                 repo: &repo,
                 repository,
@@ -429,9 +433,7 @@ impl Proxy {
             oci::Request::Ping
             | oci::Request::Catalog { .. }
             | oci::Request::Uploads { .. }
-            | oci::Request::Upload { .. } => Err(Refusal::Unsupported(
-                "the registry API has no such method here",
-            )),
+            | oci::Request::Upload { .. } => Err(no_method(&wanted)),
         }
     }
 
@@ -548,7 +550,14 @@ fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
         | (&Method::POST | &Method::PUT | &Method::PATCH, _) => Ok(Action::Push),
         (&Method::GET | &Method::HEAD, _) => Ok(Action::Pull),
         (&Method::DELETE, _) => Ok(Action::Delete),
-        _ => Err(Refusal::Unsupported("the registry API has no such method")),
+        _ => Err(no_method(wanted)),
+    }
+}
+
+/// There is no such method for this.
+fn no_method(wanted: &oci::Request) -> Refusal {
+    Refusal::NoMethod {
+        allowed: wanted.methods(),
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) async fn manifest(
     asked: &Asked<'_>,
 ) -> Result<Reply, Refusal> {
     let found = fills.manifest(right, repo, reference).await?;
-    let manifest = found.manifest;
+    let manifest = found.what;
     asked.tell(|| Pulled::Manifest(repo.clone(), manifest.clone()));
     if !accepts(asked.headers, &manifest.media_type) {
         return Err(Refusal::NotAccepted(manifest.media_type.to_string()));
@@ -38,10 +38,7 @@ pub(super) async fn manifest(
         reply.headers.insert(header::CONTENT_TYPE, media_type);
     }
     identify(&mut reply.headers, manifest.digest);
-    reply.outcome = found.outcome;
-    reply.is_of_another = found.is_of_another;
-    reply.age(found.age, found.reason);
-    Ok(reply)
+    Ok(reply.found(found.how))
 }
 
 /// A blob, or ranges of it.
@@ -62,23 +59,21 @@ pub(super) async fn blob(
         reply.outcome = Outcome::Hit;
         reply
     } else if asked.is_head {
-        let (size, outcome) = fills.size(&pass).await?;
-        let mut reply = Reply::new(StatusCode::OK, Said::nothing());
-        reply.length = Some(size);
-        reply.outcome = outcome;
-        reply.headers.insert(header::CONTENT_TYPE, OCTETS);
-        reply
+        let found = fills.size(&pass).await?;
+        let mut reply = with_type(Reply::new(StatusCode::OK, Said::nothing()), OCTETS);
+        reply.length = Some(found.what);
+        reply.found(found.how)
     } else {
         let want = Want {
             ranges: wanted_ranges(asked.headers, digest),
             mapped: asked.is_plain,
             client: Some(asked.client),
         };
-        let content = fills.open(&pass, &want).await?;
-        if content.outcome != Outcome::Bypass {
+        let found = fills.open(&pass, &want).await?;
+        if found.how.outcome() != Outcome::Bypass {
             asked.tell(|| Pulled::Blob(repo.clone(), digest));
         }
-        reply_with(content, digest)
+        reply_with(found.what, digest).found(found.how)
     };
     reply
         .headers
@@ -88,13 +83,8 @@ pub(super) async fn blob(
 }
 
 fn reply_with(content: Content, digest: Digest) -> Reply {
-    let Content {
-        size,
-        outcome,
-        parts,
-        is_of_another,
-    } = content;
-    let mut reply = match parts {
+    let Content { size, parts } = content;
+    match parts {
         Parts::Whole(reader) => {
             let said = reader.map_or_else(Said::nothing, Said::read);
             with_type(Reply::new(StatusCode::OK, said), OCTETS)
@@ -128,10 +118,7 @@ fn reply_with(content: Content, digest: Digest) -> Reply {
             let media_type = HeaderValue::from_str(&media_type).unwrap_or(OCTETS);
             with_type(Reply::new(StatusCode::PARTIAL_CONTENT, said), media_type)
         }
-    };
-    reply.outcome = outcome;
-    reply.is_of_another = is_of_another;
-    reply
+    }
 }
 
 fn with_type(mut reply: Reply, media_type: HeaderValue) -> Reply {

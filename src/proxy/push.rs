@@ -5,6 +5,7 @@
 //! reads of a session is ours alone: the id, the `Location`, how many bytes there are. ECR says 201 to a
 //! PATCH and its `Range` sticks at the first chunk; neither is passed on.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -16,12 +17,15 @@ use super::error::Refusal;
 use super::mount::Mount;
 use super::pump::{Broken, Incoming};
 use super::uploads::{Full, NoSession, Owner, Session, Taken, Uploads};
-use super::{Parts, Reply};
+use super::{Parts, Reply, no_method};
 use crate::access::Right;
 use crate::fill::Received;
-use crate::oci::header::{DOCKER_CONTENT_DIGEST, DOCKER_UPLOAD_UUID, OCI_SUBJECT};
+use crate::oci::header::{
+    DOCKER_CONTENT_DIGEST, DOCKER_UPLOAD_UUID, OCI_CHUNK_MIN_LENGTH, OCI_SUBJECT,
+};
 use crate::oci::{
-    self, ByteRange, Digest, Manifest, Reference, RepoKey, RepositoryName, parse_upload_range,
+    self, ByteRange, Digest, Manifest, Reference, RepoKey, RepositoryName, media_type,
+    parse_upload_range,
 };
 use crate::upstream::{Begun, Upstream, UpstreamError, Wrong, upload_body};
 
@@ -117,6 +121,8 @@ pub(super) struct Push<'a> {
     pub(super) parts: &'a Parts,
     pub(super) uploads: &'a Uploads,
     pub(super) right: &'a Right,
+    /// The client's.
+    pub(super) address: IpAddr,
     /// Asked as whoever holds the right has it asked.
     pub(super) upstream: Upstream,
     pub(super) repo: &'a RepoKey,
@@ -144,7 +150,13 @@ impl Push<'_> {
                 oci::Request::Upload {
                     session, digest, ..
                 },
-            ) => self.go_on(method, headers, session, *digest, body).await,
+            ) => match *method {
+                Method::PATCH => self.part(headers, session, body).await,
+                Method::PUT => self.end(headers, session, *digest, body).await,
+                Method::DELETE => self.give_up(session).await,
+                Method::GET | Method::HEAD => self.how_far(session),
+                _ => Err(no_method(wanted)),
+            },
             (&Method::PUT, oci::Request::Manifest { reference, .. }) => {
                 self.manifest(headers, reference, body).await
             }
@@ -152,9 +164,7 @@ impl Push<'_> {
                 self.delete_manifest(reference).await
             }
             (&Method::DELETE, oci::Request::Blob { digest, .. }) => self.delete_blob(*digest).await,
-            _ => Err(Refusal::Unsupported(
-                "the registry API has no such method here",
-            )),
+            _ => Err(no_method(wanted)),
         }
     }
 
@@ -166,9 +176,9 @@ impl Push<'_> {
         body: HttpBody,
     ) -> Result<Reply, Refusal> {
         // Without room upstream is not asked.
-        let mut taken = self.uploads.begin(self.owner())?;
-        let place = match self.begun(&body).await? {
-            Begun::Session(place) => place,
+        let mut taken = self.uploads.begin(self.owner(), self.address)?;
+        let (place, least) = match self.begun(&body).await? {
+            Begun::Session { place, least_part } => (place, least_part),
             Begun::Mounted(digest) => return self.created_blob(digest, None).await,
         };
         let (upstream, repo) = (self.upstream.clone(), self.repo.clone());
@@ -178,7 +188,13 @@ impl Push<'_> {
         taken.give_back();
         match digest.filter(|_| !body.is_end_stream()) {
             Some(digest) => self.end(headers, &id, Some(digest), body).await,
-            None => Ok(self.progress(StatusCode::ACCEPTED, &id, 0)),
+            None => {
+                let mut reply = self.progress(StatusCode::ACCEPTED, &id, 0);
+                if let Some(least) = least {
+                    set(&mut reply, OCI_CHUNK_MIN_LENGTH, &least.to_string());
+                }
+                Ok(reply)
+            }
         }
     }
 
@@ -198,27 +214,12 @@ impl Push<'_> {
         self.upstream.begin_upload(repository, None).await
     }
 
-    /// What is done with an upload by its id.
-    async fn go_on(
-        &self,
-        method: &Method,
-        headers: &HeaderMap,
-        id: &str,
-        digest: Option<Digest>,
-        body: HttpBody,
-    ) -> Result<Reply, Refusal> {
-        match *method {
-            Method::PATCH => self.part(headers, id, body).await,
-            Method::PUT => self.end(headers, id, digest, body).await,
-            Method::DELETE => self.give_up(id).await,
-            Method::GET | Method::HEAD => {
-                let mut taken = self.uploads.take(id, &self.owner())?;
-                let held = taken.session().map_or(0, |session| session.received.len());
-                taken.give_back();
-                Ok(self.progress(StatusCode::NO_CONTENT, id, held))
-            }
-            _ => Err(Refusal::Unsupported("an upload has no such method")),
-        }
+    /// GET: how much there is of it.
+    fn how_far(&self, id: &str) -> Result<Reply, Refusal> {
+        let mut taken = self.uploads.take(id, &self.owner())?;
+        let held = taken.session().map_or(0, |session| session.received.len());
+        taken.give_back();
+        Ok(self.progress(StatusCode::NO_CONTENT, id, held))
     }
 
     /// PATCH: the next bytes.
@@ -324,8 +325,9 @@ impl Push<'_> {
         }
         let declared = headers.get(header::CONTENT_TYPE);
         let declared = declared.and_then(|declared| declared.to_str().ok());
+        // It is told to whoever pulls it, and not all of them read parameters.
         let media_type = match declared
-            .map(str::trim)
+            .map(media_type::essence)
             .filter(|declared| !declared.is_empty())
         {
             Some(declared) => declared.to_owned(),

@@ -5,20 +5,22 @@
 //! forgets them: clients begin again. One that ends by itself is given up upstream, too.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::access::{ClientToken, Who, unguessable};
+use crate::access::{ClientToken, Who, one_client, unguessable};
 use crate::fill::Received;
 use crate::oci::RepoKey;
 use crate::upstream::{UploadPlace, Upstream};
 
 /// Sessions of all together. One costs about a kilobyte.
 const MOST: usize = 4096;
-/// Sessions of one caller: a farm of builders that push with one password, and not all there are.
+/// Sessions of one caller: a farm of builders that push with one password, and not all there are. Bearers of
+/// tokens from one address are one caller, as who has one token gets another for the asking.
 const MOST_OF_ONE: usize = 1024;
 /// How long nobody may go on with a session before it is forgotten. Builds pause between layers, but not
 /// for so long.
@@ -95,13 +97,6 @@ pub(super) struct Owner {
     pub(super) repo: RepoKey,
 }
 
-impl Owner {
-    /// Whether it is the same caller, wherever.
-    fn is_caller_of(&self, other: &Self) -> bool {
-        self.who == other.who && self.credential == other.credential
-    }
-}
-
 /// Why there is no session to go on with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoSession {
@@ -147,23 +142,27 @@ struct Open<S> {
 
 struct Entry<S> {
     owner: Owner,
+    /// From where it was begun.
+    client: IpAddr,
     used: Instant,
     /// Taken out while a request goes on with it.
     session: Option<S>,
 }
 
 impl<S: Send + 'static> Uploads<S> {
-    /// Makes room for a session, which the caller begins; its id cannot be guessed.
+    /// Makes room for a session, which the caller begins from `address`; its id cannot be guessed.
     ///
     /// # Errors
     /// [`Full`], also where the operating system has no random number to give.
-    pub(super) fn begin(&self, owner: Owner) -> Result<Taken<S>, Full> {
+    pub(super) fn begin(&self, owner: Owner, address: IpAddr) -> Result<Taken<S>, Full> {
         let id: [u8; 16] = unguessable().map_err(|_| Full)?;
         let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut open = self.open();
-        let _made_room = open.make_room(&owner)?;
+        let client = one_client(address);
+        let _made_room = open.make_room(&owner, client)?;
         let entry = Entry {
             owner,
+            client,
             used: Instant::now(),
             session: None,
         };
@@ -215,6 +214,15 @@ impl<S> Uploads<S> {
     }
 }
 
+impl<S> Entry<S> {
+    /// Whether it counts as this caller's, whatever the repository.
+    fn is_of(&self, owner: &Owner, client: IpAddr) -> bool {
+        let credentials = (&self.owner.credential, &owner.credential);
+        let is_one_place = self.client == client && matches!(credentials, (Some(_), Some(_)));
+        self.owner.who == owner.who && (is_one_place || credentials.0 == credentials.1)
+    }
+}
+
 impl<S> Open<S> {
     /// Takes out what was idle for too long; and whether nothing is left to look for.
     fn without_idle(&mut self) -> (Vec<Entry<S>>, bool) {
@@ -229,8 +237,8 @@ impl<S> Open<S> {
 
     /// Makes room for one more of this owner's, if need be by the session that has rested for longest: of
     /// the owner's own, or of all where there are too many of all.
-    fn make_room(&mut self, owner: &Owner) -> Result<Option<Entry<S>>, Full> {
-        let is_own = |entry: &Entry<S>| entry.owner.is_caller_of(owner);
+    fn make_room(&mut self, owner: &Owner, client: IpAddr) -> Result<Option<Entry<S>>, Full> {
+        let is_own = |entry: &Entry<S>| entry.is_of(owner, client);
         let own = self.sessions.values().filter(|entry| is_own(entry)).count();
         let is_too_many_of_one = own >= MOST_OF_ONE;
         if !is_too_many_of_one && self.sessions.len() < MOST {
@@ -317,8 +325,16 @@ mod tests {
 
     /// Begins a session; its id, and what is there no more once it was dropped.
     fn begin(uploads: &Uploads<Arc<()>>, owner: &Owner) -> Result<(String, Arc<()>), Full> {
+        begin_from(uploads, owner, "192.0.2.1")
+    }
+
+    fn begin_from(
+        uploads: &Uploads<Arc<()>>,
+        owner: &Owner,
+        address: &str,
+    ) -> Result<(String, Arc<()>), Full> {
         let session = Arc::new(());
-        let mut taken = uploads.begin(owner.clone())?;
+        let mut taken = uploads.begin(owner.clone(), address.parse().unwrap())?;
         taken.hold(Arc::clone(&session));
         let id = taken.id().to_owned();
         taken.give_back();
@@ -375,6 +391,23 @@ mod tests {
         assert!(is_dropped(&session), "given up");
         assert_eq!(uploads.take(&first, &ann).err(), Some(NoSession::Unknown));
         assert_eq!(uploads.open().sessions.len(), MOST_OF_ONE + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_token_brings_no_more_room_to_whoever_has_it() {
+        let uploads = Uploads::default();
+        let bearer = |token: usize| Owner {
+            who: Who::TokenBearer,
+            credential: Some(ClientToken::of_test(&token.to_string())),
+            ..owner("ann", "app")
+        };
+        for n in 0..MOST_OF_ONE {
+            begin(&uploads, &bearer(n)).unwrap();
+        }
+        assert_eq!(begin(&uploads, &bearer(MOST_OF_ONE)).err(), Some(Full));
+        // Elsewhere there are others.
+        begin_from(&uploads, &bearer(MOST_OF_ONE), "192.0.2.2").unwrap();
+        begin(&uploads, &owner("ann", "app")).unwrap();
     }
 
     #[tokio::test(start_paused = true)]

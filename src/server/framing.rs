@@ -26,9 +26,11 @@ use super::progress::Pulse;
 const IN_PLACE_OF_A_REFUSED_HEAD: &[u8] =
     b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
 
-/// How long a connection that still sends is listened to after its last answer. Closing with
-/// unread bytes makes the kernel send a reset, which can overtake the answer.
-const LINGER: Duration = Duration::from_secs(2);
+/// How long a connection that still sends is listened to after its last answer: in all, and without a byte.
+/// Closing with unread bytes makes the kernel send a reset, which takes the answer away from a client that
+/// writes its whole body before it reads.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_WITHOUT_A_BYTE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 enum Reading {
@@ -53,7 +55,32 @@ pub(super) struct HeadGuard<S> {
     held: BytesMut,
     /// How many of `held` may be handed on.
     approved: usize,
-    linger: Option<Pin<Box<Sleep>>>,
+    linger: Option<Linger>,
+}
+
+/// How long what the client still sends is read and forgotten.
+#[derive(Debug)]
+struct Linger {
+    until: Instant,
+    /// The end, or that of the wait for the next byte, whichever is earlier.
+    alarm: Pin<Box<Sleep>>,
+}
+
+impl Linger {
+    fn begin() -> Self {
+        let until = Instant::now() + LINGER;
+        let alarm = tokio::time::sleep(LINGER_WITHOUT_A_BYTE);
+        Self {
+            until,
+            alarm: Box::pin(alarm),
+        }
+    }
+
+    /// A byte has come.
+    fn go_on(&mut self) {
+        let next = Instant::now() + LINGER_WITHOUT_A_BYTE;
+        self.alarm.as_mut().reset(next.min(self.until));
+    }
 }
 
 impl<S> HeadGuard<S> {
@@ -91,8 +118,13 @@ impl<S> HeadGuard<S> {
                         Ok((end, follows)) => {
                             approved += end;
                             self.reading = match follows {
-                                Follows::Nothing => Reading::Head(HeadScan::default()),
-                                Follows::Body(length) => Reading::Body(length),
+                                Follows::Nothing | Follows::Body(0) => {
+                                    Reading::Head(HeadScan::default())
+                                }
+                                Follows::Body(length) => {
+                                    self.pulse.body_began(self.head);
+                                    Reading::Body(length)
+                                }
                                 Follows::Chunked => {
                                     self.pulse.end_after(self.head);
                                     Reading::Rest
@@ -112,6 +144,7 @@ impl<S> HeadGuard<S> {
                     approved += taken;
                     *left -= taken as u64;
                     if *left == 0 {
+                        self.pulse.body_ended();
                         self.reading = Reading::Head(HeadScan::default());
                     }
                 }
@@ -191,16 +224,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadGuard<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> HeadGuard<S> {
-    /// Reads and forgets until the client closes or [`LINGER`] has passed.
+    /// Reads and forgets until the client closes, sends nothing for [`LINGER_WITHOUT_A_BYTE`], or
+    /// [`LINGER`] has passed.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let until = self
-            .linger
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + LINGER)));
+        let linger = self.linger.get_or_insert_with(Linger::begin);
         let mut scratch = [0; 4096];
-        while until.as_mut().poll(cx).is_pending() {
+        while linger.alarm.as_mut().poll(cx).is_pending() {
             let mut forgotten = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut forgotten)) {
-                Ok(()) if !forgotten.filled().is_empty() => {}
+                Ok(()) if !forgotten.filled().is_empty() => linger.go_on(),
                 Ok(()) | Err(_) => break,
             }
         }
@@ -270,6 +302,48 @@ mod tests {
             }
         }
         (seen, pulse)
+    }
+
+    /// How long a client that sends a byte each `pause` after its answer is listened to, and what it was
+    /// answered.
+    async fn lingered(pause: Duration) -> (Duration, Vec<u8>) {
+        let pulse = Pulse::new(Instant::now());
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let mut guard = HeadGuard::new(server, pulse, 1024);
+        client
+            .write_all(b"PUT /a HTTP/1.1\r\ncontent-length: 1000000\r\n\r\n")
+            .await
+            .expect("room");
+        let _ = guard.read(&mut [0; 1024]).await.expect("a head");
+        guard.write_all(b"413").await.expect("room");
+        let began = Instant::now();
+        let closing = async {
+            guard.shutdown().await.expect("no errors");
+            drop(guard);
+            began.elapsed()
+        };
+        let sending = async {
+            while client.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(pause).await;
+            }
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.expect("the answer");
+            answer
+        };
+        tokio::join!(closing, sending)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_still_sends_is_listened_to_for_as_long_as_bytes_come_and_no_longer_than_a_limit() {
+        for (pause, heard) in [
+            (Duration::from_secs(1), LINGER),
+            (Duration::from_secs(3), LINGER),
+            (Duration::from_secs(7), LINGER_WITHOUT_A_BYTE),
+        ] {
+            let (elapsed, answer) = lingered(pause).await;
+            assert_eq!(elapsed.as_secs(), heard.as_secs(), "a byte each {pause:?}");
+            assert_eq!(answer, b"413");
+        }
     }
 
     const FIRST: &[u8] = b"PUT /a HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello";

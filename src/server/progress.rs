@@ -20,6 +20,9 @@ use super::head::Refusal;
 /// An instant that has not come.
 const NEVER: u64 = u64::MAX;
 
+/// The number of no request.
+const NOBODY: u64 = u64::MAX;
+
 /// The deadlines of a connection; see [`super::ServerOptions`] for what each means.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -68,6 +71,8 @@ pub(super) struct Pulse {
     refused: OnceLock<(u64, Refusal)>,
     /// The request after which nothing on this connection can be told apart any more.
     last: OnceLock<u64>,
+    /// The request whose body is still coming.
+    body_of: AtomicU64,
 }
 
 impl Pulse {
@@ -82,6 +87,7 @@ impl Pulse {
             turns: AtomicU32::new(0),
             refused: OnceLock::new(),
             last: OnceLock::new(),
+            body_of: AtomicU64::new(NOBODY),
         })
     }
 
@@ -142,8 +148,19 @@ impl Pulse {
         let _ = self.last.set(number);
     }
 
+    /// The body of this request begins, and has not all come.
+    pub(super) fn body_began(&self, number: u64) {
+        self.body_of.store(number, Ordering::Release);
+    }
+
+    pub(super) fn body_ended(&self) {
+        self.body_of.store(NOBODY, Ordering::Release);
+    }
+
+    /// Whether an answer now is the last on the connection: where the next request begins is not known, or
+    /// only once more has come of a body that nobody waits for.
     pub(super) fn is_last(&self, number: u64) -> bool {
-        self.last.get() == Some(&number)
+        self.last.get() == Some(&number) || self.body_of.load(Ordering::Acquire) == number
     }
 
     /// The earliest deadline that applies now, if any.

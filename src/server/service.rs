@@ -64,7 +64,8 @@ impl<H: Handler> Service<Request<Incoming>> for Requests<H> {
             let takes_none = matches!(*request.method(), Method::GET | Method::HEAD);
             (has_body && takes_none).then_some(Refusal::UnexpectedBody)
         });
-        let is_last = request.version() != Version::HTTP_2 && self.pulse.is_last(number);
+        let is_http1 = request.version() != Version::HTTP_2;
+        let pulse = Arc::clone(&self.pulse);
         let offer = self.next_stream.as_ref().map(NextStream::announce);
         let handler = self.handler.clone();
         Box::pin(async move {
@@ -72,7 +73,8 @@ impl<H: Handler> Service<Request<Incoming>> for Requests<H> {
                 Some(refusal) => handler.refuse(refusal),
                 None => handler.call(request).await,
             };
-            if is_last {
+            // Told only now: whoever answers may have waited for the body, or not.
+            if is_http1 && pulse.is_last(number) {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }

@@ -67,6 +67,14 @@ impl OwnFiles {
         Ok((own, pairs))
     }
 
+    /// Those of our domains that no certificate in use is for.
+    pub fn uncovered(&self) -> Vec<&str> {
+        let pairs = self.certificates.pairs();
+        let covered = |domain: &str| pairs.iter().any(|pair| pair.covers(domain));
+        let domains = self.domains.iter().map(String::as_str);
+        domains.filter(|domain| !covered(domain)).collect()
+    }
+
     /// Every file.
     pub fn paths(&self) -> Vec<PathBuf> {
         let each = self.files.iter();
@@ -76,7 +84,8 @@ impl OwnFiles {
 
     /// Reads every pair again and puts the renewed ones in use, all at once; tells whether there were any.
     /// A pair stays as it is where its files cannot be used, where clients would refuse the new one as far
-    /// as the clock tells, and where one of our domains would be without a certificate.
+    /// as the clock tells or because the certificate of its issuer is gone from the file, and where one of our
+    /// domains would be without a certificate.
     ///
     /// # Errors
     /// Why which pairs stayed; others may have been renewed all the same.
@@ -124,9 +133,16 @@ fn renewed(files: &PairFiles, old: &Pair, now: SystemTime) -> Result<Pair, Fault
     let new = files.load().map_err(Fault::Files)?;
     let standing = new.standing(now);
     // Where the one in use is refused as well, the clock may be what is wrong.
-    if new != *old && standing.is_refused() && !old.standing(now).is_refused() {
-        let cert = files.cert.clone();
+    if new == *old || old.standing(now).is_refused() {
+        return Ok(new);
+    }
+    let cert = files.cert.clone();
+    if standing.is_refused() {
         return Err(Fault::Dates { cert, standing });
+    }
+    // The leaf alone was put where the chain belongs, or the rest of it is still to be written.
+    if old.has_issuer() && !new.has_issuer() {
+        return Err(Fault::Chain { cert });
     }
     Ok(new)
 }
@@ -141,6 +157,8 @@ enum Fault {
     Files(TlsError),
     /// The new certificate has ended or not begun.
     Dates { cert: PathBuf, standing: Standing },
+    /// The certificate of its issuer does not follow the new one, as it did before.
+    Chain { cert: PathBuf },
     /// The new certificate is no longer for one of our domains.
     Name { cert: PathBuf, domain: String },
 }
@@ -152,6 +170,12 @@ impl fmt::Display for Fault {
             Self::Dates { cert, standing } => {
                 write!(f, "the certificate in {} {standing}", cert.display())
             }
+            Self::Chain { cert } => write!(
+                f,
+                "{} has no certificate of its issuer any more, without which clients cannot verify it; if \
+                 theirs is enough, restart the proxy",
+                cert.display()
+            ),
             Self::Name { cert, domain } => {
                 write!(
                     f,
@@ -179,6 +203,8 @@ impl std::error::Error for RenewalError {}
 mod tests {
     use std::fs;
     use std::time::Duration;
+
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
     use super::super::pair::tests::{at_day, pem_pair_between};
     use super::*;
@@ -290,6 +316,56 @@ mod tests {
             assert!(told.contains(complaint), "{told}");
             assert_eq!(scene.own.certificates.pairs(), before);
         }
+    }
+
+    #[test]
+    fn k02_a_chain_that_lost_its_issuer_is_not_taken() {
+        let scene = Scene::of(&[&["a.test"]], &[]);
+        let chained = |issuer: &str| {
+            let ca_key = KeyPair::generate().expect("a key");
+            let mut ca = CertificateParams::default();
+            ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            ca.distinguished_name.push(DnType::CommonName, issuer);
+            let issuer_pem = ca.self_signed(&ca_key).expect("a CA").pem();
+            let key = KeyPair::generate().expect("a key");
+            let mut leaf = CertificateParams::new(["a.test".to_owned()]).expect("names");
+            leaf.not_before = at_day(TODAY - 10).into();
+            leaf.not_after = at_day(TODAY + 10).into();
+            let leaf = leaf
+                .signed_by(&key, &Issuer::new(ca, ca_key))
+                .expect("a leaf");
+            (leaf.pem(), issuer_pem, key.serialize_pem())
+        };
+        let put = |chain: &[&str], key: &str| {
+            fs::write(&scene.own.files[0].cert, chain.concat()).expect("file");
+            fs::write(&scene.own.files[0].key, key).expect("file");
+        };
+        let (leaf, issuer, key) = chained("one");
+        put(&[&leaf], &key);
+        assert_eq!(scene.renew(), Ok(true), "there was none before");
+        put(&[&leaf, &issuer], &key);
+        assert_eq!(scene.renew(), Ok(true));
+
+        let in_use = scene.own.certificates.pairs();
+        let (leaf, issuer, key) = chained("two");
+        let (_, stranger, _) = chained("three");
+        for chain in [&[leaf.as_str()] as &[&str], &[&leaf, &stranger]] {
+            put(chain, &key);
+            let told = scene.renew().expect_err("clients could not verify it");
+            assert!(told.contains("no certificate of its issuer"), "{told}");
+            assert_eq!(scene.own.certificates.pairs(), in_use);
+        }
+        put(&[&leaf, &issuer], &key);
+        assert_eq!(scene.renew(), Ok(true));
+    }
+
+    #[test]
+    fn domains_without_a_certificate_are_known() {
+        let scene = Scene::of(
+            &[&["a.test"], &["*.b.test"]],
+            &["a.test", "x.b.test", "c.test"],
+        );
+        assert_eq!(scene.own.uncovered(), ["c.test"]);
     }
 
     #[test]

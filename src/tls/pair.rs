@@ -91,6 +91,7 @@ pub struct Pair {
     names: Vec<String>,
     not_before: SystemTime,
     not_after: SystemTime,
+    has_issuer: bool,
 }
 
 impl Pair {
@@ -119,6 +120,10 @@ impl Pair {
             .first()
             .ok_or_else(|| pem_fault(cert, PemFault::NoCertificate))?;
         let facts = Facts::of(leaf).ok_or_else(|| TlsError::Certificate { path: cert.into() })?;
+        let has_issuer = chain
+            .get(1)
+            .and_then(|next| Facts::of(next))
+            .is_some_and(|next| next.subject == facts.issuer);
         // The parser's own error may quote the file: only its kind is told.
         let private = PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| match error {
             pem::Error::NoItemsFound => pem_fault(key, PemFault::NoKey),
@@ -141,7 +146,13 @@ impl Pair {
             names: facts.names,
             not_before: facts.not_before,
             not_after: facts.not_after,
+            has_issuer,
         })
+    }
+
+    /// Whether the certificate of its issuer follows in the chain.
+    pub(super) fn has_issuer(&self) -> bool {
+        self.has_issuer
     }
 
     /// The DNS names the certificate is for, in lower case; the first label may be `*`.
@@ -222,6 +233,9 @@ pub(super) fn pem_fault(path: &Path, what: PemFault) -> TlsError {
 /// What we want to know of a certificate.
 pub(super) struct Facts {
     names: Vec<String>,
+    /// Who it is about and who issued it, as distinguished names in DER.
+    subject: Vec<u8>,
+    issuer: Vec<u8>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
 }
@@ -244,6 +258,8 @@ impl Facts {
         let validity = certificate.validity();
         Some(Self {
             names,
+            subject: certificate.subject().as_raw().to_vec(),
+            issuer: certificate.issuer().as_raw().to_vec(),
             not_before: at(validity.not_before.timestamp()),
             not_after: at(validity.not_after.timestamp()),
         })

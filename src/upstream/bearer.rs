@@ -1,22 +1,20 @@
 //! Tokens of a Bearer token service (distribution `docs/spec/auth/token.md`).
-//!
-//! Invariant: a realm is asked only if it speaks for the registry that named it. A challenge is text
-//! from the network; without this rule it would choose where our password goes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, StatusCode, Uri};
+use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::client::{Client, Outgoing};
-use super::error::{OddToken, RefusedRealm, TokenError, UpstreamError, Wrong};
-use super::exchange::is_redirect;
+use super::error::{OddToken, TokenError, UpstreamError, Wrong};
+use super::exchange::{is_redirect, said};
 use super::metrics::Kind;
-use super::origin::{Origin, Reach};
+use super::origin::Origin;
 use super::portal::is_page;
+use super::realm::Realm;
 use super::token::{IssuedToken, Token, TokenSource};
 
 /// The specification's default.
@@ -25,99 +23,6 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const MAX_ANSWER: usize = 1024 * 1024;
 /// How long a token service may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Judges realms for one registry.
-#[derive(Clone, Debug)]
-pub(super) struct Realms {
-    /// The registry by its own name.
-    pub(super) registry: Origin,
-    /// Where it is reached; the same unless an endpoint is configured.
-    pub(super) home: Origin,
-    /// Other hosts known to speak for this registry.
-    pub(super) known: &'static [&'static str],
-}
-
-/// Where to ask for a token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Realm {
-    target: Uri,
-    /// The registry's own name, when it is reached by another.
-    host: Option<HeaderValue>,
-}
-
-impl Realms {
-    /// The place to ask that `realm` of a challenge stands for.
-    ///
-    /// Allowed are the registry itself, a parent domain of at least two labels (`gitlab.com` for
-    /// `registry.gitlab.com`), and hosts known to belong to it; over TLS, or plain from this host to
-    /// itself. Siblings are not: on shared domains they are somebody else's.
-    pub(super) fn judge(
-        &self,
-        realm: &str,
-        service: Option<&str>,
-        scope: Option<&str>,
-    ) -> Result<Realm, RefusedRealm> {
-        let mut url = url::Url::parse(realm).map_err(|_| RefusedRealm::NotAnAddress)?;
-        url.set_fragment(None);
-        let parameters = [("service", service), ("scope", scope)];
-        if parameters.iter().any(|(_, value)| value.is_some()) {
-            let mut query = url.query_pairs_mut();
-            for (name, value) in parameters {
-                if let Some(value) = value {
-                    query.append_pair(name, value);
-                }
-            }
-        }
-        let target: Uri = url
-            .as_str()
-            .parse()
-            .map_err(|_| RefusedRealm::NotAnAddress)?;
-        let origin = Origin::of(&target).ok_or(RefusedRealm::NotAnAddress)?;
-        if origin == self.home {
-            return Ok(Realm { target, host: None });
-        }
-        if origin == self.registry {
-            return self.through_home(&target);
-        }
-        let both_here = origin.reach() == Reach::Loopback && self.home.reach() == Reach::Loopback;
-        if !origin.is_tls() && !both_here {
-            return Err(RefusedRealm::NotHttps);
-        }
-        let is_own = [&self.registry, &self.home]
-            .iter()
-            .any(|own| own.host() == origin.host() && (both_here || origin.has_default_port()));
-        let is_known = origin.has_default_port()
-            && (self.known.contains(&origin.host())
-                || is_parent(origin.host(), self.registry.host()));
-        if is_own || is_known {
-            Ok(Realm { target, host: None })
-        } else {
-            Err(RefusedRealm::Host)
-        }
-    }
-
-    /// The same request, but connected to where the registry is reached.
-    fn through_home(&self, target: &Uri) -> Result<Realm, RefusedRealm> {
-        let path = target.path_and_query().map_or("/", |path| path.as_str());
-        Ok(Realm {
-            target: format!("{}{path}", self.home)
-                .parse()
-                .map_err(|_| RefusedRealm::NotAnAddress)?,
-            host: target
-                .authority()
-                .and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()),
-        })
-    }
-}
-
-/// True if `parent` has at least two labels and `host` lies under it.
-fn is_parent(parent: &str, host: &str) -> bool {
-    parent.contains('.')
-        && parent.parse::<std::net::IpAddr>().is_err()
-        && host
-            .strip_suffix(parent)
-            .is_some_and(|rest| rest.ends_with('.'))
-}
 
 /// Asks one realm for tokens of one scope.
 pub(super) struct BearerTokens {
@@ -156,7 +61,17 @@ impl BearerTokens {
             status if is_redirect(status) => return Err(TokenError::Intercepted),
             _ if is_page(answer.headers()) => return Err(TokenError::Intercepted),
             StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(TokenError::Denied),
+            StatusCode::UNAUTHORIZED => return Err(TokenError::Denied),
+            StatusCode::FORBIDDEN => {
+                let body = answer.read(MAX_ANSWER).await.unwrap_or_default();
+                // GHCR says so where others grant nothing; what stands before a service is not so exact.
+                return Err(
+                    match said(&body).is_some_and(|said| said.code == "DENIED") {
+                        true => TokenError::NotGranted,
+                        false => TokenError::Denied,
+                    },
+                );
+            }
             StatusCode::TOO_MANY_REQUESTS => return Err(TokenError::Throttled),
             status if status.is_server_error() => return Err(TokenError::Failing),
             _ => return Err(TokenError::Odd(OddToken::Missing)),
@@ -184,7 +99,8 @@ fn read(bytes: &[u8]) -> Result<IssuedToken, TokenError> {
         .find(|token| !token.is_empty())
         .ok_or(TokenError::Odd(OddToken::Missing))?;
     let life = match answer.expires_in {
-        None => DEFAULT_LIFE,
+        // Zero is what some programs write for a number that they do not know.
+        None | Some(0) => DEFAULT_LIFE,
         Some(seconds) => u64::try_from(seconds)
             .map(Duration::from_secs)
             .map_err(|_| TokenError::Odd(OddToken::Expired))?,
@@ -233,86 +149,15 @@ pub fn fuzz_token_reply(data: &[u8]) {
 mod tests {
     use super::*;
 
-    fn realms(registry: &str, home: &str) -> Realms {
-        Realms {
-            registry: Origin::of(&registry.parse().unwrap()).unwrap(),
-            home: Origin::of(&home.parse().unwrap()).unwrap(),
-            known: &["auth.docker.io"],
-        }
-    }
-
-    #[test]
-    fn s10_realms_speak_for_their_registry_only() {
-        let own = "https://registry.example.org";
-        let realms = realms(own, own);
-        let judge = |realm: &str| realms.judge(realm, None, None).map(drop);
-        for good in [
-            "https://registry.example.org/token",
-            "https://example.org/jwt/auth",
-            "https://auth.docker.io/token",
-        ] {
-            assert_eq!(judge(good), Ok(()), "{good}");
-        }
-        for (bad, reason) in [
-            ("https://evil.example/token", RefusedRealm::Host),
-            ("https://evil.example.org/token", RefusedRealm::Host),
-            ("https://org/token", RefusedRealm::Host),
-            ("https://xregistry.example.org/token", RefusedRealm::Host),
-            ("https://sub.registry.example.org/token", RefusedRealm::Host),
-            (
-                "https://registry.example.org:8443/token",
-                RefusedRealm::Host,
-            ),
-            ("http://registry.example.org/token", RefusedRealm::NotHttps),
-            ("http://169.254.169.254/token", RefusedRealm::NotHttps),
-            ("https://169.254.169.254/token", RefusedRealm::Host),
-            ("http://127.0.0.1/token", RefusedRealm::NotHttps),
-            ("https://127.0.0.1/token", RefusedRealm::Host),
-            (
-                "https://user:p@registry.example.org/token",
-                RefusedRealm::NotAnAddress,
-            ),
-            ("/token", RefusedRealm::NotAnAddress),
-            ("", RefusedRealm::NotAnAddress),
-        ] {
-            assert_eq!(judge(bad), Err(reason), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_realm_at_the_registry_is_reached_through_its_endpoint() {
-        let realms = realms("https://registry.example.org", "https://vpce.example:8443");
-        let realm = realms
-            .judge(
-                "https://registry.example.org/token?a=b",
-                Some("s v"),
-                Some("repository:x:pull"),
-            )
-            .unwrap();
-        assert_eq!(
-            realm.target.to_string(),
-            "https://vpce.example:8443/token?a=b&service=s+v&scope=repository%3Ax%3Apull"
-        );
-        assert_eq!(realm.host.unwrap(), "registry.example.org");
-    }
-
-    #[test]
-    fn plain_http_is_for_this_host_alone() {
-        let realms = realms("https://registry.example.org", "http://127.0.0.1:5000");
-        assert!(
-            realms
-                .judge("http://127.0.0.1:5001/auth", None, None)
-                .is_ok()
-        );
-        let refused = realms.judge("http://127.0.0.2:5001/auth", None, None);
-        assert_eq!(refused, Err(RefusedRealm::Host));
-    }
-
     #[test]
     fn u27_odd_answers_of_a_token_service() {
         let life = |json: &str| read(json.as_bytes()).map(|issued| issued.life.as_secs());
         assert_eq!(life(r#"{"token":"a","expires_in":300}"#), Ok(300));
         assert_eq!(life(r#"{"access_token":"a"}"#), Ok(60));
+        assert_eq!(
+            life(r#"{"token":"","access_token":"a","expires_in":0}"#),
+            Ok(60)
+        );
         for (json, odd) in [
             ("{}", OddToken::Missing),
             (r#"{"token":""}"#, OddToken::Missing),

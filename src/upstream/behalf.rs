@@ -86,13 +86,14 @@ impl Shared {
         if !concerns_credentials(status) {
             return Ok(answer);
         }
+        let headers = answer.headers().clone();
         // Without a readable body a 403 is a denial.
         let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
         if question.is_push && status == StatusCode::BAD_REQUEST && said(&body).is_some() {
             return Err(UpstreamError::Told(told(status, &body, &self.names())));
         }
-        Err(match verdict(status, &body, true) {
-            Some(Verdict::Final) => UpstreamError::Refused,
+        Err(match verdict(status, &headers, &body, true) {
+            Some(Verdict::Final | Verdict::Insufficient) => UpstreamError::Refused,
             Some(Verdict::Renew) if status != StatusCode::BAD_REQUEST => {
                 UpstreamError::BadCredentials
             }

@@ -23,6 +23,7 @@ use super::error::{Absent, Deadline, UpstreamError, Wrong};
 use super::exchange::{Question, is_redirect, unanswered};
 use super::metrics::{Kind, Meter};
 use super::registry::RegistryKind;
+use super::scope::Scope;
 
 /// What a body must bring within each span of [`Limits::progress`](super::Limits::progress): a few
 /// bytes a second are a stall as well. Half a kilobyte a second over the default 30 s passes on any
@@ -255,7 +256,7 @@ fn blob_question<'a>(
     digest: &Digest,
 ) -> Result<Question<'a>, UpstreamError> {
     let path = path_and_query(format!("/v2/{repository}/blobs/{digest}"))?;
-    Ok(Question::get(kind, path, repository.as_str()))
+    Ok(Question::get(kind, path, Scope::Pull(repository)))
 }
 
 /// The bytes of a blob on their way. Dropping it unfinished closes its connection.

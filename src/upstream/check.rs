@@ -10,6 +10,7 @@ use super::client::path_and_query;
 use super::error::{Absent, UpstreamError};
 use super::exchange::{Question, unanswered};
 use super::metrics::Kind;
+use super::scope::Scope;
 use super::token::TokenStatus;
 
 /// A registry answered.
@@ -49,7 +50,10 @@ impl Upstream {
     /// Leaving changes nothing; a call for a token that was begun goes on.
     pub async fn check_token(&self) -> Result<TokenStatus, UpstreamError> {
         let deadline = Instant::now() + self.shared.options.limits.token;
-        self.shared.credentials.current("", deadline).await?;
+        self.shared
+            .credentials
+            .current(Scope::Registry, false, deadline)
+            .await?;
         Ok(self.token_status())
     }
 
@@ -62,7 +66,11 @@ impl Upstream {
     /// Leaving gives the question up.
     pub async fn ping(&self) -> Result<Ping, UpstreamError> {
         let began = Instant::now();
-        let question = Question::get(Kind::Ping, path_and_query("/v2/".to_owned())?, "");
+        let question = Question::get(
+            Kind::Ping,
+            path_and_query("/v2/".to_owned())?,
+            Scope::Registry,
+        );
         let answer = self.ask(&question).await?;
         let took = began.elapsed();
         if answer.status() != StatusCode::OK {

@@ -191,6 +191,9 @@ pub enum TokenError {
     /// The identity may not obtain a token.
     #[error("the identity may not obtain a token")]
     Denied,
+    /// The token service knows who we are, and grants nothing of what was asked for.
+    #[error("the token service grants nothing here")]
+    NotGranted,
     /// The token service throttles.
     #[error("the token service throttles")]
     Throttled,

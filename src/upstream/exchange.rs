@@ -10,14 +10,17 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use crate::oci::RepositoryName;
+
 use super::allowance::Allowance;
 use super::client::{Answer, Outgoing};
-use super::credentials::{Scope, Verdict, verdict};
+use super::credentials::{MOST_LOGINS, Verdict, verdict};
 use super::error::{Absent, RefusedRedirect, Unreachable, UpstreamError, Wrong};
 use super::gate::backoff;
 use super::metrics::Kind;
 use super::portal::{is_page, stands_in};
 use super::redirect;
+use super::scope::Scope;
 use super::sending::Carried;
 use super::token::Token;
 use super::told;
@@ -49,11 +52,11 @@ pub(super) struct Question<'a> {
     /// A connection that breaks may be all that the registry says where there is no such repository.
     /// Whoever asks looks into that, so it is neither asked again nor told to the breaker.
     pub(super) breaks_where_absent: bool,
-    pub(super) scope: &'a Scope,
+    pub(super) scope: Scope<'a>,
 }
 
 impl<'a> Question<'a> {
-    pub(super) fn get(kind: Kind, path: PathAndQuery, scope: &'a Scope) -> Self {
+    pub(super) fn get(kind: Kind, path: PathAndQuery, scope: Scope<'a>) -> Self {
         Self {
             kind,
             method: Method::GET,
@@ -79,7 +82,9 @@ impl Upstream {
     /// # Cancel safety
     /// Leaving gives the question up.
     pub(super) async fn ask(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
-        if *self.shared.terms.load().offline.of_name(question.scope) {
+        let repository = question.scope.repository();
+        let repository = repository.map_or("", RepositoryName::as_str);
+        if *self.shared.terms.load().offline.of_name(repository) {
             return Err(UpstreamError::Offline);
         }
         let answer = async {
@@ -139,6 +144,7 @@ impl Shared {
         let absorbed_by = Instant::now() + self.options.limits.absorb_throttle;
         let mut attempt = 1;
         let mut renewed = None;
+        let mut logins = 0;
         self.budget.earn();
         loop {
             self.breaker.admit()?;
@@ -151,7 +157,8 @@ impl Shared {
             let token = match &renewed {
                 Some(token) => Some(Arc::clone(token)),
                 None => {
-                    let current = self.credentials.current(question.scope, connected_by);
+                    let once = question.carried.is_stream();
+                    let current = self.credentials.current(question.scope, once, connected_by);
                     current
                         .await
                         .inspect_err(|error| self.without_token(error))?
@@ -211,7 +218,7 @@ impl Shared {
             // Without a readable body a 403 is a denial.
             let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
             let told = || told::told(status, &body, &self.names());
-            match verdict(status, &body, token.is_some()) {
+            match verdict(status, &headers, &body, token.is_some()) {
                 // What a push is told in so many words is about the push.
                 Some(Verdict::Renew) | None
                     if question.is_push
@@ -220,7 +227,11 @@ impl Shared {
                 {
                     return Err(UpstreamError::Told(told()));
                 }
-                Some(Verdict::Renew) if renewed.is_none() => {
+                Some(verdict @ (Verdict::Renew | Verdict::Insufficient))
+                    if logins == 0
+                        || (verdict == Verdict::Insufficient && logins < MOST_LOGINS) =>
+                {
+                    logins += 1;
                     connected_by = Instant::now() + self.options.limits.connect;
                     let instead = self.credentials.instead_of(
                         token.as_ref(),
@@ -228,14 +239,19 @@ impl Shared {
                         question.scope,
                         connected_by,
                     );
-                    let instead = instead.await;
+                    let instead = instead.await.map_err(|error| match error {
+                        UpstreamError::Refused => self.refused(question, &body),
+                        error => error,
+                    });
                     renewed = Some(instead.inspect_err(|error| self.without_token(error))?);
                     if !question.carried.may_be_repeated() {
                         // The next request has the new one.
                         return Err(UpstreamError::BadCredentials);
                     }
                 }
-                Some(Verdict::Final) => return Err(self.refused(question, &body)),
+                Some(Verdict::Final | Verdict::Insufficient) => {
+                    return Err(self.refused(question, &body));
+                }
                 Some(Verdict::Renew) if status != StatusCode::BAD_REQUEST => {
                     return Err(UpstreamError::BadCredentials);
                 }
@@ -419,14 +435,16 @@ impl Shared {
 
     /// Logs what the registry says about our identity; callers learn only that it refused.
     fn refused(&self, question: &Question<'_>, body: &Bytes) -> UpstreamError {
-        // The answer to a HEAD tells nothing, and is not the last word.
-        if question.method == Method::HEAD {
+        // The answer to a HEAD tells nothing, and is not the last word. An upload that may not be given up
+        // ends by itself.
+        let is_giving_up = question.kind == Kind::Upload && question.method == Method::DELETE;
+        if question.method == Method::HEAD || is_giving_up {
             return UpstreamError::Refused;
         }
         let said = said(body);
         tracing::warn!(
             upstream.name = %self.meter.upstream(),
-            oci.repository = question.scope,
+            oci.repository = question.scope.repository().map(RepositoryName::as_str),
             upstream.said = said.as_ref().map_or("", |said| said.message.as_str()),
             "upstream refuses our own identity",
         );

@@ -18,15 +18,12 @@ use super::client::{Answer, path_and_query};
 use super::error::{Absent, UpstreamError, Wrong};
 use super::exchange::{Question, unanswered};
 use super::metrics::Kind;
+use super::scope::Scope;
 
 /// ECR refuses more at once.
 const MAX_NAMES: u32 = 1000;
 /// A thousand tags of the greatest length are a seventh of this.
 const MAX_LIST: usize = 4 * 1024 * 1024;
-
-/// Stands for the catalog where a question is about a repository. No repository has such a name, so what is
-/// learned of how to log in for one counts for nothing else.
-const CATALOG: &str = "_catalog";
 
 /// One page of a repository's tags, or of a registry's repositories.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +70,7 @@ impl Upstream {
         page: Option<&str>,
     ) -> Result<NamePage, UpstreamError> {
         let path = format!("/v2/{repository}/tags/list");
-        let question = |path| Question::get(Kind::Tags, path, repository.as_str());
+        let question = |path| Question::get(Kind::Tags, path, Scope::Pull(repository));
         let page = self.names(path, n, page, question).await?;
         page.read(|tags: Tags| tags.tags).await
     }
@@ -92,7 +89,7 @@ impl Upstream {
         page: Option<&str>,
     ) -> Result<NamePage, UpstreamError> {
         let path = "/v2/_catalog".to_owned();
-        let question = |path| Question::get(Kind::Catalog, path, CATALOG);
+        let question = |path| Question::get(Kind::Catalog, path, Scope::Catalog);
         match self.names(path, n, page, question).await {
             Ok(page) => page.read(|list: Repositories| list.repositories).await,
             // Registries with tokens for repositories have none for this. ECR has one for everything.
@@ -144,7 +141,7 @@ impl Upstream {
         let path = path_and_query(format!("/v2/{repository}/referrers/{digest}{query}"))?;
         let question = Question {
             accept: Some(HeaderValue::from_static(media_type::OCI_INDEX)),
-            ..Question::get(Kind::Referrers, path, repository.as_str())
+            ..Question::get(Kind::Referrers, path, Scope::Pull(repository))
         };
         let answer = self.fetch(&question).await?;
         if answer.status() != StatusCode::OK {

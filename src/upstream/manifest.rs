@@ -12,6 +12,7 @@ use super::client::path_and_query;
 use super::error::{Absent, UpstreamError, Wrong};
 use super::exchange::{Question, unanswered};
 use super::metrics::Kind;
+use super::scope::Scope;
 
 /// Some registries convert, or deny having, manifests of types that `Accept` does not name, so all are
 /// named always. Whether a client can take what there is, is decided elsewhere.
@@ -121,7 +122,7 @@ fn question<'a>(
     let path = path_and_query(format!("/v2/{repository}/manifests/{reference}"))?;
     Ok(Question {
         accept: Some(HeaderValue::from_static(ACCEPT)),
-        ..Question::get(kind, path, repository.as_str())
+        ..Question::get(kind, path, Scope::Pull(repository))
     })
 }
 
@@ -173,8 +174,8 @@ fn verify(
     // A document without a version is an error or a page's data, whatever type it came with; and no
     // manifest's type is that of a page.
     let is_manifest =
-        shape.schema_version.is_some() || media_type::MANIFESTS.contains(&essence(&media_type));
-    if !is_manifest || shape.errors.is_some() || essence(&media_type) == "text/html" {
+        shape.schema_version.is_some() || media_type::MANIFESTS.contains(&&*media_type);
+    if !is_manifest || shape.errors.is_some() || media_type == "text/html" {
         return Err(no_manifest);
     }
     Manifest::parse(&media_type, &bytes).map_err(|_| no_manifest)?;
@@ -195,11 +196,13 @@ struct Shape {
     errors: Option<serde::de::IgnoredAny>,
 }
 
+/// Its parameters are left out: clients compare the whole of it with what they know.
 fn content_type(headers: &HeaderMap) -> Option<String> {
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
     match (types.next(), types.next()) {
         (Some(one), None) => {
-            Some(one.to_str().ok()?.trim().to_owned()).filter(|one| !one.is_empty())
+            let essence = media_type::essence(one.to_str().ok()?);
+            Some(essence.to_owned()).filter(|essence| !essence.is_empty())
         }
         (None, _) | (Some(_), Some(_)) => None,
     }
@@ -208,13 +211,9 @@ fn content_type(headers: &HeaderMap) -> Option<String> {
 /// Types that say nothing about a manifest; what it says of itself counts then.
 fn is_generic(media_type: &str) -> bool {
     matches!(
-        essence(media_type),
+        media_type,
         "application/json" | "application/octet-stream" | "text/plain" | "binary/octet-stream"
     )
-}
-
-fn essence(media_type: &str) -> &str {
-    media_type.split(';').next().unwrap_or(media_type).trim()
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@
 //! | `registry`, `origin` | what a registry's name says; where a request goes |
 //! | `connect`, `egress`, `client`, `exchange` | a connection, perhaps through a proxy; one request; a question asked until it is answered |
 //! | `behalf` | a question asked once, with the credential of whoever wants to know |
-//! | `token`, `credentials` | the token engine; what to send, and what to do when it is refused |
+//! | `token` | the token engine |
+//! | `credentials`, `challenged` | what to send, and what to do when it is refused; where the registry asks first |
+//! | `scope`, `realm` | what a token has to be good for; which token services speak for a registry |
 //! | `ecr`, `bearer` | where tokens come from |
 //! | `programs` | that no program run for credentials is left behind |
 //! | `mutability`, `creation` | which tags of a repository may move; repositories that appear when pushed to |
@@ -31,6 +33,7 @@ mod bearer;
 mod behalf;
 mod blob;
 mod breaker;
+mod challenged;
 mod check;
 mod client;
 mod connect;
@@ -50,8 +53,10 @@ mod origin;
 mod portal;
 mod programs;
 mod quota;
+mod realm;
 mod redirect;
 mod registry;
+mod scope;
 mod secret;
 mod sending;
 mod storage;
@@ -100,18 +105,19 @@ pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
 pub use upstreams::{PreparedUpstreams, UpstreamSet, Upstreams};
 
 use allowance::LastAllowance;
-use bearer::Realms;
 use breaker::{Breaker, Probe};
+use challenged::{Challenged, Login};
 use client::{Client, Outgoing};
 use connect::{Dialer, DialerOptions};
 use creation::Creator;
-use credentials::{Challenged, Credentials, Login};
+use credentials::Credentials;
 use ecr::{EcrApi, Outside, PublicApi};
 use gate::{Gate, RetryBudget};
 use metrics::{Kind, Meter};
 use options::Terms;
 use origin::{Origin, Reach};
 use quota::Pace;
+use realm::Realms;
 use redirect::RedirectPolicy;
 use storage::Storage;
 use token::{Refresher, Token};

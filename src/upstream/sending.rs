@@ -33,6 +33,11 @@ impl Carried {
         }
     }
 
+    /// True for what can be sent but once.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream(_))
+    }
+
     /// Returns when all of it was taken.
     pub(super) async fn is_taken(&self) {
         if let Self::Stream(stream) = self {

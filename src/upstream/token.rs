@@ -35,6 +35,8 @@ const MAX_LIFE: Duration = Duration::from_secs(12 * 3600);
 /// A token is not handed out in the last part of its life, this at most, so that it does not expire on
 /// its way.
 const MAX_EXPIRY_MARGIN: Duration = Duration::from_secs(60);
+/// The same, at least, of a token that lives for longer than twice this: services count in seconds.
+const MIN_EXPIRY_MARGIN: Duration = Duration::from_secs(1);
 
 /// Obtains tokens; the one thing about credentials that cannot run on loopback.
 pub(super) trait TokenSource: Send + Sync + 'static {
@@ -92,7 +94,10 @@ impl Token {
     }
 
     fn is_usable(&self) -> bool {
-        let margin = (self.life() / 10).min(MAX_EXPIRY_MARGIN);
+        let life = self.life();
+        let margin = (life / 10)
+            .max(MIN_EXPIRY_MARGIN.min(life / 2))
+            .min(MAX_EXPIRY_MARGIN);
         Instant::now() + margin < self.expires
     }
 }
@@ -147,6 +152,11 @@ struct State {
 }
 
 impl State {
+    fn has(&self, token: &Arc<Token>) -> bool {
+        let mut current = self.token.iter();
+        current.any(|current| Arc::ptr_eq(current, token))
+    }
+
     /// There is a token that upstream takes, as far as is known.
     fn is_equipped(&self) -> bool {
         !self.refused && self.token.as_ref().is_some_and(|token| token.is_usable())
@@ -205,16 +215,22 @@ impl Refresher {
         refused: &Arc<Token>,
         deadline: Instant,
     ) -> Result<Arc<Token>, TokenError> {
-        {
+        let is_current = {
             let mut state = self.inner.lock();
-            state.refused |= state
-                .token
-                .as_ref()
-                .is_some_and(|token| Arc::ptr_eq(token, refused));
+            let is_current = state.has(refused);
+            state.refused |= is_current;
+            is_current
+        };
+        if is_current {
+            tokio::time::sleep_until((refused.obtained + MIN_REPLACE_INTERVAL).min(deadline)).await;
         }
-        tokio::time::sleep_until((refused.obtained + MIN_REPLACE_INTERVAL).min(deadline)).await;
         self.wait_for(deadline, |token| !Arc::ptr_eq(token, refused))
             .await
+    }
+
+    /// Whether `token` is the one in hand, and was obtained no longer ago than `lately`.
+    pub(super) fn has_just(&self, token: &Arc<Token>, lately: Duration) -> bool {
+        self.inner.lock().has(token) && token.obtained.elapsed() < lately
     }
 
     async fn wait_for(
@@ -626,6 +642,20 @@ mod tests {
             &refresher.token(soon()).await.unwrap()
         ));
         assert_eq!(source.calls(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn k07_a_life_of_seconds_is_one() {
+        for life in 1..=3 {
+            let source = Scripted::new(&[Ok(life)]);
+            let refresher = refresher(&source);
+            for call in 1..=3 {
+                refresher.token(soon()).await.unwrap();
+                refresher.token(soon()).await.unwrap();
+                assert_eq!(source.calls(), call);
+                tokio::time::sleep(Duration::from_secs(life)).await;
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 
 use bytes::Bytes;
 
-use crate::oci::header::OCI_SUBJECT;
+use crate::oci::header::{OCI_CHUNK_MIN_LENGTH, OCI_SUBJECT};
 use crate::oci::{ByteRange, Digest, Reference, RepositoryName};
 
 use super::client::{Answer, path_and_query};
@@ -18,6 +18,7 @@ use super::error::{UpstreamError, Wrong};
 use super::exchange::{MAX_ERROR_BODY, Question};
 use super::metrics::Kind;
 use super::origin::Origin;
+use super::scope::Scope;
 use super::sending::{self, Carried, Feed, Stream};
 use super::told::told;
 use super::{Shared, Upstream};
@@ -39,7 +40,12 @@ impl std::fmt::Debug for UploadPlace {
 #[derive(Debug)]
 pub enum Begun {
     /// A session.
-    Session(UploadPlace),
+    Session {
+        /// Where it goes on.
+        place: UploadPlace,
+        /// The least bytes of a part, the last one apart, where the registry has such a limit.
+        least_part: Option<u64>,
+    },
     /// This blob was mounted from another repository; nothing is to be sent.
     Mounted(Digest),
 }
@@ -79,13 +85,18 @@ impl Upstream {
         repository: &RepositoryName,
         mount: Option<(&Digest, &RepositoryName)>,
     ) -> Result<Begun, UpstreamError> {
-        let query = mount.map_or_else(String::new, |(digest, from)| {
-            format!("?mount={digest}&from={from}")
-        });
+        let (query, scope) = match mount {
+            None => (String::new(), Scope::Push(repository)),
+            Some((digest, from)) => {
+                let into = repository;
+                let query = format!("?mount={digest}&from={from}");
+                (query, Scope::Mount { into, from })
+            }
+        };
         let path = path_and_query(format!("/v2/{repository}/blobs/uploads/{query}"))?;
         let question = Question {
             breaks_where_absent: self.creator(repository).is_some(),
-            ..push(Kind::Upload, Method::POST, path, repository)
+            ..push(Kind::Upload, Method::POST, path, scope)
         };
         let mount = mount.map(|(digest, _)| *digest);
         self.making_repository(repository, may_be_absent, || self.begin(&question, mount))
@@ -105,10 +116,11 @@ impl Upstream {
             }
             (StatusCode::ACCEPTED, _) => {
                 let place = self.shared.upload_place(answer.headers());
+                let least_part = answer.headers().get(OCI_CHUNK_MIN_LENGTH);
+                let least_part = least_part.and_then(|least| least.to_str().ok()?.parse().ok());
                 answer.discard().await;
-                place?
-                    .map(Begun::Session)
-                    .ok_or(UpstreamError::Wrong(Wrong::Malformed))
+                let place = place?.ok_or(UpstreamError::Wrong(Wrong::Malformed))?;
+                Ok(Begun::Session { place, least_part })
             }
             _ => Err(self.shared.refusal(answer).await),
         }
@@ -181,7 +193,12 @@ impl Upstream {
         repository: &RepositoryName,
         place: &UploadPlace,
     ) -> Result<(), UpstreamError> {
-        let question = push(Kind::Upload, Method::DELETE, place.0.clone(), repository);
+        let question = push(
+            Kind::Upload,
+            Method::DELETE,
+            place.0.clone(),
+            Scope::Delete(repository),
+        );
         self.took(&question, &[StatusCode::NO_CONTENT, StatusCode::ACCEPTED])
             .await
     }
@@ -205,7 +222,12 @@ impl Upstream {
         let question = Question {
             carried: Carried::Document(bytes),
             content_type: Some(media_type),
-            ..push(Kind::ManifestPut, Method::PUT, path, repository)
+            ..push(
+                Kind::ManifestPut,
+                Method::PUT,
+                path,
+                Scope::Push(repository),
+            )
         };
         self.making_repository(repository, is_told_absent, || self.put(&question))
             .await
@@ -261,7 +283,12 @@ impl Upstream {
         repository: &RepositoryName,
         path: PathAndQuery,
     ) -> Result<(), UpstreamError> {
-        let question = push(Kind::Delete, Method::DELETE, path, repository);
+        let question = push(
+            Kind::Delete,
+            Method::DELETE,
+            path,
+            Scope::Delete(repository),
+        );
         let good = [StatusCode::ACCEPTED, StatusCode::OK, StatusCode::NO_CONTENT];
         self.took(&question, &good).await
     }
@@ -280,16 +307,11 @@ impl Upstream {
     }
 }
 
-fn push<'a>(
-    kind: Kind,
-    method: Method,
-    path: PathAndQuery,
-    repository: &'a RepositoryName,
-) -> Question<'a> {
+fn push<'a>(kind: Kind, method: Method, path: PathAndQuery, scope: Scope<'a>) -> Question<'a> {
     Question {
         method,
         is_push: true,
-        ..Question::get(kind, path, repository.as_str())
+        ..Question::get(kind, path, scope)
     }
 }
 
@@ -300,7 +322,7 @@ fn with_body<'a>(
     body: Option<UploadBody>,
 ) -> Question<'a> {
     let Some(UploadBody { stream, range }) = body else {
-        return push(Kind::Upload, method, path, repository);
+        return push(Kind::Upload, method, path, Scope::Push(repository));
     };
     let range = range.filter(|range| range.len() > 0).and_then(|range| {
         // distribution-spec, "Pushing a blob in chunks": both ends, and no unit.
@@ -310,7 +332,7 @@ fn with_body<'a>(
         carried: Carried::Stream(stream),
         content_type: Some(OCTETS),
         content_range: range,
-        ..push(Kind::UploadBody, method, path, repository)
+        ..push(Kind::UploadBody, method, path, Scope::Push(repository))
     }
 }
 

@@ -25,12 +25,14 @@ pub mod pki;
 pub mod proxy;
 pub mod push;
 pub mod pushed;
+pub mod python;
 pub mod real;
 pub mod registries;
 pub mod sandbox;
 pub mod scene;
 pub mod stage;
 pub mod store;
+pub mod token_service;
 pub mod two;
 pub mod users;
 
@@ -44,6 +46,7 @@ pub use self::pki::Pki;
 pub use self::proxy::{Ended, Event, Proxy};
 pub use self::sandbox::Sandbox;
 pub use self::scene::Scene;
+pub use self::token_service::TokenService;
 
 /// The name under which every proxy of the tests answers.
 pub const DOMAIN: &str = "registry.mydomain.test";

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use toml::{Table, Value as Toml};
 
+use super::token_service::{ACCOUNT, TokenService};
 use super::{Client, DOMAIN, PATIENCE, Pki, program, store, within};
 
 /// What the certificate of a proxy is for.
@@ -424,6 +425,14 @@ impl Builder {
         self.upstream_key("registry", host)
             .upstream_key("endpoint", endpoint)
             .upstream_key("auth", "anonymous")
+    }
+
+    /// The registry is asked as the account that this service knows.
+    pub fn account(self, tokens: &TokenService) -> Self {
+        let file = tokens.password_file();
+        self.upstream_key("auth", "basic")
+            .upstream_key("username", ACCOUNT)
+            .upstream_key("password_file", file.to_str().expect("a UTF-8 path"))
     }
 
     /// Only these users are let in: bcrypt lines of a user file.

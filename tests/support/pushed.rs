@@ -4,9 +4,9 @@ use std::path::Path;
 
 use ecr_proxy::simulator::FULL_ACCESS_KEY;
 
-use super::Scene;
 use super::proxy::Builder;
 use super::users::{login, user_line};
+use super::{Scene, TokenService};
 
 /// The user's password.
 pub const PASSWORD: &str = "open-sesame";
@@ -17,12 +17,12 @@ pub const TARGET: &str = "pushed/app";
 /// And from there.
 pub const SECOND: &str = "pushed/second";
 
-/// One user may pull and push everywhere.
+/// One user may do everything everywhere.
 fn one_user(proxy: Builder) -> Builder {
     proxy
         .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
         .users(&user_line("ci", PASSWORD))
-        .rule("users = ['ci']\nactions = ['pull', 'push']")
+        .rule("users = ['ci']\nactions = ['pull', 'push', 'delete']")
 }
 
 /// The proxy in front of a simulated ECR that has [`TARGET`] and the sample image.
@@ -36,6 +36,11 @@ pub async fn into_ecr() -> Scene {
 /// The proxy in front of docker-registry with the sample image.
 pub async fn into_docker_registry() -> Scene {
     Scene::docker_registry_with(one_user).await
+}
+
+/// The same, where the registry logs in by tokens of this service.
+pub async fn into_docker_registry_behind(tokens: &TokenService) -> Scene {
+    Scene::docker_registry_behind(tokens, one_user).await
 }
 
 /// What is pushed under this tag.

@@ -4,11 +4,13 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::{Pki, Sandbox, Scene, program};
+use super::users::user_line;
+use super::{Pki, Sandbox, Scene, TokenService, program};
 
 /// Another process may take the port between our looking for one and the registry's binding it.
 const ATTEMPTS: usize = 10;
@@ -23,7 +25,19 @@ pub struct DockerRegistry {
 impl DockerRegistry {
     /// One on 127.0.0.1 without TLS that anybody may read and write.
     pub fn start() -> Self {
-        Self::start_on("127.0.0.1", "")
+        Self::start_on("127.0.0.1", |_| String::new())
+    }
+
+    /// One on 127.0.0.1 without TLS that one user may read and write, by HTTP's Basic.
+    pub fn start_for(user: &str, password: &str) -> Self {
+        // Our own command makes no line for the name that ECR's tokens have.
+        let line = user_line("x", password).replacen("x:", &format!("{user}:"), 1);
+        Self::start_on("127.0.0.1", |dir| {
+            let file = dir.join("htpasswd");
+            fs::write(&file, &line).expect("the directory is writable");
+            let file = file.display();
+            format!("auth: {{htpasswd: {{realm: registry, path: {file}}}}}\n")
+        })
     }
 
     /// One on `::1` with the certificate of `pki`.
@@ -34,10 +48,16 @@ impl DockerRegistry {
             certificate.display(),
             key.display()
         );
-        Self::start_on("[::1]", &tls)
+        Self::start_on("[::1]", |_| tls.clone())
     }
 
-    fn start_on(host: &str, tls: &str) -> Self {
+    /// One on 127.0.0.1 that lets in who has a token of this service.
+    pub fn start_behind(tokens: &TokenService) -> Self {
+        Self::start_on("127.0.0.1", |_| tokens.registry_lines())
+    }
+
+    /// `more` goes on with the `http` section of its configuration, and is told its directory.
+    fn start_on(host: &str, more: impl Fn(&Path) -> String) -> Self {
         for _ in 0..ATTEMPTS {
             let probe = TcpListener::bind(format!("{host}:0")).expect("a free port");
             let address = probe.local_addr().expect("a bound listener");
@@ -47,8 +67,9 @@ impl DockerRegistry {
                 "version: 0.1\n\
                  log: {{level: info, accesslog: {{disabled: true}}}}\n\
                  storage: {{delete: {{enabled: true}}, filesystem: {{rootdirectory: {}}}}}\n\
-                 http:\n  addr: \"{address}\"\n{tls}",
-                dir.path().join("data").display()
+                 http:\n  addr: \"{address}\"\n{}",
+                dir.path().join("data").display(),
+                more(dir.path())
             );
             let file = dir.path().join("config.yml");
             fs::write(&file, config).expect("the directory is writable");
@@ -91,6 +112,11 @@ impl DockerRegistry {
     /// Its URL.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where it keeps what it has.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("data/docker/registry/v2")
     }
 
     /// Ends it; connections to it are refused from now on.

@@ -167,6 +167,17 @@ impl Registries {
 
 /// Puts an image of the simulator's into the registry, all of it.
 pub fn copy(sandbox: &Sandbox, from: &Simulator, to: &DockerRegistry, repository: &str) {
+    copy_as(sandbox, from, to, repository, &["--dest-no-creds"]);
+}
+
+/// The same, as who `login` says.
+pub fn copy_as(
+    sandbox: &Sandbox,
+    from: &Simulator,
+    to: &DockerRegistry,
+    repository: &str,
+    login: &[&str],
+) {
     let image = |at: std::net::SocketAddr| format!("docker://{at}/{repository}:{TAG}");
     let words = [
         "copy",
@@ -178,5 +189,6 @@ pub fn copy(sandbox: &Sandbox, from: &Simulator, to: &DockerRegistry, repository
         &image(from.address(Listener::Registry)),
         &image(to.address()),
     ];
+    let words = words.iter().chain(login).copied();
     sandbox.must("skopeo", words);
 }

@@ -6,9 +6,10 @@ use ecr_proxy::simulator::{Listener, Outage, PushedImage, Simulator};
 use super::image::{REPOSITORY, TAG, push};
 use super::proxy::Builder;
 use super::real::DockerRegistry;
-use super::registries::copy;
+use super::registries::{copy, copy_as};
 use super::sandbox::Sandbox;
-use super::{Client, DOMAIN, Proxy};
+use super::token_service::{ACCOUNT, SECRET};
+use super::{Client, DOMAIN, Proxy, TokenService};
 
 /// What stands behind the proxy.
 enum Upstream {
@@ -54,9 +55,33 @@ impl Scene {
 
     /// The same, with what else is set for the proxy.
     pub async fn docker_registry_with(set: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::before_registry(DockerRegistry::start(), copy, set).await
+    }
+
+    /// The same, where the registry lets in only who has a token of this service, as the proxy gets for its
+    /// account.
+    pub async fn docker_registry_behind(
+        tokens: &TokenService,
+        set: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
+        let login = format!("{ACCOUNT}:{SECRET}");
+        Self::before_registry(
+            DockerRegistry::start_behind(tokens),
+            |sandbox, from, to, repository| {
+                copy_as(sandbox, from, to, repository, &["--dest-creds", &login]);
+            },
+            |proxy| set(proxy.account(tokens)),
+        )
+        .await
+    }
+
+    async fn before_registry(
+        registry: DockerRegistry,
+        copy: impl FnOnce(&Sandbox, &Simulator, &DockerRegistry, &str),
+        set: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
         let simulator = Simulator::builder().start().await.expect("a simulator");
         let image = push(&simulator);
-        let registry = DockerRegistry::start();
         let sandbox = Sandbox::new();
         copy(&sandbox, &simulator, &registry, REPOSITORY);
         simulator.shutdown().await;

@@ -6,11 +6,14 @@ use ecr_proxy::simulator::{BlobSource, FULL_ACCESS_KEY, Simulator};
 use tempfile::TempDir;
 use toml::Table;
 
-use super::Proxy;
+use super::blobs::{assert_whole, outcome};
 use super::proxy::Builder;
+use super::{Client, Proxy};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Of the layer of each of two tags, in bytes.
+const LAYER_SIZE: u64 = 1 << 18;
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// Two accounts in two regions, and where their keys are.
@@ -62,6 +65,28 @@ impl Two {
         self.before(keys(&self.prod, prod), keys(&self.base, base))
     }
 
+    /// Everything leads to `prod`, for which `base` stands in; tags are asked for each time.
+    pub fn with_fallback(&self) -> Builder {
+        let builder = self.builder().upstream_key("fallback", vec!["base"]);
+        builder
+            .set("cache.tag_ttl", "0s")
+            .route([("repository", "**"), ("upstream", "prod")])
+    }
+
+    /// Two tags of `team/app` that both have.
+    pub fn put_two_tags(&self) {
+        for simulator in [&self.prod, &self.base] {
+            for (seed, tag) in [(1, "v1"), (2, "v2")] {
+                put(
+                    simulator,
+                    "team/app",
+                    tag,
+                    BlobSource::generated(seed, LAYER_SIZE),
+                );
+            }
+        }
+    }
+
     /// With further keys of the two upstreams.
     fn before(&self, prod: Table, base: Table) -> Builder {
         let mut second = upstream(&self.base);
@@ -104,4 +129,21 @@ pub fn put(
     );
     let manifest = simulator.put_manifest(repository, tag, MANIFEST, text.into_bytes());
     (layer, manifest)
+}
+
+/// Pulls an image of `team/app` that [`put`] put, by its tag; what `X-Cache` said of manifest and layer.
+pub async fn pull(client: &Client, tag: &str) -> Option<(String, String)> {
+    let manifest = client.get(&format!("/v2/team/app/manifests/{tag}")).await;
+    if manifest.status != 200 {
+        return None;
+    }
+    let json = manifest.json();
+    let layer = json["layers"][0]["digest"].as_str().expect("a layer");
+    let blob = client.get(&format!("/v2/team/app/blobs/{layer}")).await;
+    if blob.status != 200 {
+        return None;
+    }
+    assert_whole(&blob, layer);
+    let said = |answer| outcome(answer).unwrap_or_default().to_owned();
+    Some((said(&manifest), said(&blob)))
 }

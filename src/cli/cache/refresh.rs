@@ -35,13 +35,25 @@ struct Text;
 
 impl Render for Text {
     fn event(&mut self, event: Event, out: &mut dyn Write) -> Result<(), Failure> {
-        if let Event::Refreshed { image, before, now } = event {
-            match before {
-                Some(before) if before == now => writeln!(out, "{image}: unchanged, {now}")?,
-                Some(before) => writeln!(out, "{image}: {before} -> {now}")?,
-                None => writeln!(out, "{image}: new, {now}")?,
-            }
-        }
+        let Event::Refreshed {
+            image,
+            before,
+            now,
+            stand_in,
+        } = event
+        else {
+            return Ok(());
+        };
+        let said = match before {
+            Some(before) if before == now => format!("unchanged, {now}"),
+            Some(before) => format!("{before} -> {now}"),
+            None => format!("new, {now}"),
+        };
+        let by = match stand_in {
+            true => ", as the upstream that stands in has it",
+            false => "",
+        };
+        writeln!(out, "{image}: {said}{by}")?;
         Ok(())
     }
 }

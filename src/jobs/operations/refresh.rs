@@ -1,7 +1,8 @@
-//! `refresh`: asks the upstream now what tags mean.
+//! `refresh`: asks the upstream now what tags mean, or one that stands in for it while it cannot answer.
 
 use super::message::Event;
 use super::{OperationError, Output, Parts};
+use crate::fill::Found;
 use crate::oci::{ImageName, Reference};
 
 pub(super) async fn run(
@@ -23,17 +24,18 @@ pub(super) async fn run(
     let mut failed = Vec::new();
     for (repo, tag, image) in tags {
         match parts.fills.refresh(&repo, &tag).await {
-            Ok(refreshed) if !refreshed.is_confirmed => {
-                let now = refreshed.now;
+            Ok(Found { what, how }) if how.is_stale() => {
+                let now = what.now;
                 failed.push(format!(
                     "{image}: the upstream has it no more; a pin keeps {now}"
                 ));
             }
-            Ok(refreshed) => {
+            Ok(Found { what, how }) => {
                 let event = Event::Refreshed {
                     image: image.to_string(),
-                    before: refreshed.before,
-                    now: refreshed.now,
+                    before: what.before,
+                    now: what.now,
+                    stand_in: how.is_of_another(),
                 };
                 output.tell(event).await?;
             }

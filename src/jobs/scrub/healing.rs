@@ -220,8 +220,8 @@ impl Healer {
         });
         let mut later = false;
         for repo in holders.await? {
-            match self.inner.fills.fetch(&repo, digest, &mut |_, _| ()).await {
-                Ok(fetched) => return Some(Some(fetched.outcome)),
+            match self.inner.fills.fetch(&repo, digest, &|_, _| ()).await {
+                Ok(fetched) => return Some(Some(fetched.how.outcome())),
                 // Said of this repository; others may still have it.
                 Err(FillError::Upstream(UpstreamError::Absent(_))) => {}
                 Err(error) => {

@@ -21,7 +21,7 @@ use futures_util::{Stream, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use crate::fill::{FillError, Fills};
+use crate::fill::{FillError, Fills, Found};
 use crate::oci::{Digest, Platform, Reference, RepoKey};
 use crate::telemetry::Outcome;
 pub use schedule::{Schedule, WarmMetrics};
@@ -178,16 +178,16 @@ impl Warmer {
                 return warmed;
             }
         };
-        if found.outcome == Outcome::Stale {
-            let age = Duration::from_secs(found.age.unwrap_or_default().as_secs());
+        if let Some(stale) = found.how.staleness() {
+            let age = Duration::from_secs(stale.age.as_secs());
             let age = humantime::format_duration(age);
             warmed.errors.push(format!(
                 "upstream cannot answer: the cache has it as it was {age} ago"
             ));
         }
-        warmed.digest = Some(found.manifest.digest);
+        warmed.digest = Some(found.what.digest);
         let mut walk = Walk::new(&self.fills, &repo, choice);
-        walk.run(found.manifest, &mut warmed).await;
+        walk.run(found.what, &mut warmed).await;
         let blobs = walk.into_blobs();
         warmed.blobs = blobs.len() as u64;
         // Sizes are what manifests say.
@@ -200,10 +200,10 @@ impl Warmer {
             .buffer_unordered(BLOBS_AT_ONCE);
         while let Some((digest, result)) = fetched.next().await {
             match result {
-                Ok(fetched) if fetched.outcome == Outcome::Hit => {}
+                Ok(fetched) if fetched.how.outcome() == Outcome::Hit => {}
                 Ok(fetched) => {
                     warmed.fetched_blobs += 1;
-                    warmed.fetched_bytes += fetched.size;
+                    warmed.fetched_bytes += fetched.what;
                 }
                 Err(error) => warmed.failed(&format!("blob {digest}"), &error),
             }
@@ -216,12 +216,13 @@ impl Warmer {
         repo: &RepoKey,
         digest: Digest,
         progress: &Progress,
-    ) -> (Digest, Result<crate::fill::Fetched, FillError>) {
+    ) -> (Digest, Result<Found<u64>, FillError>) {
         let Ok(_turn) = self.blobs.acquire().await else {
             return (digest, Err(FillError::Lost));
         };
-        let mut before = 0;
-        let mut advance = |now: u64, _| {
+        let before = AtomicU64::new(0);
+        let advance = |now: u64, _| {
+            let before = before.swap(now, Ordering::Relaxed);
             // A download that is begun anew goes back to its start.
             let count = &progress.bytes_done;
             if now >= before {
@@ -229,9 +230,8 @@ impl Warmer {
             } else {
                 count.fetch_sub(before - now, Ordering::Relaxed);
             }
-            before = now;
         };
-        let result = self.fills.fetch(repo, digest, &mut advance).await;
+        let result = self.fills.fetch(repo, digest, &advance).await;
         if result.is_ok() {
             progress.blobs_done.fetch_add(1, Ordering::Relaxed);
         }

@@ -107,7 +107,7 @@ impl<'a> Walk<'a> {
         }
         let reference = Reference::Digest(digest);
         match self.fills.fetch_manifest(self.repo, &reference).await {
-            Ok((_, found)) => self.push(found.manifest, depth, warmed),
+            Ok((_, found)) => self.push(found.what, depth, warmed),
             Err(error) => {
                 self.seen.insert(digest);
                 warmed.failed(&format!("manifest {digest}"), &error);
@@ -157,8 +157,8 @@ impl<'a> Walk<'a> {
             };
             let reference = Reference::Tag(tag);
             match self.fills.fetch_manifest(self.repo, &reference).await {
-                Ok((_, found)) if self.seen.contains(&found.manifest.digest) => {}
-                Ok((_, found)) => self.push(found.manifest, depth + 1, warmed),
+                Ok((_, found)) if self.seen.contains(&found.what.digest) => {}
+                Ok((_, found)) => self.push(found.what, depth + 1, warmed),
                 Err(FillError::Upstream(UpstreamError::Absent(_))) => {}
                 Err(error) => warmed.failed(&reference.to_string(), &error),
             }

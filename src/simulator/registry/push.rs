@@ -16,6 +16,9 @@ use super::list::parameter;
 use super::pull::is_reference;
 use super::{Caller, manifest_unknown};
 
+/// What the types of OCI's manifests begin with.
+const OCI: &str = "application/vnd.oci.image.";
+
 /// Upload sessions by id.
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
@@ -223,7 +226,12 @@ pub(super) fn manifest(
         return Err(Reply::empty(413));
     }
     let json: serde_json::Value = serde_json::from_slice(&asked.body).map_err(|_| disliked())?;
-    let media_type = json["mediaType"].as_str().ok_or_else(disliked)?.to_owned();
+    // A manifest of OCI's may leave its type to the header, as Helm's do.
+    let by_header = asked
+        .header("content-type")
+        .filter(|it| it.starts_with(OCI));
+    let media_type = json["mediaType"].as_str().or(by_header);
+    let media_type = media_type.ok_or_else(disliked)?.to_owned();
     let children = json["manifests"].as_array();
     let has_layers = json["layers"].as_array().is_some_and(|l| !l.is_empty());
     if !is_reference(reference) || (children.is_none() && !has_layers) {

@@ -237,6 +237,9 @@ pub enum Event {
         before: Option<Digest>,
         /// What it means.
         now: Digest,
+        /// An upstream that stands in for its own says so, and is what clients are told while its own cannot answer.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        stand_in: bool,
     },
     /// How far an image has come; several times a second while it does.
     WarmProgress(WarmProgress),

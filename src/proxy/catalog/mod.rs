@@ -3,18 +3,21 @@
 //! The invariant: a name that the caller may not pull changes nothing in the answer, neither what is listed
 //! nor where a page ends. So names are judged before they are counted.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
+mod merged;
+
+use self::merged::Merged;
 use super::error::Refusal;
 use super::lists::{link, page_size};
 use super::{Policy, Reply};
 use crate::access::{Caller, Denied, Turn};
-use crate::fill::{FillError, Fills, FoundRepositories};
+use crate::fill::{FillError, Fills, Found, How, Repositories};
 use crate::oci::{self, RepoKey, RepositoryName};
-use crate::telemetry::Outcome;
+use crate::telemetry::StaleReason;
 use crate::upstream::{UpstreamError, Upstreams, Wrong};
 
 /// After how many names others get their turn of the thread.
@@ -41,7 +44,7 @@ struct RepositoryList<'a> {
 /// The repositories of one upstream.
 struct Source {
     upstream: Arc<str>,
-    found: FoundRepositories,
+    found: Found<Repositories>,
 }
 
 /// A page of the repositories after `last`.
@@ -57,7 +60,7 @@ pub(super) async fn catalog(
     let mut names = asking.names(&sources, most, last).await;
     let more = names.len() > most;
     if more {
-        names.pop_last();
+        names.pop();
     }
     let list = RepositoryList {
         repositories: names.iter().map(RepositoryName::as_str).collect(),
@@ -72,17 +75,14 @@ pub(super) async fn catalog(
             &oci::Request::Catalog { limit, last },
         );
     }
-    let found = || sources.iter().map(|source| &source.found);
-    let is_any = |outcome| found().any(|found| found.outcome == outcome);
-    reply.outcome = match (!is_whole || is_any(Outcome::Stale), is_any(Outcome::Bypass)) {
-        (true, _) => Outcome::Stale,
-        (false, true) => Outcome::Bypass,
-        (false, false) => Outcome::Hit,
-    };
-    reply.is_of_another = found().any(|found| found.is_of_another);
-    let reason = found().find_map(|found| found.reason);
-    reply.age(found().filter_map(|found| found.age).max(), reason);
-    Ok(reply)
+    let hows = sources.iter().map(|source| source.found.how);
+    // Of what is not told nothing is known, nor for how long.
+    let unknown = || How::stale(Duration::ZERO, StaleReason::Unreachable);
+    let how = hows.chain((!is_whole).then(unknown)).reduce(How::and);
+    Ok(match how {
+        Some(how) => reply.found(how),
+        None => reply,
+    })
 }
 
 /// What the upstreams that names may lead to here have, and whether all of them tell.
@@ -146,30 +146,36 @@ impl Asking<'_> {
         sources: &[Source],
         most: usize,
         last: Option<&str>,
-    ) -> BTreeSet<RepositoryName> {
-        let mut names: BTreeSet<RepositoryName> = BTreeSet::new();
-        for source in sources {
-            for (number, name) in source.found.names().enumerate() {
-                if number % AT_ONCE == AT_ONCE - 1 {
-                    tokio::task::yield_now().await;
-                }
-                let Ok(repository) = name.parse() else {
-                    continue;
-                };
-                let repo = RepoKey {
-                    upstream: Arc::clone(&source.upstream),
-                    repository,
-                };
-                let routes = &self.policy.routes;
-                for name in routes.called(self.domain, self.ns, &repo) {
-                    let is_after = last.is_none_or(|last| name.as_str() > last);
-                    let is_of_page = names.len() <= most || names.last() > Some(&name);
-                    if is_after && is_of_page && self.may_be_told(&repo, &name) {
-                        names.insert(name);
-                        if names.len() > most + 1 {
-                            names.pop_last();
-                        }
-                    }
+    ) -> Vec<RepositoryName> {
+        let routes = &self.policy.routes;
+        let ways = |source: &Source| routes.renamings(self.domain, self.ns, &source.upstream);
+        let merged = sources
+            .iter()
+            .map(|source| (&source.found.what, ways(source)));
+        let mut names: Vec<RepositoryName> = Vec::new();
+        for (number, name) in Merged::after(last, merged).enumerate() {
+            if number % AT_ONCE == AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+            let is_after = last.is_none_or(|last| *name.written > *last);
+            let is_told = names
+                .last()
+                .is_some_and(|told| *told.as_str() == *name.written);
+            if !is_after || is_told {
+                continue;
+            }
+            let Ok(written) = name.written.parse() else {
+                continue;
+            };
+            let led = routes.find(self.domain, self.ns, &written);
+            let repo = led.map(|led| led.repo).filter(|repo| {
+                repo.upstream == sources[name.source].upstream
+                    && repo.repository.as_str() == name.own
+            });
+            if repo.is_some_and(|repo| self.may_be_told(&repo, &written)) {
+                names.push(written);
+                if names.len() > most {
+                    break;
                 }
             }
         }

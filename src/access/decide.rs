@@ -185,7 +185,8 @@ pub(super) async fn decide(
     match &caller.token {
         Some(token) => {
             let tokens = tokens.ok_or(Denied::Forbidden)?;
-            tokens.decide(token, wanted, caller.address).await?;
+            // In memory of its own, which others need none of.
+            Box::pin(tokens.decide(token, wanted, caller.address)).await?;
         }
         None if rules.allow(who, caller.place(), upstream, repository, action) => {}
         None => {

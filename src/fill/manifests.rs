@@ -245,11 +245,12 @@ impl Manifests {
             let (asker, tag) = (self.asker(repo), tag.clone());
             move || asker.by_tag(tag, record)
         };
-        let Some(record) = self.recorded.tag(repo, tag).await? else {
-            return self.ask(repo, reference, question(None)).await;
-        };
-        let Some(kept) = self.recorded.kept(repo, record.digest).await? else {
-            return self.ask(repo, reference, question(Some(record))).await;
+        let (record, kept) = match self.recorded.tagged(repo, tag).await? {
+            None => return self.ask(repo, reference, question(None)).await,
+            Some((record, None)) => {
+                return self.ask(repo, reference, question(Some(record))).await;
+            }
+            Some((record, Some(manifest))) => (record, Found::by(Outcome::Hit, manifest)),
         };
         let options = self.options.load_full();
         let policy = options.tags.of(repo);
@@ -369,7 +370,8 @@ impl Manifests {
                 found
             }
         };
-        match self.questions.run(key, question).await {
+        // In memory of its own, which what is kept needs none of.
+        match Box::pin(self.questions.run(key, question)).await {
             Ok(found) => Ok(found?),
             Err(Lost) => Err(FillError::Lost),
         }

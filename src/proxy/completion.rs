@@ -97,10 +97,14 @@ pub(super) struct Completion {
 }
 
 impl Completion {
-    /// Begins to count a request.
-    pub(super) fn begin(metrics: Arc<RequestMetrics>, method: http::Method, peer: Peer) -> Self {
+    /// Begins to count a request. It goes through many hands, and is not to be copied into each.
+    pub(super) fn begin(
+        metrics: Arc<RequestMetrics>,
+        method: http::Method,
+        peer: Peer,
+    ) -> Box<Self> {
         metrics.active.inc();
-        Self {
+        Box::new(Self {
             metrics,
             began: Instant::now(),
             id: RequestId::draw(),
@@ -118,7 +122,7 @@ impl Completion {
             length: 0,
             sent: 0,
             error: None,
-        }
+        })
     }
 
     /// How many bytes of the body were handed out so far.

@@ -480,7 +480,7 @@ impl Proxy {
         reply
     }
 
-    fn finish(&self, reply: Reply, mut completion: Completion) -> Response<Body> {
+    fn finish(&self, reply: Reply, mut completion: Box<Completion>) -> Response<Body> {
         completion.status = reply.status.as_u16();
         completion.outcome = reply.outcome;
         completion.length = reply.said.len();

@@ -212,12 +212,19 @@ fn is_plain(bytes: &[u8]) -> bool {
     // The top bit of each byte that is below `least`, which is no more than 0x80; or of one above such a byte.
     let below = |eight: u64, least: u8| eight.wrapping_sub(EACH * u64::from(least)) & !eight & TOP;
     let is = |eight: u64, byte: u8| below(eight ^ (EACH * u64::from(byte)), 1);
-    let (eights, rest) = bytes.as_chunks::<8>();
-    let special = eights.iter().fold(0, |special, eight| {
+    let special = |eight: &[u8; 8]| {
         let eight = u64::from_le_bytes(*eight);
-        special | below(eight, b' ') | is(eight, b'"') | is(eight, b'\\') | is(eight, 0x7f)
-    });
-    special == 0 && !rest.iter().copied().any(is_special)
+        below(eight, b' ') | is(eight, b'"') | is(eight, b'\\') | is(eight, 0x7f)
+    };
+    // The last eight may have been among those before.
+    let Some(last) = bytes.last_chunk::<8>() else {
+        return !bytes.iter().copied().any(is_special);
+    };
+    let (eights, _) = bytes.as_chunks::<8>();
+    let all = eights
+        .iter()
+        .fold(special(last), |all, eight| all | special(eight));
+    all == 0
 }
 
 /// Text that is formatted into the inside of a JSON string.

@@ -17,6 +17,7 @@
 //! | `client.user` | who was let in; `@anonymous` for nobody in particular |
 //! | `client.agent` | the client's `User-Agent` |
 //! | `http.method`, `http.status` | of the request and its answer |
+//! | `http.target` | host and path, where they are not of the API or not ours |
 //! | `oci.repository`, `oci.reference`, `oci.digest` | what was asked for, as the client wrote it |
 //! | `cache.outcome` | `hit`, `miss`, `joined`, `stale` or `bypass` |
 //! | `upstream.host`, `upstream.status`, `upstream.attempt` | of a request to a registry |

@@ -13,7 +13,7 @@ use support::blobs::{metric, simulator, until};
 use support::image::{REPOSITORY, TAG};
 use support::pebble::{Plan, free_port};
 use support::proxy::Builder;
-use support::{Client, Connection, DOMAIN, Proxy, image};
+use support::{Client, Connection, DOMAIN, Pki, Proxy, image};
 
 const ORDERS: &str = "ecr_proxy_acme_orders_total";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -251,4 +251,92 @@ async fn a_directory_that_wants_to_know_whose_account_it_is_is_told_and_a_wrong_
     .await;
     let secrets = [KEY.to_owned(), WRONG.to_owned()];
     proxy.assert_no_secrets(&secrets).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_written_down_is_used_and_kept_when_it_can_be() {
+    let simulator = simulator().await;
+    let plan = Plan::new();
+    let port = free_port();
+    let _pebble = plan.start(port, 1, YEAR);
+    let root = plan.root().await;
+    let right = fs::read(plan.ca()).expect("readable");
+    fs::copy(Pki::new(["other.test"]).ca(), plan.ca()).expect("writable");
+    let builder = Proxy::builder().simulator(&simulator);
+    let builder = builder.listen([format!("https://127.0.0.1:{port}").as_str()]);
+    let proxy = acme(builder, &plan, &[]).start();
+    until("the directory is not trusted", async || {
+        readyz(&proxy).await.contains("no new certificate since")
+    })
+    .await;
+
+    let file = stored(&proxy).join("certificate.pem");
+    fs::create_dir(&file).expect("a folder in its place");
+    // The roots are read for each order.
+    fs::write(plan.ca(), right).expect("writable");
+    until("it is served all the same", async || {
+        is_served(&proxy, &root).await
+    })
+    .await;
+    let page = readyz(&proxy).await;
+    assert!(page.contains("certificate.pem"), "{page}");
+    assert_eq!(metric(&proxy, ORDERS, &["result=\"ok\""]).await, 1.0);
+    fs::remove_dir(&file).expect("an empty folder");
+    until("it is kept", async || {
+        file.is_file() && !readyz(&proxy).await.contains("certificate")
+    })
+    .await;
+    assert_eq!(metric(&proxy, ORDERS, &["result=\"ok\""]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_told_what_changes_about_the_account() {
+    const KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let simulator = simulator().await;
+    let mut plan = Plan::new();
+    plan.known = vec![("kid-1", KEY), ("kid-2", KEY)];
+    let port = free_port();
+    let _pebble = plan.start(port, 1, YEAR);
+    let root = plan.root().await;
+    let builder = Proxy::builder().simulator(&simulator);
+    let builder = builder.listen([format!("https://127.0.0.1:{port}").as_str()]);
+    let file = builder.pki().dir().join("eab.key");
+    fs::write(&file, KEY).expect("writable");
+    let path = file.to_str().expect("a UTF-8 path").to_owned();
+    let keys = [("eab_kid", "kid-1"), ("eab_key_file", path.as_str())];
+    let mut proxy = acme(builder, &plan, &keys).start();
+    until("there is a certificate", async || {
+        is_served(&proxy, &root).await
+    })
+    .await;
+    let read =
+        |proxy: &Proxy, name: &str| fs::read_to_string(stored(proxy).join(name)).expect("readable");
+    let account = |proxy: &Proxy| read(proxy, "account.json");
+    let told = |proxy: &Proxy| read(proxy, "told.json");
+    let first = account(&proxy);
+    assert!(told(&proxy).contains("ops@mydomain.test"));
+
+    let [kid, key] = keys;
+    proxy.set(
+        "tls.acme",
+        plan.keys(&[kid, key, ("email", "new@mydomain.test")]),
+    );
+    proxy.reload().await;
+    until("the address is told", async || {
+        told(&proxy).contains("new@mydomain.test")
+    })
+    .await;
+    let known = |event: &support::Event| event.message().contains("knows the account's address");
+    proxy.log_until("that is said", known).await;
+    assert_eq!(account(&proxy), first, "the account is the same");
+
+    proxy.set("tls.acme", plan.keys(&[("eab_kid", "kid-2"), key]));
+    proxy.reload().await;
+    until("there is another account", async || {
+        account(&proxy) != first
+    })
+    .await;
+    assert!(is_served(&proxy, &root).await);
+    assert_eq!(metric(&proxy, ORDERS, &["result=\"ok\""]).await, 1.0);
+    assert!(!readyz(&proxy).await.contains("certificate"));
 }

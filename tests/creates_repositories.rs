@@ -419,3 +419,17 @@ async fn a_policy_that_is_written_anew_is_that_of_the_next_repository() {
         assert_eq!(found.as_deref(), Some(expected), "{repository}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_of_what_it_cannot_try_that_it_did_not() {
+    const ACTION: &str = "ecr:CreateRepository";
+    let rig = Rig::start(FULL_ACCESS_KEY, "scan_on_push = true").await;
+    let said = rig.proxy.run(["check"]).stdout;
+    let told = said.lines().find(|line| line.contains(ACTION));
+    assert!(told.is_some_and(|it| it.contains("not tried")), "{said}");
+    assert_eq!(rig.asked("CreateRepository"), 0);
+    // Who has no repositories made is not told of it.
+    let plain = Proxy::builder().simulator(&rig.ecr).start();
+    let said = plain.run(["check"]).stdout;
+    assert!(said.contains("IAM") && !said.contains(ACTION), "{said}");
+}

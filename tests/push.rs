@@ -379,6 +379,31 @@ async fn what_is_deleted_is_gone_from_the_cache_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_behind_us_is_gone_once_somebody_wants_it_deleted() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let (_, manifest) = push_image(&ann, APP, "v1", b"a layer").await;
+    let by_digest = format!("/v2/{APP}/manifests/{manifest}");
+    // As if the answer to the first wish had been lost.
+    rig.ecr.delete_manifest(APP, &manifest);
+    assert_eq!(ann.get(&by_digest).await.status, 200, "in the cache");
+    let answer = ann.ask("DELETE", &by_digest, &[]).await;
+    let said = (answer.status, answer.error_code());
+    assert_eq!(said, (404, "MANIFEST_UNKNOWN".into()));
+    assert_eq!(ann.get(&by_digest).await.status, 404);
+    let by_tag = format!("/v2/{APP}/manifests/v1");
+    assert_eq!(ann.get(&by_tag).await.status, 404);
+    // A no of another kind takes nothing away.
+    let (_, manifest) = push_image(&ann, APP, "v2", b"another layer").await;
+    let by_digest = format!("/v2/{APP}/manifests/{manifest}");
+    let deletes = path_contains("/manifests/");
+    let rule = rig.ecr.faults().on(Listener::Registry, "DELETE", deletes);
+    let _rule = rule.then(Fault::status(405, "no"));
+    assert_eq!(ann.ask("DELETE", &by_digest, &[]).await.status, 405);
+    assert_eq!(ann.get(&by_digest).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_least_part_that_the_registry_takes_is_told() {
     let rig = Rig::start().await;
     let ann = rig.user("ann");

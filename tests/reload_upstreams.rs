@@ -197,6 +197,70 @@ async fn k11_what_an_upstream_said_or_is_being_asked_counts_no_more_once_it_is_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn k11_what_an_upstream_answers_once_another_has_its_name_is_told_to_who_asked_it_and_kept_nowhere()
+ {
+    let two = Two::start().await;
+    put(&two.prod, "team/app", "held", layer(1));
+    let (blob, _) = put(&two.base, "team/app", "held", layer(2));
+    put(&two.base, "team/app", "new", layer(3));
+    let mut proxy = two
+        .builder()
+        .route([("repository", "team/**"), ("upstream", "prod")])
+        .set("cache.tag_ttl", "1h")
+        .set("cache.absent_ttl", "1h")
+        .start();
+    let client = proxy.client();
+    let paths = [
+        "manifests/held".to_owned(),
+        "manifests/new".to_owned(),
+        "tags/list".to_owned(),
+        format!("blobs/{blob}"),
+    ];
+    let path = |path: &String| format!("/v2/team/app/{path}");
+    let gate = Gate::new();
+    for asked in &paths {
+        let held = two
+            .prod
+            .faults()
+            .on(Listener::Registry, "GET", path_contains(asked));
+        held.then(Fault::Hold(gate.clone()));
+    }
+    let mut waiting = Vec::new();
+    for asked in &paths {
+        waiting.push(client.start("GET", &path(asked), &[]).await);
+    }
+    within("all of it is asked", gate.arrived(paths.len())).await;
+    become_base(&mut proxy);
+    proxy.reload().await;
+    let said = async || {
+        let mut said = Vec::new();
+        for asked in &paths {
+            let answer = client.get(&path(asked)).await;
+            assert_eq!(answer.status, 200, "{asked}: {}", answer.text());
+            said.push(answer.digest());
+        }
+        said
+    };
+    let now = said().await;
+    gate.open();
+    let mut theirs = Vec::new();
+    for mut waiting in waiting {
+        theirs.push(waiting.answer("GET").await.expect("an answer"));
+    }
+    let statuses: Vec<_> = theirs.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200, 404, 200, 404]);
+    assert_ne!(theirs[0].digest(), now[0]);
+    assert_eq!(theirs[2].json()["tags"], serde_json::json!(["held"]));
+
+    // Nothing of that counts, neither on disk nor in memory.
+    assert_eq!(said().await, now);
+    let last = client.get("/v2/team/app/tags/list?last=a").await;
+    assert_eq!(last.json()["tags"], serde_json::json!(["held", "new"]));
+    two.base.outage(Outage::Refused).await;
+    assert_eq!(tag(&client, "team/app", "held").await.digest(), now[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn k11_an_upstream_that_cannot_be_set_up_changes_nothing() {
     let two = Two::start().await;
     put(&two.prod, "team/app", "v1", layer(1));
@@ -253,6 +317,9 @@ async fn k11_an_upload_ends_where_it_was_begun() {
     assert_eq!(end.status, 201, "{}", end.text());
     assert!(two.prod.blob(push::APP, &digest).is_some());
     assert!(two.base.blob(push::APP, &digest).is_none());
+    // Whoever has that name now does not hold it.
+    let path = format!("/v2/{}/blobs/{digest}", push::APP);
+    assert_eq!(ann.get(&path).await.status, 404);
 }
 
 #[tokio::test(flavor = "multi_thread")]

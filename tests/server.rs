@@ -842,6 +842,44 @@ async fn l12_beyond_a_cap_connections_are_refused_at_once_and_others_go_on() {
     }
 }
 
+#[tokio::test]
+async fn l12_a_newcomer_finds_room_where_others_hold_all_of_it_idle() {
+    let scene = Scene::start(ServerOptions {
+        max_connections: 6,
+        max_connections_per_address: 3,
+        ..ServerOptions::default()
+    })
+    .await;
+    let from = async |host: u8| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        let source = ([127, 0, 0, host], 0).into();
+        socket.bind(source).expect("an address of this host");
+        let mut stream = socket.connect(scene.plain).await.expect("a connection");
+        stream.write_all(GET).await.expect("written");
+        read_ok(&mut stream).await;
+        stream
+    };
+    let mut held = Vec::new();
+    for host in [2, 2, 2, 3, 3, 3] {
+        held.push(from(host).await);
+    }
+    let mut newcomer = from(4).await;
+    eventually(|| scene.metrics.connections_displaced.get() == 1).await;
+    eventually(|| scene.metrics.connections_open.get() == 6).await;
+    newcomer.write_all(GET).await.expect("written");
+    read_ok(&mut newcomer).await;
+    let mut closed = 0;
+    for stream in &mut held {
+        let mut byte = [0];
+        // A reset, or the end.
+        let is_open = stream.write_all(GET).await.is_ok()
+            && matches!(timeout(SOON, stream.read(&mut byte)).await, Ok(Ok(1)));
+        closed += usize::from(!is_open);
+    }
+    assert_eq!(closed, 1, "one made room");
+    assert_eq!(scene.metrics.connections_refused.get(), 0);
+}
+
 // Drain.
 
 #[tokio::test]

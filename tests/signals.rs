@@ -99,6 +99,9 @@ async fn every_request_has_exactly_one_completion_event() {
         manifest_event.field("cache.outcome").as_deref(),
         Some("miss")
     );
+    assert_eq!(manifest_event.field("http.target"), None);
+    let elsewhere = of(7).field("http.target").expect("where it went");
+    assert!(elsewhere.ends_with("/elsewhere"), "{elsewhere}");
     let blob_event = of(3);
     assert_eq!(
         blob_event.field("oci.reference"),

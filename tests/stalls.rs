@@ -15,7 +15,9 @@ use ecr_proxy::access::{
 use ecr_proxy::buffers::BufferPool;
 use ecr_proxy::cache::{CacheMetrics, Limit, Store, StoreOptions};
 use ecr_proxy::clock::Clock;
-use ecr_proxy::fill::{Content, FillError, FillOptions, Fills, Parts, Pass, Reader, Step, Want};
+use ecr_proxy::fill::{
+    Content, FillError, FillOptions, Fills, Found, Parts, Pass, Reader, Step, Want,
+};
 use ecr_proxy::oci::{Digest, RepoKey};
 use ecr_proxy::simulator::{
     BlobSource, FULL_ACCESS_KEY, Fault, Gate, Listener, Pattern, Simulator,
@@ -149,14 +151,14 @@ impl Rig {
         proof.await.expect("the repository holds it")
     }
 
-    async fn open(&self, digest: Digest) -> Result<Content, FillError> {
+    async fn open(&self, digest: Digest) -> Result<Found<Content>, FillError> {
         let pass = self.pass(digest).await;
         self.fills.open(&pass, &Want::default()).await
     }
 }
 
-fn reader(content: Content) -> Reader {
-    match content.parts {
+fn reader(found: Found<Content>) -> Reader {
+    match found.what.parts {
         Parts::Whole(Some(reader)) => reader,
         _ => panic!("the whole of a blob that is not empty"),
     }
@@ -216,7 +218,7 @@ async fn u07_o05_a_stall_for_good_is_told_to_every_reader_within_the_limits() {
     // Its place is free, and nothing of the failure is remembered.
     rig.simulator.faults().clear();
     let again = rig.open(stalled).await.expect("a head");
-    assert_eq!(again.outcome, Outcome::Miss);
+    assert_eq!(again.how.outcome(), Outcome::Miss);
     let (bytes, outcome) = read(reader(again)).await;
     assert_eq!((Digest::of(&bytes), outcome), (stalled, Ok(())));
 }

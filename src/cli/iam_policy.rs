@@ -44,7 +44,7 @@ const PUBLIC_ACTIONS: [&str; 2] = [
 ];
 
 /// What making a repository takes, with all that its template may say.
-const CREATE_ACTIONS: [&str; 3] = [
+pub(super) const CREATE_ACTIONS: [&str; 3] = [
     "ecr:CreateRepository",
     "ecr:PutLifecyclePolicy",
     "ecr:TagResource",

@@ -61,8 +61,10 @@ pub(super) fn run(
                 local_ca: local_ca.as_ref().map(|(path, print)| (path.as_path(), print.as_str())),
             },
         );
-        out.write_all(text.as_bytes())?;
-        out.flush()?;
+        // Whoever started it may not be listening; clients are.
+        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            tracing::warn!(%error, "cannot say on standard output what is served");
+        }
         tokio::select! {
             () = service.run(signals.first(), hangups) => Ok(()),
             // The second signal means at once.

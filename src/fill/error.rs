@@ -1,6 +1,6 @@
 //! Why there is no content to give.
 
-use crate::oci::RepoKey;
+use super::Asked;
 use crate::telemetry::StaleReason;
 use crate::upstream::UpstreamError;
 
@@ -84,13 +84,14 @@ impl FillError {
         )
     }
 
-    /// True for what `asked` said or did not say, and says nothing of `other`.
-    pub(super) fn is_of_another(&self, asked: &RepoKey, other: &RepoKey) -> bool {
+    /// True for what `asked` said or did not say, and says nothing of what `other` would.
+    pub(super) fn is_of_another(&self, asked: &Asked, other: &Asked) -> bool {
         let is_of_its_upstream = matches!(
             self,
             Self::Upstream(_) | Self::DigestMismatch | Self::UnknownSize
         );
-        (asked != other && self.is_of_its_repository())
-            || (asked.upstream != other.upstream && is_of_its_upstream)
+        let is_another = !asked.upstream.is(&other.upstream);
+        let is_elsewhere = is_another || asked.repo != other.repo;
+        (is_elsewhere && self.is_of_its_repository()) || (is_another && is_of_its_upstream)
     }
 }

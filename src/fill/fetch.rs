@@ -148,8 +148,9 @@ impl Fills {
     ) -> Result<Carried, FillError> {
         loop {
             let slot = self.shared.background_slots.take(None).await;
+            let mine = self.shared.asked(repo)?;
             let Some((outcome, attendance, asked)) =
-                self.start(repo, digest, size, Slot::Had(slot))?
+                self.start(&mine, digest, size, Slot::Had(slot))
             else {
                 return Ok(Carried::Present);
             };
@@ -158,7 +159,7 @@ impl Fills {
             drop(attendance);
             match until_verdict(&flow, progress).await {
                 // A no to another repository is none to this one. That fill is off the map by now.
-                Err(error) if error.is_of_another(&asked, repo) => {}
+                Err(error) if error.is_of_another(&asked, &mine) => {}
                 Err(error) => return Err(error),
                 Ok(size) => {
                     return Ok(match flow.until_ended().await {

@@ -65,12 +65,16 @@ impl Learned {
     }
 
     async fn ask(self, repo: RepoKey, before: Option<TagMutability>) {
-        let answer = match self.upstreams.of(&repo) {
-            Ok(upstream) => upstream.tag_mutability(&repo.repository).await,
-            Err(error) => Err(error),
+        let Ok(upstream) = self.upstreams.of(&repo) else {
+            return;
+        };
+        let answer = upstream.tag_mutability(&repo.repository).await;
+        let note = |mutability, good_for| {
+            self.upstreams
+                .note(&upstream, || self.note(&repo, mutability, good_for));
         };
         match answer {
-            Ok(mutability) => self.note(&repo, Some(mutability), GOOD_FOR),
+            Ok(mutability) => note(Some(mutability), GOOD_FOR),
             Err(UpstreamError::Refused) => {
                 if !self.refusal_told.swap(true, Ordering::Relaxed) {
                     tracing::info!(
@@ -78,12 +82,12 @@ impl Learned {
                         "ecr:DescribeRepositories is not granted: tags of immutable repositories are checked like others"
                     );
                 }
-                self.note(&repo, None, REFUSED_FOR);
+                note(None, REFUSED_FOR);
             }
             Err(UpstreamError::Unsupported | UpstreamError::Absent(_)) => {
-                self.note(&repo, None, REFUSED_FOR);
+                note(None, REFUSED_FOR);
             }
-            Err(_) => self.note(&repo, before, PAUSE),
+            Err(_) => note(before, PAUSE),
         }
     }
 }

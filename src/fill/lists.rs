@@ -47,6 +47,16 @@ enum Subject {
     Repositories(Arc<str>),
 }
 
+impl Subject {
+    /// Who keeps the list.
+    fn upstream(&self, upstreams: &Upstreams) -> Result<Upstream, UpstreamError> {
+        match self {
+            Self::Tags(repo) => upstreams.of(repo),
+            Self::Repositories(name) => upstreams.named(name).ok_or(UpstreamError::Unconfigured),
+        }
+    }
+}
+
 /// A list, as whoever it was made for may see it: upstream tells its own to each caller's token.
 type Key = (Subject, Option<ClientToken>);
 
@@ -162,13 +172,7 @@ impl Lists {
         if let Some(refusal) = self.refused.get(&key) {
             return Err(refusal);
         }
-        let found = self.list(key.clone(), age, turn).await;
-        if let Err(error) = &found
-            && is_a_no(error)
-        {
-            self.refused.insert(key, error.clone());
-        }
-        found
+        self.list(key, age, turn).await
     }
 
     /// See [`super::Fills::forget_answers`].
@@ -204,19 +208,28 @@ impl Lists {
     }
 
     async fn ask(&self, key: &Key, turn: &Arc<Turn>) -> Result<Arc<Names>, FillError> {
+        let upstream = key.0.upstream(&self.upstreams)?;
         let question = || {
-            let (key, kept, upstreams) = (key.clone(), self.kept.clone(), self.upstreams.clone());
+            let (key, kept, refused) = (key.clone(), self.kept.clone(), self.refused.clone());
+            let upstreams = self.upstreams.clone();
             let turn = Arc::clone(turn);
             async move {
                 // Given up when the question has ended, not before.
                 let _turn = turn;
                 let asked_at = Instant::now();
-                let names = timeout(WALK, walk(&upstreams, &key)).await;
-                let names = names.unwrap_or(Err(UpstreamError::TooSlow(Deadline::Progress)))?;
+                let names = timeout(WALK, walk(&upstream, &key)).await;
+                let slow = Err(UpstreamError::TooSlow(Deadline::Progress));
+                let names = names.unwrap_or(slow).map_err(FillError::from);
+                if let (Subject::Repositories(_), Err(error)) = (&key.0, &names)
+                    && is_a_no(error)
+                {
+                    upstreams.note(&upstream, || refused.insert(key.clone(), error.clone()));
+                }
+                let names = names?;
                 // A hundred thousand names take a while to be put in order.
                 let ordering = spawn_blocking(move || Arc::new(Names::new(names, asked_at)));
                 let names = ordering.await.map_err(|_| FillError::Lost)?;
-                kept.insert(key, Arc::clone(&names));
+                upstreams.note(&upstream, || kept.insert(key, Arc::clone(&names)));
                 Ok(names)
             }
         };
@@ -246,22 +259,15 @@ pub(super) fn is_a_no(error: &FillError) -> bool {
 }
 
 /// All pages of a list.
-async fn walk(
-    upstreams: &Upstreams,
-    (subject, bearer): &Key,
-) -> Result<Vec<String>, UpstreamError> {
-    let upstream = match subject {
-        Subject::Tags(repo) => upstreams.of(repo)?,
-        Subject::Repositories(name) => upstreams.named(name).ok_or(UpstreamError::Unconfigured)?,
-    };
+async fn walk(upstream: &Upstream, (subject, bearer): &Key) -> Result<Vec<String>, UpstreamError> {
     let upstream = match bearer {
-        Some(token) => upstream.on_behalf_of(token.authorization())?,
+        Some(token) => &upstream.on_behalf_of(token.authorization())?,
         None => upstream,
     };
     let (mut names, mut bytes) = (Vec::new(), 0);
     let mut asked: Option<String> = None;
     for _ in 0..MAX_PAGES {
-        let page = page(&upstream, subject, asked.as_deref()).await?;
+        let page = page(upstream, subject, asked.as_deref()).await?;
         bytes += size(&page.names);
         if bytes > MAX_BYTES {
             break;

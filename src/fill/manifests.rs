@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
 use super::FillOptions;
+use super::asker::{Answer, Asker};
 use super::error::FillError;
 use super::flight::{Flights, Lost};
 use super::found::Found;
@@ -15,11 +16,11 @@ use super::lately::{Lately, Noted};
 use super::learned::Learned;
 use super::policy::TagPolicy;
 use super::recorded::Recorded;
-use crate::cache::{StoredManifest, TagRecord};
+use crate::cache::StoredManifest;
 use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::{FillMetrics, Outcome, StaleReason};
-use crate::upstream::{Absent, FetchedManifest, ManifestHead, UpstreamError, Upstreams};
+use crate::upstream::{Absent, Upstream, UpstreamError, Upstreams};
 
 /// Tags that were answered as they last were since upstream last confirmed one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +50,6 @@ pub struct Refreshed {
     pub now: Digest,
 }
 
-type Answer = Result<Found<StoredManifest>, UpstreamError>;
-
 /// Finds manifests by tag and digest. Questions to the upstream are asked once for all who wait.
 pub(super) struct Manifests {
     recorded: Recorded,
@@ -71,18 +70,6 @@ pub(super) struct Manifests {
     gone: Noted,
     /// When a tag was last changed through this proxy: an answer to a question asked before then is older.
     changed: Noted,
-}
-
-/// What a question needs once it runs in a task of its own.
-#[derive(Clone)]
-struct Asker {
-    recorded: Recorded,
-    upstreams: Upstreams,
-    clock: Clock,
-    gone: Noted,
-    changed: Noted,
-    repo: RepoKey,
-    asked_at: Instant,
 }
 
 impl Manifests {
@@ -130,8 +117,8 @@ impl Manifests {
                     Ok(found)
                 }
                 None => {
-                    let (asker, digest) = (self.asker(repo), *digest);
-                    self.ask(repo, reference, move || asker.by_digest(digest))
+                    let digest = *digest;
+                    self.ask(repo, reference, move |asker| asker.by_digest(digest))
                         .await
                 }
             },
@@ -164,21 +151,23 @@ impl Manifests {
         self.options.load().tags.of_upstream(upstream).tag_ttl
     }
 
-    fn asker(&self, repo: &RepoKey) -> Asker {
-        Asker {
+    fn asker(&self, repo: &RepoKey) -> Result<Asker, UpstreamError> {
+        Ok(Asker {
             recorded: self.recorded.clone(),
             upstreams: self.upstreams.clone(),
+            upstream: self.upstreams.of(repo)?,
             clock: self.clock.clone(),
             gone: self.gone.clone(),
             changed: self.changed.clone(),
             repo: repo.clone(),
             asked_at: Instant::now(),
-        }
+        })
     }
 
-    /// A manifest that upstream took under `reference` just now.
+    /// A manifest that `by` took under `reference` just now.
     pub(super) async fn pushed(
         &self,
+        by: &Upstream,
         repo: &RepoKey,
         reference: &Reference,
         media_type: String,
@@ -188,11 +177,14 @@ impl Manifests {
         self.gone.forget(repo, digest);
         let now = self.clock.now();
         self.recorded
-            .note_manifest(repo, media_type, bytes, now)
+            .note_manifest(by, repo, media_type, bytes, now)
             .await;
         if let Reference::Tag(tag) = reference {
             self.changed.note(repo, tag.clone(), Instant::now());
-            self.recorded.note_tag(repo, tag, digest, now).await;
+            if !self.recorded.note_tag(by, repo, tag, digest, now).await {
+                // What it means now is to be asked.
+                self.recorded.forget_tag(repo, tag).await;
+            }
         }
         for name in [Reference::Digest(digest), reference.clone()] {
             self.absent.forget(repo, name.clone());
@@ -222,12 +214,11 @@ impl Manifests {
     ) -> Result<Found<Refreshed>, FillError> {
         let record = self.recorded.tag(repo, tag).await?;
         let before = record.map(|record| record.digest);
-        let asker = self.asker(repo);
         let reference = Reference::Tag(tag.clone());
         self.absent.forget(repo, reference.clone());
         let tag = tag.clone();
         let found = self
-            .ask(repo, &reference, move || asker.by_tag(tag, record))
+            .ask(repo, &reference, move |asker| asker.by_tag(tag, record))
             .await?;
         Ok(found.map(|manifest| Refreshed {
             before,
@@ -242,8 +233,8 @@ impl Manifests {
         tag: &Tag,
     ) -> Result<Found<StoredManifest>, FillError> {
         let question = |record| {
-            let (asker, tag) = (self.asker(repo), tag.clone());
-            move || asker.by_tag(tag, record)
+            let tag = tag.clone();
+            move |asker: Asker| asker.by_tag(tag, record)
         };
         let (record, kept) = match self.recorded.tagged(repo, tag).await? {
             None => return self.ask(repo, reference, question(None)).await,
@@ -338,7 +329,9 @@ impl Manifests {
         if !self.checked.is_first(repo, manifest.digest) {
             return;
         }
-        let (asker, questions) = (self.asker(repo), self.questions.clone());
+        let (Ok(asker), questions) = (self.asker(repo), self.questions.clone()) else {
+            return;
+        };
         let manifest = manifest.clone();
         let key = (repo.clone(), Reference::Digest(manifest.digest));
         tokio::spawn(async move { questions.run(key, || asker.confirm(manifest)).await });
@@ -348,7 +341,7 @@ impl Manifests {
         &self,
         repo: &RepoKey,
         reference: &Reference,
-        question: impl FnOnce() -> F,
+        question: impl FnOnce(Asker) -> F,
     ) -> Result<Found<StoredManifest>, FillError>
     where
         F: Future<Output = Answer> + Send + 'static,
@@ -357,15 +350,17 @@ impl Manifests {
         if let Some(absent) = self.absent.get(repo, reference.clone()) {
             return Err(UpstreamError::Absent(absent).into());
         }
+        let asker = self.asker(repo)?;
         let (absences, slow) = (self.absent.clone(), self.slow.clone());
         let noted = key.clone();
         let question = move || {
-            let question = question();
+            let (upstreams, upstream) = (asker.upstreams.clone(), asker.upstream.clone());
+            let question = question(asker);
             async move {
                 let found = question.await;
                 slow.forget(&noted.0, noted.1.clone());
                 if let Err(UpstreamError::Absent(absent)) = &found {
-                    absences.note(&noted.0, noted.1, *absent);
+                    upstreams.note(&upstream, || absences.note(&noted.0, noted.1, *absent));
                 }
                 found
             }
@@ -375,145 +370,5 @@ impl Manifests {
             Ok(found) => Ok(found?),
             Err(Lost) => Err(FillError::Lost),
         }
-    }
-}
-
-impl Recorded {
-    /// A manifest that is recorded for this repository: the record is the proof that it holds it.
-    async fn kept(
-        &self,
-        repo: &RepoKey,
-        digest: Digest,
-    ) -> Result<Option<Found<StoredManifest>>, FillError> {
-        let manifest = self.manifest(repo, digest).await?;
-        Ok(manifest.map(|manifest| Found::by(Outcome::Hit, manifest)))
-    }
-}
-
-impl Asker {
-    async fn by_digest(self, digest: Digest) -> Answer {
-        self.fetch(&Reference::Digest(digest)).await
-    }
-
-    async fn confirm(self, manifest: StoredManifest) -> Answer {
-        let reference = Reference::Digest(manifest.digest);
-        match self.head(&reference).await {
-            Ok(_) => {
-                let (media_type, bytes) = (manifest.media_type.to_string(), manifest.bytes.clone());
-                let now = self.clock.now();
-                self.recorded
-                    .note_manifest(&self.repo, media_type, bytes, now)
-                    .await;
-            }
-            Err(error) => {
-                if matches!(error, UpstreamError::Absent(_)) {
-                    if self.recorded.is_pinned(&self.repo, &reference).await {
-                        self.gone.note(&self.repo, manifest.digest, Instant::now());
-                    } else {
-                        self.recorded
-                            .forget_manifest(&self.repo, manifest.digest)
-                            .await;
-                    }
-                }
-                return Err(error);
-            }
-        }
-        Ok(Found::by(Outcome::Hit, manifest))
-    }
-
-    /// Asks whether the tag still means what it did, and fetches what it means if it does not.
-    async fn by_tag(self, tag: Tag, record: Option<TagRecord>) -> Answer {
-        let found = self.revalidate(&tag, record.as_ref()).await;
-        let Err(error) = &found else {
-            return found;
-        };
-        let reference = Reference::Tag(tag.clone());
-        let is_pinned = error.says_no() && self.recorded.is_pinned(&self.repo, &reference).await;
-        match (found, record) {
-            (Err(error), Some(record)) if is_pinned => self.stale(&record).await.ok_or(error),
-            (Err(UpstreamError::Absent(absent)), _) if !is_pinned => {
-                if !self.was_overtaken(&tag) {
-                    self.recorded.forget_tag(&self.repo, &tag).await;
-                }
-                Err(UpstreamError::Absent(absent))
-            }
-            (found, _) => found,
-        }
-    }
-
-    async fn revalidate(&self, tag: &Tag, record: Option<&TagRecord>) -> Answer {
-        let reference = Reference::Tag(tag.clone());
-        if let Some(record) = record
-            && let Ok(Some(kept)) = self.recorded.kept(&self.repo, record.digest).await
-        {
-            match self.head(&reference).await {
-                Ok(head) if head.digest == record.digest => {
-                    self.note_tag(tag, record.digest).await;
-                    return Ok(kept);
-                }
-                // It moved, and came along where HEAD could not tell so.
-                Ok(ManifestHead {
-                    fetched: Some(fetched),
-                    ..
-                }) => {
-                    let found = self.keep(fetched).await;
-                    self.note_tag(tag, found.what.digest).await;
-                    return Ok(found);
-                }
-                // A no is what GET said already.
-                Err(error) if error.cannot_answer() || error.says_no() => return Err(error),
-                Ok(_) | Err(_) => {}
-            }
-        }
-        let found = self.fetch(&reference).await?;
-        self.note_tag(tag, found.what.digest).await;
-        Ok(found)
-    }
-
-    async fn stale(&self, record: &TagRecord) -> Option<Found<StoredManifest>> {
-        let kept = self.recorded.kept(&self.repo, record.digest).await.ok()??;
-        let age = self.clock.since(record.checked_at);
-        Some(Found::stale(kept.what, age, StaleReason::Pinned))
-    }
-
-    async fn fetch(&self, reference: &Reference) -> Answer {
-        let upstream = self.upstreams.of(&self.repo)?;
-        let fetched = upstream.manifest(&self.repo.repository, reference).await?;
-        Ok(self.keep(fetched).await)
-    }
-
-    async fn head(&self, reference: &Reference) -> Result<ManifestHead, UpstreamError> {
-        let upstream = self.upstreams.of(&self.repo)?;
-        upstream
-            .head_manifest(&self.repo.repository, reference)
-            .await
-    }
-
-    async fn keep(&self, fetched: FetchedManifest) -> Found<StoredManifest> {
-        let manifest = StoredManifest {
-            media_type: fetched.media_type.as_str().into(),
-            bytes: fetched.bytes.clone(),
-            digest: fetched.digest,
-        };
-        let (media_type, now) = (fetched.media_type, self.clock.now());
-        self.recorded
-            .note_manifest(&self.repo, media_type, fetched.bytes, now)
-            .await;
-        Found::by(Outcome::Miss, manifest)
-    }
-
-    async fn note_tag(&self, tag: &Tag, digest: Digest) {
-        if self.was_overtaken(tag) {
-            return;
-        }
-        self.recorded
-            .note_tag(&self.repo, tag, digest, self.clock.now())
-            .await;
-    }
-
-    /// True if the tag was changed since this was asked: what upstream says may be what was before.
-    fn was_overtaken(&self, tag: &Tag) -> bool {
-        let changed = self.changed.get(&self.repo, tag.clone());
-        changed.is_some_and(|changed| changed >= self.asked_at)
     }
 }

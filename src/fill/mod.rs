@@ -26,7 +26,8 @@
 //! | `flow.rs`, `front.rs` | what a fill and its readers share; how far readers may go |
 //! | `reader.rs`, `solo.rs`, `room.rs` | one client's way through a blob |
 //! | `stored.rs`, `verifying.rs` | what is whole on disk; a file that is not yet believed |
-//! | `manifests.rs`, `policy.rs`, `learned.rs` | tags and manifests; how long tags are believed; which never move |
+//! | `manifests.rs`, `asker.rs` | tags and manifests: what is believed, and until when; what upstream is asked, and what is recorded of its answers |
+//! | `policy.rs`, `learned.rs` | how long tags are believed; which never move |
 //! | `recorded.rs`, `lately.rs`, `flight.rs` | what records say; what was noted a moment ago; one question at a time |
 //! | `received.rs`, `pushed.rs` | a push on its way through; what upstream took of it |
 //! | `lists.rs`, `tags.rs`, `catalog.rs` | lists of names, whole and in order; a repository's tags and a registry's repositories, also when upstream cannot tell |
@@ -34,6 +35,7 @@
 //!
 //! It knows nothing of HTTP requests and answers.
 
+mod asker;
 mod busy;
 mod catalog;
 mod download;
@@ -103,7 +105,7 @@ use crate::cache::{Store, StoredManifest};
 use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey};
 use crate::telemetry::FillMetrics;
-use crate::upstream::{Absent, UpstreamError, Upstreams};
+use crate::upstream::{Absent, Upstream, UpstreamError, Upstreams};
 use elsewhere::{Elsewhere, any_answers};
 use failover::Place as _;
 use flight::Flights;
@@ -150,10 +152,17 @@ struct Shared {
     verifiers: Arc<Semaphore>,
 }
 
-/// A fill in progress, and the repository that it asks for the blob.
+/// A fill in progress, and whom it asks for the blob.
 struct Running {
-    repo: RepoKey,
+    asked: Asked,
     flow: Arc<Flow>,
+}
+
+/// A repository, and the registry that speaks for it.
+#[derive(Clone)]
+struct Asked {
+    repo: RepoKey,
+    upstream: Upstream,
 }
 
 impl Fills {
@@ -166,7 +175,7 @@ impl Fills {
         options: FillOptions,
         metrics: FillMetrics,
     ) -> Self {
-        let recorded = Recorded::new(store.clone());
+        let recorded = Recorded::new(store.clone(), upstreams.clone());
         let (slots, bypasses) = (options.max_fills, options.max_bypasses);
         let background_slots = options.max_background_fills;
         let options = Arc::new(ArcSwap::from_pointee(options));
@@ -298,9 +307,18 @@ impl Shared {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn origin(self: &Arc<Self>, repo: &RepoKey) -> Result<Origin, UpstreamError> {
-        let upstream = self.upstreams.of(repo)?;
-        let elsewhere = Elsewhere::new(Arc::downgrade(self), repo.clone());
-        Ok(Origin::new(upstream, repo.repository.clone()).or(elsewhere))
+    /// Whom to ask about a repository now.
+    fn asked(&self, repo: &RepoKey) -> Result<Asked, UpstreamError> {
+        Ok(Asked {
+            repo: repo.clone(),
+            upstream: self.upstreams.of(repo)?,
+        })
+    }
+
+    fn origin(self: &Arc<Self>, asked: &Asked) -> Origin {
+        let Asked { repo, upstream } = asked.clone();
+        let repository = repo.repository.clone();
+        let elsewhere = Elsewhere::new(Arc::downgrade(self), repo);
+        Origin::new(upstream, repository).or(elsewhere)
     }
 }

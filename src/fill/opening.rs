@@ -93,7 +93,7 @@ impl Fills {
         let now = self.shared.clock.now();
         self.shared
             .recorded
-            .note_held(&pass.repo, pass.digest, Some(size), now)
+            .note_held(&upstream, &pass.repo, pass.digest, Some(size), now)
             .await;
         Ok(size)
     }
@@ -181,7 +181,7 @@ impl Fills {
         let deadline = Instant::now() + self.shared.options.load().head_deadline;
         let turn = timeout_at(deadline, self.shared.bypasses.take(client));
         let turn = turn.await.map_err(|_elapsed| FillError::TooSlow)?;
-        let origin = self.shared.origin(&pass.repo)?;
+        let origin = self.shared.origin(&self.shared.asked(&pass.repo)?);
         let body = origin
             .open(pass.digest, range.start, Some(range.end))
             .await?;
@@ -191,7 +191,13 @@ impl Fills {
                 let now = self.shared.clock.now();
                 self.shared
                     .recorded
-                    .note_held(&pass.repo, pass.digest, Some(declared), now)
+                    .note_held(
+                        &origin.upstream,
+                        &pass.repo,
+                        pass.digest,
+                        Some(declared),
+                        now,
+                    )
                     .await;
             }
             return Err(FillError::SizeMismatch {

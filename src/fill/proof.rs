@@ -12,7 +12,7 @@ use super::{Fills, Shared};
 use crate::access::Right;
 use crate::cache::{Held, HeldBy};
 use crate::oci::{Digest, Reference, RepoKey};
-use crate::upstream::{Absent, UpstreamError};
+use crate::upstream::{Absent, Upstream, UpstreamError};
 
 /// How long upstream's word counts for a push that asks what it may leave out.
 const FRESH: Duration = Duration::from_secs(60);
@@ -24,6 +24,8 @@ pub struct Pass {
     pub(super) repo: RepoKey,
     pub(super) digest: Digest,
     pub(super) size: KnownSize,
+    /// The repository's upstream when it was proven.
+    pub(super) upstream: Option<Upstream>,
     /// The repository is the same one elsewhere, whose own upstream cannot answer.
     pub(super) is_of_another: bool,
     /// Whoever holds it may have it of this repository only: nothing stands in for it.
@@ -101,9 +103,11 @@ impl Fills {
         repo: &RepoKey,
         digest: Digest,
     ) -> Result<Pass, FillError> {
+        let upstream = self.shared.upstreams.named(&repo.upstream);
         let pass = |held: Option<Held>, told: Option<u64>| Pass {
             repo: repo.clone(),
             digest,
+            upstream: upstream.clone(),
             is_of_another: false,
             stays: false,
             size: KnownSize {
@@ -114,8 +118,7 @@ impl Fills {
             },
         };
         let key = (repo.clone(), digest);
-        let upstream = self.shared.upstreams.named(&repo.upstream);
-        let trusts_manifests = upstream.is_some_and(|upstream| upstream.trusts_manifests());
+        let trusts_manifests = upstream.as_ref().is_some_and(Upstream::trusts_manifests);
         match self.shared.recorded.held(repo, digest).await? {
             Some(held) if held.by == HeldBy::Upstream || trusts_manifests => {
                 let is_due = self.shared.clock.since(held.checked_at)
@@ -147,8 +150,10 @@ impl Shared {
     /// Upstream's no to the repository's own question is remembered, whichever question it was: a
     /// record of a blob that is gone would be a yes to HEAD and a no to GET.
     pub(super) async fn hear(&self, pass: &Pass, error: &FillError) {
-        if let FillError::Upstream(UpstreamError::Absent(absent)) = error {
-            self.note_absent(&pass.repo, pass.digest, *absent).await;
+        if let FillError::Upstream(UpstreamError::Absent(absent)) = error
+            && let Some(by) = &pass.upstream
+        {
+            self.note_absent(by, &pass.repo, pass.digest, *absent).await;
         }
     }
 
@@ -157,12 +162,14 @@ impl Shared {
         self.recorded.is_pinned(repo, &reference).await
     }
 
-    async fn note_absent(&self, repo: &RepoKey, digest: Digest, absent: Absent) {
+    async fn note_absent(&self, by: &Upstream, repo: &RepoKey, digest: Digest, absent: Absent) {
         if self.is_pinned(repo, digest).await {
             return;
         }
-        self.absent.note(repo, digest, absent);
-        self.recorded.forget_blob(repo, digest).await;
+        let note = || self.absent.note(repo, digest, absent);
+        if self.upstreams.note(by, note).is_some() {
+            self.recorded.forget_blob(repo, digest).await;
+        }
     }
 
     async fn ask_whether_held(
@@ -174,17 +181,18 @@ impl Shared {
         let answer = self
             .probes
             .run(key.clone(), move || async move {
-                let answer = match shared.upstreams.of(&repo) {
-                    Ok(upstream) => upstream.probe_blob(&repo.repository, &digest).await,
-                    Err(error) => Err(error),
-                };
+                let upstream = shared.upstreams.of(&repo)?;
+                let answer = upstream.probe_blob(&repo.repository, &digest).await;
                 match &answer {
                     Ok(size) => {
                         let now = shared.clock.now();
-                        shared.recorded.note_held(&repo, digest, *size, now).await;
+                        let recorded = &shared.recorded;
+                        recorded
+                            .note_held(&upstream, &repo, digest, *size, now)
+                            .await;
                     }
                     Err(UpstreamError::Absent(absent)) => {
-                        shared.note_absent(&repo, digest, *absent).await;
+                        shared.note_absent(&upstream, &repo, digest, *absent).await;
                     }
                     Err(_) => {}
                 }

@@ -11,6 +11,7 @@ use super::{Fills, Received};
 use crate::access::{Action, Right};
 use crate::cache::{Candidate, Store};
 use crate::oci::{Digest, Reference, RepoKey};
+use crate::upstream::Upstream;
 
 /// How long the answer to a push waits for the cache.
 const KEEPING: Duration = Duration::from_secs(2);
@@ -36,18 +37,19 @@ impl Fills {
         Received::new(self.shared.store.clone())
     }
 
-    /// Upstream took a blob into `repo`, of which `received` are the bytes.
+    /// The upstream `by` took a blob into `repo`, of which `received` are the bytes.
     ///
     /// # Cancel safety
     /// What was not noted is asked for when it is needed.
     pub async fn blob_pushed(
         &self,
         right: &Right,
+        by: &Upstream,
         repo: &RepoKey,
         digest: Digest,
         received: Received,
     ) {
-        self.blob_mounted(right, repo, digest, Some(received.len()))
+        self.blob_mounted(right, by, repo, digest, Some(received.len()))
             .await;
         let store = self.shared.store.clone();
         let keeping = tokio::spawn(async move {
@@ -60,13 +62,14 @@ impl Fills {
         let _ = timeout(KEEPING, keeping).await;
     }
 
-    /// Upstream has a blob in `repo` from now on, of `size` bytes where that is known.
+    /// The upstream `by` has a blob in `repo` from now on, of `size` bytes where that is known.
     ///
     /// # Cancel safety
     /// As [`Fills::blob_pushed`].
     pub async fn blob_mounted(
         &self,
         right: &Right,
+        by: &Upstream,
         repo: &RepoKey,
         digest: Digest,
         size: Option<u64>,
@@ -75,16 +78,18 @@ impl Fills {
         let shared = &self.shared;
         shared.absent.forget(repo, digest);
         let now = shared.clock.now();
-        shared.recorded.note_held(repo, digest, size, now).await;
+        let recorded = &shared.recorded;
+        recorded.note_held(by, repo, digest, size, now).await;
     }
 
-    /// Upstream took a manifest into `repo`; a tag means it from now on.
+    /// The upstream `by` took a manifest into `repo`; a tag means it from now on.
     ///
     /// # Cancel safety
     /// As [`Fills::blob_pushed`].
     pub async fn manifest_pushed(
         &self,
         right: &Right,
+        by: &Upstream,
         repo: &RepoKey,
         reference: &Reference,
         media_type: String,
@@ -92,7 +97,8 @@ impl Fills {
     ) {
         debug_assert_eq!(right.action(), Action::Push);
         let manifests = &self.shared.manifests;
-        manifests.pushed(repo, reference, media_type, bytes).await;
+        let pushed = manifests.pushed(by, repo, reference, media_type, bytes);
+        pushed.await;
         self.shared.lists.changed(repo);
     }
 

@@ -1,4 +1,7 @@
 //! What records say, without making the runtime wait for a disk.
+//!
+//! The invariant: what is recorded of a repository was said by the registry that has its upstream's name, and not by
+//! one that another took the place of while it was asked.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,17 +12,19 @@ use bytes::Bytes;
 use super::error::FillError;
 use crate::cache::{Held, Records, ReferrerList, Store, StoredManifest, TagRecord};
 use crate::oci::{Digest, Reference, RepoKey, Tag};
+use crate::upstream::{Upstream, Upstreams};
 
 /// The store's records, asked at once where the repository's are in memory, else on a thread that may
 /// wait for the disk. Clone is cheap.
 #[derive(Clone)]
 pub(super) struct Recorded {
     store: Store,
+    upstreams: Upstreams,
 }
 
 impl Recorded {
-    pub(super) fn new(store: Store) -> Self {
-        Self { store }
+    pub(super) fn new(store: Store, upstreams: Upstreams) -> Self {
+        Self { store, upstreams }
     }
 
     pub(super) async fn held(
@@ -56,7 +61,7 @@ impl Recorded {
     }
 
     pub(super) async fn forget_manifest(&self, repo: &RepoKey, digest: Digest) {
-        self.tell(repo, move |records, repo| {
+        self.forget(repo, move |records, repo| {
             records.forget_manifest(repo, &digest)
         })
         .await;
@@ -150,12 +155,13 @@ impl Recorded {
 
     pub(super) async fn note_referrers(
         &self,
+        by: &Upstream,
         repo: &RepoKey,
         subject: Digest,
         entries: Bytes,
         at: SystemTime,
     ) {
-        self.tell(repo, move |records, repo| {
+        self.tell(by, repo, move |records, repo| {
             records.put_referrer_list(repo, subject, entries, at);
         })
         .await;
@@ -163,33 +169,43 @@ impl Recorded {
 
     pub(super) async fn note_manifest(
         &self,
+        by: &Upstream,
         repo: &RepoKey,
         media_type: String,
         bytes: Bytes,
         at: SystemTime,
     ) {
-        self.tell(repo, move |records, repo| {
+        self.tell(by, repo, move |records, repo| {
             records.put_manifest(repo, &media_type, bytes, at);
         })
         .await;
     }
 
-    pub(super) async fn note_tag(&self, repo: &RepoKey, tag: &Tag, digest: Digest, at: SystemTime) {
+    /// Whether it is recorded.
+    pub(super) async fn note_tag(
+        &self,
+        by: &Upstream,
+        repo: &RepoKey,
+        tag: &Tag,
+        digest: Digest,
+        at: SystemTime,
+    ) -> bool {
         let tag = tag.clone();
-        self.tell(repo, move |records, repo| {
+        self.tell(by, repo, move |records, repo| {
             records.put_tag(repo, &tag, digest, at)
         })
-        .await;
+        .await
     }
 
     pub(super) async fn note_held(
         &self,
+        by: &Upstream,
         repo: &RepoKey,
         digest: Digest,
         size: Option<u64>,
         at: SystemTime,
     ) {
-        self.tell(repo, move |records, repo| {
+        self.tell(by, repo, move |records, repo| {
             records.put_held(repo, digest, size, at)
         })
         .await;
@@ -205,12 +221,12 @@ impl Recorded {
 
     pub(super) async fn forget_tag(&self, repo: &RepoKey, tag: &Tag) {
         let tag = tag.clone();
-        self.tell(repo, move |records, repo| records.forget_tag(repo, &tag))
+        self.forget(repo, move |records, repo| records.forget_tag(repo, &tag))
             .await;
     }
 
     pub(super) async fn forget_blob(&self, repo: &RepoKey, digest: Digest) {
-        self.tell(repo, move |records, repo| {
+        self.forget(repo, move |records, repo| {
             records.forget_blob(repo, &digest)
         })
         .await;
@@ -226,10 +242,30 @@ impl Recorded {
         answer.map_err(|_| FillError::Lost)
     }
 
-    /// A record that cannot be written costs a question to the upstream later, and never an answer.
-    async fn tell(&self, repo: &RepoKey, fact: impl FnOnce(&Records, &RepoKey) + Send + 'static) {
-        if self.ask(repo, fact).await.is_err() {
+    /// Records what `by` said, unless another has its name by now. A record that is not written costs a question to
+    /// the upstream later, and never an answer.
+    async fn tell(
+        &self,
+        by: &Upstream,
+        repo: &RepoKey,
+        fact: impl FnOnce(&Records, &RepoKey) + Send + 'static,
+    ) -> bool {
+        let (upstreams, by) = (self.upstreams.clone(), by.clone());
+        let noted = self
+            .ask(repo, move |records, repo| {
+                upstreams.note(&by, || fact(records, repo)).is_some()
+            })
+            .await;
+        noted.unwrap_or_else(|_| {
             tracing::warn!(oci.repository = %repo, "a record could not be written");
+            false
+        })
+    }
+
+    /// Forgets something, whoever said that it is not so: that costs no more than a question.
+    async fn forget(&self, repo: &RepoKey, fact: impl FnOnce(&Records, &RepoKey) + Send + 'static) {
+        if self.ask(repo, fact).await.is_err() {
+            tracing::warn!(oci.repository = %repo, "a record could not be taken back");
         }
     }
 }

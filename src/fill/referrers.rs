@@ -14,7 +14,7 @@ use super::{Fills, Shared};
 use crate::access::Right;
 use crate::oci::{Digest, Reference, Referrers, RepoKey, Tag};
 use crate::telemetry::Outcome;
-use crate::upstream::{Deadline, UpstreamError, Wrong};
+use crate::upstream::{Deadline, Upstream, UpstreamError, Wrong};
 
 /// Longest list that is recorded, in bytes: lists stay in memory with their repository.
 const MAX_RECORDED: usize = 256 * 1024;
@@ -88,8 +88,10 @@ impl Fills {
     async fn referrers_of(&self, repo: &RepoKey, subject: Digest) -> Result<Referrers, FillError> {
         match self.shared.listed_referrers(repo, subject).await {
             Err(FillError::Upstream(UpstreamError::Absent(_) | UpstreamError::Unsupported)) => {
+                let upstream = self.shared.upstreams.of(repo)?;
                 let list = self.listed_by_tag(repo, subject).await?;
-                self.shared.note_referrers(repo, subject, &list).await;
+                let noting = self.shared.note_referrers(&upstream, repo, subject, &list);
+                noting.await;
                 Ok(list)
             }
             listed => listed,
@@ -144,11 +146,17 @@ impl Shared {
         };
         let slow = Err(UpstreamError::TooSlow(Deadline::Progress));
         let list = timeout(WALK, pages).await.unwrap_or(slow)?;
-        self.note_referrers(repo, subject, &list).await;
+        self.note_referrers(&upstream, repo, subject, &list).await;
         Ok(list)
     }
 
-    async fn note_referrers(&self, repo: &RepoKey, subject: Digest, list: &Referrers) {
+    async fn note_referrers(
+        &self,
+        by: &Upstream,
+        repo: &RepoKey,
+        subject: Digest,
+        list: &Referrers,
+    ) {
         let entries = list.to_array();
         if entries.len() > MAX_RECORDED {
             tracing::warn!(
@@ -161,7 +169,7 @@ impl Shared {
         }
         let now = self.clock.now();
         self.recorded
-            .note_referrers(repo, subject, entries.into(), now)
+            .note_referrers(by, repo, subject, entries.into(), now)
             .await;
     }
 

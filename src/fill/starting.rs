@@ -10,10 +10,9 @@ use super::filling::{Filling, Slot};
 use super::flow::{Attendance, Flow};
 use super::front::{Front, Phase, TAIL};
 use super::proof::{KnownSize, Pass};
-use super::{Fills, Running};
-use crate::oci::{Digest, RepoKey};
+use super::{Asked, Fills, Running};
+use crate::oci::Digest;
 use crate::telemetry::Outcome;
-use crate::upstream::UpstreamError;
 
 /// A fill that can be answered from.
 pub(super) struct Begun {
@@ -32,14 +31,16 @@ impl Fills {
     ) -> Result<Option<Begun>, FillError> {
         let deadline = Instant::now() + self.shared.options.load().head_deadline;
         loop {
+            let mine = self.shared.asked(&pass.repo)?;
+            let slot = Slot::Wanted(client);
             let Some((outcome, attendance, asked)) =
-                self.start(&pass.repo, pass.digest, pass.size, Slot::Wanted(client))?
+                self.start(&mine, pass.digest, pass.size, slot)
             else {
                 return Ok(None);
             };
             match begun(attendance, deadline).await {
                 // A no to another repository is none to this one. That fill is off the map by now.
-                Err(error) if error.is_of_another(&asked, &pass.repo) => {}
+                Err(error) if error.is_of_another(&asked, &mine) => {}
                 Err(error) => return Err(error),
                 Ok((size, attendance)) => {
                     return Ok(Some(Begun {
@@ -52,34 +53,31 @@ impl Fills {
         }
     }
 
-    /// Begins a fill, or joins the one that somebody began, and tells which repository it asks. `None` if
+    /// Begins a fill, or joins the one that somebody began, and tells whom it asks. `None` if
     /// the blob is on disk by now: a fill leaves the map after the blob was kept, so who looked into the
     /// store a moment too early does not fetch it once more.
-    ///
-    /// # Errors
-    /// Its upstream is not configured.
     pub(super) fn start(
         &self,
-        repo: &RepoKey,
+        mine: &Asked,
         digest: Digest,
         size: KnownSize,
         slot: Slot,
-    ) -> Result<Option<(Outcome, Attendance, RepoKey)>, UpstreamError> {
-        let origin = self.shared.origin(repo)?;
+    ) -> Option<(Outcome, Attendance, Asked)> {
+        let origin = self.shared.origin(mine);
         let mut running = self.shared.running();
         if let Some(fill) = running.get(&digest)
             && let Some(attendance) = fill.flow.join()
         {
-            return Ok(Some((Outcome::Joined, attendance, fill.repo.clone())));
+            return Some((Outcome::Joined, attendance, fill.asked.clone()));
         }
         if self.shared.store.blob_now(&digest).is_some() {
-            return Ok(None);
+            return None;
         }
         let flow = Flow::new(digest, Front::connecting(), None);
         running.insert(
             digest,
             Running {
-                repo: repo.clone(),
+                asked: mine.clone(),
                 flow: Arc::clone(&flow),
             },
         );
@@ -96,7 +94,7 @@ impl Fills {
             metrics: self.shared.metrics.clone(),
         };
         filling.launch(Arc::clone(&self.shared), slot);
-        Ok(Some((Outcome::Miss, attendance, repo.clone())))
+        Some((Outcome::Miss, attendance, mine.clone()))
     }
 }
 

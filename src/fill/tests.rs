@@ -65,11 +65,11 @@ async fn c06_a_fill_that_panics_is_off_the_map_and_its_readers_are_told() {
     let digest = Digest::of(b"");
     let flow = Flow::new(digest, Front::connecting(), None);
     let repo = RepoKey {
-        upstream: "prod".into(),
+        upstream: "test".into(),
         repository: "team/app".parse().unwrap(),
     };
     let running = Running {
-        repo,
+        asked: shared.asked(&repo).unwrap(),
         flow: Arc::clone(&flow),
     };
     shared.running().insert(digest, running);

@@ -85,6 +85,14 @@ pub(super) struct Answer {
 }
 
 impl Refusal {
+    /// Whether it is about where the request went rather than what it wanted there.
+    pub(super) fn is_of_target(&self) -> bool {
+        matches!(
+            self,
+            Self::Misdirected | Self::Request(_) | Self::ForeignNamespace
+        )
+    }
+
     /// Status, code and words for the client.
     pub(super) fn answer(&self) -> Answer {
         let answer = |status, code: ErrorCode, message: &str| Answer {

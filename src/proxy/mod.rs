@@ -261,7 +261,12 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let reply = match self.answer(&head, body, &via, &mut completion).await {
             Ok(reply) => reply,
-            Err(refusal) => self.refusal(&refusal, &mut completion),
+            Err(refusal) => {
+                if refusal.is_of_target() {
+                    completion.target = Some(target(&head));
+                }
+                self.refusal(&refusal, &mut completion)
+            }
         };
         let reply = match head.method {
             Method::HEAD => reply.without_content(),
@@ -313,7 +318,13 @@ impl Proxy {
         completion.who = Some(caller.who().clone());
 
         let (method, uri) = (&request.method, &request.uri);
-        let wanted = oci::Request::parse(uri.path(), uri.query())?;
+        let wanted = oci::Request::parse(uri.path(), uri.query());
+        let wanted = wanted.map_err(|error| match METHODS.contains(method) {
+            true => Refusal::Request(error),
+            false => Refusal::NoMethod {
+                allowed: "GET, HEAD, POST, PUT, PATCH, DELETE",
+            },
+        })?;
         note(completion, &wanted);
         let action = action(method, &wanted)?;
 
@@ -554,6 +565,16 @@ fn action(method: &Method, wanted: &oci::Request) -> Result<Action, Refusal> {
     }
 }
 
+/// Those that the API has somewhere.
+const METHODS: [Method; 6] = [
+    Method::GET,
+    Method::HEAD,
+    Method::POST,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+];
+
 /// There is no such method for this.
 fn no_method(wanted: &oci::Request) -> Refusal {
     Refusal::NoMethod {
@@ -603,6 +624,18 @@ fn host(request: &request::Parts) -> Result<&str, Refusal> {
         .filter(|_| hosts.next().is_none())
         .ok_or(Refusal::Host)?;
     without_port(authority).ok_or(Refusal::Host)
+}
+
+/// Where a request went, for the log: host and path, with the `ns` where that is what is wrong. No other part of
+/// a query is told.
+fn target(request: &request::Parts) -> String {
+    let host = host(request).unwrap_or_default();
+    let path = request.uri.path();
+    let ns = query_value(request.uri.query(), "ns").ok().flatten();
+    completion::cut(&match ns {
+        Some(ns) => format!("{host}{path}?ns={ns}"),
+        None => format!("{host}{path}"),
+    })
 }
 
 /// The host of an authority; `None` for user information, an empty host or a port that is not one.

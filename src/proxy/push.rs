@@ -179,7 +179,9 @@ impl Push<'_> {
         let mut taken = self.uploads.begin(self.owner(), self.address)?;
         let (place, least) = match self.begun(&body).await? {
             Begun::Session { place, least_part } => (place, least_part),
-            Begun::Mounted(digest) => return self.created_blob(digest, None).await,
+            Begun::Mounted(digest) => {
+                return self.created_blob(&self.upstream, digest, None).await;
+            }
         };
         let (upstream, repo) = (self.upstream.clone(), self.repo.clone());
         let received = self.parts.fills.receive();
@@ -285,8 +287,9 @@ impl Push<'_> {
             both(asking, pumping).await
         };
         ended?;
+        let upstream = upstream.clone();
         let received = session.ended();
-        self.created_blob(digest, Some(received)).await
+        self.created_blob(&upstream, digest, Some(received)).await
     }
 
     /// DELETE: the upload is given up.
@@ -298,13 +301,14 @@ impl Push<'_> {
 
     async fn created_blob(
         &self,
+        by: &Upstream,
         digest: Digest,
         received: Option<Received>,
     ) -> Result<Reply, Refusal> {
-        let (fills, right) = (&self.parts.fills, self.right);
+        let (fills, right, repo) = (&self.parts.fills, self.right, self.repo);
         match received {
-            Some(received) => fills.blob_pushed(right, self.repo, digest, received).await,
-            None => fills.blob_mounted(right, self.repo, digest, None).await,
+            Some(received) => fills.blob_pushed(right, by, repo, digest, received).await,
+            None => fills.blob_mounted(right, by, repo, digest, None).await,
         }
         Ok(self.created(&format!("blobs/{digest}"), digest))
     }
@@ -338,14 +342,13 @@ impl Push<'_> {
             .map_err(|error| PushFault::NoManifest(error.to_string()))?;
         let content_type = HeaderValue::from_str(&media_type)
             .map_err(|_| PushFault::NoManifest("an odd media type".to_owned()))?;
-        let repository = &self.repo.repository;
-        let put = self
-            .upstream
-            .put_manifest(repository, reference, content_type, bytes.clone())
+        let (by, repo) = (&self.upstream, self.repo);
+        let put = by
+            .put_manifest(&repo.repository, reference, content_type, bytes.clone())
             .await?;
         self.parts
             .fills
-            .manifest_pushed(self.right, self.repo, reference, media_type, bytes)
+            .manifest_pushed(self.right, by, repo, reference, media_type, bytes)
             .await;
         let mut reply = self.created(&format!("manifests/{digest}"), digest);
         if let Some(subject) = put.subject {
@@ -357,22 +360,28 @@ impl Push<'_> {
     /// DELETE of a tag or manifest.
     async fn delete_manifest(&self, reference: &Reference) -> Result<Reply, Refusal> {
         let repository = &self.repo.repository;
-        self.upstream.delete_manifest(repository, reference).await?;
-        self.parts
-            .fills
-            .manifest_deleted(self.right, self.repo, reference)
-            .await;
+        let deleted = self.upstream.delete_manifest(repository, reference).await;
+        if is_gone(&deleted) {
+            self.parts
+                .fills
+                .manifest_deleted(self.right, self.repo, reference)
+                .await;
+        }
+        deleted?;
         Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
     }
 
     /// DELETE of a blob.
     async fn delete_blob(&self, digest: Digest) -> Result<Reply, Refusal> {
         let repository = &self.repo.repository;
-        self.upstream.delete_blob(repository, &digest).await?;
-        self.parts
-            .fills
-            .blob_deleted(self.right, self.repo, digest)
-            .await;
+        let deleted = self.upstream.delete_blob(repository, &digest).await;
+        if is_gone(&deleted) {
+            self.parts
+                .fills
+                .blob_deleted(self.right, self.repo, digest)
+                .await;
+        }
+        deleted?;
         Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
     }
 
@@ -448,6 +457,19 @@ fn set(reply: &mut Reply, name: HeaderName, value: &str) {
     // Names, digests and numbers are always a header's value.
     if let Ok(value) = HeaderValue::from_str(value) {
         reply.headers.insert(name, value);
+    }
+}
+
+/// Whether something is not there any more after a wish to delete it: also where it was not there, as when
+/// the answer to the first wish was lost and this is the second.
+fn is_gone(deleted: &Result<(), UpstreamError>) -> bool {
+    match deleted {
+        Ok(()) => true,
+        Err(UpstreamError::Told(told)) => {
+            let absent = ["MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN"];
+            told.status == 404 && absent.contains(&&*told.code)
+        }
+        Err(_) => false,
     }
 }
 

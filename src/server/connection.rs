@@ -53,12 +53,11 @@ pub(super) struct Accepted {
 /// Serves one connection to its end.
 ///
 /// Cancel safety: dropping the future closes the connection at once.
-pub(super) async fn serve<R, H>(accepted: Accepted, shared: Arc<Shared<R>>)
+pub(super) async fn serve<R, H>(accepted: Accepted, shared: Arc<Shared<R>>, pulse: Arc<Pulse>)
 where
     R: Fn(ConnectionInfo) -> H,
     H: Handler,
 {
-    let pulse = Pulse::new(Instant::now());
     let peer = accepted.peer;
     if let Err(overdue) = serve_until_overdue(accepted, &shared, &pulse).await {
         shared.metrics.deadline_closed.inc();

@@ -21,9 +21,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,18 +32,21 @@ use tokio::time::Instant;
 
 use self::connection::{Accepted, Shared};
 use self::limits::Places;
+use self::progress::Pulse;
 use crate::access::{Network, Turns};
 use crate::buffers::BufferPool;
 
 pub use self::head::Refusal;
 #[cfg(any(test, fuzzing))]
 pub use self::head::fuzz_head;
+pub use self::metrics::ServerMetrics;
 
 mod coalesce;
 mod connection;
 mod framing;
 mod head;
 mod limits;
+mod metrics;
 mod progress;
 mod service;
 
@@ -173,7 +174,8 @@ pub struct ServerOptions {
     /// How long a client may take no byte from its connection, or no frame from an h2 stream,
     /// before that is closed. With body frames of 256 KiB the default asks for 4.3 KiB/s.
     pub write_timeout: Duration,
-    /// Most connections at once; more are accepted and closed.
+    /// Most connections at once; of more, those are accepted and closed for which no client with more has an idle
+    /// one to close.
     pub max_connections: usize,
     /// Most connections at once from one IPv4 address or IPv6 /64.
     pub max_connections_per_address: usize,
@@ -257,64 +259,6 @@ impl Default for Http2Options {
     }
 }
 
-/// What the server counts. The silent form is [`ServerMetrics::default`], registered nowhere.
-#[derive(Clone, Debug, Default)]
-pub struct ServerMetrics {
-    /// Connections taken from the listeners, refused ones included.
-    pub connections_accepted: Counter,
-    /// Connections that are open.
-    pub connections_open: Gauge,
-    /// Connections closed at once because a cap was reached.
-    pub connections_refused: Counter,
-    /// TLS handshakes that failed or were not finished in time.
-    pub handshake_failures: Counter,
-    /// Connections closed because the client sent or took nothing in time; idle ones apart.
-    pub deadline_closed: Counter,
-    /// Accepts that failed for want of descriptors or memory.
-    pub accept_errors: Counter,
-}
-
-impl ServerMetrics {
-    /// Makes the handles readable.
-    pub fn register(&self, registry: &mut Registry) {
-        let counters = [
-            (
-                "connections",
-                "Connections taken from the listeners",
-                &self.connections_accepted,
-            ),
-            (
-                "connections_refused",
-                "Connections closed because a cap was reached",
-                &self.connections_refused,
-            ),
-            (
-                "handshake_failures",
-                "TLS handshakes that failed or were not finished in time",
-                &self.handshake_failures,
-            ),
-            (
-                "connections_expired",
-                "Connections closed because the client sent or took nothing in time",
-                &self.deadline_closed,
-            ),
-            (
-                "accept_errors",
-                "Accepts that failed for want of descriptors or memory",
-                &self.accept_errors,
-            ),
-        ];
-        for (name, help, counter) in counters {
-            registry.register(name, help, counter.clone());
-        }
-        registry.register(
-            "connections_open",
-            "Connections that are open",
-            self.connections_open.clone(),
-        );
-    }
-}
-
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainReport {
@@ -363,20 +307,29 @@ pub async fn run<H: Handler>(
             accepted = acceptor.next() => accepted,
         };
         metrics.connections_accepted.inc();
-        let Some(place) = places.take(
-            accepted.peer.ip(),
-            shared.options.is_shared(accepted.peer.ip()),
-        ) else {
-            metrics.connections_refused.inc();
-            tracing::debug!(client.addr = %accepted.peer, "connection refused: too many");
-            continue;
+        let (peer, pulse) = (accepted.peer, Pulse::new(Instant::now()));
+        let is_shared = shared.options.is_shared(peer.ip());
+        let place = match places.take(peer.ip(), is_shared, &pulse) {
+            Ok((place, has_displaced)) => {
+                metrics
+                    .connections_displaced
+                    .inc_by(u64::from(has_displaced));
+                place
+            }
+            Err(full) => {
+                metrics.connections_refused.inc();
+                tracing::debug!(client.addr = %peer, reason = ?full, "connection refused: too many");
+                continue;
+            }
         };
         let open = Open::new(metrics.connections_open.clone());
         let shared = Arc::clone(&shared);
-        connections.spawn(async move {
+        let number = place.number();
+        let task = connections.spawn(async move {
             let _counted = (place, open);
-            connection::serve(accepted, shared).await;
+            connection::serve(accepted, shared, pulse).await;
         });
+        places.runs_in(number, task);
     }
 
     drop(acceptor);
@@ -405,7 +358,10 @@ pub async fn run<H: Handler>(
 }
 
 fn report_panic(ended: Result<(), JoinError>) {
-    if let Err(error) = ended {
+    // What made room for another was cancelled.
+    if let Err(error) = ended
+        && !error.is_cancelled()
+    {
         tracing::error!(%error, "connection task failed");
     }
 }

@@ -120,6 +120,12 @@ impl Pulse {
         self.in_flight.load(Ordering::Acquire)
     }
 
+    /// Since when nothing is asked on it, which may be since it was accepted; `None` while something is.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let since = self.idle_since.load(Ordering::Acquire);
+        (self.in_flight() == 0).then(|| self.accepted + Duration::from_millis(since))
+    }
+
     pub(super) fn head_began(&self) {
         let _ = self.head_since.compare_exchange(
             NEVER,

@@ -25,6 +25,7 @@
 //! | `portal` | whether another answers in the registry's place |
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
+//! | `body` | the bytes of a blob as they come |
 //! | `upload`, `sending`, `told` | pushing: what is asked, what it carries, and the registry's own words |
 
 mod allowance;
@@ -32,6 +33,7 @@ mod bandwidth;
 mod bearer;
 mod behalf;
 mod blob;
+mod body;
 mod breaker;
 mod challenged;
 mod check;
@@ -79,7 +81,7 @@ pub use allowance::Allowance;
 pub use bandwidth::{Interest, Line, Rate};
 #[cfg(any(test, fuzzing))]
 pub use bearer::fuzz_token_reply;
-pub use blob::{BlobBody, Span, Validator};
+pub use body::{BlobBody, Span, Validator};
 pub use breaker::Outage;
 pub use check::{Ping, Skew};
 pub use creation::{Creation, Encryption, TagsMove, Template};
@@ -395,7 +397,7 @@ impl Upstream {
     }
 
     /// Whether both are handles of the same.
-    fn is(&self, other: &Self) -> bool {
+    pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 }

@@ -4,7 +4,7 @@
 //! its token, its connections and what is known of it; another takes the place of one that is configured
 //! otherwise. What goes on with an upstream that is replaced, or gone, goes on with it to its end.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use arc_swap::ArcSwap;
 use futures_util::future::{pending, select_all};
@@ -29,6 +29,8 @@ struct Inner {
     /// Sets that were in use before: whoever began with one and still holds it finds its upstreams.
     before: Mutex<Vec<Weak<Vec<Upstream>>>>,
     replaced: watch::Sender<()>,
+    /// Held for writing while the set is replaced, and by who notes what one of the set said.
+    turnover: RwLock<()>,
     /// What all their blobs share.
     line: Line,
     metrics: UpstreamMetrics,
@@ -64,6 +66,7 @@ impl Upstreams {
                 set: ArcSwap::from_pointee(set),
                 before: Mutex::default(),
                 replaced: watch::Sender::default(),
+                turnover: RwLock::default(),
                 line,
                 metrics,
             }),
@@ -98,6 +101,15 @@ impl Upstreams {
             let mut before = before.iter().rev().filter_map(Weak::upgrade);
             before.find_map(|set| find(&set, name))
         })
+    }
+
+    /// Runs `note`, which is to note down what `said` was heard to say, unless another has its name by now, and
+    /// lets none take it meanwhile. `None` where it was not run: what is not noted is asked for again.
+    pub fn note<T>(&self, said: &Upstream, note: impl FnOnce() -> T) -> Option<T> {
+        // Whoever notes waits for nobody: a replacement may be waiting for a slow disk.
+        let _stays = self.inner.turnover.try_read().ok()?;
+        let now = self.named(said.name());
+        now.is_some_and(|now| now.is(said)).then(note)
     }
 
     /// True once one of them has answered a question, for as long as none is known to have stopped.
@@ -204,7 +216,8 @@ impl Upstreams {
         Ok(PreparedUpstreams { set, options })
     }
 
-    /// Puts them in use in the place of those that are; `max_bandwidth` is as in [`Self::open`].
+    /// Puts them in use in the place of those that are; `max_bandwidth` is as in [`Self::open`]. Blocks while
+    /// something is [noted](Self::note).
     pub fn take_over(&self, prepared: PreparedUpstreams, max_bandwidth: Option<Rate>) {
         let PreparedUpstreams { set, options } = prepared;
         let inner = &self.inner;
@@ -226,7 +239,11 @@ impl Upstreams {
             before.retain(|set| set.strong_count() > 0);
             before.push(Arc::downgrade(&in_use));
         }
-        inner.set.store(set);
+        {
+            let turnover = inner.turnover.write();
+            let _nobody_notes = turnover.unwrap_or_else(PoisonError::into_inner);
+            inner.set.store(set);
+        }
         inner.replaced.send_replace(());
     }
 }

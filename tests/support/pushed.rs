@@ -18,7 +18,7 @@ pub const TARGET: &str = "pushed/app";
 pub const SECOND: &str = "pushed/second";
 
 /// One user may do everything everywhere.
-fn one_user(proxy: Builder) -> Builder {
+pub fn one_user(proxy: Builder) -> Builder {
     proxy
         .env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY)
         .users(&user_line("ci", PASSWORD))

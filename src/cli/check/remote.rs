@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Finding;
-use crate::cli::iam_policy::{DESCRIBE_ACTION, PULL_ACTIONS};
+use crate::cli::iam_policy::{CREATE_ACTIONS, DESCRIBE_ACTION, PULL_ACTIONS};
 use crate::config::{self, Auth};
 use crate::oci::{Digest, Reference, RepositoryName};
 use crate::upstream::{Ping, Skew, TokenError, Upstream, UpstreamError};
@@ -49,6 +49,7 @@ pub(super) async fn upstream(
     let is_private = upstream.registry().ecr().is_some();
     if aws && is_private && ping.is_ok() {
         findings.extend(actions(upstream, repository).await);
+        findings.extend(configured.create.is_some().then(untried));
     }
     findings.push(reachable(configured, &ping));
     if let Ok(Ping {
@@ -106,6 +107,17 @@ async fn token(upstream: &Upstream) -> (Vec<Finding>, bool) {
 
 fn missing(action: &str, mend: &str) -> Finding {
     Finding::fail("IAM", format!("{action} is missing"), mend)
+}
+
+/// What making repositories takes cannot be tried without making one.
+fn untried() -> Finding {
+    let [actions @ .., last] = CREATE_ACTIONS;
+    let actions = actions.join(", ");
+    let text = format!(
+        "{actions} and {last} are not tried, which would make a repository: \
+         `ecr-proxy iam-policy --push --create` prints a policy that grants them"
+    );
+    Finding::ok("IAM", text)
 }
 
 /// The actions that a pull takes, each tried where it can do no harm.

@@ -39,18 +39,20 @@ pub(super) struct Https {
 impl Https {
     /// Trusting `extra` besides what the system trusts.
     pub(super) fn new(extra: &[CertificateDer<'static>]) -> Result<Self, rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        for root in extra {
-            roots.add(root.clone())?;
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(crate::tls::provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         Ok(Self {
-            tls: TlsConnector::from(Arc::new(config)),
+            tls: connector(extra)?,
             asked: Arc::default(),
+        })
+    }
+
+    /// The same, trusting what the system trusts by now, and `extra`.
+    pub(super) fn trusting(
+        &self,
+        extra: &[CertificateDer<'static>],
+    ) -> Result<Self, rustls::Error> {
+        Ok(Self {
+            tls: connector(extra)?,
+            asked: Arc::clone(&self.asked),
         })
     }
 
@@ -113,6 +115,19 @@ impl Https {
             }
         }
     }
+}
+
+fn connector(extra: &[CertificateDer<'static>]) -> Result<TlsConnector, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    for root in extra {
+        roots.add(root.clone())?;
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(crate::tls::provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 /// What is told of a refusal where no answer in the protocol's own form is expected, or comes.

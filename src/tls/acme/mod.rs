@@ -5,10 +5,12 @@
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `order.rs` | one certificate: account, order, proofs |
+//! | `account.rs` | our account at the directory, and what it was told of it |
+//! | `order.rs` | one certificate: order, proofs |
 //! | `binding.rs` | whose account it is, where the directory wants to know |
 //! | `https.rs` | HTTPS to the directory |
 
+mod account;
 mod binding;
 mod https;
 mod order;
@@ -17,6 +19,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -167,6 +171,20 @@ impl AcmeOptions {
         self.state_dir.join("acme").join(hex)
     }
 
+    /// The roots that are trusted besides the system's, as their file has them now.
+    fn roots(&self) -> Result<Vec<CertificateDer<'static>>, AcmeError> {
+        let Some(file) = &self.ca else {
+            return Ok(Vec::new());
+        };
+        let unusable = || AcmeError::Roots { file: file.clone() };
+        let read = CertificateDer::pem_file_iter(file).map_err(|_| unusable())?;
+        let roots: Vec<_> = read.collect::<Result<_, _>>().map_err(|_| unusable())?;
+        match roots.is_empty() {
+            true => Err(unusable()),
+            false => Ok(roots),
+        }
+    }
+
     /// Where the certificate and its key lie, once there is one.
     pub fn certificate(&self) -> PathBuf {
         self.folder().join("certificate.pem")
@@ -199,18 +217,7 @@ impl Acme {
     ) -> Result<Self, AcmeError> {
         private_files::create_directory(&options.state_dir.join("acme"))?;
         private_files::create_directory(&options.folder())?;
-        let extra = match &options.ca {
-            None => Vec::new(),
-            Some(file) => {
-                let unusable = || AcmeError::Roots { file: file.clone() };
-                let read = CertificateDer::pem_file_iter(file).map_err(|_| unusable())?;
-                let roots: Vec<_> = read.collect::<Result<_, _>>().map_err(|_| unusable())?;
-                if roots.is_empty() {
-                    return Err(unusable());
-                }
-                roots
-            }
-        };
+        let roots = options.roots()?;
         if let Some(binding) = &options.binding {
             binding.key()?;
         }
@@ -222,7 +229,7 @@ impl Acme {
             trouble.set("the ACME directory has issued none for these names yet".to_owned());
         }
         Ok(Self {
-            client: Https::new(&extra).map_err(AcmeError::Tls)?,
+            client: Https::new(&roots).map_err(AcmeError::Tls)?,
             stored,
             certificates: certificates.clone(),
             is_retired: Mutex::default(),
@@ -267,23 +274,35 @@ impl Acme {
     /// # Cancel safety
     /// An order that is cut off is begun anew the next time.
     pub async fn keep(&self) {
+        self.tell_account().await;
         let mut present = self.stored.clone();
         let mut failures = 0;
+        // What could not be written down, and when the next order may be made at the earliest.
+        let mut unkept: Option<String> = None;
+        let mut not_before = Instant::now();
         loop {
+            if let Some(text) = &unkept
+                && private_files::write(&self.options.certificate(), text).is_ok()
+            {
+                unkept = None;
+                self.trouble.clear();
+            }
             let due = |pair| until_due(pair, SystemTime::now());
-            let left = present.as_ref().and_then(due);
-            if let Some(left) = left {
+            let left = present.as_ref().and_then(due).unwrap_or_default();
+            let left = left.max(not_before.saturating_duration_since(Instant::now()));
+            if !left.is_zero() {
                 tokio::time::sleep(left.min(LOOK_EVERY)).await;
                 continue;
             }
             let obtained = tokio::time::timeout(ORDER_TIMEOUT, self.obtain()).await;
             let pause = match obtained.unwrap_or(Err(AcmeError::Slow)) {
-                Ok(pair) => {
+                Ok(Obtained { pair, text }) => {
                     failures = 0;
                     self.trouble.clear();
                     self.metrics.ordered("ok");
                     let until = humantime::format_rfc3339_seconds(pair.not_after());
                     tracing::info!(certificate.until = %until, "the ACME directory issued a certificate");
+                    unkept = self.keep_on_disk(text);
                     // Not at once again, whatever the clock says of it.
                     let pause = (lifetime(&pair) / 3).min(LONGEST_PAUSE);
                     self.put(pair.clone());
@@ -301,13 +320,45 @@ impl Acme {
                     pause
                 }
             };
-            tokio::time::sleep(pause).await;
+            not_before = Instant::now() + pause;
         }
     }
 
-    async fn obtain(&self) -> Result<Pair, AcmeError> {
+    /// Has the directory know of our account what the configuration says by now, ahead of the next order.
+    async fn tell_account(&self) {
         let (options, folder) = (&self.options, self.options.folder());
-        let account = order::account(options, &folder, &self.client).await?;
+        if !account::has_news(options, &folder) {
+            return;
+        }
+        let tell = async { account::open(options, &folder, &self.client()?).await };
+        let told = tokio::time::timeout(ORDER_TIMEOUT, tell).await;
+        if let Err(error) = told.unwrap_or(Err(AcmeError::Slow)) {
+            tracing::warn!(error = chain(&error), "the ACME account is as it was");
+        }
+    }
+
+    /// Writes down a certificate with its key; gives it back where that fails. An order that was paid for with
+    /// the directory's patience is used all the same.
+    fn keep_on_disk(&self, text: String) -> Option<String> {
+        let error = private_files::write(&self.options.certificate(), &text).err()?;
+        let error = chain(&error);
+        tracing::error!(
+            error,
+            "the certificate is in use and lost at the next start"
+        );
+        self.trouble.set(error);
+        Some(text)
+    }
+
+    /// The way to the directory, by the roots that are trusted now.
+    fn client(&self) -> Result<Https, AcmeError> {
+        let roots = self.options.roots()?;
+        self.client.trusting(&roots).map_err(AcmeError::Tls)
+    }
+
+    async fn obtain(&self) -> Result<Obtained, AcmeError> {
+        let (options, folder) = (&self.options, self.options.folder());
+        let account = account::open(options, &folder, &self.client()?).await?;
         let challenges = self.certificates.challenges();
         let (chain, key) = order::certificate(options, &account, challenges).await?;
         let file = options.certificate();
@@ -320,9 +371,15 @@ impl Acme {
         if matches!(standing, Standing::Ended { .. }) {
             return Err(AcmeError::Unfit(standing.to_string()));
         }
-        private_files::write(&file, &both)?;
-        Ok(pair)
+        Ok(Obtained { pair, text: both })
     }
+}
+
+/// A new certificate.
+struct Obtained {
+    pair: Pair,
+    /// Its chain and key in PEM form.
+    text: String,
 }
 
 fn lifetime(pair: &Pair) -> Duration {

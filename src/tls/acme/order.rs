@@ -1,56 +1,20 @@
-//! One certificate from an ACME directory: account, order, proofs, certificate (RFC 8555, 7.1).
+//! One certificate from an ACME directory: order, proofs, certificate (RFC 8555, 7.1).
 
-use std::path::Path;
 use std::time::Duration;
 
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, ChallengeType, Identifier, KeyAuthorization,
-    NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AuthorizationStatus, ChallengeType, Identifier, KeyAuthorization, NewOrder, Order,
+    OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
-use super::https::Https;
-use super::{AcmeError, AcmeOptions, ExternalBinding, Proof, binding};
+use super::{AcmeError, AcmeOptions, Proof};
 use crate::tls::challenges::{Challenges, Proofs};
-use crate::tls::private_files;
 
 /// How long a directory may take to look at the proofs, and to issue.
 const PATIENCE: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(120));
-
-/// The account of `folder`, made where there is none.
-pub(super) async fn account(
-    options: &AcmeOptions,
-    folder: &Path,
-    client: &Https,
-) -> Result<Account, AcmeError> {
-    let file = folder.join("account.json");
-    let builder = Account::builder_with_http(Box::new(client.clone()));
-    if let Some(stored) = private_files::read_if_any(&file)? {
-        let credentials: AccountCredentials =
-            serde_json::from_str(&stored).map_err(|_| AcmeError::Account { file })?;
-        return Ok(builder.from_credentials(credentials).await?);
-    }
-    let contact = options
-        .email
-        .as_ref()
-        .map(|email| format!("mailto:{email}"));
-    let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
-    let new = NewAccount {
-        contact: &contact,
-        terms_of_service_agreed: true,
-        only_return_existing: false,
-    };
-    let binding = options.binding.as_ref();
-    let key = binding.map(ExternalBinding::key).transpose()?;
-    let created = builder.create(&new, options.directory.clone(), key.as_ref());
-    let created = created.await;
-    let (account, credentials) = created.map_err(|error| binding::refusal(binding, error))?;
-    let text = serde_json::to_string(&credentials).map_err(instant_acme::Error::from)?;
-    private_files::write(&file, &text)?;
-    Ok(account)
-}
 
 /// A certificate chain for the configured domains and its new key, both in PEM form.
 pub(super) async fn certificate(

@@ -15,7 +15,7 @@ use support::real::DockerRegistry;
 use support::store::digest;
 use support::token_service::{ACCOUNT, Form};
 use support::users::login;
-use support::{Answer, Client, Proxy, TokenService};
+use support::{Answer, Client, Event, Proxy, TokenService};
 
 const PULL: &[&str] = &["repository:team/app:pull"];
 const PUSH: &[&str] = &["repository:team/app:pull,push"];
@@ -431,4 +431,35 @@ async fn check_logs_in_as_the_account() {
     std::fs::write(rig.tokens.password_file(), "wrong").expect("a file");
     let told = rig.proxy.run(["check"]).stdout;
     assert!(told.contains("not obtain a token"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s10_a_service_on_another_host_is_asked_where_it_is_listed_and_named_where_not() {
+    let tokens = TokenService::start_as("localhost").await;
+    let registry = DockerRegistry::start_behind(&tokens);
+    let proxy = || {
+        let proxy = Proxy::builder().registry("registry.upstream.test", &registry.endpoint());
+        users(proxy.account(&tokens))
+    };
+    let ann = |proxy: &Proxy| login(proxy.client(), "ann", support::push::PASSWORD);
+    let unlisted = proxy().start();
+    for _ in 0..2 {
+        let refused = ann(&unlisted).get(&tag("v1")).await;
+        assert_eq!(refused.status, 502, "{}", refused.text());
+    }
+    assert_eq!(tokens.asked(), []);
+    let is_named = |event: &Event| event.field("realm.host").is_some();
+    let named = unlisted.log_until("the host", is_named).await;
+    let host = format!("http://{}", tokens.authority());
+    assert_eq!(named.field("realm.host"), Some(host));
+    let is_ping = |event: &Event| event.field("http.status").as_deref() == Some("200");
+    assert_eq!(ann(&unlisted).get("/v2/").await.status, 200);
+    unlisted.log_until("what came after", is_ping).await;
+    let told = unlisted.logs();
+    assert_eq!(told.iter().filter(|event| is_named(event)).count(), 1);
+
+    let listed = proxy().upstream_key("token_hosts", vec![tokens.authority()]);
+    let missing = ann(&listed.start()).get(&tag("v1")).await;
+    assert_eq!(missing.status, 404, "{}", missing.text());
+    assert_eq!(tokens.asked_for(PULL), 1);
 }

@@ -8,7 +8,7 @@ use ecr_proxy::simulator::{
 };
 use support::blobs::until;
 use support::image::TAG;
-use support::two::{Two, put};
+use support::two::{Two, put, side_by_side};
 use support::users::{login, user_line};
 use support::{Answer, Client, Proxy, image};
 
@@ -154,15 +154,7 @@ async fn names_are_those_that_clients_write_and_lead_where_they_are_from() {
     ] {
         put(simulator, repository, "v1", BlobSource::generated(1, 1000));
     }
-    let proxy = two
-        .builder()
-        .route([
-            ("repository", "base/**"),
-            ("upstream", "base"),
-            ("strip_prefix", "base/"),
-        ])
-        .route([("repository", "**"), ("upstream", "prod")])
-        .start();
+    let proxy = side_by_side(two.builder()).start();
     let client = proxy.client();
     let names = listed(&client.get(CATALOG).await);
     assert_eq!(names, ["base/deep/er", "base/jdk", "team/app"]);

@@ -167,7 +167,10 @@ async fn k01_a_hundred_renewals_under_load_fail_no_handshake_and_cut_no_stream()
     let mut stream = proxy.tls_client().start("GET", &target, &[]).await;
     let head = stream.head().await.expect("a head");
     let mut body = stream.read_exactly(1000).await.expect("a first piece");
+    // One that asks for nothing at all is soon closed.
     let mut idle = proxy.tls_client().connect().await;
+    idle.request("GET", "/v2/", &[]).await.expect("open");
+    assert_eq!(idle.answer("GET").await.expect("an answer").status, 200);
 
     // Two hundred a second, each of them a whole handshake.
     let ended = Arc::new(AtomicBool::new(false));

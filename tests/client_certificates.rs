@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 
 use ecr_proxy::simulator::Simulator;
-use support::blobs::metric;
+use support::blobs::{metric, until};
 use support::image::{REPOSITORY, TAG};
 use support::pki::{Leaf, trusting_as};
 use support::proxy::Builder;
@@ -165,8 +165,8 @@ async fn a_certificate_that_is_not_trusted_fails_the_handshake() {
     let no_client = clients.issue([DOMAIN], None);
     let day = std::time::Duration::from_secs(24 * 60 * 60);
     let ended = clients.issue([DOMAIN], Some(std::time::SystemTime::now() - day));
-    for (index, leaf) in [stranger, of_the_server, no_client, ended]
-        .iter()
+    for (index, leaf) in [&stranger, &of_the_server, &no_client, &ended]
+        .into_iter()
         .enumerate()
     {
         let said = within("the end", try_with(&proxy, leaf)).await;
@@ -174,6 +174,21 @@ async fn a_certificate_that_is_not_trusted_fails_the_handshake() {
         assert!(error.to_string().contains("alert"), "{index}: {error}");
         assert_eq!(failures().await, index as f64 + 1.0);
     }
+
+    // Who goes on asking when it is refused already is told why as well.
+    let config = trusting_as(&proxy.pki().ca(), &[b"http/1.1"], Some(&stranger));
+    let stream = TcpStream::connect(proxy.https()).await.expect("open");
+    let name = DOMAIN.try_into().expect("a name");
+    let connecting = TlsConnector::from(config).connect(name, stream);
+    let mut stream = connecting.await.expect("its own part of the handshake");
+    until("it is refused", async || failures().await == 5.0).await;
+    for _ in 0..3 {
+        let asking = stream.write_all(b"GET /v2/ HTTP/1.1\r\n").await;
+        asking.expect("somebody takes it");
+        stream.flush().await.expect("somebody takes it");
+    }
+    let error = stream.read(&mut [0; 16]).await.expect_err("a refusal");
+    assert!(error.to_string().contains("alert"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

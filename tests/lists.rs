@@ -556,6 +556,36 @@ async fn referrers_are_told_whole_and_filtered() {
     assert_eq!(away, 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_referrers_that_cannot_be_read_is_not_a_page_of_none() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let subject = image::push(&simulator).top;
+    for kind in [SBOM, SIGNATURE] {
+        refer(&simulator, &subject, kind);
+    }
+    let proxy = before(&simulator).await;
+    let path = format!("/v2/{REPOSITORY}/referrers/{}", subject.digest);
+    assert_eq!(listed(&proxy.client().get(&path).await).len(), 2);
+    let on = || {
+        let faults = simulator.faults();
+        faults.on(Listener::Registry, "GET", "/referrers/").times(1)
+    };
+    let link = format!("<{path}?nextToken=abc>; rel=\"next\"");
+    on().then(Fault::AddHeader("link", link));
+    on().then(Fault::Answer(CannedAnswer {
+        status: 200,
+        headers: vec![("content-type", INDEX.into())],
+        body: r#"{"schemaVersion": 2, "manifests": 5}"#.into(),
+    }));
+    let refused = proxy.client().get(&path).await;
+    assert_eq!(refused.status, 502, "{}", refused.text());
+    // And it is not remembered as fewer.
+    simulator.outage(Outage::Refused).await;
+    let stale = proxy.client().get(&path).await;
+    assert_stale(&stale);
+    assert_eq!(listed(&stale).len(), 2);
+}
+
 /// Sends a request with a body to a registry, and reads the answer.
 async fn send(registry: &DockerRegistry, line: &str, media_type: &str, body: &[u8]) -> Answer {
     let mut connection = Connection::plain(registry.address()).await;

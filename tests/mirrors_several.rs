@@ -47,7 +47,7 @@ async fn dockerd_has_docker_hub_by_its_own_names_and_the_others_by_ours() {
             "from the other",
         ),
     ];
-    for with_upstreams in [true, false] {
+    let pull = |registries: &Registries| {
         for (image, says) in &images {
             let docker = |words: &[&str]| dockerd.docker(&registries.sandbox, words);
             docker(&["pull", image]);
@@ -55,11 +55,8 @@ async fn dockerd_has_docker_hub_by_its_own_names_and_the_others_by_ours() {
             assert_eq!(said, *says, "{image}");
             docker(&["rmi", image]);
         }
-        if with_upstreams {
-            registries.stop().await;
-        }
-    }
-    registries.proxy.assert_blobs_are_sound();
+    };
+    registries.with_and_without(pull).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,7 +77,7 @@ async fn dockerfiles_stay_as_they_are_for_both_builders_of_docker() {
         .write(&folder.join("Dockerfile"), dockerfile);
     registries.sandbox.write(&folder.join("own"), "own");
     let folder = folder.to_string_lossy();
-    for with_upstreams in [true, false] {
+    let pull = |registries: &Registries| {
         for build_kit in ["0", "1"] {
             let with = format!("DOCKER_BUILDKIT={build_kit}");
             let build = [
@@ -101,11 +98,8 @@ async fn dockerfiles_stay_as_they_are_for_both_builders_of_docker() {
             assert_eq!(said, "busybox from Docker Hubfrom Docker Hubfrom ECRown");
             docker(&["system", "prune", "--all", "--force"]);
         }
-        if with_upstreams {
-            registries.stop().await;
-        }
-    }
-    registries.proxy.assert_blobs_are_sound();
+    };
+    registries.with_and_without(pull).await;
 }
 
 /// Pulls by name with containerd, has what it holds say where it is from, and forgets it.
@@ -154,15 +148,12 @@ async fn containerd_has_each_registry_by_its_own_names_with_a_login_in_its_file(
         registries.basic()
     );
     registries.sandbox.must("sh", ["-c", &uncomment]);
-    for with_upstreams in [true, false] {
+    let pull = |registries: &Registries| {
         for (image, says) in &images {
             assert_eq!(contained(&registries, FOLDER, image), *says, "{image}");
         }
-        if with_upstreams {
-            registries.stop().await;
-        }
-    }
-    registries.proxy.assert_blobs_are_sound();
+    };
+    registries.with_and_without(pull).await;
 }
 
 /// A `hosts.toml` by hand for images of `registry`: the proxy at `url`, and nobody if not the proxy.
@@ -216,7 +207,7 @@ async fn containerd_is_known_by_certificate_or_header_at_a_mirror_with_or_withou
     ];
     let socket = sandbox.path("containerd.sock");
     let socket = socket.to_string_lossy().into_owned();
-    for with_upstreams in [true, false] {
+    let pull = |registries: &Registries| {
         for (image, says) in &images {
             assert_eq!(contained(&registries, &folder, image), *says, "{image}");
         }
@@ -233,11 +224,8 @@ async fn containerd_is_known_by_certificate_or_header_at_a_mirror_with_or_withou
             ];
             registries.sandbox.must_fail("StatusNotFound", "ctr", pull);
         }
-        if with_upstreams {
-            registries.stop().await;
-        }
-    }
-    registries.proxy.assert_blobs_are_sound();
+    };
+    registries.with_and_without(pull).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,7 +280,7 @@ async fn podman_and_skopeo_have_each_registry_by_its_own_names_under_prefixes_of
             "from Docker Hub",
         ),
     ];
-    for with_upstreams in [true, false] {
+    let pull = |registries: &Registries| {
         let run = |words: &[&str]| podman(&registries.sandbox, words);
         for (image, says) in &images {
             run(&["pull", "--quiet", image]);
@@ -308,11 +296,8 @@ async fn podman_and_skopeo_have_each_registry_by_its_own_names_under_prefixes_of
                 .sandbox
                 .must("skopeo", ["copy", "--all", &from, &to]);
         }
-        if with_upstreams {
-            registries.stop().await;
-        }
-    }
-    registries.proxy.assert_blobs_are_sound();
+    };
+    registries.with_and_without(pull).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -345,7 +330,7 @@ async fn podman_builds_dockerfiles_as_they_are() {
     let told = "short-name \"busybox:v1\" did not resolve";
     podman_fails(&registries.sandbox, told, &build);
     registries.sandbox.must("sed", uncomment);
-    for with_upstreams in [true, false] {
+    let pull = |registries: &Registries| {
         let run = |words: &[&str]| podman(&registries.sandbox, words);
         run(&build);
         let mounted = run(&["image", "mount", "built"]);
@@ -356,10 +341,8 @@ async fn podman_builds_dockerfiles_as_they_are() {
             .must("cat", files.iter().map(String::as_str));
         assert_eq!(said, "busybox from Docker Hubfrom the otherown");
         run(&["image", "rm", "--all", "--force"]);
-        if with_upstreams {
-            registries.stop().await;
-        }
-    }
+    };
+    registries.with_and_without(pull).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,12 +76,17 @@ impl Moto {
         self.ask(&["enforce", "0"]);
     }
 
-    /// A proxy in front of an account's registry.
-    fn proxy(&self, keys: &Keys, account: &str, registry: &DockerRegistry) -> Builder {
+    /// A proxy in front of an account's registry, with no identity yet.
+    fn nobody(&self, account: &str, registry: &DockerRegistry) -> Builder {
         users(Proxy::builder())
             .upstream_key("registry", host(account))
             .upstream_key("endpoint", registry.endpoint())
             .env("AWS_ENDPOINT_URL", &self.url)
+    }
+
+    /// The same, with these keys.
+    fn proxy(&self, keys: &Keys, account: &str, registry: &DockerRegistry) -> Builder {
+        self.nobody(account, registry)
             .env("AWS_ACCESS_KEY_ID", &keys.id)
             .env("AWS_SECRET_ACCESS_KEY", &keys.secret)
     }
@@ -181,6 +186,23 @@ async fn a_role_of_another_account_is_assumed_and_signs_with_its_session() {
         proxy.upstream_key("role_arn", role)
     };
     carries(set_up, &secrets).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_another_provider_is_exchanged_for_a_role() {
+    const TOKEN: &str = "canary-of-another-provider";
+    let moto = Moto::start();
+    let registry = registry(OTHER);
+    let file = NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), TOKEN).expect("one's own file");
+    let file = file.path().to_string_lossy();
+    let set_up = || {
+        moto.nobody(OTHER, &registry)
+            .env("AWS_WEB_IDENTITY_TOKEN_FILE", &file)
+            .env("AWS_ROLE_ARN", &format!("arn:aws:iam::{OTHER}:role/edge"))
+            .env("AWS_ROLE_SESSION_NAME", "edge-1")
+    };
+    carries(set_up, &[TOKEN.to_owned()]).await;
 }
 
 /// The proxy has no token: its clients are told so, and its operator why.

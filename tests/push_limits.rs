@@ -390,3 +390,43 @@ async fn p01_p02_p03_p04_of_a_live_upload_nothing_is_taken_that_can_be_read_in_t
     let smuggled = |entry: &Entry| entry.headers.contains_key("x-smuggled");
     assert_eq!(rig.ecr.journal().count(smuggled), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l13_manifests_that_do_not_end_cost_bounded_memory_and_nobody_else_a_push() {
+    let clock = Clock::right();
+    let rig = Rig::with(|proxy| clock.govern_deadlines(proxy)).await;
+    let ann = rig.user("ann");
+    // What the first push takes for good is no matter of how many there are.
+    let (pushed, _) = push_image(&ann, APP, "v1", &bytes(1000)).await;
+    assert_eq!(pushed.status, 201, "{}", pushed.text());
+    let before = rig.proxy.memory();
+    let mut open = Vec::new();
+    for number in 0..60 {
+        let path = format!("/v2/{APP}/manifests/long{number}");
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let headers = [("content-type", kind), ("content-length", "4000000")];
+        let mut connection = ann.start("PUT", &path, &headers).await;
+        // What the proxy does not take yet waits in the system, as far as there is room.
+        let piece = bytes(250_000);
+        let mut sent = 0;
+        while sent < 3_500_000 {
+            let sending = tokio::time::timeout(Duration::from_millis(200), connection.send(&piece));
+            if sending.await.is_err() {
+                break;
+            }
+            sent += piece.len();
+        }
+        open.push(connection);
+    }
+    let grown = rig.proxy.memory().saturating_sub(before);
+    assert!(grown < 96 << 20, "{} MiB for 60 manifests", grown >> 20);
+    let (pushed, _) = push_image(&ann, APP, "v2", &bytes(2000)).await;
+    assert_eq!(pushed.status, 201, "{}", pushed.text());
+    // One that came too late is told so.
+    clock.ahead(Duration::from_secs(21));
+    assert_eq!(ann.get("/v2/").await.status, 200);
+    let last = open.last_mut().expect("there are sixty");
+    let answer = last.answer("PUT").await.expect("an answer");
+    assert_eq!(answer.status, 429, "{}", answer.text());
+    assert_eq!(answer.error_code(), "TOOMANYREQUESTS");
+}

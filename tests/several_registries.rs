@@ -6,7 +6,7 @@ mod support;
 use ecr_proxy::simulator::{BlobSource, Entry, FULL_ACCESS_KEY, Listener, Simulator};
 use serde_json::Value;
 use support::blobs::{MIB, assert_whole, idle, outcome, until};
-use support::two::{Two, put};
+use support::two::{Two, put, side_by_side};
 use support::{Client, DOMAIN, Proxy};
 
 async fn status(client: &Client, path: &str) -> u16 {
@@ -43,15 +43,7 @@ async fn k08_two_accounts_answer_under_one_name_each_with_its_own_token() {
     let two = Two::start().await;
     let (layer, _) = put(&two.prod, "team/app", "v1", BlobSource::generated(1, MIB));
     let (base, _) = put(&two.base, "jdk", "21", BlobSource::generated(2, MIB));
-    let proxy = two
-        .builder()
-        .route([
-            ("repository", "base/**"),
-            ("upstream", "base"),
-            ("strip_prefix", "base/"),
-        ])
-        .route([("repository", "**"), ("upstream", "prod")])
-        .start();
+    let proxy = side_by_side(two.builder()).start();
     let client = proxy.client();
     for (repository, tag, digest) in [("team/app", "v1", &layer), ("base/jdk", "21", &base)] {
         let path = format!("/v2/{repository}/manifests/{tag}");
@@ -120,15 +112,7 @@ async fn with_roles(prod: (&str, &str), base: (&str, &str)) -> (Two, Proxy, [(St
         .trust_role("denied", FULL_ACCESS_KEY, Some("id-for-base"));
     let (in_prod, _) = put(&two.prod, "app", "v1", BlobSource::generated(1, MIB));
     let (in_base, _) = put(&two.base, "app", "v1", BlobSource::generated(2, MIB));
-    let proxy = two
-        .with_roles(prod, base)
-        .route([
-            ("repository", "base/**"),
-            ("upstream", "base"),
-            ("strip_prefix", "base"),
-        ])
-        .route([("repository", "**"), ("upstream", "prod")])
-        .start();
+    let proxy = side_by_side(two.with_roles(prod, base)).start();
     let blobs = [("app", in_prod), ("base/app", in_base)]
         .map(|(name, digest)| (format!("/v2/{name}/blobs/{digest}"), digest));
     (two, proxy, blobs)
@@ -193,15 +177,7 @@ async fn s03_one_file_for_a_blob_of_two_registries_and_a_proof_for_each() {
     let two = Two::start().await;
     let blob = || BlobSource::generated(7, 2 * MIB);
     let (digest, _) = put(&two.prod, "app", "v1", blob());
-    let proxy = two
-        .builder()
-        .route([
-            ("repository", "base/**"),
-            ("upstream", "base"),
-            ("strip_prefix", "base"),
-        ])
-        .route([("repository", "**"), ("upstream", "prod")])
-        .start();
+    let proxy = side_by_side(two.builder()).start();
     let client = proxy.client();
     let in_prod = format!("/v2/app/blobs/{digest}");
     assert_whole(&client.get(&in_prod).await, &digest);
@@ -285,16 +261,7 @@ async fn the_status_page_and_metrics_tell_of_each_upstream_and_readiness_of_the_
     let two = Two::start().await;
     put(&two.prod, "app", "v1", BlobSource::generated(1, 1000));
     put(&two.base, "app", "v1", BlobSource::generated(2, 1000));
-    let proxy = two
-        .builder()
-        .set("cache.tag_ttl", "0s")
-        .route([
-            ("repository", "base/**"),
-            ("upstream", "base"),
-            ("strip_prefix", "base"),
-        ])
-        .route([("repository", "**"), ("upstream", "prod")])
-        .start();
+    let proxy = side_by_side(two.builder().set("cache.tag_ttl", "0s")).start();
     let client = proxy.client();
     two.base.outage(ecr_proxy::simulator::Outage::Refused).await;
     until("the outage is noticed", async || {

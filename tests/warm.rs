@@ -293,6 +293,36 @@ async fn what_could_not_be_had_is_named_and_stops_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_a_tag_is_the_list_of_referrers_only_an_index_is_one_and_it_has_to_be_readable() {
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let image = image::push(&simulator);
+    let no_such_api = Fault::status(404, "404 page not found");
+    let lists = simulator.faults();
+    let lists = lists.on(Listener::Registry, "GET", "/referrers/");
+    lists.then(no_such_api);
+    let proxy = before(&simulator);
+    let tag = image.top.digest.replace(':', "-");
+    // Some call images by their own digests in this way.
+    attach(&simulator, &tag, None, 1000);
+    proxy.run(["warm", "team/app:v1"]).fine();
+    let odd = r#"{"schemaVersion":2,"manifests":5}"#;
+    simulator.put_manifest(REPOSITORY, &tag, INDEX, odd);
+    let told = within("the tag is asked for again", async {
+        loop {
+            tokio::task::yield_now().await;
+            let told = proxy.run(["warm", "team/app:v1"]);
+            if told.code != Some(0) {
+                break told;
+            }
+        }
+    });
+    let told = told.await;
+    let word = format!("referrers of {}", image.top.digest);
+    assert!(told.stdout.contains(&word), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrongly_asked_is_refused_before_anything_is_done() {
     let simulator = simulator().await;
     let proxy = before(&simulator);

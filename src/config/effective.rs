@@ -167,6 +167,10 @@ impl Upstream {
             let count = self.redirect_hosts.len();
             values.push(("redirect_hosts", format!("{count} hosts")));
         }
+        if !self.token_hosts.is_empty() {
+            let count = self.token_hosts.len();
+            values.push(("token_hosts", format!("{count} hosts")));
+        }
         if let Some(create) = &self.create {
             let repositories = join(&create.creation.repositories);
             values.push(("create_repositories", repositories));

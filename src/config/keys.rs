@@ -143,6 +143,7 @@ pub(super) const KEYS: &[Key] = &[
     key("upstream.ca", Shape::Text),
     key("upstream.proxy", Shape::Text),
     key("upstream.redirect_hosts", Shape::List),
+    key("upstream.token_hosts", Shape::List),
     key("upstream.fallback", Shape::List),
     key("upstream.tag_ttl", Shape::Text),
     key("upstream.stale_if_error", Shape::Text),

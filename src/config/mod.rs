@@ -235,6 +235,8 @@ pub struct Upstream {
     pub egress: Option<Egress>,
     /// Further hosts that blob redirects may lead to.
     pub redirect_hosts: Vec<HostPattern>,
+    /// Further hosts that may be asked for tokens.
+    pub token_hosts: Vec<HostPattern>,
     /// Other upstreams with the same repositories, asked in this order where this one cannot answer.
     pub fallback: Vec<String>,
     /// How fresh what it holds has to be; already defaulted from [`Cache::freshness`].

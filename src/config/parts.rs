@@ -211,6 +211,7 @@ impl Config {
             extra_roots,
             egress: upstream.egress.clone(),
             redirect_hosts: upstream.redirect_hosts.clone(),
+            token_hosts: upstream.token_hosts.clone(),
             trust_manifests: upstream.trust_manifests,
             max_bandwidth: upstream.max_upstream_bandwidth,
             quotas: upstream.quotas.clone(),

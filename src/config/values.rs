@@ -8,7 +8,7 @@ use http::Uri;
 use url::{Host, Url};
 
 use crate::oci::Pattern;
-use crate::upstream::Rate;
+use crate::upstream::{HostPattern, ParseHostPatternError, Rate};
 
 /// Longest accepted duration: far beyond use, and safely added to any point in time.
 const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -259,6 +259,12 @@ pub(super) fn host_name(name: &str) -> bool {
                     .bytes()
                     .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         })
+}
+
+/// A host, or all hosts below a domain.
+pub(super) fn host_pattern(text: &str) -> Result<HostPattern, String> {
+    text.parse()
+        .map_err(|error: ParseHostPatternError| format!("{text:?}: {error}"))
 }
 
 /// The URL to connect to instead of the registry. Plain HTTP is for loopback only: it would

@@ -12,7 +12,7 @@ use super::found::Found;
 use super::lists::WALK;
 use super::{Fills, Shared};
 use crate::access::Right;
-use crate::oci::{Digest, Reference, Referrers, RepoKey, Tag};
+use crate::oci::{Digest, Reference, Referrers, RepoKey, Tag, media_type};
 use crate::telemetry::Outcome;
 use crate::upstream::{Deadline, Upstream, UpstreamError, Wrong};
 
@@ -104,7 +104,11 @@ impl Fills {
         };
         let manifests = &self.shared.manifests;
         match manifests.find(repo, &Reference::Tag(tag)).await {
-            Ok(found) => Ok(read(&found.what.bytes)?),
+            Ok(found) if *found.what.media_type == *media_type::OCI_INDEX => {
+                Ok(read(&found.what.bytes)?)
+            }
+            // Some call images by their own digests in this way.
+            Ok(_) => Ok(Referrers::default()),
             Err(FillError::Upstream(UpstreamError::Absent(_))) => Ok(Referrers::default()),
             Err(error) => Err(error),
         }

@@ -88,6 +88,10 @@ const MAX_LISTS: usize = 8;
 /// How long a list waits for its turn.
 const LIST_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Most manifests of more than 64 KiB that are being pushed at once, of which one client has no more than half. Each
+/// is held whole, and takes up to 4 MiB.
+const MAX_LONG_MANIFESTS: usize = 16;
+
 /// How a request came.
 #[derive(Debug)]
 pub struct Via<'a> {
@@ -109,6 +113,7 @@ pub struct Proxy {
     parts: Arc<Parts>,
     requests: PerClient,
     lists: Turns,
+    long_manifests: Turns,
     uploads: Uploads,
 }
 
@@ -246,6 +251,7 @@ impl Proxy {
             parts: Arc::new(parts),
             requests: PerClient::default(),
             lists: Turns::new(MAX_LISTS),
+            long_manifests: Turns::new(MAX_LONG_MANIFESTS),
             uploads: Uploads::default(),
         }
     }
@@ -390,6 +396,7 @@ impl Proxy {
                 mount,
                 parts: &self.parts,
                 uploads: &self.uploads,
+                long_manifests: &self.long_manifests,
                 right: &right,
                 address,
                 upstream: asked_with(&self.parts.upstreams.of(&repo)?, &right)?,

@@ -3,6 +3,8 @@
 //! Nothing is buffered beyond the piece in hand and what is being hashed, so the slower of the two sides
 //! sets the pace. Each has a deadline: a client has to send something worth it, upstream has to take it.
 
+use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +20,10 @@ use crate::upstream::{Feed, UpstreamError};
 const SPAN: Duration = Duration::from_secs(30);
 /// Half a kilobyte a second: any line that is fit to push images brings more. In bytes.
 const LEAST: u64 = 16 * 1024;
+/// How long a document that is held as a whole may take in all: at its largest it asks for 35 KiB/s.
+const DOCUMENT: Duration = Duration::from_secs(120);
+/// How much of one is held before it takes a turn, in bytes. Few manifests are larger.
+const SMALL: usize = 64 * 1024;
 
 /// Why a body did not come to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +34,8 @@ pub(super) enum Broken {
     Slow,
     /// It is longer than it may be.
     TooLong,
+    /// There are as many long ones as there may be.
+    TooMany,
     /// What all came to is not what was promised.
     Digest {
         /// What it is.
@@ -43,6 +51,8 @@ pub(super) enum Broken {
 pub(super) struct Incoming<B> {
     body: B,
     until: Instant,
+    /// When it has to be whole, if ever.
+    end: Option<Instant>,
     brought: u64,
 }
 
@@ -51,6 +61,7 @@ impl<B: Body<Data = Bytes> + Unpin> Incoming<B> {
         Self {
             body,
             until: Instant::now() + SPAN,
+            end: None,
             brought: 0,
         }
     }
@@ -79,27 +90,42 @@ impl<B: Body<Data = Bytes> + Unpin> Incoming<B> {
     }
 
     fn begin_span(&mut self) {
-        self.until = Instant::now() + SPAN;
+        let until = Instant::now() + SPAN;
+        self.until = self.end.map_or(until, |end| end.min(until));
         self.brought = 0;
     }
 
-    /// All of a body of at most `limit` bytes.
+    /// All of a body of at most `limit` bytes. One of more than [`SMALL`] waits for `turn` before any more of it
+    /// is held; it is given back to be kept for as long as the bytes are.
     ///
     /// # Errors
     /// See [`Broken`].
-    pub(super) async fn whole(mut self, limit: usize) -> Result<Bytes, Broken> {
+    pub(super) async fn whole<T>(
+        mut self,
+        limit: usize,
+        turn: impl Future<Output = Option<T>>,
+    ) -> Result<(Bytes, Option<T>), Broken> {
         let declared = self.body.size_hint().lower();
         if declared > limit as u64 {
             return Err(Broken::TooLong);
         }
+        let mut turn = pin!(turn);
+        let mut had = None;
+        self.end = Some(Instant::now() + DOCUMENT);
         let mut whole = Vec::new();
         while let Some(piece) = self.next().await? {
             if whole.len() + piece.len() > limit {
                 return Err(Broken::TooLong);
             }
+            if had.is_none() && whole.len() + piece.len() > SMALL {
+                had = Some(turn.as_mut().await.ok_or(Broken::TooMany)?);
+                // The wait was ours.
+                self.end = Some(Instant::now() + DOCUMENT);
+                self.begin_span();
+            }
             whole.extend_from_slice(&piece);
         }
-        Ok(whole.into())
+        Ok((whole.into(), had))
     }
 
     /// Hands all of it on to `feed`. Where it is the last part of what is to be `promised`, its end is held
@@ -160,25 +186,58 @@ mod tests {
         StreamBody::new(Box::pin(pieces))
     }
 
+    /// A turn that nobody waits for.
+    async fn at_once() -> Option<()> {
+        Some(())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn l05_a_trickle_ends_and_a_slow_line_does_not() {
         let trickle = dribble(1, Duration::from_secs(10), 1000);
         let began = Instant::now();
-        let broken = Incoming::new(trickle).whole(1 << 20).await;
+        let broken = Incoming::new(trickle).whole(1 << 20, at_once()).await;
         assert_eq!(broken, Err(Broken::Slow));
         assert!(began.elapsed() <= 2 * SPAN);
 
         // A thousandth of a slow line, for hours.
         let line = dribble(1_000, Duration::from_secs(1), 4 * 60 * 60);
-        let whole = Incoming::new(line).whole(1 << 30).await;
-        assert_eq!(whole.map(|whole| whole.len()), Ok(1_000 * 4 * 60 * 60));
+        let (mut line, mut brought) = (Incoming::new(line), 0);
+        while let Some(piece) = line.next().await.expect("it comes on") {
+            brought += piece.len();
+        }
+        assert_eq!(brought, 1_000 * 4 * 60 * 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn l05_a_document_has_its_time() {
+        for (bytes, pause, fits) in [(20_000, 1, true), (20_000, 5, false), (60_000, 100, false)] {
+            let document = dribble(bytes, Duration::from_secs(pause), 100);
+            let began = Instant::now();
+            let whole = Incoming::new(document).whole(1 << 22, at_once()).await;
+            assert_eq!(whole.is_ok(), fits, "{bytes} bytes each {pause} s");
+            assert!(began.elapsed() <= DOCUMENT + SPAN);
+        }
+    }
+
+    #[tokio::test]
+    async fn l13_a_long_document_wants_a_turn_and_a_short_one_none() {
+        for (length, has) in [(SMALL, false), (SMALL + 1, true)] {
+            let document = dribble(length, Duration::ZERO, 1);
+            let whole = Incoming::new(document).whole(1 << 20, at_once()).await;
+            let (whole, turn) = whole.expect("it is short enough");
+            assert_eq!((whole.len(), turn.is_some()), (length, has));
+            let document = dribble(length, Duration::ZERO, 1);
+            let none = async { None::<()> };
+            let whole = Incoming::new(document).whole(1 << 20, none).await;
+            assert_eq!(whole.err(), has.then_some(Broken::TooMany));
+        }
     }
 
     #[tokio::test]
     async fn a_document_has_its_limit_to_the_byte() {
         for (length, fits) in [(999, true), (1000, true), (1001, false)] {
             let document = dribble(length, Duration::ZERO, 1);
-            let whole = Incoming::new(document).whole(1000).await;
+            let whole = Incoming::new(document).whole(1000, at_once()).await;
             assert_eq!(whole.is_ok(), fits, "{length}");
         }
     }

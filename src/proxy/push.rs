@@ -18,7 +18,7 @@ use super::mount::Mount;
 use super::pump::{Broken, Incoming};
 use super::uploads::{Full, NoSession, Owner, Session, Taken, Uploads};
 use super::{Parts, Reply, no_method};
-use crate::access::Right;
+use crate::access::{Right, Turns};
 use crate::fill::Received;
 use crate::oci::header::{
     DOCKER_CONTENT_DIGEST, DOCKER_UPLOAD_UUID, OCI_CHUNK_MIN_LENGTH, OCI_SUBJECT,
@@ -31,6 +31,9 @@ use crate::upstream::{Begun, Upstream, UpstreamError, Wrong, upload_body};
 
 /// Largest manifest, in bytes: what distribution-spec wants to be taken, and all that ECR takes.
 const LARGEST_MANIFEST: usize = 4 * 1024 * 1024;
+
+/// How long a long one waits for its turn.
+const MANIFEST_PATIENCE: Duration = Duration::from_secs(20);
 /// How long an answer is waited for where upstream has stopped taking the body, or the other way round.
 const LAST_WORD: Duration = Duration::from_secs(10);
 
@@ -107,6 +110,7 @@ impl From<Broken> for Refusal {
             Broken::Client => PushFault::Broken,
             Broken::Slow => PushFault::Slow,
             Broken::TooLong => PushFault::TooLarge,
+            Broken::TooMany => return Self::TooMany,
             Broken::Digest { found } => PushFault::Digest { found },
             Broken::Upstream(error) => return error.into(),
             Broken::Lost(error) => return error.into(),
@@ -120,6 +124,8 @@ pub(super) struct Push<'a> {
     pub(super) mount: Option<Mount>,
     pub(super) parts: &'a Parts,
     pub(super) uploads: &'a Uploads,
+    /// Turns at manifests that are held while they come.
+    pub(super) long_manifests: &'a Turns,
     pub(super) right: &'a Right,
     /// The client's.
     pub(super) address: IpAddr,
@@ -320,7 +326,9 @@ impl Push<'_> {
         reference: &Reference,
         body: HttpBody,
     ) -> Result<Reply, Refusal> {
-        let bytes = Incoming::new(body).whole(LARGEST_MANIFEST).await?;
+        let turn = self.long_manifests.take(Some(self.address));
+        let turn = async { tokio::time::timeout(MANIFEST_PATIENCE, turn).await.ok() };
+        let (bytes, _turn) = Incoming::new(body).whole(LARGEST_MANIFEST, turn).await?;
         let digest = Digest::of(&bytes);
         if let Reference::Digest(promised) = reference
             && *promised != digest

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -29,6 +29,11 @@ use crate::buffers::BufferPool;
 /// How long an idle connection that was told to go away may take to do so. An h2 client answers a
 /// ping and reads the last of what waits in h2's buffers; a silent one must not hold up a drain.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How long a client whose handshake failed is listened to, and for how many bytes. It may have begun to ask, and
+/// would be told of a reset instead of the reason if nobody took that.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS_BYTES: u64 = 64 * 1024;
 
 /// What all connections share.
 pub(super) struct Shared<R> {
@@ -146,14 +151,7 @@ async fn handshake<R>(
             pulse.begin_turn();
             accept.as_mut().poll(cx)
         });
-        match accepted.await {
-            Ok(stream) => Ok(stream),
-            Err((error, mut stream)) => {
-                // The alert that tells the client why is still parked. It may be gone already.
-                let _ = stream.shutdown().await;
-                Err(error)
-            }
-        }
+        accepted.await
     };
     let outcome = tokio::select! {
         outcome = tokio::time::timeout_at(deadline, work) => outcome,
@@ -161,9 +159,19 @@ async fn handshake<R>(
     };
     match outcome {
         Ok(Ok(stream)) => Ok(Some(stream)),
-        Ok(Err(error)) => {
+        Ok(Err((error, mut stream))) => {
             shared.metrics.handshake_failures.inc();
             tracing::debug!(client.addr = %peer, %error, "TLS handshake failed");
+            let last_words = async {
+                // The alert that tells the client why is still parked. It may be gone already.
+                let _ = stream.shutdown().await;
+                let mut said = stream.take(LAST_WORDS_BYTES);
+                let _ = tokio::io::copy(&mut said, &mut tokio::io::sink()).await;
+            };
+            tokio::select! {
+                _ = tokio::time::timeout(LAST_WORDS, last_words) => {}
+                _ = draining.wait_for(|is_draining| *is_draining) => {}
+            }
             Ok(None)
         }
         Err(_) => {

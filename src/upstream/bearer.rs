@@ -10,12 +10,13 @@ use tokio::time::Instant;
 
 use super::client::{Client, Outgoing};
 use super::error::{OddToken, TokenError, UpstreamError, Wrong};
-use super::exchange::{is_redirect, said};
 use super::metrics::Kind;
 use super::origin::Origin;
 use super::portal::is_page;
 use super::realm::Realm;
-use super::token::{IssuedToken, Token, TokenSource};
+use super::refresher::{IssuedToken, TokenSource};
+use super::said::{is_redirect, said};
+use super::token::Token;
 
 /// The specification's default.
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);

@@ -8,9 +8,10 @@ use super::Upstream;
 use super::body::{BlobBody, Span, Validator};
 use super::client::path_and_query;
 use super::error::{Absent, UpstreamError, Wrong};
-use super::exchange::{Question, is_redirect, unanswered};
 use super::metrics::Kind;
+use super::question::Question;
 use super::registry::RegistryKind;
+use super::said::{is_redirect, unanswered};
 use super::scope::Scope;
 
 impl Upstream {

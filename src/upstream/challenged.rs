@@ -16,12 +16,14 @@ use crate::oci::header::Challenge;
 
 use super::bearer::BearerTokens;
 use super::client::Client;
-use super::error::{TokenError, UpstreamError, Wrong};
+use super::error::{RefusedRealm, TokenError, UpstreamError, Wrong};
 use super::metrics::Meter;
+use super::origin::Origin;
 use super::realm::{Realm, Realms};
+use super::refresher::Refresher;
 use super::scope::{Access, Scope};
 use super::secret::Secret;
-use super::token::{Refresher, Token};
+use super::token::Token;
 
 /// Scopes whose way to log in is remembered; one more is one more 401.
 const MAX_SCOPES: u64 = 4096;
@@ -57,6 +59,8 @@ pub(super) struct Challenged {
     /// By what a scope is written as.
     ways: Cache<String, Way>,
     last: Mutex<Option<Asked>>,
+    /// The last that was named and not asked.
+    refused: Mutex<Option<Origin>>,
 }
 
 /// What a challenge asks for.
@@ -103,6 +107,7 @@ impl Challenged {
             meter,
             ways: Cache::new(MAX_SCOPES),
             last: Mutex::default(),
+            refused: Mutex::default(),
         }
     }
 
@@ -210,7 +215,7 @@ impl Challenged {
         access: Access,
     ) -> Result<Way, UpstreamError> {
         let judged = self.realms.judge(realm, service, &access);
-        let judged = judged.map_err(|reason| UpstreamError::Wrong(Wrong::Realm(reason)))?;
+        let judged = judged.map_err(|reason| self.refuse(realm, reason))?;
         let fresh = Way::Bearer(Arc::new(self.bearer(judged.clone(), access)?));
         self.remember(Asked::Bearer {
             realm: realm.to_owned(),
@@ -239,6 +244,25 @@ impl Challenged {
             access,
             refresher,
         })
+    }
+
+    /// Tells the operator which host it is that does not speak for the registry, as far as is known: once for
+    /// each in a row.
+    fn refuse(&self, realm: &str, reason: RefusedRealm) -> UpstreamError {
+        let host = realm.parse().ok().and_then(|realm| Origin::of(&realm));
+        if let Some(host) = host.filter(|_| reason == RefusedRealm::Host) {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            if refused.as_ref() != Some(&host) {
+                tracing::warn!(
+                    upstream.name = %self.meter.upstream(),
+                    realm.host = %host,
+                    "the registry names a token service on another host, which is not asked; if it is the \
+                     registry's, list it in upstream.token_hosts"
+                );
+                *refused = Some(host);
+            }
+        }
+        UpstreamError::Wrong(Wrong::Realm(reason))
     }
 
     fn remember(&self, asked: Asked) {

@@ -8,10 +8,11 @@ use tokio::time::Instant;
 use super::Upstream;
 use super::client::path_and_query;
 use super::error::{Absent, UpstreamError};
-use super::exchange::{Question, unanswered};
 use super::metrics::Kind;
+use super::question::Question;
+use super::refresher::TokenStatus;
+use super::said::unanswered;
 use super::scope::Scope;
-use super::token::TokenStatus;
 
 /// A registry answered.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::challenged::{Challenged, is_insufficient};
 use super::error::UpstreamError;
+use super::refresher::{Refresher, TokenStatus};
 use super::scope::Scope;
-use super::token::{Refresher, Token, TokenStatus};
+use super::token::Token;
 
 /// How an upstream is logged in to.
 pub(super) enum Credentials {

@@ -10,8 +10,9 @@ use crate::oci::{Digest, Manifest, Reference, RepositoryName};
 use super::Upstream;
 use super::client::path_and_query;
 use super::error::{Absent, UpstreamError, Wrong};
-use super::exchange::{Question, unanswered};
 use super::metrics::Kind;
+use super::question::Question;
+use super::said::unanswered;
 use super::scope::Scope;
 
 /// Some registries convert, or deny having, manifests of types that `Accept` does not name, so all are

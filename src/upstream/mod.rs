@@ -11,9 +11,10 @@
 //! | `upstreams` | all of them, by name |
 //! | `options` | one as it is configured |
 //! | `registry`, `origin` | what a registry's name says; where a request goes |
-//! | `connect`, `egress`, `client`, `exchange` | a connection, perhaps through a proxy; one request; a question asked until it is answered |
+//! | `connect`, `egress`, `client` | a connection, perhaps through a proxy; one request |
+//! | `question`, `exchange`, `fetch`, `said` | a question; asked until it is answered; followed to where the content is; what the answer says |
 //! | `behalf` | a question asked once, with the credential of whoever wants to know |
-//! | `token` | the token engine |
+//! | `token`, `refresher` | a credential; the token engine, which keeps one that is good |
 //! | `credentials`, `challenged` | what to send, and what to do when it is refused; where the registry asks first |
 //! | `scope`, `realm` | what a token has to be good for; which token services speak for a registry |
 //! | `ecr`, `bearer` | where tokens come from |
@@ -45,6 +46,7 @@ mod ecr;
 mod egress;
 mod error;
 mod exchange;
+mod fetch;
 mod gate;
 mod lists;
 mod manifest;
@@ -54,10 +56,13 @@ mod options;
 mod origin;
 mod portal;
 mod programs;
+mod question;
 mod quota;
 mod realm;
 mod redirect;
+mod refresher;
 mod registry;
+mod said;
 mod scope;
 mod secret;
 mod sending;
@@ -98,10 +103,10 @@ pub use mutability::TagMutability;
 pub use options::{Auth, ExtraRoots, Limits, SetupError, UpstreamOptions, roots_from_pem};
 pub use quota::{ParseQuotaError, Quota, QuotaAction, Quotas};
 pub use redirect::{HostPattern, ParseHostPatternError};
+pub use refresher::TokenStatus;
 pub use registry::{EcrHost, ParseRegistryError, Registry, RegistryKind};
 pub use secret::Secret;
 pub use sending::Feed;
-pub use token::TokenStatus;
 pub use told::Told;
 pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
 pub use upstreams::{PreparedUpstreams, UpstreamSet, Upstreams};
@@ -121,8 +126,9 @@ use origin::{Origin, Reach};
 use quota::Pace;
 use realm::Realms;
 use redirect::RedirectPolicy;
+use refresher::Refresher;
 use storage::Storage;
-use token::{Refresher, Token};
+use token::Token;
 
 /// One registry. Clones are the same upstream.
 #[derive(Clone)]
@@ -185,6 +191,7 @@ impl Upstream {
             extra_roots,
             egress,
             redirect_hosts,
+            token_hosts,
             creation,
             quotas,
             limits,
@@ -213,7 +220,7 @@ impl Upstream {
         let dialer = Dialer::new(DialerOptions {
             home: home.clone(),
             home_tls_name,
-            listed: redirect_hosts.clone(),
+            listed: [&redirect_hosts[..], &token_hosts[..]].concat(),
             extra_roots: extra_roots.clone(),
             egress: egress.clone(),
             timeout: limits.connect,
@@ -236,6 +243,7 @@ impl Upstream {
                         RegistryKind::DockerHub => &["auth.docker.io"],
                         RegistryKind::Ecr(_) | RegistryKind::EcrPublic | RegistryKind::Other => &[],
                     },
+                    listed: token_hosts.clone(),
                 },
                 Arc::clone(&client),
                 limits.token,
@@ -423,13 +431,13 @@ impl Probe for Prober {
             let Parts {
                 status, headers, ..
             } = self.client.knock(&outgoing).await?;
-            if exchange::is_failure(status) {
+            if said::is_failure(status) {
                 return Err(UpstreamError::Failing {
                     status: status.as_u16(),
                 });
             }
             let is_sent_away =
-                exchange::is_redirect(status) && self.redirects.follow(&target, &headers).is_err();
+                said::is_redirect(status) && self.redirects.follow(&target, &headers).is_err();
             match portal::stands_at_the_door(&self.registry, status, &headers, is_sent_away) {
                 true => Err(UpstreamError::Wrong(Wrong::Intercepted)),
                 false => Ok(()),

@@ -30,6 +30,8 @@ pub struct UpstreamOptions {
     pub egress: Option<Egress>,
     /// Further hosts that redirects may lead to, private ones too.
     pub redirect_hosts: Vec<HostPattern>,
+    /// Further hosts that speak for the registry where it asks for tokens: they are sent the password.
+    pub token_hosts: Vec<HostPattern>,
     /// Whether a manifest proves that the repository holds its blobs; told from the registry without.
     pub trust_manifests: Option<bool>,
     /// How fast its blobs may come, in bytes a second; without, as fast as they do.
@@ -59,6 +61,7 @@ impl UpstreamOptions {
             extra_roots: Vec::new(),
             egress: None,
             redirect_hosts: Vec::new(),
+            token_hosts: Vec::new(),
             trust_manifests: None,
             max_bandwidth: None,
             offline: false.into(),

@@ -3,8 +3,8 @@
 
 use http::{HeaderMap, StatusCode, header};
 
-use super::exchange::{is_failure, is_redirect};
 use super::registry::{Registry, RegistryKind};
+use super::said::{is_failure, is_redirect};
 
 /// Whether this is a page for people. No registry sends content as one.
 pub(super) fn is_page(headers: &HeaderMap) -> bool {

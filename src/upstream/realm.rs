@@ -7,6 +7,7 @@ use http::{HeaderValue, Uri};
 
 use super::error::RefusedRealm;
 use super::origin::{Origin, Reach};
+use super::redirect::HostPattern;
 use super::scope::Access;
 
 /// Judges realms for one registry.
@@ -18,6 +19,8 @@ pub(super) struct Realms {
     pub(super) home: Origin,
     /// Other hosts known to speak for this registry.
     pub(super) known: &'static [&'static str],
+    /// And those that the operator lists.
+    pub(super) listed: Vec<HostPattern>,
 }
 
 /// Where to ask for a token.
@@ -32,8 +35,8 @@ impl Realms {
     /// The place to ask for `access` that `realm` of a challenge stands for.
     ///
     /// Allowed are the registry itself, a parent domain of at least two labels (`gitlab.com` for
-    /// `registry.gitlab.com`), and hosts known to belong to it; over TLS, or plain from this host to
-    /// itself. Siblings are not: on shared domains they are somebody else's.
+    /// `registry.gitlab.com`), hosts known to belong to it, and what the operator lists; over TLS, or plain
+    /// from this host to itself. Siblings are not by themselves: on shared domains they are somebody else's.
     pub(super) fn judge(
         &self,
         realm: &str,
@@ -69,7 +72,9 @@ impl Realms {
         let is_known = origin.has_default_port()
             && (self.known.contains(&origin.host())
                 || is_parent(origin.host(), self.registry.host()));
-        if is_own || is_known {
+        let mut listed = self.listed.iter();
+        let is_listed = listed.any(|pattern| pattern.covers(&origin));
+        if is_own || is_known || is_listed {
             Ok(Realm { target, host: None })
         } else {
             Err(RefusedRealm::Host)
@@ -109,6 +114,7 @@ mod tests {
             registry: Origin::of(&registry.parse().unwrap()).unwrap(),
             home: Origin::of(&home.parse().unwrap()).unwrap(),
             known: &["auth.docker.io"],
+            listed: vec!["auth.corp.example:8443".parse().unwrap()],
         }
     }
 
@@ -121,6 +127,7 @@ mod tests {
             "https://registry.example.org/token",
             "https://example.org/jwt/auth",
             "https://auth.docker.io/token",
+            "https://auth.corp.example:8443/token",
         ] {
             assert_eq!(judge(good), Ok(()), "{good}");
         }
@@ -133,6 +140,11 @@ mod tests {
             (
                 "https://registry.example.org:8443/token",
                 RefusedRealm::Host,
+            ),
+            ("https://auth.corp.example/token", RefusedRealm::Host),
+            (
+                "http://auth.corp.example:8443/token",
+                RefusedRealm::NotHttps,
             ),
             ("http://registry.example.org/token", RefusedRealm::NotHttps),
             ("http://169.254.169.254/token", RefusedRealm::NotHttps),

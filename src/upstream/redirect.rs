@@ -65,6 +65,15 @@ impl HostPattern {
         }
     }
 
+    /// True if it stands for the server: at its port, or at the usual one where it names none.
+    pub(super) fn covers(&self, origin: &Origin) -> bool {
+        let port = match self.port {
+            Some(port) => port == origin.port(),
+            None => origin.has_default_port(),
+        };
+        port && self.matches(origin.host())
+    }
+
     /// True if it stands for `host`, given in lower case.
     pub(super) fn matches(&self, host: &str) -> bool {
         if self.wildcard {

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use http::StatusCode;
 
-use super::exchange::said;
+use super::said::said;
 
 /// Longest message that is passed on, in characters: a list of missing layers fits.
 const LONGEST: usize = 4096;

@@ -121,6 +121,14 @@ impl Registries {
         }
     }
 
+    /// Does something with all of them there, and once more with none: what is cached serves it then, and is sound.
+    pub async fn with_and_without(&mut self, pull: impl Fn(&Self)) {
+        pull(self);
+        self.stop().await;
+        pull(self);
+        self.proxy.assert_blobs_are_sound();
+    }
+
     /// The ECR's name.
     pub fn ecr(&self) -> String {
         self.ecr.registry_host()

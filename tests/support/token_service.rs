@@ -36,6 +36,7 @@ const LEEWAY: Duration = Duration::from_secs(60);
 
 /// See the module. It ends with the test's runtime.
 pub struct TokenService {
+    host: &'static str,
     address: SocketAddr,
     folder: TempDir,
     inner: Arc<Inner>,
@@ -85,12 +86,18 @@ pub struct Asked {
 impl TokenService {
     /// One whose tokens live for five minutes.
     pub async fn start() -> Self {
+        Self::start_as("127.0.0.1").await
+    }
+
+    /// One that calls itself so.
+    pub async fn start_as(host: &'static str) -> Self {
         let key = KeyPair::generate_for(&PKCS_RSA_SHA256).expect("a key");
         let parameters = CertificateParams::new([ISSUER.to_owned()]).expect("a name");
         let certificate = parameters.self_signed(&key).expect("a certificate");
         let folder = TempDir::new().expect("a folder");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let service = Self {
+            host,
             address: listener.local_addr().expect("an address"),
             folder,
             inner: Arc::new(Inner {
@@ -125,6 +132,11 @@ impl TokenService {
         service
     }
 
+    /// Its host and port.
+    pub fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.address.port())
+    }
+
     fn certificate(&self) -> PathBuf {
         self.folder.path().join("certificate.pem")
     }
@@ -140,7 +152,7 @@ impl TokenService {
         format!(
             "auth: {{token: {{realm: \"http://{}/token?tenant=a%20b\", service: {SERVICE}, issuer: {ISSUER}, \
              rootcertbundle: {}}}}}\n",
-            self.address,
+            self.authority(),
             self.certificate().display()
         )
     }

@@ -114,6 +114,18 @@ fn upstream(simulator: &Simulator) -> Table {
     table
 }
 
+/// `base/**` leads to `base`, which knows nothing of that prefix, and all else to `prod`.
+pub fn side_by_side(builder: Builder) -> Builder {
+    let below = [
+        ("repository", "base/**"),
+        ("upstream", "base"),
+        ("strip_prefix", "base/"),
+    ];
+    builder
+        .route(below)
+        .route([("repository", "**"), ("upstream", "prod")])
+}
+
 /// Puts an image of one layer: the layer's digest, and the manifest's.
 pub fn put(
     simulator: &Simulator,

@@ -7,7 +7,7 @@ use crate::config::faults::Origin;
 use crate::config::sources::{Settings, Table};
 use crate::config::values;
 use crate::config::{Auth, Freshness, Upstream};
-use crate::upstream::{Egress, HostPattern, Quota, Quotas, Registry, RegistryKind, Role};
+use crate::upstream::{Egress, Quota, Quotas, Registry, RegistryKind, Role};
 
 impl Resolver {
     /// Flags set keys of the one upstream, in the file or not: of several it is not said which.
@@ -76,10 +76,8 @@ impl Resolver {
         let endpoint_tls_name = self.one("upstream.endpoint_tls_name", values::domain);
         let ca = self.file("upstream.ca");
         let egress = self.egress();
-        let redirect_hosts = self.many("upstream.redirect_hosts", |text| {
-            text.parse::<HostPattern>()
-                .map_err(|error| format!("{text:?}: {error}"))
-        });
+        let redirect_hosts = self.many("upstream.redirect_hosts", values::host_pattern);
+        let token_hosts = self.many("upstream.token_hosts", values::host_pattern);
         let fallback = self.many("upstream.fallback", values::upstream_name);
         let freshness = self.freshness(
             [
@@ -109,6 +107,13 @@ impl Resolver {
                 "has no meaning without upstream.endpoint",
             );
         }
+        let lists_token_hosts = matches!(&token_hosts, Some(Some(hosts)) if !hosts.is_empty());
+        if lists_token_hosts && matches!(auth, Some(Auth::Aws { .. })) {
+            self.fault(
+                "upstream.token_hosts",
+                "has no meaning with auth = \"aws\": tokens come from AWS",
+            );
+        }
         let registry = registry?;
         Some(Upstream {
             name: name?.unwrap_or_else(|| default_name(&registry)),
@@ -119,6 +124,7 @@ impl Resolver {
             ca: ca?,
             egress: egress?,
             redirect_hosts: redirect_hosts?.unwrap_or_default(),
+            token_hosts: token_hosts?.unwrap_or_default(),
             fallback: fallback?.unwrap_or_default(),
             freshness: freshness?,
             trust_manifests: trust_manifests?,

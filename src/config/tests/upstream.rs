@@ -46,6 +46,14 @@ fn the_login_is_told_from_the_registry_and_its_keys_must_belong_to_it() {
             "upstream.password_file: is missing",
         ),
         (
+            &format!("registry = \"{ECR}\"\ntoken_hosts = [\"auth.test\"]\n"),
+            "upstream.token_hosts: has no meaning with",
+        ),
+        (
+            "registry = \"r.test\"\ntoken_hosts = [\"https://auth.test\"]\n",
+            "upstream.token_hosts: \"https://auth.test\": expected a host",
+        ),
+        (
             "registry = \"r.test\"\nprofile = \"p\"\n",
             "upstream.profile: belongs to",
         ),

@@ -9,7 +9,7 @@ use http::HeaderValue;
 use super::token::{ServerDate, read_any};
 use super::{Aws, AwsOptions, Outside};
 use crate::upstream::error::{OddToken, TokenError};
-use crate::upstream::token::{IssuedToken, TokenSource};
+use crate::upstream::refresher::{IssuedToken, TokenSource};
 
 /// Where tokens are issued, wherever they are used (ECR Public User Guide, "Registry authentication").
 const REGION: &str = "us-east-1";

@@ -18,8 +18,8 @@ use http::HeaderValue;
 use super::{Aws, EcrApi, quietly};
 use crate::telemetry::chain;
 use crate::upstream::error::{OddToken, TokenError};
+use crate::upstream::refresher::{IssuedToken, TokenSource};
 use crate::upstream::registry::{EcrHost, Registry};
-use crate::upstream::token::{IssuedToken, TokenSource};
 
 impl EcrApi {
     async fn fetch_token(self: &Arc<Self>) -> Result<IssuedToken, TokenError> {

@@ -553,7 +553,7 @@ async fn u24_an_upload_refused_early_still_gets_its_answer() {
     for framing in ["content-length: 1073741824", "transfer-encoding: chunked"] {
         let head = format!("PUT /x HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n");
         let (mut reading, mut writing) = scene.plain().await.into_split();
-        // What the client sends on is its affair: here until nobody takes it.
+        // What the client sends on is its affair: here for as long as somebody takes it.
         let sending = tokio::spawn(async move {
             writing.write_all(head.as_bytes()).await?;
             loop {
@@ -570,11 +570,7 @@ async fn u24_an_upload_refused_early_still_gets_its_answer() {
             .expect("in time")
             .expect("an answer");
         assert!(answer.starts_with(b"HTTP/1.1 405 "), "{framing}");
-        let ended = timeout(SOON, sending)
-            .await
-            .expect("in time")
-            .expect("no panic");
-        assert!(ended.is_err(), "the connection ends");
+        sending.abort();
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Question<'a> {
     pub(super) content_type: Option<HeaderValue>,
     /// `Content-Range`.
     pub(super) content_range: Option<HeaderValue>,
-    /// What the registry says to it is told in its own words, see [`UpstreamError::Told`].
+    /// What the registry says to it is told in its own words, see [`Told`](super::UpstreamError::Told).
     pub(super) is_push: bool,
     /// A connection that breaks may be all that the registry says where there is no such repository.
     /// Whoever asks looks into that, so it is neither asked again nor told to the breaker.

@@ -1,6 +1,7 @@
 //! An image as its client writes it: `[domain/]repository[:tag|@digest]`.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use super::digest::{Digest, ParseDigestError};
@@ -18,7 +19,8 @@ const DOCKER_HUB: [&str; 2] = ["docker.io", "index.docker.io"];
 /// with both, the digest counts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageName {
-    /// Where a client would go for it, in lower case and without its port; `None` if it was not written.
+    /// Where a client would go for it, in lower case and with its port where one was written; `None` if nothing
+    /// was. Two registries may differ by their ports alone.
     pub domain: Option<String>,
     /// The repository, as the domain's clients write it.
     pub repository: RepositoryName,
@@ -66,6 +68,13 @@ pub enum Which {
     Tags(Pattern),
     /// That one.
     Digest(Digest),
+}
+
+impl ImageName {
+    /// The host of its domain, if it has one.
+    pub fn host(&self) -> Option<&str> {
+        self.domain.as_deref().map(host_of)
+    }
 }
 
 impl ImagePattern {
@@ -123,14 +132,22 @@ impl fmt::Display for ImagePattern {
 
 fn write_domain(f: &mut fmt::Formatter<'_>, domain: Option<&str>) -> fmt::Result {
     match domain {
-        Some(domain) if domain.contains(':') => write!(f, "[{domain}]/"),
         // Without a port, a name of one word would read as part of the repository.
-        Some(domain) if domain != "localhost" && !domain.contains('.') => {
+        Some(domain) if domain != "localhost" && !domain.contains(['.', ':']) => {
             write!(f, "{domain}:443/")
         }
         Some(domain) => write!(f, "{domain}/"),
         None => Ok(()),
     }
+}
+
+/// The host of a domain as images have it: without port, and an IPv6 address without its brackets.
+pub fn host_of(domain: &str) -> &str {
+    let (host, end) = match domain.strip_prefix('[') {
+        Some(rest) => (rest, ']'),
+        None => (domain, ':'),
+    };
+    host.split_once(end).map_or(host, |(host, _)| host)
 }
 
 /// Parts a domain from what follows it: `[domain/]rest`.
@@ -141,19 +158,28 @@ fn split_domain(text: &str) -> Result<(Option<String>, &str), ParseImageError> {
     if first != "localhost" && !first.contains(['.', ':']) {
         return Ok((None, text));
     }
-    let (host, port) = match first.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').unwrap_or((rest, "?")),
-        None => first.split_at(first.find(':').unwrap_or(first.len())),
+    let host = host_of(first);
+    let (is_host, port) = match first.strip_prefix('[') {
+        Some(rest) => (
+            host.parse::<Ipv6Addr>().is_ok(),
+            rest[host.len()..].strip_prefix(']').unwrap_or("?"),
+        ),
+        None => {
+            let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-');
+            (
+                !host.is_empty() && host.bytes().all(is_host),
+                &first[host.len()..],
+            )
+        }
     };
     let is_port = port.is_empty()
         || port
             .strip_prefix(':')
             .is_some_and(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
-    let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':');
-    if host.is_empty() || !is_port || !host.bytes().all(is_host) {
+    if !is_host || !is_port {
         return Err(ParseImageError::Domain(first.to_owned()));
     }
-    Ok((Some(host.to_ascii_lowercase()), rest))
+    Ok((Some(first.to_ascii_lowercase()), rest))
 }
 
 impl FromStr for ImageName {
@@ -172,7 +198,7 @@ impl FromStr for ImageName {
         let tag: Tag = tag.unwrap_or(DEFAULT_TAG).parse()?;
         let is_hub = domain
             .as_deref()
-            .is_some_and(|domain| DOCKER_HUB.contains(&domain));
+            .is_some_and(|domain| DOCKER_HUB.contains(&host_of(domain)));
         let repository = if is_hub && !name.contains('/') {
             format!("library/{name}").parse()?
         } else {
@@ -219,12 +245,12 @@ mod tests {
             ),
             (
                 "Registry.MyDomain.com:5000/app:v1",
-                "registry.mydomain.com/app:v1".to_owned(),
+                "registry.mydomain.com:5000/app:v1".to_owned(),
             ),
             ("localhost/app", "localhost/app:latest".to_owned()),
-            ("localhost:5000/a/b:c", "localhost/a/b:c".to_owned()),
-            ("registry:5000/app", "registry:443/app:latest".to_owned()),
-            ("[::1]:5000/app", "[::1]/app:latest".to_owned()),
+            ("localhost:5000/a/b:c", "localhost:5000/a/b:c".to_owned()),
+            ("registry:5000/app", "registry:5000/app:latest".to_owned()),
+            ("[::1]:5000/app", "[::1]:5000/app:latest".to_owned()),
             ("[::1]/app", "[::1]/app:latest".to_owned()),
             (
                 "docker.io/debian",
@@ -258,6 +284,7 @@ mod tests {
             "registry:/app",
             "[::1/app",
             "[::1]x/app",
+            "[registry.test]/app",
             ":5000/app",
             "https://registry.mydomain.com/app",
         ] {

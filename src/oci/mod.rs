@@ -21,7 +21,7 @@ mod routing;
 
 pub use digest::{Digest, DigestText, Hasher, ParseDigestError};
 pub use error::{ErrorCode, error_body};
-pub use image::{ImageName, ImagePattern, ParseImageError, Which};
+pub use image::{ImageName, ImagePattern, ParseImageError, Which, host_of};
 pub use manifest::{Descriptor, Manifest, ManifestKind, ParseManifestError, media_type};
 pub use pattern::{ParsePatternError, Pattern};
 pub use platform::{ParsePlatformError, Platform};

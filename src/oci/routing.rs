@@ -124,12 +124,12 @@ impl Routes {
         domains.find(|domain| domain.eq_ignore_ascii_case(host))
     }
 
-    /// The registry that images of this host are of, whose port need not be told.
-    pub fn registry(&self, host: &str) -> Option<&str> {
+    /// The registry that images of this domain are of, whose port need not be told. One that is told is its.
+    pub fn registry(&self, domain: &str) -> Option<&str> {
         let registries = || self.homes.iter().map(|home| home.registry.as_str());
         registries()
-            .find(|registry| is_same_registry(registry, host))
-            .or_else(|| registries().find(|it| is_same_registry(without_port(it), host)))
+            .find(|registry| is_same_registry(registry, domain))
+            .or_else(|| registries().find(|it| is_same_registry(without_port(it), domain)))
     }
 
     /// Where `repository` leads, asked under `domain` of ours, with this `ns`.

@@ -141,9 +141,9 @@ impl Challenged {
     ) -> Result<Arc<Token>, UpstreamError> {
         let known = self.ways.get(&scope.to_string());
         let way = match challenge(headers) {
-            Some(Challenge::Basic) => match &known {
-                // What was sent is all there is.
-                Some(Way::Basic(_)) => return Err(UpstreamError::BadCredentials),
+            Some(Challenge::Basic) => match known {
+                // Others were challenged at once.
+                Some(way @ Way::Basic(_)) => way,
                 Some(Way::Bearer(_)) | None => self.basic_way(scope)?,
             },
             Some(Challenge::Bearer {
@@ -173,6 +173,7 @@ impl Challenged {
         };
         match way {
             Way::Basic(token) => match sent {
+                // What was sent is all there is.
                 Some(sent) if Arc::ptr_eq(sent, &token) => Err(UpstreamError::BadCredentials),
                 Some(_) | None => Ok(token),
             },

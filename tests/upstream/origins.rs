@@ -1,7 +1,7 @@
 //! Redirects and challenges lead only where they may, and no secret is told in refusing them.
 
 use ecr_proxy::oci::Digest;
-use ecr_proxy::simulator::{Fault, Listener, Pattern, path_contains};
+use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, ImageSpec, Listener, Pattern, path_contains};
 use ecr_proxy::upstream::{Auth, RefusedRealm, RefusedRedirect, Secret, UpstreamError, Wrong};
 use tokio::net::TcpListener;
 
@@ -135,6 +135,25 @@ async fn s10_realms_of_others_are_not_asked() {
         .journal()
         .count(|entry| entry.headers.contains_key("authorization"));
     assert_eq!(told, 0);
+}
+
+#[tokio::test]
+async fn questions_that_are_the_first_together_all_log_in_by_a_password() {
+    let rig = rig().await;
+    rig.sim
+        .push_image("app", "v1", ImageSpec::generated(1, [100]));
+    let password = rig.sim.token(FULL_ACCESS_KEY).unwrap().password;
+    let mut options = plain("registry.example", &rig.sim.endpoint());
+    options.auth = Auth::Basic {
+        username: "AWS".into(),
+        password: Secret::new(&password),
+    };
+    let basic = upstream(options);
+    let app = app();
+    let asking = (0..10).map(|_| basic.tags(&app, None, None));
+    for page in futures_util::future::join_all(asking).await {
+        assert_eq!(page.unwrap().names, ["v1"]);
+    }
 }
 
 #[tokio::test]

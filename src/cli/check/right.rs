@@ -45,9 +45,7 @@ pub(super) fn explain(config: &Config, question: &Question) -> Result<Vec<Findin
     let repo = config.names().route(image);
     let repo = repo.map_err(|error| Failure::Usage(format!("--as: {image}: {error}")))?;
     let domains = &config.server.domains;
-    let named = domains
-        .iter()
-        .find(|ours| image.domain.as_ref() == Some(ours));
+    let named = domains.iter().find(|ours| image.host() == Some(ours));
     // An image without a domain is asked for by one of our names.
     let domain = named.or(domains.first()).map(String::as_str);
     let access = &config.access;

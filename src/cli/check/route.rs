@@ -14,8 +14,7 @@ pub(super) fn explain(config: &Config, image: &ImageName, ns: Option<&str>) -> F
         None => names.explain(image).map_err(|error| error.to_string()),
         Some(ns) => {
             let routes = names.routes();
-            let domain = image.domain.as_deref();
-            let domain = domain.and_then(|domain| routes.domain(domain));
+            let domain = image.host().and_then(|host| routes.domain(host));
             let domain = domain.or(names.domains().first().map(String::as_str));
             let led = routes.find(domain, Some(ns), &image.repository);
             led.ok_or_else(|| format!("nothing leads from {ns} to an upstream"))

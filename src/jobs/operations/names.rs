@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::cache::{ParsePinError, Pin};
 use crate::oci::{
-    ImageName, ImagePattern, Led, Pattern, RepoKey, RepositoryName, Routes, Which, Written,
+    ImageName, ImagePattern, Led, Pattern, RepoKey, RepositoryName, Routes, Which, Written, host_of,
 };
 
 /// How names are routed. Clone is cheap.
@@ -156,7 +156,7 @@ impl Names {
         let Some(domain) = domain else {
             return ours.map(|ours| (ours, None)).collect();
         };
-        if let Some(domain) = self.routes.domain(domain) {
+        if let Some(domain) = self.routes.domain(host_of(domain)) {
             return vec![(Some(domain), None)];
         }
         match (self.routes.registry(domain), is_loopback(domain)) {
@@ -170,7 +170,7 @@ impl Names {
 
     fn elsewhere(&self, domain: Option<&str>) -> Elsewhere {
         let is_ours = |domain: &str| {
-            self.routes.domain(domain).is_some()
+            self.routes.domain(host_of(domain)).is_some()
                 || self.routes.registry(domain).is_some()
                 || is_loopback(domain)
         };
@@ -206,8 +206,9 @@ pub(super) fn is_about(patterns: &[(Arc<str>, Pattern)], repo: &RepoKey) -> bool
 }
 
 fn is_loopback(domain: &str) -> bool {
-    domain == "localhost"
-        || domain
+    let host = host_of(domain);
+    host == "localhost"
+        || host
             .parse::<IpAddr>()
             .is_ok_and(|address| address.is_loopback())
 }
@@ -247,6 +248,46 @@ pub(super) mod tests {
             let error = error.expect_err("elsewhere").to_string();
             assert!(error.contains("registry.mydomain.com"), "{error}");
             assert!(!error.contains("amazonaws"), "{error}");
+        }
+    }
+
+    #[test]
+    fn registries_of_one_host_are_told_apart_by_their_ports() {
+        let home = |upstream: &str, registry: &str| Home {
+            upstream: upstream.into(),
+            registry: registry.to_owned(),
+        };
+        let homes = vec![
+            home("one", "localhost:5001"),
+            home("two", "localhost:5002"),
+            home("three", "quay.example"),
+        ];
+        let names = Names::new(Routes::new(vec!["a.test".to_owned()], Vec::new(), homes));
+        for (text, expected) in [
+            ("localhost:5001/app", Some("one/app")),
+            ("localhost:5002/app", Some("two/app")),
+            ("quay.example:443/app", Some("three/app")),
+            ("quay.example:5000/app", None),
+            ("a.test:5000/app", None),
+        ] {
+            let repo = names.route(&text.parse().expect("an image"));
+            let repo = repo.ok().map(|repo| repo.to_string());
+            assert_eq!(repo.as_deref(), expected, "{text}");
+        }
+        // What it is called leads back, also where it was written down and read again.
+        for upstream in ["one", "two", "three"] {
+            let repo = RepoKey {
+                upstream: upstream.into(),
+                repository: "app".parse().expect("a name"),
+            };
+            let written = names.written(&repo);
+            let name = ImageName {
+                domain: written.domain,
+                repository: written.repository,
+                reference: "v1".parse().expect("a tag"),
+            };
+            let again: ImageName = name.to_string().parse().expect("an image");
+            assert_eq!(names.route(&again), Ok(repo), "{name}");
         }
     }
 

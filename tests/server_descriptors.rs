@@ -4,13 +4,10 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ecr_proxy::server::{
-    self, BoxError, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
-};
+use ecr_proxy::server::{self, BoxError, Handler, Listener, Refusal, ServerMetrics, ServerOptions};
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty};
@@ -32,11 +29,11 @@ impl Nothing {
 impl Handler for Nothing {
     type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-    async fn call(&self, _: Request<Incoming>, _: Arc<ConnectionInfo>) -> Response<Self::Body> {
+    async fn call(&self, _: Request<Incoming>) -> Response<Self::Body> {
         Self::answer()
     }
 
-    fn refuse(&self, _: Refusal, _: Arc<ConnectionInfo>) -> Response<Self::Body> {
+    fn refuse(&self, _: Refusal) -> Response<Self::Body> {
         Self::answer()
     }
 }
@@ -55,7 +52,7 @@ async fn l07_out_of_descriptors_the_server_waits_and_recovers() {
     let options = ServerOptions::default();
     let run = server::run(
         listeners,
-        Nothing,
+        |_| Nothing,
         options,
         metrics.clone(),
         std::future::pending(),

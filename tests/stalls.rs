@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use ecr_proxy::access::{
-    Access, AccessOptions, Action, Content as Reads, Right, Rule, Rules, Shown, Subject, Wanted,
+    Access, AccessOptions, Action, Content as Reads, Login, Right, Rule, Rules, Shown, Subject,
+    Wanted,
 };
 use ecr_proxy::buffers::BufferPool;
 use ecr_proxy::cache::{CacheMetrics, Limit, Store, StoreOptions};
@@ -98,10 +99,11 @@ async fn rig() -> Rig {
         ..AccessOptions::default()
     });
     let access = access.expect("a thread for passwords");
-    let headers = HeaderMap::new();
+    let (headers, login) = (HeaderMap::new(), Login::default());
     let caller = access.identify(Shown {
         authorization: headers.get_all(AUTHORIZATION),
         certificate: None,
+        login: &login,
         address: loopback,
         domain: None,
     });

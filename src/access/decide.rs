@@ -21,13 +21,20 @@ pub enum Who {
     TokenBearer,
 }
 
+impl Who {
+    /// How it is written in rules and in the log.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Anonymous => ANONYMOUS,
+            Self::User(name) => name,
+            Self::TokenBearer => RESERVED_NAME,
+        }
+    }
+}
+
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Anonymous => f.write_str(ANONYMOUS),
-            Self::User(name) => f.write_str(name),
-            Self::TokenBearer => f.write_str(RESERVED_NAME),
-        }
+        f.write_str(self.as_str())
     }
 }
 
@@ -178,7 +185,8 @@ pub(super) async fn decide(
     match &caller.token {
         Some(token) => {
             let tokens = tokens.ok_or(Denied::Forbidden)?;
-            tokens.decide(token, wanted, caller.address).await?;
+            // In memory of its own, which others need none of.
+            Box::pin(tokens.decide(token, wanted, caller.address)).await?;
         }
         None if rules.allow(who, caller.place(), upstream, repository, action) => {}
         None => {

@@ -6,6 +6,7 @@
 //! | File | For |
 //! | --- | --- |
 //! | `basic` | the user and password in an `Authorization` |
+//! | `login` | what a connection remembers of a login, so that its next request costs none |
 //! | `users`, `passwords` | the user file, and whether a password is the user's |
 //! | `networks`, `per_client` | where a client is, and how much each has of something |
 //! | `turns` | turns at something, of which no client has more than half |
@@ -18,6 +19,7 @@
 
 mod basic;
 mod decide;
+mod login;
 mod networks;
 mod passwords;
 mod per_client;
@@ -29,6 +31,7 @@ mod users;
 #[cfg(any(test, fuzzing))]
 pub use basic::fuzz_authorization;
 pub use decide::{Action, Content, Denied, ParseActionError, Right, Wanted, Who};
+pub use login::Login;
 pub use networks::{Network, ParseNetworkError};
 pub use passwords::AccessMetrics;
 pub use per_client::{Held, PerClient, one_client};
@@ -91,6 +94,8 @@ pub struct Shown<'a> {
     pub authorization: GetAll<'a, HeaderValue>,
     /// Whom the client's certificate names, where it showed a valid one.
     pub certificate: Option<&'a Certified>,
+    /// Who logged in before on the connection that it came by.
+    pub login: &'a Login,
     /// The client's address.
     pub address: IpAddr,
     /// Of our names the one it came to; `None` for another name on a loopback listener.
@@ -246,7 +251,10 @@ impl Access {
         if values.next().is_some() {
             return Err(Denied::BadRequest);
         }
+        // What was let in before is well-formed.
+        let known = value.and_then(|value| shown.login.of(value, &self.inner));
         let credentials = value
+            .filter(|_| known.is_none())
             .map(Credentials::parse)
             .transpose()
             .map_err(|_| Denied::Unauthenticated)?;
@@ -264,6 +272,9 @@ impl Access {
         if let Some(certified) = shown.certificate {
             return certified.who().map(caller).ok_or(Denied::Unauthenticated);
         }
+        if let Some(user) = known {
+            return Ok(caller(Who::User(user)));
+        }
         let credentials = credentials.ok_or(Denied::Unauthenticated)?;
         let user = credentials.user.clone();
         if let Some(tokens) = self
@@ -272,18 +283,17 @@ impl Access {
             .as_ref()
             .filter(|_| *user == *RESERVED_NAME)
         {
-            let token = tokens.identify(credentials.password, shown.address).await?;
+            let token = Box::pin(tokens.identify(credentials.password, shown.address)).await?;
             return Ok(Caller {
                 token: Some(token),
                 ..caller(Who::TokenBearer)
             });
         }
-        if self
-            .inner
-            .passwords
-            .check(credentials, shown.address)
-            .await?
-        {
+        // In memory of its own, which a login that is known needs none of.
+        if Box::pin(self.inner.passwords.check(credentials, shown.address)).await? {
+            if let Some(value) = value {
+                shown.login.note(value, &self.inner, &user);
+            }
             Ok(caller(Who::User(user)))
         } else {
             Err(Denied::Unauthenticated)
@@ -422,10 +432,44 @@ mod tests {
         let shown = Shown {
             authorization: map.get_all(AUTHORIZATION),
             certificate: None,
+            login: &Login::default(),
             address: peer,
             domain: None,
         };
         access.identify(shown).await.map(|caller| caller.who)
+    }
+
+    #[tokio::test]
+    async fn s04_a_connection_forgets_a_login_with_the_users_that_it_was_checked_by() {
+        let login = Login::default();
+        let ask = async |access: &Access, value: &[u8]| {
+            let map = headers(&[value]);
+            let shown = Shown {
+                authorization: map.get_all(AUTHORIZATION),
+                certificate: None,
+                login: &login,
+                address: FAR,
+                domain: None,
+            };
+            access.identify(shown).await.map(|caller| caller.who)
+        };
+        let ci = Ok(Who::User("ci".into()));
+        let access = with_users();
+        let (right, wrong) = (basic(b"ci:secret"), basic(b"ci:secreT"));
+        for _ in 0..2 {
+            assert_eq!(ask(&access, &right).await, ci);
+            assert_eq!(ask(&access, &wrong).await, Err(Denied::Unauthenticated));
+        }
+        let line = format!("ci:{}\n", bcrypt::hash("changed", 4).expect("hash"));
+        let users = Users::parse(&line).expect("users");
+        let changed = access.with_users(users).expect("others");
+        assert_eq!(ask(&changed, &right).await, Err(Denied::Unauthenticated));
+        assert_eq!(ask(&changed, &basic(b"ci:changed")).await, ci);
+        // Who still asks the others is told what they know.
+        assert_eq!(ask(&access, &right).await, ci);
+        let printed = format!("{login:?}");
+        let encoded = String::from_utf8_lossy(&right[6..]).into_owned();
+        assert!(!printed.contains(&encoded), "{printed}");
     }
 
     #[tokio::test]
@@ -509,6 +553,7 @@ mod tests {
             let shown = Shown {
                 authorization: login.get_all(AUTHORIZATION),
                 certificate: Some(certified),
+                login: &Login::default(),
                 address: NEAR,
                 domain: None,
             };
@@ -539,6 +584,7 @@ mod tests {
             let shown = Shown {
                 authorization: login.get_all(AUTHORIZATION),
                 certificate: None,
+                login: &Login::default(),
                 address: NEAR,
                 domain: Some("d.test"),
             };

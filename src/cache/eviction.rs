@@ -368,9 +368,13 @@ impl Shared {
         victims
     }
 
-    /// Removes a blob unless somebody reads it; true if it is gone.
+    /// Removes a blob unless somebody reads it, or an image that names it was recorded since it was chosen;
+    /// true if it is gone.
     pub(super) fn remove_unused(&self, digest: &Digest) -> bool {
         let _name = self.name_lock(digest.as_bytes()[0]);
+        if !lock(&self.index).is_loose(digest) {
+            return false;
+        }
         if matches!(self.open.forget_unused(digest), Forgotten::InUse) {
             return false;
         }

@@ -247,6 +247,11 @@ impl Index {
         self.references.pinned_bytes()
     }
 
+    /// Whether no stored manifest names a blob.
+    pub(super) fn is_loose(&self, digest: &Digest) -> bool {
+        self.references.standing(digest) == Standing::Loose
+    }
+
     /// The records that have to go with a blob.
     pub(super) fn casualties(&self, blob: &Digest) -> Vec<Casualties> {
         self.references.casualties(blob)

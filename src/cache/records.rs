@@ -230,6 +230,33 @@ impl Records {
         self.inner.with_now(repo, |log| log.tag(tag))
     }
 
+    /// What a tag pointed to when it was last checked, and that manifest, if it is stored.
+    pub fn tagged(&self, repo: &RepoKey, tag: &Tag) -> Option<(TagRecord, Option<StoredManifest>)> {
+        let record = self.tag(repo, tag)?;
+        Some((record, self.manifest(repo, &record.digest)))
+    }
+
+    /// Like [`Self::tagged`] without waiting for the disk; the outer `None` says only that
+    /// [`Self::tagged`] has to be asked.
+    pub fn tagged_now(
+        &self,
+        repo: &RepoKey,
+        tag: &Tag,
+    ) -> Option<Option<(TagRecord, Option<StoredManifest>)>> {
+        let tagged = self.inner.with_now(repo, |log| {
+            let record = log.tag(tag)?;
+            Some((record, log.has_manifest(&record.digest)))
+        })?;
+        match tagged {
+            None => Some(None),
+            Some((record, false)) => Some(Some((record, None))),
+            Some((record, true)) => {
+                let manifest = self.inner.hot.get(&(repo.clone(), record.digest))?;
+                Some(Some((record, Some(manifest))))
+            }
+        }
+    }
+
     /// Stores a manifest that upstream returned for this repository at `at`, hashing it; the config
     /// and layers it names are held from now on. Returns its digest.
     pub fn put_manifest(

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -10,9 +9,7 @@ use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 
-use crate::server::{
-    self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
-};
+use crate::server::{self, Handler, Listener, Refusal, ServerMetrics, ServerOptions};
 use crate::tls::Challenges;
 
 /// A directory looks from a few places at once.
@@ -35,7 +32,7 @@ pub(super) async fn run(
     let metrics = ServerMetrics::default();
     server::run(
         listeners,
-        ChallengeDoor(challenges),
+        move |_| ChallengeDoor(challenges.clone()),
         options,
         metrics,
         shutdown,
@@ -58,18 +55,14 @@ impl ChallengeDoor {
 impl Handler for ChallengeDoor {
     type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-    async fn call(
-        &self,
-        request: Request<Incoming>,
-        _connection: Arc<ConnectionInfo>,
-    ) -> Response<Self::Body> {
+    async fn call(&self, request: Request<Incoming>) -> Response<Self::Body> {
         match self.0.answer(request.uri().path()) {
             Some(answer) if request.method() == Method::GET => Self::answer(StatusCode::OK, answer),
             _ => Self::answer(StatusCode::NOT_FOUND, String::new()),
         }
     }
 
-    fn refuse(&self, refusal: Refusal, _connection: Arc<ConnectionInfo>) -> Response<Self::Body> {
+    fn refuse(&self, refusal: Refusal) -> Response<Self::Body> {
         Self::answer(refusal.status(), String::new())
     }
 }

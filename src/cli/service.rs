@@ -20,7 +20,7 @@ use super::client_certificates::Handshakes;
 use super::mechanisms::Mechanisms;
 use super::running::{self, Load, Running};
 use super::{Failure, chain, challenge_door, health, users};
-use crate::access::{Access, AccessOptions};
+use crate::access::{Access, AccessOptions, Login};
 use crate::admin::{
     Admin, AdminSocket, Phase, RateLimit, Readiness, Status, Trouble, UpstreamState,
 };
@@ -29,7 +29,7 @@ use crate::config::{Config, ListenAddress, Tls};
 use crate::jobs::operations::{Answers, Operations, Time};
 use crate::jobs::warm::{Schedule, WarmMetrics};
 use crate::jobs::{self, PrefetchMetrics, Reload, ReloadMetrics, ScrubOptions};
-use crate::proxy::{Body, Parts, Proxy, Pulled, Via};
+use crate::proxy::{Body, Parts, Peer, Proxy, Pulled, Via};
 use crate::server::{
     self, ConnectionInfo, Handler, Listener, Refusal, ServerMetrics, ServerOptions,
 };
@@ -252,13 +252,17 @@ impl Service {
 
         let terms = Arc::clone(&self.options.terms);
         let listeners = std::mem::take(&mut self.listeners);
-        let (door, options) = (
-            Door {
-                proxy: self.proxy.clone(),
-                handshakes: self.handshakes.clone(),
-            },
-            self.options.clone(),
-        );
+        let options = self.options.clone();
+        let (proxy, handshakes) = (self.proxy.clone(), self.handshakes.clone());
+        let receive = move |connection: ConnectionInfo| {
+            Door(Arc::new(Visit {
+                proxy: proxy.clone(),
+                handshakes: handshakes.clone(),
+                peer: Peer::new(connection.peer),
+                connection,
+                login: Login::default(),
+            }))
+        };
         let readiness = self.readiness.clone();
         let (draining, mut drain_began) = watch::channel(None);
         let shutdown = async move {
@@ -268,7 +272,7 @@ impl Service {
             tell_supervisor(NotifyState::Stopping);
             draining.send_replace(Some(Instant::now()));
         };
-        let serving = server::run(listeners, door, options, self.metrics.clone(), shutdown);
+        let serving = server::run(listeners, receive, options, self.metrics.clone(), shutdown);
         tokio::pin!(serving);
         let mut look = tokio::time::interval(certificate::LOOK_EVERY);
         let report = loop {
@@ -302,20 +306,28 @@ fn tell_supervisor(state: NotifyState<'_>) {
     }
 }
 
-/// The proxy as the handler of a server: neither knows of the other.
+/// The proxy as the handler of a connection: neither knows of the other.
 #[derive(Clone)]
-struct Door {
+struct Door(Arc<Visit>);
+
+/// A connection.
+struct Visit {
     proxy: Proxy,
     handshakes: Handshakes,
+    connection: ConnectionInfo,
+    peer: Peer,
+    login: Login,
 }
 
-impl Door {
-    fn via(&self, connection: &ConnectionInfo) -> Via {
+impl Visit {
+    fn via(&self) -> Via<'_> {
+        let connection = &self.connection;
         let client = connection.tls.as_ref().and_then(|tls| tls.client.as_ref());
         Via {
-            peer: connection.peer,
+            peer: &self.peer,
             is_loopback: connection.local.ip().to_canonical().is_loopback(),
             certificate: client.and_then(|client| self.handshakes.certified(client)),
+            login: &self.login,
             is_plain: connection.tls.is_none(),
         }
     }
@@ -324,17 +336,16 @@ impl Door {
 impl Handler for Door {
     type Body = Body;
 
-    async fn call(
-        &self,
-        request: Request<Incoming>,
-        connection: Arc<ConnectionInfo>,
-    ) -> Response<Body> {
-        self.proxy.call(request, self.via(&connection)).await
+    async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+        let Self(visit) = self;
+        visit.proxy.call(request, visit.via()).await
     }
 
-    fn refuse(&self, refusal: Refusal, connection: Arc<ConnectionInfo>) -> Response<Body> {
-        self.proxy
-            .refuse(refusal.status(), refusal.to_string(), self.via(&connection))
+    fn refuse(&self, refusal: Refusal) -> Response<Body> {
+        let Self(visit) = self;
+        visit
+            .proxy
+            .refuse(refusal.status(), refusal.to_string(), &visit.via())
     }
 }
 

@@ -19,7 +19,7 @@ use super::recorded::Recorded;
 use crate::cache::StoredManifest;
 use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey, Tag};
-use crate::telemetry::{FillMetrics, StaleReason};
+use crate::telemetry::{FillMetrics, Outcome, StaleReason};
 use crate::upstream::{Absent, Upstream, UpstreamError, Upstreams};
 
 /// Tags that were answered as they last were since upstream last confirmed one.
@@ -236,11 +236,12 @@ impl Manifests {
             let tag = tag.clone();
             move |asker: Asker| asker.by_tag(tag, record)
         };
-        let Some(record) = self.recorded.tag(repo, tag).await? else {
-            return self.ask(repo, reference, question(None)).await;
-        };
-        let Some(kept) = self.recorded.kept(repo, record.digest).await? else {
-            return self.ask(repo, reference, question(Some(record))).await;
+        let (record, kept) = match self.recorded.tagged(repo, tag).await? {
+            None => return self.ask(repo, reference, question(None)).await,
+            Some((record, None)) => {
+                return self.ask(repo, reference, question(Some(record))).await;
+            }
+            Some((record, Some(manifest))) => (record, Found::by(Outcome::Hit, manifest)),
         };
         let options = self.options.load_full();
         let policy = options.tags.of(repo);
@@ -364,7 +365,8 @@ impl Manifests {
                 found
             }
         };
-        match self.questions.run(key, question).await {
+        // In memory of its own, which what is kept needs none of.
+        match Box::pin(self.questions.run(key, question)).await {
             Ok(found) => Ok(found?),
             Err(Lost) => Err(FillError::Lost),
         }

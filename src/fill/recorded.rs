@@ -80,6 +80,20 @@ impl Recorded {
             .await
     }
 
+    /// What a tag pointed to, and that manifest, if it is stored.
+    pub(super) async fn tagged(
+        &self,
+        repo: &RepoKey,
+        tag: &Tag,
+    ) -> Result<Option<(TagRecord, Option<StoredManifest>)>, FillError> {
+        if let Some(known) = self.store.records().tagged_now(repo, tag) {
+            return Ok(known);
+        }
+        let tag = tag.clone();
+        self.ask(repo, move |records, repo| records.tagged(repo, &tag))
+            .await
+    }
+
     /// The tags of a repository whose manifests are stored.
     pub(super) async fn pullable_tags(
         &self,

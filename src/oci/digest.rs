@@ -65,15 +65,11 @@ impl Digest {
     /// The digest as it is written, without memory of its own: digests are written several times for each
     /// answer.
     pub fn text(&self) -> DigestText {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [b':'; DigestText::LENGTH];
         let (algorithm, encoded) = text.split_at_mut(ALGORITHM.len());
         algorithm.copy_from_slice(ALGORITHM.as_bytes());
         for (pair, byte) in encoded[1..].as_chunks_mut::<2>().0.iter_mut().zip(self.0) {
-            *pair = [
-                DIGITS[usize::from(byte >> 4)],
-                DIGITS[usize::from(byte & 15)],
-            ];
+            *pair = HEX[usize::from(byte)];
         }
         DigestText(text)
     }
@@ -96,6 +92,18 @@ impl Digest {
         Ok(Self(bytes))
     }
 }
+
+/// Each byte as it is written.
+const HEX: [[u8; 2]; 256] = {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut hex = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < hex.len() {
+        hex[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+        byte += 1;
+    }
+    hex
+};
 
 fn nibble(digit: u8) -> Result<u8, ParseDigestError> {
     match digit {

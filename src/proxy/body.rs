@@ -70,11 +70,11 @@ pub struct Body {
     sent: u64,
     /// A reader that waits for more, taken out of its segment for as long.
     waiting: Option<Pin<Box<dyn Future<Output = Box<Reader>> + Send>>>,
-    completion: Completion,
+    completion: Box<Completion>,
 }
 
 impl Body {
-    pub(super) fn new(said: Said, completion: Completion) -> Self {
+    pub(super) fn new(said: Said, completion: Box<Completion>) -> Self {
         Self {
             said,
             sent: 0,

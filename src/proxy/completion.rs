@@ -1,6 +1,5 @@
 //! The one event that tells of a finished request: the audit of who pulled what.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -16,11 +15,29 @@ use crate::telemetry::{Completed, Outcome, RequestKind, RequestMetrics};
 /// what a stranger would like to store.
 const LONGEST_TEXT: usize = 256;
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub(super) address: SocketAddr,
+    /// The address as it is logged, with each request.
+    text: Arc<str>,
+}
+
+impl Peer {
+    /// The client, or balancer, at `address`.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            text: address.to_string().into(),
+        }
+    }
+}
+
 /// Where a request came from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Source {
     /// Who is at the other end of the connection.
-    pub(super) peer: SocketAddr,
+    pub(super) peer: Peer,
     /// Whom they speak for, if they are a balancer.
     pub(super) client: Option<IpAddr>,
 }
@@ -28,16 +45,7 @@ pub(super) struct Source {
 impl Source {
     /// The client's address.
     pub(super) fn address(&self) -> IpAddr {
-        self.client.unwrap_or(self.peer.ip())
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.client {
-            Some(client) => write!(f, "{client}"),
-            None => write!(f, "{}", self.peer),
-        }
+        self.client.unwrap_or(self.peer.address.ip())
     }
 }
 
@@ -91,14 +99,14 @@ pub(super) struct Completion {
 }
 
 impl Completion {
-    /// Begins to count a request.
+    /// Begins to count a request. It goes through many hands, and is not to be copied into each.
     pub(super) fn begin(
         metrics: Arc<RequestMetrics>,
         method: http::Method,
-        peer: SocketAddr,
-    ) -> Self {
+        peer: Peer,
+    ) -> Box<Self> {
         metrics.active.inc();
-        Self {
+        Box::new(Self {
             metrics,
             began: Instant::now(),
             id: RequestId::draw(),
@@ -117,7 +125,7 @@ impl Completion {
             length: 0,
             sent: 0,
             error: None,
-        }
+        })
     }
 
     /// How many bytes of the body were handed out so far.
@@ -161,17 +169,27 @@ impl Drop for Completion {
             elapsed,
         });
         let is_whole = self.sent >= self.length || self.method == http::Method::HEAD;
+        let Source { peer, client } = &self.from;
+        let client = client.map(|client| client.to_string());
+        let digest = match &self.reference {
+            Some(Reference::Digest(digest)) => Some(digest.text()),
+            Some(Reference::Tag(_)) | None => None,
+        };
+        let reference = match &self.reference {
+            Some(Reference::Tag(tag)) => Some(tag.as_str()),
+            Some(Reference::Digest(_)) | None => digest.as_deref(),
+        };
         tracing::info!(
             request.id = &*self.id,
-            client.addr = %self.from,
-            client.via = self.from.client.map(|_| tracing::field::display(self.from.peer)),
-            client.user = self.who.as_ref().map(tracing::field::display),
+            client.addr = client.as_deref().unwrap_or(&peer.text),
+            client.via = client.as_ref().map(|_| &*peer.text),
+            client.user = self.who.as_ref().map(Who::as_str),
             client.agent = self.agent,
             http.method = self.method.as_str(),
             http.status = self.status,
             http.target = self.target,
             oci.repository = self.repository.as_ref().map(RepositoryName::as_str),
-            oci.reference = self.reference.as_ref().map(tracing::field::display),
+            oci.reference = reference,
             cache.outcome = self.outcome.as_str(),
             body.bytes = self.sent,
             elapsed_ms = milliseconds(elapsed),

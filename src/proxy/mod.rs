@@ -20,7 +20,7 @@ mod push;
 mod uploads;
 mod verdicts;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,10 +32,12 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 pub use body::Body;
+pub use completion::Peer;
 pub use verdicts::AskedUpstream;
 
 use crate::access::{
-    Access, Action, Certified, Content, Denied, Network, PerClient, Shown, Turn, Turns, Wanted, Who,
+    Access, Action, Certified, Content, Denied, Login, Network, PerClient, Shown, Turn, Turns,
+    Wanted, Who,
 };
 use crate::cache::StoredManifest;
 use crate::fill::{FillError, Fills, How, Stale};
@@ -91,14 +93,16 @@ const LIST_PATIENCE: Duration = Duration::from_secs(20);
 const MAX_LONG_MANIFESTS: usize = 16;
 
 /// How a request came.
-#[derive(Clone, Debug)]
-pub struct Via {
-    /// The client's address.
-    pub peer: SocketAddr,
+#[derive(Debug)]
+pub struct Via<'a> {
+    /// Who is at the other end of the connection.
+    pub peer: &'a Peer,
     /// The listener's address is one that only this machine can reach: it answers to any name.
     pub is_loopback: bool,
     /// Whom the client's certificate names, where it showed a valid one.
     pub certificate: Option<Certified>,
+    /// Who logged in on the connection before.
+    pub login: &'a Login,
     /// No TLS is between us and the client, so a body may go to the socket as it is.
     pub is_plain: bool,
 }
@@ -256,9 +260,9 @@ impl Proxy {
     ///
     /// # Cancel safety
     /// The caller may leave at any time: fills and questions to the upstream go on by themselves.
-    pub async fn call(&self, request: Request<Incoming>, via: Via) -> Response<Body> {
+    pub async fn call(&self, request: Request<Incoming>, via: Via<'_>) -> Response<Body> {
         let metrics = Arc::clone(&self.parts.metrics);
-        let mut completion = Completion::begin(metrics, request.method().clone(), via.peer);
+        let mut completion = Completion::begin(metrics, request.method().clone(), via.peer.clone());
         completion.agent = agent(request.headers());
         let (head, body) = request.into_parts();
         let reply = match self.answer(&head, body, &via, &mut completion).await {
@@ -278,10 +282,10 @@ impl Proxy {
     }
 
     /// Words the answer to a request whose framing was refused with `status`, because of `reason`.
-    pub fn refuse(&self, status: StatusCode, reason: String, via: Via) -> Response<Body> {
+    pub fn refuse(&self, status: StatusCode, reason: String, via: &Via<'_>) -> Response<Body> {
         let metrics = Arc::clone(&self.parts.metrics);
         // The request was not understood, so what method it has is not known.
-        let mut completion = Completion::begin(metrics, Method::GET, via.peer);
+        let mut completion = Completion::begin(metrics, Method::GET, via.peer.clone());
         let reply = self.refusal(&Refusal::Framing(status, reason), &mut completion);
         self.finish(reply, completion)
     }
@@ -291,11 +295,11 @@ impl Proxy {
         &self,
         request: &request::Parts,
         body: Incoming,
-        via: &Via,
+        via: &Via<'_>,
         completion: &mut Completion,
     ) -> Result<Reply, Refusal> {
         let policy = self.parts.policy.load_full();
-        let client = forwarded::client(&request.headers, via.peer, &policy.trusted_proxies);
+        let client = forwarded::client(&request.headers, via.peer.address, &policy.trusted_proxies);
         completion.from.client = client.map_err(|_| Refusal::Forwarded)?;
         let address = completion.from.address();
         let place = self
@@ -311,6 +315,7 @@ impl Proxy {
         let shown = Shown {
             authorization: request.headers.get_all(header::AUTHORIZATION),
             certificate: via.certificate.as_ref(),
+            login: via.login,
             address: completion.from.address(),
             domain,
         };
@@ -493,7 +498,7 @@ impl Proxy {
         reply
     }
 
-    fn finish(&self, reply: Reply, mut completion: Completion) -> Response<Body> {
+    fn finish(&self, reply: Reply, mut completion: Box<Completion>) -> Response<Body> {
         completion.status = reply.status.as_u16();
         completion.outcome = reply.outcome;
         completion.length = reply.said.len();

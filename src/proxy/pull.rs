@@ -161,12 +161,13 @@ fn etag(digest: Digest) -> String {
 }
 
 fn identify(headers: &mut HeaderMap, digest: Digest) {
-    // A digest is made of letters, digits and a colon.
-    if let Ok(etag) = HeaderValue::from_maybe_shared(Bytes::from(etag(digest))) {
-        headers.insert(header::ETAG, etag);
-    }
-    if let Ok(digest) = HeaderValue::from_str(&digest.text()) {
-        headers.insert(DOCKER_CONTENT_DIGEST, digest);
+    let etag = Bytes::from(etag(digest));
+    let bare = etag.slice(1..etag.len() - 1);
+    for (name, value) in [(header::ETAG, etag), (DOCKER_CONTENT_DIGEST, bare)] {
+        // A digest is made of letters, digits and a colon.
+        if let Ok(value) = HeaderValue::from_maybe_shared(value) {
+            headers.insert(name, value);
+        }
     }
 }
 

@@ -36,8 +36,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const LAST_WORDS_BYTES: u64 = 64 * 1024;
 
 /// What all connections share.
-pub(super) struct Shared<H> {
-    pub(super) handler: H,
+pub(super) struct Shared<R> {
+    /// Makes the handler of a connection.
+    pub(super) receive: R,
     pub(super) options: ServerOptions,
     pub(super) metrics: ServerMetrics,
     pub(super) write_buffers: BufferPool,
@@ -57,11 +58,11 @@ pub(super) struct Accepted {
 /// Serves one connection to its end.
 ///
 /// Cancel safety: dropping the future closes the connection at once.
-pub(super) async fn serve<H: Handler>(
-    accepted: Accepted,
-    shared: Arc<Shared<H>>,
-    pulse: Arc<Pulse>,
-) {
+pub(super) async fn serve<R, H>(accepted: Accepted, shared: Arc<Shared<R>>, pulse: Arc<Pulse>)
+where
+    R: Fn(ConnectionInfo) -> H,
+    H: Handler,
+{
     let peer = accepted.peer;
     if let Err(overdue) = serve_until_overdue(accepted, &shared, &pulse).await {
         shared.metrics.deadline_closed.inc();
@@ -69,11 +70,15 @@ pub(super) async fn serve<H: Handler>(
     }
 }
 
-async fn serve_until_overdue<H: Handler>(
+async fn serve_until_overdue<R, H>(
     accepted: Accepted,
-    shared: &Arc<Shared<H>>,
+    shared: &Shared<R>,
     pulse: &Arc<Pulse>,
-) -> Result<(), Overdue> {
+) -> Result<(), Overdue>
+where
+    R: Fn(ConnectionInfo) -> H,
+    H: Handler,
+{
     let Accepted {
         stream,
         peer,
@@ -87,7 +92,7 @@ async fn serve_until_overdue<H: Handler>(
             local,
             tls: None,
         };
-        return http1(socket, info, shared, pulse).await;
+        return http1(socket, (shared.receive)(info), shared, pulse).await;
     };
 
     let coalescing = Coalescing::new(socket, shared.write_buffers.clone(), Arc::clone(pulse));
@@ -117,21 +122,22 @@ async fn serve_until_overdue<H: Handler>(
             client,
         }),
     };
+    let handler = (shared.receive)(info);
     if is_h2 {
-        http2(stream, info, shared, pulse).await
+        http2(stream, handler, shared, pulse).await
     } else {
-        http1(stream, info, shared, pulse).await
+        http1(stream, handler, shared, pulse).await
     }
 }
 
 type TlsStream = tokio_rustls::server::TlsStream<Coalescing<Watched<TcpStream>>>;
 
 /// The TLS stream, or `None` where the handshake failed or the server drains.
-async fn handshake<H: Handler>(
+async fn handshake<R>(
     stream: Coalescing<Watched<TcpStream>>,
     config: Arc<rustls::ServerConfig>,
     peer: SocketAddr,
-    shared: &Shared<H>,
+    shared: &Shared<R>,
     pulse: &Pulse,
 ) -> Result<Option<TlsStream>, Overdue> {
     let deadline = pulse.accepted() + shared.options.first_request_timeout;
@@ -175,10 +181,10 @@ async fn handshake<H: Handler>(
     }
 }
 
-async fn http1<S, H>(
+async fn http1<S, H, R>(
     stream: S,
-    info: ConnectionInfo,
-    shared: &Arc<Shared<H>>,
+    handler: H,
+    shared: &Shared<R>,
     pulse: &Arc<Pulse>,
 ) -> Result<(), Overdue>
 where
@@ -186,12 +192,7 @@ where
     H: Handler,
 {
     let guard = HeadGuard::new(stream, Arc::clone(pulse), shared.options.max_header_bytes);
-    let service = Requests::new(
-        shared.handler.clone(),
-        Arc::new(info),
-        Arc::clone(pulse),
-        None,
-    );
+    let service = Requests::new(handler, Arc::clone(pulse), None);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // Heads have their deadlines in `drive`, which needs no timer per request.
@@ -200,10 +201,10 @@ where
     drive(connection, shared, pulse).await
 }
 
-async fn http2<H: Handler>(
+async fn http2<H: Handler, R>(
     stream: TlsStream,
-    info: ConnectionInfo,
-    shared: &Arc<Shared<H>>,
+    handler: H,
+    shared: &Shared<R>,
     pulse: &Arc<Pulse>,
 ) -> Result<(), Overdue> {
     let options = &shared.options;
@@ -212,12 +213,7 @@ async fn http2<H: Handler>(
         next: next.clone(),
         write_timeout: options.write_timeout,
     };
-    let service = Requests::new(
-        shared.handler.clone(),
-        Arc::new(info),
-        Arc::clone(pulse),
-        Some(next),
-    );
+    let service = Requests::new(handler, Arc::clone(pulse), Some(next));
     let connection = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(options.h2.max_concurrent_streams)
@@ -259,9 +255,9 @@ where
 }
 
 /// Polls a connection until it ends by itself or a deadline of its pulse passes.
-async fn drive<C: Graceful, H>(
+async fn drive<C: Graceful, R>(
     connection: C,
-    shared: &Shared<H>,
+    shared: &Shared<R>,
     pulse: &Pulse,
 ) -> Result<(), Overdue> {
     let limits = Limits {

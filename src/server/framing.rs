@@ -26,11 +26,13 @@ use super::progress::Pulse;
 const IN_PLACE_OF_A_REFUSED_HEAD: &[u8] =
     b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
 
-/// How long a connection that still sends is listened to after its last answer: in all, and without a byte.
+/// How long a connection that still sends is listened to after its last answer, in all and without a byte, and
+/// for how many bytes: what comes faster than any line is no upload that a client waits with its reading for.
 /// Closing with unread bytes makes the kernel send a reset, which takes the answer away from a client that
 /// writes its whole body before it reads.
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_WITHOUT_A_BYTE: Duration = Duration::from_secs(5);
+const LINGER_BYTES: usize = 256 << 20;
 
 #[derive(Debug)]
 enum Reading {
@@ -62,6 +64,8 @@ pub(super) struct HeadGuard<S> {
 #[derive(Debug)]
 struct Linger {
     until: Instant,
+    /// How many bytes are left to be forgotten.
+    left: usize,
     /// The end, or that of the wait for the next byte, whichever is earlier.
     alarm: Pin<Box<Sleep>>,
 }
@@ -72,12 +76,14 @@ impl Linger {
         let alarm = tokio::time::sleep(LINGER_WITHOUT_A_BYTE);
         Self {
             until,
+            left: LINGER_BYTES,
             alarm: Box::pin(alarm),
         }
     }
 
-    /// A byte has come.
-    fn go_on(&mut self) {
+    /// So many bytes have come.
+    fn go_on(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes);
         let next = Instant::now() + LINGER_WITHOUT_A_BYTE;
         self.alarm.as_mut().reset(next.min(self.until));
     }
@@ -224,15 +230,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeadGuard<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> HeadGuard<S> {
-    /// Reads and forgets until the client closes, sends nothing for [`LINGER_WITHOUT_A_BYTE`], or
-    /// [`LINGER`] has passed.
+    /// Reads and forgets until the client closes, sends nothing for [`LINGER_WITHOUT_A_BYTE`], has sent
+    /// [`LINGER_BYTES`], or [`LINGER`] has passed.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let linger = self.linger.get_or_insert_with(Linger::begin);
-        let mut scratch = [0; 4096];
-        while linger.alarm.as_mut().poll(cx).is_pending() {
+        let mut scratch = [0; 16 * 1024];
+        while linger.left > 0 && linger.alarm.as_mut().poll(cx).is_pending() {
             let mut forgotten = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut forgotten)) {
-                Ok(()) if !forgotten.filled().is_empty() => linger.go_on(),
+                Ok(()) if !forgotten.filled().is_empty() => {
+                    linger.go_on(forgotten.filled().len());
+                }
                 Ok(()) | Err(_) => break,
             }
         }

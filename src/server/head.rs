@@ -6,6 +6,7 @@
 use std::fmt;
 
 use http::StatusCode;
+use memchr::{memchr, memchr_iter};
 
 /// Longest request target. The longest honest one, an upload session with its state, stays under
 /// 2 KiB; an unbounded one fills logs.
@@ -81,7 +82,7 @@ pub(super) enum Follows {
 
 /// Judges a complete head, from its request line to the empty line.
 pub(super) fn inspect(head: &[u8]) -> Result<Follows, Refusal> {
-    let mut lines = head.split(|byte| *byte == b'\n').map(without_cr);
+    let mut lines = lines_of(head).map(without_cr);
     let request_line = lines
         .by_ref()
         .find(|line| !line.is_empty())
@@ -116,6 +117,16 @@ pub(super) fn inspect(head: &[u8]) -> Result<Follows, Refusal> {
     Ok(follows)
 }
 
+/// What is before, between and behind the line feeds.
+fn lines_of(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let ends = memchr_iter(b'\n', head).chain(std::iter::once(head.len()));
+    ends.scan(0, |from, end| {
+        let line = &head[*from..end];
+        *from = end + 1;
+        Some(line)
+    })
+}
+
 fn without_cr(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
@@ -133,7 +144,7 @@ fn request_line_of(line: &[u8]) -> Result<(&[u8], bool), Refusal> {
         b"HTTP/1.0" => false,
         _ => return Err(Refusal::RequestLine),
     };
-    let is_target = !target.is_empty() && target.iter().all(u8::is_ascii_graphic);
+    let is_target = !target.is_empty() && are_all(target, |byte| byte.is_ascii_graphic());
     if !is_token(method) || !is_target {
         return Err(Refusal::RequestLine);
     }
@@ -144,17 +155,12 @@ fn request_line_of(line: &[u8]) -> Result<(&[u8], bool), Refusal> {
 }
 
 fn header_of(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
-    let colon = line
-        .iter()
-        .position(|byte| *byte == b':')
-        .ok_or(Refusal::HeaderLine)?;
+    let colon = memchr(b':', line).ok_or(Refusal::HeaderLine)?;
     let (name, value) = (&line[..colon], &line[colon + 1..]);
-    if value.contains(&b'\r') {
+    let is_clean = are_all(value, |byte| !byte.is_ascii_control() || byte == b'\t');
+    if !is_clean && value.contains(&b'\r') {
         return Err(Refusal::LineEnding);
     }
-    let is_clean = value
-        .iter()
-        .all(|byte| !byte.is_ascii_control() || *byte == b'\t');
     if !is_token(name) || !is_clean {
         return Err(Refusal::HeaderLine);
     }
@@ -177,6 +183,11 @@ const TOKEN: [bool; 256] = {
     }
     token
 };
+
+/// Whether all bytes are of this kind. All are looked at, so that it can be several in one step.
+fn are_all(bytes: &[u8], is_one: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |all, byte| all & is_one(*byte))
+}
 
 fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|byte| TOKEN[usize::from(*byte)])
@@ -206,7 +217,7 @@ impl HeadScan {
         bytes: &[u8],
         max_bytes: usize,
     ) -> Result<Option<usize>, Refusal> {
-        while let Some(at) = bytes[self.seen..].iter().position(|byte| *byte == b'\n') {
+        while let Some(at) = memchr(b'\n', &bytes[self.seen..]) {
             let newline = self.seen + at;
             let line = bytes[self.line_start..newline]
                 .strip_suffix(b"\r")

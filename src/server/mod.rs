@@ -119,7 +119,7 @@ pub struct Handshake {
     pub number: u64,
 }
 
-/// What answers requests. A clone is made per request.
+/// What answers the requests of one connection. A clone is made per request.
 pub trait Handler: Clone + Send + Sync + 'static {
     /// The body of an answer.
     type Body: Body<Data = Bytes, Error = BoxError> + Send + 'static;
@@ -127,16 +127,13 @@ pub trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request.
     ///
     /// Cancel safety: the future is dropped when the client goes away or the server stops.
-    fn call(
-        &self,
-        request: Request<Incoming>,
-        connection: Arc<ConnectionInfo>,
-    ) -> impl Future<Output = Response<Self::Body>> + Send;
+    fn call(&self, request: Request<Incoming>)
+    -> impl Future<Output = Response<Self::Body>> + Send;
 
     /// Words the answer to a request that was refused for its framing, so that its text and log
     /// entry are the handler's. On HTTP/1.1 the connection closes after it, and no byte that
     /// follows the refused head is interpreted.
-    fn refuse(&self, refusal: Refusal, connection: Arc<ConnectionInfo>) -> Response<Self::Body>;
+    fn refuse(&self, refusal: Refusal) -> Response<Self::Body>;
 }
 
 /// A bound socket, and the TLS it speaks.
@@ -274,12 +271,12 @@ pub struct DrainReport {
 }
 
 /// Accepts and serves until `shutdown` resolves, then closes the listening sockets, lets requests
-/// finish for up to the drain timeout, and reports.
+/// finish for up to the drain timeout, and reports. `receive` makes the handler of each connection.
 ///
 /// Cancel safety: dropping the future closes the listening sockets and all connections at once.
 pub async fn run<H: Handler>(
     listeners: Vec<Listener>,
-    handler: H,
+    receive: impl Fn(ConnectionInfo) -> H + Send + Sync + 'static,
     options: ServerOptions,
     metrics: ServerMetrics,
     shutdown: impl Future<Output = ()>,
@@ -288,7 +285,7 @@ pub async fn run<H: Handler>(
     let places = Places::new(options.max_connections, options.max_connections_per_address);
     let terms = Arc::clone(&options.terms);
     let shared = Arc::new(Shared {
-        handler,
+        receive,
         metrics: metrics.clone(),
         write_buffers: BufferPool::new(WRITE_BUFFER_BYTES, options.max_write_buffers),
         handshakes: Turns::new(options.max_handshakes),

@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::head::Refusal;
 use super::progress::{InFlight, Pulse};
-use super::{BoxError, ConnectionInfo, Handler};
+use super::{BoxError, Handler};
 
 /// No frame is on offer.
 const NOT_OFFERED: u64 = u64::MAX;
@@ -36,22 +36,15 @@ const FRAME_BYTES: usize = 16 * 1024 - 9;
 /// Calls the handler for each request of one connection.
 pub(super) struct Requests<H> {
     handler: H,
-    connection: Arc<ConnectionInfo>,
     pulse: Arc<Pulse>,
     /// Where an h2 connection's executor finds the offer of the stream it is about to run.
     next_stream: Option<NextStream>,
 }
 
 impl<H: Handler> Requests<H> {
-    pub(super) fn new(
-        handler: H,
-        connection: Arc<ConnectionInfo>,
-        pulse: Arc<Pulse>,
-        next_stream: Option<NextStream>,
-    ) -> Self {
+    pub(super) fn new(handler: H, pulse: Arc<Pulse>, next_stream: Option<NextStream>) -> Self {
         Self {
             handler,
-            connection,
             pulse,
             next_stream,
         }
@@ -75,11 +68,10 @@ impl<H: Handler> Service<Request<Incoming>> for Requests<H> {
         let pulse = Arc::clone(&self.pulse);
         let offer = self.next_stream.as_ref().map(NextStream::announce);
         let handler = self.handler.clone();
-        let connection = Arc::clone(&self.connection);
         Box::pin(async move {
             let mut response = match refusal {
-                Some(refusal) => handler.refuse(refusal, connection),
-                None => handler.call(request, connection).await,
+                Some(refusal) => handler.refuse(refusal),
+                None => handler.call(request).await,
             };
             // Told only now: whoever answers may have waited for the body, or not.
             if is_http1 && pulse.is_last(number) {

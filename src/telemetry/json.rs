@@ -1,144 +1,239 @@
 //! An event as one line of JSON, written straight into the line.
 //!
-//! The subscriber's own formatter builds the same object through a serializer that checks every piece
-//! for UTF-8 and costs more than the rest of a manifest's answer. Invariant: whatever a field holds, a
+//! The subscriber's own formatter builds the same object through a serializer, for writers it does not
+//! know, and that costs more than the rest of a manifest's answer. Invariant: whatever a field holds, a
 //! line is one object and its control characters are escaped.
 
+use std::cell::RefCell;
 use std::fmt::{self, Write as _};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
 
-/// Formats events, with their fields at the top; spans are not written.
-#[derive(Debug)]
-pub(super) struct JsonLines;
+use super::log::Lines;
 
-impl<S, N> FormatEvent<S, N> for JsonLines
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-    N: for<'writer> FormatFields<'writer> + 'static,
-{
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut line: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+/// Writes events, with their fields at the top; spans are not written.
+pub(super) struct JsonLines(pub(super) Arc<Lines>);
+
+/// What a thread keeps from one line to the next.
+#[derive(Default)]
+struct Scratch {
+    line: String,
+    /// The second of the last line, since 1970, and its time without a fraction.
+    second: Option<(u64, String)>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Longest line whose memory is kept for the next one, in bytes.
+const MAX_KEPT: usize = 4 * 1024;
+
+impl<S: Subscriber> Layer<S> for JsonLines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+            Ok(mut scratch) => {
+                scratch.write(event);
+                self.0.add(scratch.line.as_bytes());
+                scratch.line.shrink_to(MAX_KEPT);
+            }
+            // A value that is being written for one event has told of another.
+            Err(_) => {
+                let mut scratch = Scratch::default();
+                scratch.write(event);
+                self.0.add(scratch.line.as_bytes());
+            }
+        });
+    }
+}
+
+impl Scratch {
+    fn write(&mut self, event: &Event<'_>) {
         let metadata = event.metadata();
-        line.write_str("{\"timestamp\":\"")?;
-        write!(
-            line,
-            "{}",
-            humantime::format_rfc3339_micros(SystemTime::now())
-        )?;
-        line.write_str("\",\"level\":\"")?;
-        line.write_str(metadata.level().as_str())?;
-        line.write_str("\",\"target\":\"")?;
-        Escaped(&mut line).write_str(metadata.target())?;
-        line.write_char('"')?;
-        let mut members = Members {
-            line: &mut line,
-            written: Ok(()),
-        };
-        event.record(&mut members);
-        members.written?;
-        line.write_str("}\n")
+        self.line.clear();
+        self.line.push_str("{\"timestamp\":\"");
+        self.write_time(SystemTime::now());
+        self.line.push_str("\",\"level\":\"");
+        self.line.push_str(metadata.level().as_str());
+        self.line.push_str("\",\"target\":\"");
+        escape(&mut self.line, metadata.target());
+        self.line.push('"');
+        event.record(&mut Members(&mut self.line));
+        self.line.push_str("}\n");
+    }
+
+    /// RFC 3339 with microseconds. All but these is the same for all lines of a second.
+    fn write_time(&mut self, time: SystemTime) {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = since.as_secs();
+        if self.second.as_ref().is_none_or(|(of, _)| *of != seconds) {
+            let second = UNIX_EPOCH + Duration::from_secs(seconds);
+            let mut text = humantime::format_rfc3339_seconds(second).to_string();
+            text.pop();
+            self.second = Some((seconds, text));
+        }
+        let second = self.second.as_ref().map_or("", |(_, text)| text);
+        self.line.push_str(second);
+        self.line.push('.');
+        push_fraction(&mut self.line, since.subsec_micros(), 6);
+        self.line.push('Z');
     }
 }
 
-/// Writes each field as a member of the object. Visiting cannot fail, so the first failure is kept.
-struct Members<'a, 'line> {
-    line: &'a mut Writer<'line>,
-    written: fmt::Result,
-}
+/// Writes each field as a member of the object.
+struct Members<'a>(&'a mut String);
 
-impl<'line> Members<'_, 'line> {
-    fn member(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'line>) -> fmt::Result) {
-        let Ok(()) = self.written else { return };
-        self.written = (|| {
-            self.line.write_str(",\"")?;
-            Escaped(self.line).write_str(field.name())?;
-            self.line.write_str("\":")?;
-            value(self.line)
-        })();
-    }
-
-    fn text(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        self.member(field, |line| {
-            line.write_char('"')?;
-            Escaped(line).write_fmt(value)?;
-            line.write_char('"')
-        });
+impl Members<'_> {
+    fn name(&mut self, field: &Field) {
+        self.0.push_str(",\"");
+        // A name in Rust's syntax, or one that is written with quotes around it.
+        escape(self.0, field.name());
+        self.0.push_str("\":");
     }
 }
 
-impl Visit for Members<'_, '_> {
+impl Visit for Members<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.member(field, |line| {
-            line.write_char('"')?;
-            Escaped(line).write_str(value)?;
-            line.write_char('"')
-        });
+        self.name(field);
+        self.0.push('"');
+        escape(self.0, value);
+        self.0.push('"');
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.text(field, format_args!("{value:?}"));
+        self.name(field);
+        self.0.push('"');
+        // A `String` takes everything; what a value itself refuses to write is left out.
+        let _ = write!(Escaped(self.0), "{value:?}");
+        self.0.push('"');
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.member(field, |line| write!(line, "{value}"));
+        self.name(field);
+        push_number(self.0, value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.member(field, |line| write!(line, "{value}"));
+        self.name(field);
+        if value < 0 {
+            self.0.push('-');
+        }
+        push_number(self.0, value.unsigned_abs());
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.member(field, |line| write!(line, "{value}"));
+        self.name(field);
+        self.0.push_str(if value { "true" } else { "false" });
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.member(field, |line| match value.is_finite() {
-            true => write!(line, "{value}"),
-            // JSON has no other numbers.
-            false => line.write_str("null"),
-        });
+        self.name(field);
+        push_float(self.0, value);
     }
 }
 
-/// Writes text as the inside of a JSON string (RFC 8259, 7).
-struct Escaped<'a, W>(&'a mut W);
+fn push_number(line: &mut String, number: u64) {
+    line.push_str(itoa::Buffer::new().format(number));
+}
 
-impl<W: fmt::Write> fmt::Write for Escaped<'_, W> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text;
-        let special = |byte: u8| byte < b' ' || matches!(byte, b'"' | b'\\' | 0x7f);
-        // Nearly all text is plain. Seen as a whole, sixteen bytes are looked at in one step.
-        let is_plain = text
-            .bytes()
-            .fold(true, |plain, byte| plain & !special(byte));
-        if is_plain {
-            return self.0.write_str(text);
-        }
-        // Special bytes are ASCII, so the text may be cut before and behind them.
-        while let Some(at) = rest.bytes().position(special) {
-            let (plain, from) = rest.split_at(at);
-            self.0.write_str(plain)?;
-            match from.as_bytes()[0] {
-                b'"' => self.0.write_str("\\\"")?,
-                b'\\' => self.0.write_str("\\\\")?,
-                b'\n' => self.0.write_str("\\n")?,
-                b'\r' => self.0.write_str("\\r")?,
-                b'\t' => self.0.write_str("\\t")?,
-                control => write!(self.0, "\\u{control:04x}")?,
+/// The digits of a fraction behind its point: so many.
+fn push_fraction(line: &mut String, fraction: u32, digits: usize) {
+    let mut buffer = itoa::Buffer::new();
+    let text = buffer.format(fraction);
+    line.extend(std::iter::repeat_n('0', digits.saturating_sub(text.len())));
+    line.push_str(text);
+}
+
+/// The shortest text that is read as this number. Those of three decimals, as times in milliseconds are, take
+/// a short way to it.
+fn push_float(line: &mut String, value: f64) {
+    const MOST: f64 = (1_u64 << 52) as f64;
+    let thousandths = (value * 1e3).round();
+    if (0.0..MOST).contains(&thousandths) && thousandths / 1e3 == value {
+        let thousandths = thousandths as u64;
+        push_number(line, thousandths / 1000);
+        let mut fraction = (thousandths % 1000) as u32;
+        if fraction > 0 {
+            let mut digits = 3;
+            while fraction.is_multiple_of(10) {
+                fraction /= 10;
+                digits -= 1;
             }
-            rest = &from[1..];
+            line.push('.');
+            push_fraction(line, fraction, digits);
         }
-        self.0.write_str(rest)
+    } else if value.is_finite() {
+        // A `String` takes everything.
+        let _ = write!(line, "{value}");
+    } else {
+        // JSON has no other numbers.
+        line.push_str("null");
+    }
+}
+
+/// Appends text as the inside of a JSON string (RFC 8259, 7).
+fn escape(line: &mut String, text: &str) {
+    if is_plain(text.as_bytes()) {
+        return line.push_str(text);
+    }
+    let mut rest = text;
+    // Special bytes are ASCII, so the text may be cut before and behind them.
+    while let Some(at) = rest.bytes().position(is_special) {
+        let (plain, from) = rest.split_at(at);
+        line.push_str(plain);
+        match from.as_bytes()[0] {
+            b'"' => line.push_str("\\\""),
+            b'\\' => line.push_str("\\\\"),
+            b'\n' => line.push_str("\\n"),
+            b'\r' => line.push_str("\\r"),
+            b'\t' => line.push_str("\\t"),
+            control => {
+                let _ = write!(line, "\\u{control:04x}");
+            }
+        }
+        rest = &from[1..];
+    }
+    line.push_str(rest);
+}
+
+fn is_special(byte: u8) -> bool {
+    byte < b' ' || matches!(byte, b'"' | b'\\' | 0x7f)
+}
+
+/// Whether nothing in there is special, as nearly always. Eight bytes are looked at in one step.
+fn is_plain(bytes: &[u8]) -> bool {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    const TOP: u64 = 0x8080_8080_8080_8080;
+    // The top bit of each byte that is below `least`, which is no more than 0x80; or of one above such a byte.
+    let below = |eight: u64, least: u8| eight.wrapping_sub(EACH * u64::from(least)) & !eight & TOP;
+    let is = |eight: u64, byte: u8| below(eight ^ (EACH * u64::from(byte)), 1);
+    let special = |eight: &[u8; 8]| {
+        let eight = u64::from_le_bytes(*eight);
+        below(eight, b' ') | is(eight, b'"') | is(eight, b'\\') | is(eight, 0x7f)
+    };
+    // The last eight may have been among those before.
+    let Some(last) = bytes.last_chunk::<8>() else {
+        return !bytes.iter().copied().any(is_special);
+    };
+    let (eights, _) = bytes.as_chunks::<8>();
+    let all = eights
+        .iter()
+        .fold(special(last), |all, eight| all | special(eight));
+    all == 0
+}
+
+/// Text that is formatted into the inside of a JSON string.
+struct Escaped<'a>(&'a mut String);
+
+impl fmt::Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        escape(self.0, text);
+        Ok(())
     }
 }
 
@@ -150,8 +245,14 @@ mod tests {
 
     fn escaped(text: &str) -> String {
         let mut out = String::from("\"");
-        Escaped(&mut out).write_str(text).expect("a String");
+        escape(&mut out, text);
         out + "\""
+    }
+
+    fn float(value: f64) -> String {
+        let mut out = String::new();
+        push_float(&mut out, value);
+        out
     }
 
     proptest! {
@@ -161,6 +262,56 @@ mod tests {
             prop_assert!(!line.bytes().any(|byte| byte < b' '));
             let back: String = serde_json::from_str(&line).expect("a JSON string");
             prop_assert_eq!(back, text);
+        }
+
+        #[test]
+        fn text_is_plain_as_a_whole_where_all_its_bytes_are(
+            text in "[a-z\"\\\\\u{1f} \u{7f}\u{80}\u{e9}]{0,40}"
+        ) {
+            let is_each = !text.bytes().any(is_special);
+            prop_assert_eq!(is_plain(text.as_bytes()), is_each);
+        }
+
+        #[test]
+        fn any_number_is_written_as_it_is_read(value in any::<f64>()) {
+            if value.is_finite() {
+                prop_assert_eq!(float(value).parse::<f64>(), Ok(value));
+            } else {
+                prop_assert_eq!(float(value), "null");
+            }
+        }
+
+        #[test]
+        fn any_number_of_milliseconds_is_written_as_it_is_read(micros in any::<u32>()) {
+            let value = f64::from(micros) / 1e3;
+            prop_assert_eq!(float(value), value.to_string());
+        }
+
+        #[test]
+        fn a_time_is_written_as_others_write_it(micros in 0..4_000_000_000_000_000_u64) {
+            let time = UNIX_EPOCH + Duration::from_micros(micros);
+            let mut scratch = Scratch::default();
+            for _ in 0..2 {
+                scratch.line.clear();
+                scratch.write_time(time);
+                let written = humantime::format_rfc3339_micros(time).to_string();
+                prop_assert_eq!(&scratch.line, &written);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_have_no_more_digits_than_they_need() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.125, "0.125"),
+            (12.5, "12.5"),
+            (7.0, "7"),
+            (1000.04, "1000.04"),
+            (-1.5, "-1.5"),
+            (0.0001, "0.0001"),
+        ] {
+            assert_eq!(float(value), text);
         }
     }
 }

@@ -108,12 +108,14 @@ impl Log {
         thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || written.write_to(output))?;
-        let sink = Sink(Arc::clone(&lines));
         let events = tracing_subscriber::registry().with(filter);
-        let lines_of = fmt::layer().with_ansi(false).with_writer(sink);
+        let written = Arc::clone(&lines);
         let dispatch = match format {
-            LogFormat::Text => Dispatch::new(events.with(lines_of)),
-            LogFormat::Json => Dispatch::new(events.with(lines_of.event_format(JsonLines))),
+            LogFormat::Text => {
+                let text = fmt::layer().with_ansi(false).with_writer(Sink(written));
+                Dispatch::new(events.with(text))
+            }
+            LogFormat::Json => Dispatch::new(events.with(JsonLines(written))),
         };
         Ok((Self { lines }, dispatch))
     }
@@ -131,7 +133,7 @@ impl Drop for Log {
 
 /// Lines between those who tell and the thread that writes.
 #[derive(Debug)]
-struct Lines {
+pub(super) struct Lines {
     waiting: Mutex<Waiting>,
     /// There is a first line, or what there was is written.
     changed: Condvar,
@@ -153,7 +155,7 @@ impl Lines {
     }
 
     /// One more, unless too much waits.
-    fn add(&self, line: &[u8]) {
+    pub(super) fn add(&self, line: &[u8]) {
         let mut waiting = self.waiting();
         if waiting.bytes.len() + line.len() > MAX_WAITING {
             self.dropped.inc();

@@ -96,6 +96,22 @@ fn is_there(store: &Store, blob: &[u8]) -> bool {
 }
 
 #[test]
+fn what_an_image_came_to_need_since_it_was_chosen_to_go_stays() {
+    let kept = Kept::new();
+    let app = repo("team/app");
+    let blob = content(1, 10_000);
+    put(&kept.store, &blob);
+    let shared = kept.store.shared();
+    // Chosen, and while the records are written an image comes that names it.
+    let digest = kept.record(&app, IMAGE, &image_of(&[&blob]));
+    assert!(!shared.remove_unused(&Digest::of(&blob)));
+    assert!(is_there(&kept.store, &blob));
+    kept.store.records().forget_manifest(&app, &digest);
+    assert!(shared.remove_unused(&Digest::of(&blob)));
+    assert!(!is_there(&kept.store, &blob));
+}
+
+#[test]
 fn an_image_goes_whole_with_its_tags_and_leaves_what_others_need() {
     let kept = Kept::new();
     let (app, other) = (repo("team/app"), repo("team/other"));

@@ -150,7 +150,7 @@ async fn containerd_has_each_registry_by_its_own_names_with_a_login_in_its_file(
     registries.sandbox.must("sh", ["-c", &uncomment]);
     let pull = |registries: &Registries| {
         for (image, says) in &images {
-            assert_eq!(contained(&registries, FOLDER, image), *says, "{image}");
+            assert_eq!(contained(registries, FOLDER, image), *says, "{image}");
         }
     };
     registries.with_and_without(pull).await;
@@ -209,7 +209,7 @@ async fn containerd_is_known_by_certificate_or_header_at_a_mirror_with_or_withou
     let socket = socket.to_string_lossy().into_owned();
     let pull = |registries: &Registries| {
         for (image, says) in &images {
-            assert_eq!(contained(&registries, &folder, image), *says, "{image}");
+            assert_eq!(contained(registries, &folder, image), *says, "{image}");
         }
         for stranger in strangers {
             let image = format!("{stranger}/team/app:{TAG}");

@@ -31,7 +31,9 @@ fn proxy() -> (Proxy, Vec<Small>) {
     let builder = Proxy::builder()
         .upstream_key("registry", "registry.upstream.test")
         .upstream_key("endpoint", "https://registry.upstream.test")
-        .upstream_key("auth", "anonymous");
+        .upstream_key("auth", "anonymous")
+        // The allocator gives memory back by a call that is made slow here, on whatever thread it is.
+        .env("MALLOC_TRIM_THRESHOLD_", "1073741824");
     let mut proxy = builder.start();
     proxy.terminate();
     assert!(proxy.wait().success());
@@ -86,6 +88,14 @@ async fn d12_l08_hundreds_that_wait_for_the_disk_and_for_names_hold_up_nobody_el
             tokio::spawn(async move { client.start("GET", &path, &[]).await.answer("GET").await })
         })
         .collect();
+    let waiting = async |least: usize| {
+        until("they wait", async || {
+            metric(&proxy, "ecr_proxy_requests_active", &[]).await >= least as f64
+        })
+        .await;
+    };
+    // First those who wait for long: a name is given up after a few seconds.
+    waiting(SLOW * 95 / 100).await;
     let nameless: Vec<_> = (0..NAMELESS)
         .map(|n| {
             let client = client.clone();
@@ -93,11 +103,7 @@ async fn d12_l08_hundreds_that_wait_for_the_disk_and_for_names_hold_up_nobody_el
             tokio::spawn(async move { client.start("GET", &path, &[]).await.answer("GET").await })
         })
         .collect();
-    let all = (SLOW + NAMELESS) as f64;
-    until("everybody waits", async || {
-        metric(&proxy, "ecr_proxy_requests_active", &[]).await >= all * 0.99
-    })
-    .await;
+    waiting(SLOW * 95 / 100 + NAMELESS / 2).await;
     for (open, closed) in open.iter().zip(closed) {
         get(&client, open).await;
         get(&client, closed).await;
@@ -106,8 +112,8 @@ async fn d12_l08_hundreds_that_wait_for_the_disk_and_for_names_hold_up_nobody_el
         assert_eq!(health.status, 200);
         assert!(began.elapsed() < SERVED);
     }
-    let waiting = slow.iter().filter(|task| !task.is_finished()).count();
-    assert!(waiting >= SLOW * 9 / 10, "{waiting} still wait");
+    let left = slow.iter().filter(|task| !task.is_finished()).count();
+    assert!(left >= SLOW * 9 / 10, "{left} still wait");
     for task in slow.into_iter().chain(nameless) {
         task.abort();
     }

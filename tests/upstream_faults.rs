@@ -63,6 +63,58 @@ async fn u05_a_malformed_answer_is_502_and_its_connection_is_not_used_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn u05_floods_of_headers_and_of_interim_answers_end_and_take_no_memory() {
+    const INTERIM: &str = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
+    let stage = Stage::new().await;
+    let layer = stage.blob(1000);
+    let digest = stage.manifest_of("v1", &layer);
+    let (_, manifest) = stage
+        .simulator
+        .manifest(REPOSITORY, "v1")
+        .expect("just pushed");
+    let ask = async |raw: Vec<u8>| {
+        let rule = stage
+            .simulator
+            .faults()
+            .on(Listener::Registry, "*", "/manifests/")
+            .then(Fault::Raw(raw.into()));
+        let before = stage.proxy.memory();
+        let answer = stage.proxy.client().get(&manifest_path(&digest)).await;
+        let grown = stage.proxy.memory().saturating_sub(before);
+        rule.remove();
+        assert!(grown < 16 * KIB * KIB, "{grown} bytes");
+        answer
+    };
+    for (what, raw) in [
+        (
+            "a header of a MiB",
+            format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(1 << 20)),
+        ),
+        (
+            "many headers",
+            format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(20_000)),
+        ),
+        ("nothing but interim answers", INTERIM.repeat(1 << 20)),
+    ] {
+        let answer = ask(raw.into_bytes()).await;
+        assert!(
+            matches!(answer.status, 502 | 503),
+            "{what}: {} {}",
+            answer.status,
+            answer.text()
+        );
+    }
+    // A few are no fault (RFC 9110, 15.2).
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+        manifest.len()
+    );
+    let few = [INTERIM.repeat(3).as_bytes(), head.as_bytes(), &*manifest].concat();
+    assert_eq!(ask(few).await.status, 200);
+    stage.assert_pulls(&layer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn u06_a_second_answer_on_a_kept_connection_reaches_nobody() {
     let stage = Stage::new().await;
     let evil = "HTTP/1.1 200 OK\r\ncontent-type: application/vnd.oci.image.manifest.v1+json\r\ncontent-length: 4\r\n\r\nevil";

@@ -1,11 +1,11 @@
 //! TLS to the upstream is checked, and there is no way around it.
 
-use ecr_proxy::simulator::{FULL_ACCESS_KEY, Listener, Outage, Simulator};
+use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, ImageSpec, Listener, Outage, Simulator};
 use ecr_proxy::upstream::{Deadline, UpstreamError, UpstreamOptions, Wrong};
 use rcgen::{CertificateParams, KeyPair};
 use std::time::Duration;
 
-use super::support::{options, upstream};
+use super::support::{app, options, upstream};
 
 struct Certificate {
     der: rustls::pki_types::CertificateDer<'static>,
@@ -92,4 +92,34 @@ async fn u16_a_handshake_that_hangs_ends_by_its_deadline() {
     options.limits.connect = Duration::from_secs(1);
     let error = upstream(options).ping().await.unwrap_err();
     assert_eq!(error, UpstreamError::TooSlow(Deadline::Connect));
+}
+
+#[tokio::test]
+async fn u16_an_answer_cut_off_without_an_end_is_not_taken_for_whole() {
+    let good = certificate(&["127.0.0.1"], |_| {});
+    let sim = Simulator::builder()
+        .tls(good.chain.as_str(), good.key.as_str())
+        .start()
+        .await
+        .unwrap();
+    sim.push_image("app", "v1", ImageSpec::generated(1, [10]));
+    let mut options = options(&sim, FULL_ACCESS_KEY);
+    options.extra_roots = vec![good.der.clone()];
+    let upstream = upstream(options);
+    let v1 = "v1".parse().unwrap();
+    for fault in [
+        Fault::CloseDelimited(Some(50)),
+        Fault::TruncateAfter(50),
+        Fault::TruncateChunked(50),
+        Fault::ResetAfter(50),
+    ] {
+        let rule = sim
+            .faults()
+            .on(Listener::Registry, "GET", "/manifests/")
+            .then(fault.clone());
+        let manifest = upstream.manifest(&app(), &v1).await;
+        assert!(manifest.is_err(), "{fault:?}: {manifest:?}");
+        rule.remove();
+    }
+    upstream.manifest(&app(), &v1).await.unwrap();
 }

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`oci`] | the vocabulary of registries, pure: digests, names, requests, ranges, manifests, error codes |
 //! | [`telemetry`], [`clock`], [`buffers`] | metric handles, wall time and pooled memory, passed in as values |
+//! | [`files`] | reading what the operator wrote |
 //! | [`access`] | who is asking, and what they may do |
 //! | [`upstream`] | talking to a registry: tokens, redirects, deadlines, retries |
 //! | [`cache`] | verified blobs and records on disk within a quota |
@@ -31,6 +32,7 @@ pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod files;
 pub mod fill;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

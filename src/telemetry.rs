@@ -16,7 +16,7 @@
 //! | `client.via` | the address and port of that balancer |
 //! | `client.user` | who was let in; `@anonymous` for nobody in particular |
 //! | `client.agent` | the client's `User-Agent` |
-//! | `http.method`, `http.status` | of the request and its answer |
+//! | `http.method`, `http.status` | of the request and its answer; no method where the head was not understood |
 //! | `http.target` | host and path, where they are not of the API or not ours |
 //! | `oci.repository`, `oci.reference`, `oci.digest` | what was asked for, as the client wrote it |
 //! | `cache.outcome` | `hit`, `miss`, `joined`, `stale` or `bypass` |
@@ -28,27 +28,24 @@
 //! One event per finished request is at `info` and is the audit of who pulled what. `warn` is
 //! degraded service, `error` wants somebody to act.
 
+mod heard;
 mod json;
 mod log;
+mod requests;
 
+pub use heard::Heard;
 pub use log::{Log, LogFormat, StartLogError, chain};
+pub use requests::{Completed, RequestMetrics};
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-
-/// Seconds; from a manifest in memory to a large layer on a poor line.
-const DURATION_BUCKETS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 1800.0,
-];
 
 /// Defines an enum whose variants are words: of labels, headers and log fields alike.
 macro_rules! words {
@@ -60,6 +57,9 @@ macro_rules! words {
         }
 
         impl $name {
+            /// How many there are.
+            pub const COUNT: usize = [$($word),+].len();
+
             /// The word for it.
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -209,28 +209,6 @@ words! {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    kind: RequestKind,
-    outcome: Outcome,
-    status: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KindLabel {
-    kind: RequestKind,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CacheLabel {
-    cache: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: Denial,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StaleLabel {
     reason: StaleReason,
 }
@@ -243,151 +221,6 @@ struct FillLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResumeLabel {
     result: ResumeResult,
-}
-
-/// A request that has been answered, however it ended.
-#[derive(Clone, Copy, Debug)]
-pub struct Completed {
-    /// What was asked for.
-    pub kind: RequestKind,
-    /// How the cache took part.
-    pub outcome: Outcome,
-    /// The status of the answer.
-    pub status: u16,
-    /// Bytes of its body that were sent.
-    pub body_bytes: u64,
-    /// From the request's head to the end of the answer.
-    pub elapsed: Duration,
-}
-
-/// Counters of the registry API. Cloning is cheap; clones count together.
-#[derive(Clone, Debug)]
-pub struct RequestMetrics {
-    requests: Family<RequestLabels, Counter>,
-    body_bytes: Family<CacheLabel, Counter>,
-    seconds: Family<KindLabel, Histogram, fn() -> Histogram>,
-    hits: Counter,
-    misses: Counter,
-    joins: Counter,
-    stale: Counter,
-    bypasses: Counter,
-    denied: Family<ReasonLabel, Counter>,
-    /// Requests being answered.
-    pub active: Gauge,
-}
-
-impl Default for RequestMetrics {
-    fn default() -> Self {
-        Self {
-            requests: Family::default(),
-            body_bytes: Family::default(),
-            seconds: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
-            hits: Counter::default(),
-            misses: Counter::default(),
-            joins: Counter::default(),
-            stale: Counter::default(),
-            bypasses: Counter::default(),
-            denied: Family::default(),
-            active: Gauge::default(),
-        }
-    }
-}
-
-impl RequestMetrics {
-    /// Counts an answered request.
-    pub fn completed(&self, request: Completed) {
-        let Completed { kind, outcome, .. } = request;
-        let labels = RequestLabels {
-            kind,
-            outcome,
-            status: request.status.into(),
-        };
-        self.requests.get_or_create(&labels).inc();
-        if request.body_bytes > 0 {
-            self.body_bytes
-                .get_or_create(&CacheLabel { cache: outcome })
-                .inc_by(request.body_bytes);
-        }
-        self.seconds
-            .get_or_create(&KindLabel { kind })
-            .observe(request.elapsed.as_secs_f64());
-        match outcome {
-            Outcome::Hit => self.hits.inc(),
-            Outcome::Miss => self.misses.inc(),
-            Outcome::Joined => self.joins.inc(),
-            Outcome::Stale => self.stale.inc(),
-            Outcome::Bypass => self.bypasses.inc(),
-            Outcome::None => return,
-        };
-    }
-
-    /// How requests were answered so far, by how the cache took part; those it took no part in are left
-    /// out.
-    pub fn answered(&self) -> [(Outcome, u64); 5] {
-        [
-            (Outcome::Hit, self.hits.get()),
-            (Outcome::Miss, self.misses.get()),
-            (Outcome::Joined, self.joins.get()),
-            (Outcome::Stale, self.stale.get()),
-            (Outcome::Bypass, self.bypasses.get()),
-        ]
-    }
-
-    /// Counts a caller that was turned away.
-    pub fn denied(&self, reason: Denial) {
-        self.denied.get_or_create(&ReasonLabel { reason }).inc();
-    }
-
-    /// Makes the handles readable.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "requests",
-            "Requests answered, by what was asked, how the cache took part and the status",
-            self.requests.clone(),
-        );
-        registry.register(
-            "response_bytes",
-            "Bytes of bodies sent to clients, by how the cache took part",
-            self.body_bytes.clone(),
-        );
-        registry.register(
-            "request_duration_seconds",
-            "From a request's head to the end of its answer",
-            self.seconds.clone(),
-        );
-        let totals = [
-            ("hits", "Answers from the cache", &self.hits),
-            (
-                "misses",
-                "Answers by a fill that the request began",
-                &self.misses,
-            ),
-            ("joins", "Answers from a fill that was running", &self.joins),
-            (
-                "stale",
-                "Answers from the cache that could not be revalidated",
-                &self.stale,
-            ),
-            (
-                "bypasses",
-                "Answers from upstream past the cache",
-                &self.bypasses,
-            ),
-        ];
-        for (name, help, counter) in totals {
-            registry.register(name, help, counter.clone());
-        }
-        registry.register(
-            "denied",
-            "Callers turned away, by reason",
-            self.denied.clone(),
-        );
-        registry.register(
-            "requests_active",
-            "Requests being answered",
-            self.active.clone(),
-        );
-    }
 }
 
 /// Counters of fills. Cloning is cheap; clones count together.
@@ -529,6 +362,8 @@ impl MetricsPage {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -10,8 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use support::blobs::{metric, simulator, until};
+use support::connect_proxy::ConnectProxy;
 use support::image::{REPOSITORY, TAG};
-use support::pebble::{Plan, free_port};
+use support::pebble::{FAR, Plan, free_port};
 use support::proxy::Builder;
 use support::{Client, Connection, DOMAIN, Pki, Proxy, image};
 
@@ -128,7 +129,7 @@ async fn over_http_it_renews_ahead_of_the_end_by_one_account_and_cuts_nobody() {
     let plan = Plan::new();
     let port = free_port();
     // A third of which is left when it is renewed.
-    let _pebble = plan.start(1, port, Duration::from_secs(15));
+    let _pebble = plan.start(1, port, Duration::from_secs(24));
     let listen = format!("http://127.0.0.1:{port}");
     let http = [("challenge", "http-01"), ("http_listen", listen.as_str())];
     let proxy = acme(Proxy::builder().simulator(&simulator), &plan, &http).start();
@@ -165,6 +166,35 @@ async fn over_http_it_renews_ahead_of_the_end_by_one_account_and_cuts_nobody() {
     for path in ["/v2/", "/", "/metrics", "/.well-known/acme-challenge/none"] {
         assert_eq!(other.get(path).await.status, 404, "{path}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_reached_through_the_proxy_on_the_way_out_unless_it_is_excepted() {
+    let simulator = simulator().await;
+    let plan = Plan::new();
+    let egress = ConnectProxy::start([(FAR, plan.address())], None).await;
+    let start = |except: &str| {
+        let builder = Proxy::builder().simulator(&simulator);
+        let builder = builder.env("HTTPS_PROXY", &format!("http://{}", egress.address()));
+        let builder = builder.env("NO_PROXY", except);
+        acme(builder, &plan, &[("directory", &plan.far_directory())]).start()
+    };
+    let excepted = start("upstream.test");
+    until("it is not found", async || {
+        let text = readyz(&excepted).await;
+        text.contains("no new certificate since") && text.contains("lookup")
+    })
+    .await;
+    assert_eq!(egress.asked(), Vec::<String>::new());
+
+    let proxy = start("");
+    let _pebble = plan.start(proxy.https().port(), 1, YEAR);
+    let root = plan.root().await;
+    until("there is a certificate", async || {
+        is_served(&proxy, &root).await
+    })
+    .await;
+    assert!(egress.asked_for(FAR) > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -77,7 +77,8 @@ async fn what_is_cached_passes_while_the_line_is_taken() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn l17_fifty_misses_on_a_thin_line_progress_evenly() {
-    let stage = limited("cache.max_upstream_bandwidth", "4MiB/s").await;
+    // Thin enough that a busy machine is not what decides.
+    let stage = limited("cache.max_upstream_bandwidth", "2MiB/s").await;
     let halfway = Arc::new(AtomicUsize::new(0));
     let together = Gate::new();
     let mut pulls = JoinSet::new();

@@ -5,7 +5,8 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use support::blobs::{metric, until};
 use support::proxy::Builder;
@@ -153,9 +154,10 @@ async fn o10_first_pulls_take_nothing_from_uploads_that_begin_with_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn o10_an_upload_goes_on_over_the_end_of_its_token_whatever_is_pulled_meanwhile() {
+    let life = long_enough_to_push().await;
     let rig = Rig::start().await;
     let ann = rig.ann();
-    rig.tokens.set_life(Duration::from_secs(2));
+    rig.tokens.set_life(life);
     push_image(&ann, APP, "v1", &bytes(1000)).await;
     let content = bytes(90_000);
     let mut place = begin(&ann, APP).await;
@@ -185,12 +187,20 @@ async fn o10_an_upload_goes_on_over_the_end_of_its_token_whatever_is_pulled_mean
     assert_eq!(sent, once, "no byte was sent twice");
 }
 
+/// Two seconds, and more where the machine is slow.
+async fn long_enough_to_push() -> Duration {
+    let rig = Rig::start().await;
+    let began = Instant::now();
+    push_image(&rig.ann(), APP, "v1", &bytes(1000)).await;
+    Duration::from_secs(2) + 5 * began.elapsed()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn u11_a_token_that_ends_before_its_time_costs_one_upload_and_no_more() {
+    let life = long_enough_to_push().await;
     let rig = Rig::start().await;
     let ann = rig.ann();
-    rig.tokens
-        .set_lives(Duration::from_secs(2), Duration::from_secs(300));
+    rig.tokens.set_lives(life, Duration::from_secs(300));
     push_image(&ann, APP, "v1", &bytes(1000)).await;
     let content = bytes(60_000);
     let (first, last) = content.split_at(30_000);
@@ -337,9 +347,10 @@ async fn without_an_account_what_anybody_may_pull_is_pulled_and_nothing_is_pushe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn k05_while_the_service_fails_what_is_cached_is_served_and_no_push_begins() {
+    let life = long_enough_to_push().await;
     let rig = Rig::start().await;
     let ann = rig.ann();
-    rig.tokens.set_life(Duration::from_secs(2));
+    rig.tokens.set_life(life);
     let (_, named) = push_image(&ann, APP, "v1", &bytes(1000)).await;
     outlive_tokens(&rig, &ann).await;
     rig.tokens.set_form(Form::Failing);
@@ -369,16 +380,13 @@ async fn k05_while_the_service_fails_what_is_cached_is_served_and_no_push_begins
 /// Begins an upload, as often as it takes.
 async fn until_begun(ann: &Client) -> String {
     let target = format!("/v2/{APP}/blobs/uploads/");
-    support::within("an upload is begun", async {
-        loop {
-            let begun = ann.ask("POST", &target, &[]).await;
-            if begun.status == 202 {
-                return location(&begun);
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    let place = OnceLock::new();
+    until("an upload is begun", async || {
+        let begun = ann.ask("POST", &target, &[]).await;
+        begun.status == 202 && place.set(location(&begun)).is_ok()
     })
-    .await
+    .await;
+    place.into_inner().expect("begun")
 }
 
 #[tokio::test(flavor = "multi_thread")]

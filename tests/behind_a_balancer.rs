@@ -65,6 +65,23 @@ async fn s24_what_strangers_write_is_ignored() {
     assert_eq!(status(&proxy, "unknown").await, 401);
     let forwarded = proxy.client().with("forwarded", "for=192.0.2.7");
     assert_eq!(forwarded.get(&manifest()).await.status, 401);
+    // What other proxies say before the first request is none, in words or in bytes.
+    for said in [
+        &b"PROXY TCP4 192.0.2.7 192.0.2.1 56324 443\r\n"[..],
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc0\0\x02\x01\xdc\x04\x01\xbb",
+    ] {
+        let mut connection = proxy.client().connect().await;
+        let asked = format!(
+            "GET {} HTTP/1.1\r\nHost: {}\r\n\r\n",
+            manifest(),
+            support::DOMAIN
+        );
+        let sent = connection.send([said, asked.as_bytes()].concat()).await;
+        sent.expect("sent");
+        let answer = connection.answer("GET").await.expect("an answer");
+        assert_eq!(answer.status, 400);
+        assert_eq!(connection.until_closed().await.0, b"");
+    }
     let told = proxy
         .log_until("a request", |event| event.message() == "request")
         .await;

@@ -94,6 +94,11 @@ async fn what_is_no_bundle_is_refused_and_changes_nothing() {
         ("is empty", vec![0; 10_240]),
         ("no index.json", write(&without("index.json"))),
         ("no oci-layout", write(&without("oci-layout"))),
+        ("not a tar archive", b"no tar\n".to_vec()),
+        (
+            "not a tar archive",
+            b"no tar either, and longer\n".repeat(100),
+        ),
         ("zstd", [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0; 100]].concat()),
         (
             "older dockers",
@@ -145,6 +150,7 @@ async fn what_is_no_bundle_is_refused_and_changes_nothing() {
         let ended = import_bytes(&site, bytes);
         assert_eq!(ended.code, Some(1), "{why}: {ended:?}");
         assert!(ended.stderr.contains(why), "{why}: {ended:?}");
+        assert!(ended.stderr.contains("in.tar: "), "{why}: {ended:?}");
         assert_nothing_recorded(&site);
     }
     site.terminate();

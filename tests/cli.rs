@@ -129,6 +129,93 @@ fn all_faults_are_told_together() {
 }
 
 #[test]
+fn what_is_in_the_files_that_a_configuration_names_is_told_as_its_faults_are() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = |name: &str| folder.path().join(name);
+    for name in ["a.pem", "b.pem", "clients.pem"] {
+        std::fs::write(path(name), "nothing of the kind").expect("file");
+    }
+    std::fs::write(path("users.htpasswd"), "ann:secret\nbob\n").expect("file");
+    let server = "[server]\nlisten = [\"https://127.0.0.1:0\"]\ndomains = [\"a.test\"]\nadmin = \"off\"\n\
+        admin_socket = \"s\"\nstate_dir = \"state\"\n[cache]\ndir = \"cache\"\n";
+    for (text, told) in [
+        (
+            "[tls]\ncert = \"a.pem\"\nkey = \"a.pem\"\n[[tls.pair]]\ncert = \"b.pem\"\nkey = \"b.pem\"\n",
+            &["a.pem", "b.pem", "tls"][..],
+        ),
+        (
+            "[tls]\nclient_ca = \"clients.pem\"\n",
+            &["clients.pem", "tls.client_ca"],
+        ),
+        (
+            "[access]\nusers = \"users.htpasswd\"\n",
+            &["users.htpasswd", "line 1", "line 2", "access.users"],
+        ),
+    ] {
+        let text = format!("{server}{text}[[upstream]]\nregistry = \"{ECR}\"\n");
+        let file = config(folder.path(), &text);
+        let output = ran(&["serve", "--config", &file]);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}: {said}");
+        for part in told {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        assert!(!said.contains("secret"), "{said}");
+    }
+}
+
+#[test]
+fn no_pipe_and_no_directory_in_place_of_a_file_is_waited_for() {
+    let folder = tempfile::tempdir().expect("folder");
+    let pipe = folder.path().join("pipe").display().to_string();
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    let output = ran(&["check", "--config", &pipe]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = stdout(&output);
+    assert!(told.contains("pipe: it is a pipe, and nothing"), "{told}");
+    for (flag, path, kind) in [
+        ("--users", &*pipe, "a pipe"),
+        ("--tls-cert", &pipe, "a pipe"),
+        ("--tls-key", "/dev/zero", "a device"),
+        ("--upstream-ca", &pipe, "a pipe"),
+        ("--users", "/etc", "a directory"),
+    ] {
+        let state = folder.path().display().to_string();
+        let output = ran(&[
+            "check",
+            "--upstream",
+            ECR,
+            "--domain",
+            "a.test",
+            "--cache-dir",
+            &state,
+            "--state-dir",
+            &state,
+            flag,
+            path,
+        ]);
+        let told = stdout(&output);
+        assert_eq!(output.status.code(), Some(2), "{flag}: {told}");
+        let wanted = format!("cannot read {path}: it is {kind}, and no regular file");
+        assert!(told.contains(&wanted), "{flag}: {told}");
+    }
+}
+
+#[test]
+fn a_configuration_may_come_through_a_pipe() {
+    let folder = tempfile::tempdir().expect("folder");
+    let text = format!("[server]\ndomains = [\"a.test\"]\n[[upstream]]\nregistry = \"{ECR}\"\n");
+    let piped = with_input(&["iam-policy", "--config", "/dev/stdin"], &text);
+    assert_eq!(piped.status.code(), Some(0), "{}", stderr(&piped));
+    let file = config(folder.path(), &text);
+    assert_eq!(
+        stdout(&piped),
+        stdout(&ran(&["iam-policy", "--config", &file]))
+    );
+}
+
+#[test]
 fn a_hashed_password_is_a_line_that_the_user_file_takes() {
     let output = with_input(&["hash-password", "ci"], "correct horse\n");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -143,8 +230,12 @@ fn a_hashed_password_is_a_line_that_the_user_file_takes() {
         assert_eq!(output.status.code(), Some(1));
         assert!(stdout(&output).is_empty());
     }
-    let output = with_input(&["hash-password", "AWS"], "x\n");
-    assert_eq!(output.status.code(), Some(2));
+    for name in ["AWS", "@anonymous", "a:b"] {
+        let output = with_input(&["hash-password", name], "x\n");
+        assert_eq!(output.status.code(), Some(2));
+        let told = stderr(&output);
+        assert!(told.contains(&format!("{name:?} is no user")), "{told}");
+    }
 }
 
 #[test]
@@ -184,6 +275,7 @@ fn the_iam_policy_of_new_repositories_has_what_making_them_takes_besides() {
     assert_eq!(actions(&["--push"]), None);
     let expected = [
         "ecr:CreateRepository",
+        "ecr:GetLifecyclePolicy",
         "ecr:PutLifecyclePolicy",
         "ecr:TagResource",
     ];
@@ -410,7 +502,7 @@ fn the_ca_is_printed_once_there_is_one() {
     assert_eq!(stdout(&output), ca.ca_pem());
 }
 
-/// `check` against a simulated ECR by this access key; code, findings, and what it logged.
+/// `check` against a simulated ECR by this access key; code, findings, and their text.
 fn check(simulator: &Simulator, key: &str) -> (Option<i32>, Vec<serde_json::Value>, String) {
     let folder = tempfile::tempdir().expect("folder");
     let at = |name: &str| folder.path().join(name).display().to_string();
@@ -441,7 +533,8 @@ fn check(simulator: &Simulator, key: &str) -> (Option<i32>, Vec<serde_json::Valu
     .env("AWS_EC2_METADATA_DISABLED", "true")
     .output()
     .expect("the program runs");
-    let said = format!("{}{}", stdout(&output), stderr(&output));
+    assert_eq!(stderr(&output), "", "the findings say all");
+    let said = stdout(&output);
     assert!(!said.contains("canary-of-a-secret"), "{said}");
     let findings = serde_json::from_slice(&output.stdout).expect(&said);
     (output.status.code(), findings, said)
@@ -509,6 +602,13 @@ async fn check_names_the_iam_actions_that_are_missing() {
         for action in missing {
             assert_eq!(verdict(&findings, "IAM", action), "FAIL", "{said}");
         }
+        // Who it is, and why, in the words of AWS.
+        let words = "is not authorized to perform";
+        let subject = match key {
+            DENIED_ACCESS_KEY => "token",
+            _ => "IAM",
+        };
+        assert_eq!(verdict(&findings, subject, words), "FAIL", "{said}");
         for action in fine {
             assert_eq!(verdict(&findings, "IAM", action), "ok", "{said}");
         }

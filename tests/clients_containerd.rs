@@ -5,7 +5,7 @@ mod support;
 
 use support::image::{GREETING, REPOSITORY, TAG};
 use support::pki::Leaf;
-use support::real::{containerd_hosts, ctr, start_containerd};
+use support::real::{containerd_hosts, ctr, ctr_run, start_containerd};
 use support::{Pki, Scene};
 
 /// Has containerd trust the proxy, and show it a certificate, if it has one.
@@ -22,7 +22,7 @@ fn trust(scene: &Scene, own: Option<&Leaf>) {
     containerd_hosts(scene, &["pull", "resolve"], &more);
 }
 
-fn pull_and_run(scene: &Scene, container: &str) {
+fn pull_and_run(scene: &Scene) {
     let reference = scene.reference();
     let hosts = scene.sandbox.path("hosts");
     let hosts = hosts.to_string_lossy();
@@ -43,7 +43,7 @@ fn pull_and_run(scene: &Scene, container: &str) {
             blob.digest
         );
     }
-    let ran = ctr(&scene.sandbox, &["run", "--rm", &reference, container]);
+    let ran = ctr_run(&scene.sandbox, &reference);
     assert_eq!(ran, GREETING);
 }
 
@@ -61,11 +61,11 @@ async fn story(mut scene: Scene) {
     scene.sandbox.must_fail("x509", "ctr", pull);
 
     trust(&scene, None);
-    pull_and_run(&scene, "first");
+    pull_and_run(&scene);
     ctr(&scene.sandbox, &["images", "rm", "--sync", &reference]);
     assert_eq!(ctr(&scene.sandbox, &["content", "ls", "--quiet"]), "");
     scene.stop_upstream().await;
-    pull_and_run(&scene, "second");
+    pull_and_run(&scene);
     scene.assert_promises().await;
 }
 
@@ -116,7 +116,7 @@ async fn containerd_is_known_by_its_certificate_and_pulls_what_that_user_may() {
     refused("tls", &scene.reference());
 
     trust(&scene, Some(&clients.issue_client("node-7", &[])));
-    pull_and_run(&scene, "known");
+    pull_and_run(&scene);
     refused(
         "403 Forbidden",
         &format!("{}/other/app:{TAG}", scene.host()),

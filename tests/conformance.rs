@@ -208,6 +208,14 @@ async fn p21_what_the_registry_behind_does_not_offer_is_told_so_and_errors_have_
     for client in [&ours, &theirs] {
         assert_eq!(client.get(&path).await.status, 404);
     }
+    // Pulling manifests (end-3): what can be no tag is not there, and docker-registry has no code for it.
+    let no_tag = format!("/v2/{REPOSITORY}/manifests/.NO_TAG");
+    for method in ["GET", "HEAD"] {
+        for client in [&ours, &theirs] {
+            assert_eq!(client.ask(method, &no_tag, &[]).await.status, 404);
+        }
+    }
+    assert_eq!(ours.get(&no_tag).await.error_code(), "MANIFEST_UNKNOWN");
     // Error Codes: every error is JSON of this form.
     for path in ["/v2/no/such/manifests/v1", "/v2/UPPER/manifests/v1", &path] {
         let told = ours.get(path).await;

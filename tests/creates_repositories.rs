@@ -4,12 +4,14 @@
 mod support;
 
 use ecr_proxy::simulator::{
-    Action, CannedAnswer, FULL_ACCESS_KEY, Fault, Listener, Pattern, Principal, Simulator,
+    Action, CannedAnswer, FULL_ACCESS_KEY, Fault, Gate, Listener, Pattern, Principal, Simulator,
 };
 use serde_json::{Value, json};
+use support::blobs::until;
 use support::proxy::Builder;
+use support::store::files_below;
 use support::users::{login, user_line};
-use support::{Answer, Client, Proxy, Scene};
+use support::{Answer, Client, Proxy, Scene, within};
 use toml::Table;
 
 const PASSWORD: &str = "open-sesame";
@@ -243,11 +245,10 @@ async fn a_refusal_is_told_and_not_asked_for_again_with_each_push() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_registry_says_so_in_words() {
     let rig = Rig::start(FULL_ACCESS_KEY, "").await;
-    let full = Fault::Answer(CannedAnswer {
-        status: 400,
-        headers: vec![("content-type", "application/x-amz-json-1.1".to_owned())],
-        body: r#"{"__type":"LimitExceededException","message":"The maximum number of repositories in the registry with id '000042290000' is reached"}"#.into(),
-    });
+    let full = Fault::refused_by_aws(
+        "LimitExceededException",
+        "The maximum number of repositories in the registry with id '000042290000' is reached",
+    );
     rig.ecr
         .faults()
         .on(Listener::Api, "POST", "CreateRepository")
@@ -268,11 +269,10 @@ async fn a_policy_that_is_refused_does_not_hold_up_the_push() {
     let policy = folder.path().join("lifecycle.json");
     std::fs::write(&policy, POLICY).expect("a file");
     let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
-    let refused = Fault::Answer(CannedAnswer {
-        status: 400,
-        headers: vec![("content-type", "application/x-amz-json-1.1".to_owned())],
-        body: r#"{"__type":"InvalidParameterException","message":"Lifecycle policy validation failure"}"#.into(),
-    });
+    let refused = Fault::refused_by_aws(
+        "InvalidParameterException",
+        "Lifecycle policy validation failure",
+    );
     let faults = rig.ecr.faults();
     faults
         .on(Listener::Api, "POST", "PutLifecyclePolicy")
@@ -309,6 +309,87 @@ async fn an_answer_that_was_lost_still_leads_to_a_policy() {
         rig.ecr.lifecycle_policy("team/app").as_deref(),
         Some(POLICY)
     );
+}
+
+/// What a proxy that makes repositories remembers of those that it has not done with.
+fn unfinished(proxy: &Proxy) -> usize {
+    files_below(&proxy.state_dir().join("creating")).len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c12_a_repository_that_was_made_when_the_proxy_died_gets_its_policy_with_the_next_push() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let template = format!("lifecycle_policy = {policy:?}");
+    let mut rig = Rig::start(FULL_ACCESS_KEY, &template).await;
+    let another = POLICY.replace("14", "30");
+    let gate = Gate::new();
+    let faults = rig.ecr.faults();
+    let held = faults.on(Listener::Api, "POST", "PutLifecyclePolicy");
+    let held = held.then(Fault::Hold(gate.clone()));
+    let ann = rig.user("ann");
+    let mut waiting = Vec::new();
+    for repository in ["team/app", "team/other"] {
+        let target = format!("/v2/{repository}/blobs/uploads/");
+        waiting.push(ann.start("POST", &target, &[]).await);
+    }
+    within("both are made", gate.arrived(2)).await;
+    rig.proxy.kill9();
+    held.remove();
+    // Of one of them an operator has seen to it meanwhile; a third is none of ours.
+    rig.ecr.set_lifecycle_policy("team/other", &another);
+    rig.ecr.create_repository("team/third");
+    assert_eq!(rig.ecr.lifecycle_policy("team/app"), None);
+    assert_eq!(unfinished(&rig.proxy), 2);
+    rig.proxy.restart();
+    let ann = rig.user("ann");
+    for repository in ["team/app", "team/other", "team/third"] {
+        let answer = begin(&ann, repository).await;
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    until("nothing is left to do", async || {
+        unfinished(&rig.proxy) == 0
+    })
+    .await;
+    for (repository, expected) in [
+        ("team/app", Some(POLICY)),
+        ("team/other", Some(&*another)),
+        ("team/third", None),
+    ] {
+        let found = rig.ecr.lifecycle_policy(repository);
+        assert_eq!(found.as_deref(), expected, "{repository}");
+    }
+    assert_eq!(rig.asked("GetLifecyclePolicy"), 2);
+    // It was done once.
+    assert_eq!(begin(&ann, "team/app").await.status, 202);
+    assert_eq!(rig.asked("GetLifecyclePolicy"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u12_a_policy_that_aws_throttles_is_given_as_the_push_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let throttled = Fault::refused_by_aws("ThrottlingException", "Rate exceeded");
+    let faults = rig.ecr.faults();
+    let throttled = faults
+        .on(Listener::Api, "POST", "PutLifecyclePolicy")
+        .then(throttled);
+    let ann = rig.user("ann");
+    assert_eq!(begin(&ann, "team/app").await.status, 202);
+    assert_eq!(rig.ecr.lifecycle_policy("team/app"), None);
+    throttled.remove();
+    until("it is given", async || {
+        assert_eq!(begin(&ann, "team/app").await.status, 202);
+        rig.ecr.lifecycle_policy("team/app").is_some()
+    })
+    .await;
+    until("nothing is left to do", async || {
+        unfinished(&rig.proxy) == 0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

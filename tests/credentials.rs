@@ -7,13 +7,15 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ecr_proxy::simulator::{PULL_ONLY_ACCESS_KEY, Simulator};
+use ecr_proxy::simulator::{
+    Entry, FULL_ACCESS_KEY, Fault, Gate, Listener, PULL_ONLY_ACCESS_KEY, Pattern, Simulator,
+};
 use support::blobs::{assert_whole, blob, pull, simulator, until};
 use support::image::REPOSITORY;
 use support::proxy::Builder;
-use support::{Client, Proxy};
+use support::{Client, Proxy, Stopwatch, within};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
@@ -38,6 +40,12 @@ fn private(folder: &TempDir, name: &str, text: &str) -> PathBuf {
     path
 }
 
+/// A file of credentials that holds these keys, in place of what it held.
+fn static_keys(folder: &TempDir, id: &str) -> PathBuf {
+    let text = format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {SECRET}\n");
+    private(folder, "credentials", &text)
+}
+
 fn path(path: &Path) -> &str {
     path.to_str().expect("a UTF-8 path")
 }
@@ -51,11 +59,7 @@ async fn assert_pulls(proxy: &Proxy, simulator: &Simulator, seed: u64) {
 async fn static_keys_in_a_file_and_a_changed_file_takes_effect_without_a_restart() {
     let simulator = simulator().await;
     let folder = TempDir::new().expect("a folder");
-    let keys = |id: &str| {
-        let text =
-            format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {SECRET}\n");
-        private(&folder, "credentials", &text)
-    };
+    let keys = |id: &str| static_keys(&folder, id);
     let file = keys("AKIAREVOKED000000001");
     let proxy = outside_aws(&simulator)
         .env("AWS_SHARED_CREDENTIALS_FILE", path(&file))
@@ -69,6 +73,54 @@ async fn static_keys_in_a_file_and_a_changed_file_takes_effect_without_a_restart
         proxy.client().get(&target).await.status == 200
     })
     .await;
+    proxy.assert_no_secrets(&[SECRET.to_owned()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k04_keys_that_end_while_it_runs_are_read_anew_by_one_for_all_and_no_pull_notices() {
+    let simulator = simulator().await;
+    let folder = TempDir::new().expect("a folder");
+    let keys = |id: &str| static_keys(&folder, id);
+    let file = keys(PULL_ONLY_ACCESS_KEY);
+    let proxy = outside_aws(&simulator)
+        .env("AWS_SHARED_CREDENTIALS_FILE", path(&file))
+        .start();
+    assert_pulls(&proxy, &simulator, 1).await;
+    let (digest, target) = blob(&simulator, 2, 2_000_000);
+    let gate = Gate::new();
+    let faults = simulator.faults();
+    let slow = faults.on(Listener::Storage, "GET", Pattern::digest(&digest));
+    slow.then(Fault::HoldAfter(1_000_000, gate.clone()));
+    let mut running = proxy.client().start("GET", &target, &[]).await;
+    within("it runs", gate.arrived(1)).await;
+
+    // What the file holds by now is good, and what was read of it before is not.
+    keys(FULL_ACCESS_KEY);
+    let ended = Pattern::matching(|entry: &Entry| {
+        let signed = entry.header("authorization").unwrap_or_default();
+        signed.contains(PULL_ONLY_ACCESS_KEY)
+    });
+    let ended = faults.on(Listener::Api, "*", ended);
+    ended.then(Fault::refused_by_aws(
+        "ExpiredTokenException",
+        "The security token included in the request is expired",
+    ));
+    simulator.expire_tokens();
+    let asked = || {
+        simulator
+            .journal()
+            .count(|entry| entry.listener == Listener::Api)
+    };
+    let before = asked();
+    let others: Vec<_> = (10..30).map(|seed| blob(&simulator, seed, 1000)).collect();
+    let pulls = others.iter().map(async |(digest, target)| {
+        assert_whole(&proxy.client().get(target).await, digest);
+    });
+    futures_util::future::join_all(pulls).await;
+    let asked = asked() - before;
+    assert_eq!(asked, 1, "calls for twenty pulls");
+    gate.open();
+    assert_whole(&running.answer("GET").await.expect("an answer"), &digest);
     proxy.assert_no_secrets(&[SECRET.to_owned()]).await;
 }
 
@@ -177,18 +229,14 @@ async fn assert_serves_what_it_has(simulator: &Simulator, mut proxy: Proxy, hang
     proxy.terminate();
     assert!(proxy.wait().success());
     hang();
-    let began = Instant::now();
+    let began = Stopwatch::start();
     proxy.restart();
-    assert!(
-        began.elapsed() < TOLD,
-        "listened after {:?}",
-        began.elapsed()
-    );
+    assert!(began.took() < TOLD, "listened after {:?}", began.took());
     assert_eq!(pull(&proxy, &kept).await, "hit");
     let (_, missing) = blob(simulator, 2, 1000);
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let miss = proxy.client().get(&missing).await;
-    assert!(began.elapsed() < TOLD, "told after {:?}", began.elapsed());
+    assert!(began.took() < TOLD, "told after {:?}", began.took());
     assert_eq!(miss.status, 503, "{}", miss.text());
     assert!(miss.header("retry-after").is_some());
     until("/readyz tells", async || {
@@ -199,10 +247,10 @@ async fn assert_serves_what_it_has(simulator: &Simulator, mut proxy: Proxy, hang
     })
     .await;
     assert_eq!(pull(&proxy, &kept).await, "hit");
-    let began = Instant::now();
+    let began = Stopwatch::start();
     proxy.terminate();
     assert!(proxy.wait().success());
-    assert!(began.elapsed() < TOLD, "ended after {:?}", began.elapsed());
+    assert!(began.took() < TOLD, "ended after {:?}", began.took());
 }
 
 #[tokio::test(flavor = "multi_thread")]

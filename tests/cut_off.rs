@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ecr_proxy::simulator::{
     BlobSource, End, Fault, Gate, Journal, Listener, Outage, Pattern, PushedImage, Simulator,
@@ -13,7 +13,7 @@ use ecr_proxy::simulator::{
 use support::blobs::{MIB, metric, until};
 use support::image::{REPOSITORY, TAG};
 use support::stage::{Stage, TestBlob, assert_whole};
-use support::{Answer, Client, Proxy, image, within};
+use support::{Answer, Client, Proxy, Stopwatch, image, within};
 use tokio::task::JoinSet;
 
 /// For what takes no time of its own, on a busy machine.
@@ -58,22 +58,22 @@ async fn o07_an_outage_costs_one_wait_and_its_end_is_noticed_within_a_second() {
         simulator.outage(outage).await;
         // The first who ask find out, in the time a client is given.
         until("the breaker opens", async || {
-            let began = Instant::now();
+            let began = Stopwatch::start();
             let answer = client.get(&unseen).await;
             assert_eq!(answer.status, 503, "{outage:?}: {}", answer.text());
-            assert!(began.elapsed() < TOLD, "{outage:?}: {:?}", began.elapsed());
+            assert!(began.took() < TOLD, "{outage:?}: {:?}", began.took());
             is_open(&proxy).await
         })
         .await;
         let refused = "ecr_proxy_upstream_breaker_refusals_total";
         let before = metric(&proxy, refused, &[]).await;
-        let began = Instant::now();
+        let began = Stopwatch::start();
         let stale = client.get(&tag_path()).await;
         assert_eq!(stale.header("x-cache"), Some("stale"), "{outage:?}");
         let miss = client.get(&unseen).await;
         assert_eq!(miss.status, 503, "{outage:?}");
         assert!(miss.header("retry-after").is_some(), "{outage:?}");
-        let took = began.elapsed();
+        let took = began.took();
         assert!(took < AT_ONCE, "{outage:?}: {took:?} for two answers");
         assert!(metric(&proxy, refused, &[]).await >= before + 2.0);
         let ready = readiness(&proxy).await;
@@ -83,9 +83,9 @@ async fn o07_an_outage_costs_one_wait_and_its_end_is_noticed_within_a_second() {
         );
 
         simulator.outage(Outage::None).await;
-        let returned = Instant::now();
+        let returned = Stopwatch::start();
         until("the breaker closes", async || !is_open(&proxy).await).await;
-        let took = returned.elapsed();
+        let took = returned.took();
         assert!(took < NOTICED, "{outage:?}: noticed after {took:?}");
         let fresh = client.get(&tag_path()).await;
         assert_eq!(fresh.header("x-cache"), Some("hit"), "{outage:?}");
@@ -112,13 +112,13 @@ async fn o07_a_broken_download_goes_on_within_a_second_of_the_return() {
     stage.simulator.outage(Outage::Refused).await;
     until("the breaker opens", async || is_open(&stage.proxy).await).await;
     stage.simulator.outage(Outage::None).await;
-    let returned = Instant::now();
+    let returned = Stopwatch::start();
     let resumed = async || {
         let resumes = "ecr_proxy_upstream_resumes_total";
         metric(&stage.proxy, resumes, &[r#"result="resumed""#]).await == 1.0
     };
     until("the download goes on", resumed).await;
-    let took = returned.elapsed();
+    let took = returned.took();
     assert!(took < NOTICED, "went on after {took:?}");
     assert_whole(&pulling.await.expect("no panic"), &blob);
     assert!(stage.bytes_sent(&blob) <= blob.size + blob.size / 20);
@@ -174,10 +174,10 @@ async fn o08_where_only_the_token_service_is_away_its_token_is_used_to_the_end()
     assert_eq!(fresh.header("x-cache"), Some("hit"));
     simulator.expire_tokens();
     until("stale answers come at once", async || {
-        let began = Instant::now();
+        let began = Stopwatch::start();
         let stale = client.get(&tag_path()).await;
         assert_eq!(stale.header("x-cache"), Some("stale"));
-        began.elapsed() < AT_ONCE
+        began.took() < AT_ONCE
     })
     .await;
     until("/readyz tells", async || {
@@ -222,9 +222,9 @@ async fn o01_o03_o06_it_starts_with_nothing_reachable_and_serves_what_it_has() {
     );
     let foreign = format!("/v2/other/blobs/{}", first.digest);
     for path in [&missing, &foreign] {
-        let began = Instant::now();
+        let began = Stopwatch::start();
         let miss = client.get(path).await;
-        assert!(began.elapsed() < TOLD, "{path}: {:?}", began.elapsed());
+        assert!(began.took() < TOLD, "{path}: {:?}", began.took());
         assert_eq!(miss.status, 503, "{path}: {}", miss.text());
         assert!(miss.header("retry-after").is_some());
     }
@@ -236,12 +236,12 @@ async fn o01_o03_o06_it_starts_with_nothing_reachable_and_serves_what_it_has() {
         "{ready}"
     );
     simulator.outage(Outage::None).await;
-    let returned = Instant::now();
+    let returned = Stopwatch::start();
     until("the missing layer comes", async || {
         client.get(&missing).await.status == 200
     })
     .await;
-    assert!(returned.elapsed() < NOTICED, "{:?}", returned.elapsed());
+    assert!(returned.took() < NOTICED, "{:?}", returned.took());
 }
 
 /// Clients of each kind that wait for the link.

@@ -7,17 +7,17 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ecr_proxy::simulator::{Listener, Simulator};
 use support::blobs::until;
 use support::image::REPOSITORY;
+use support::real::nginx;
 use support::users::{basic, user_line};
-use support::{DOMAIN, Proxy, program};
+use support::{DOMAIN, Proxy};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -190,6 +190,14 @@ async fn send(mut connection: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8])
     let _said = tokio::time::timeout(Duration::from_millis(300), all).await;
 }
 
+/// Sends it to the proxy, and then to nginx.
+async fn send_both(proxy: &Proxy, nginx: &Nginx, bytes: &[u8]) {
+    let ours = TcpStream::connect(proxy.http()).await.expect("a listener");
+    send(ours, bytes).await;
+    let theirs = UnixStream::connect(nginx.socket()).await.expect("nginx");
+    send(theirs, bytes).await;
+}
+
 /// The number of the stream, and whether it was hidden, of each message with such a path.
 fn told(path: &str, seen: &mut BTreeMap<usize, (usize, usize)>) {
     let Some((_, tag)) = path.rsplit_once('/') else {
@@ -230,18 +238,7 @@ impl Nginx {
              \x20 fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
              \x20 server {{ listen unix:{at}/socket; location / {{ proxy_pass http://{upstream}; }} }}\n}}\n"
         );
-        let file = dir.path().join("nginx.conf");
-        fs::write(&file, config).expect("the directory is writable");
-        let child = Command::new(program("nginx"))
-            .arg("-e")
-            .arg(dir.path().join("error.log"))
-            .arg("-c")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nginx starts");
+        let child = nginx(dir.path(), &config);
         let nginx = Self { dir, child, asked };
         let socket = nginx.socket();
         until("nginx listens", async || {
@@ -300,33 +297,41 @@ async fn p23_the_upstream_never_sees_more_messages_than_the_client_sent() {
     let nginx = Nginx::start().await;
     let login = basic("client", "password");
     let mut dice = Dice(fastrand::Rng::with_seed(23));
-    let mut all: Vec<Sent> = (0..streams)
+    let all: Vec<Sent> = (0..streams)
         .map(|number| stream(&mut dice, number, &login))
         .collect();
-    // One that is not hidden at all shows that it would be noticed.
-    all.push(Sent {
-        bytes: hidden(streams, &login).into_bytes(),
-        messages: 0,
-    });
     for several in all.chunks(16) {
         let each = several.iter().map(async |sent| {
-            let ours = TcpStream::connect(proxy.http()).await.expect("a listener");
-            send(ours, &sent.bytes).await;
-            let theirs = UnixStream::connect(nginx.socket()).await.expect("nginx");
-            send(theirs, &sent.bytes).await;
+            send_both(&proxy, &nginx, &sent.bytes).await;
         });
         futures_util::future::join_all(each).await;
     }
-    let (mut ours, mut theirs) = (BTreeMap::new(), BTreeMap::new());
-    // What is asked for twice on the way was sent once.
-    let entries = simulator.journal().snapshot();
-    let registry = entries.iter().filter(|e| e.listener == Listener::Registry);
-    let paths: BTreeSet<&str> = registry.map(|entry| &*entry.path).collect();
-    for path in paths {
-        told(path, &mut ours);
-    }
-    for path in nginx.asked.lock().expect("no panic").iter() {
-        told(path, &mut theirs);
+    let seen = || {
+        let (mut ours, mut theirs) = (BTreeMap::new(), BTreeMap::new());
+        // What is asked for twice on the way was sent once.
+        let entries = simulator.journal().snapshot();
+        let registry = entries.iter().filter(|e| e.listener == Listener::Registry);
+        let paths: BTreeSet<&str> = registry.map(|entry| &*entry.path).collect();
+        for path in paths {
+            told(path, &mut ours);
+        }
+        for path in nginx.asked.lock().expect("no panic").iter() {
+            told(path, &mut theirs);
+        }
+        (ours, theirs)
+    };
+    // One that is not hidden at all shows that it would be noticed.
+    until("what is not hidden is seen", async || {
+        send_both(&proxy, &nginx, hidden(streams, &login).as_bytes()).await;
+        let (ours, theirs) = seen();
+        [ours, theirs]
+            .iter()
+            .all(|seen| seen.contains_key(&streams))
+    })
+    .await;
+    let (mut ours, mut theirs) = seen();
+    for seen in [&mut ours, &mut theirs] {
+        seen.remove(&streams);
     }
     let sum = |seen: &BTreeMap<usize, (usize, usize)>| {
         let counts = seen.values();
@@ -337,13 +342,6 @@ async fn p23_the_upstream_never_sees_more_messages_than_the_client_sent() {
         sum(&ours),
         sum(&theirs)
     );
-    for seen in [&mut ours, &mut theirs] {
-        assert_eq!(
-            seen.remove(&streams),
-            Some((0, 1)),
-            "what is not hidden is seen"
-        );
-    }
     // Enough of it is good enough to come through.
     assert!(sum(&ours).0 > streams / 10, "{:?}", sum(&ours));
     assert!(sum(&theirs).0 > streams / 10, "{:?}", sum(&theirs));

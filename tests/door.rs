@@ -3,13 +3,13 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ecr_proxy::simulator::{BlobSource, Fault, Gate, Listener, Simulator};
 use rustix::process::Signal;
 use support::blobs::{metric, until};
 use support::image::REPOSITORY;
-use support::{Client, Proxy, within};
+use support::{Client, Proxy, Stopwatch, within};
 
 const MIB: u64 = 1 << 20;
 
@@ -80,7 +80,7 @@ async fn c09_a_second_signal_ends_at_once() {
         proxy
             .log_until("the drain", |event| event.message() == "draining")
             .await;
-        let began = Instant::now();
+        let began = Stopwatch::start();
         // Signals right behind one another are taken for one, so it is asked more than once.
         let asking = async {
             let mut again = tokio::time::interval(Duration::from_millis(50));
@@ -99,11 +99,7 @@ async fn c09_a_second_signal_ends_at_once() {
             Some(1),
             "it did not drain, and says so"
         );
-        assert!(
-            began.elapsed() < Duration::from_secs(10),
-            "{:?}",
-            began.elapsed()
-        );
+        assert!(began.took() < Duration::from_secs(10), "{:?}", began.took());
     }
 }
 
@@ -195,13 +191,9 @@ async fn l04_those_who_open_and_say_nothing_do_not_keep_others_out_and_are_close
         silent.push(connection);
     }
     for client in [proxy.client(), proxy.tls_client()] {
-        let began = Instant::now();
+        let began = Stopwatch::start();
         assert_eq!(client.get("/v2/").await.status, 200);
-        assert!(
-            began.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            began.elapsed()
-        );
+        assert!(began.took() < Duration::from_secs(5), "{:?}", began.took());
     }
     // The deadline is 10 s.
     let mut closing = tokio::task::JoinSet::new();
@@ -217,4 +209,66 @@ async fn l04_those_who_open_and_say_nothing_do_not_keep_others_out_and_are_close
     })
     .await;
     assert_eq!(proxy.client().get("/v2/").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l07_out_of_descriptors_it_goes_on_with_what_it_has_and_recovers() {
+    let simulator = simulator().await;
+    let blobs: Vec<String> = (1..=5_u8)
+        .map(|byte| simulator.put_blob(REPOSITORY, vec![byte; 1_000_000]))
+        .collect();
+    let late = simulator.put_blob(REPOSITORY, vec![6; 1_000_000]);
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .mount("ulimit -n 256")
+        .start();
+    let is_low = |event: &support::Event| event.message().contains("limit of open files is low");
+    let told = proxy.log_until("the warning", is_low).await;
+    assert_eq!(told.field("limit").as_deref(), Some("256"), "{}", told.line);
+    let path = |digest: &str| format!("/v2/{REPOSITORY}/blobs/{digest}");
+
+    // Fills under way, and then everybody comes.
+    let gate = Gate::new();
+    let rule = simulator.faults().on(Listener::Storage, "GET", "/");
+    let rule = rule.then(Fault::HoldAfter(500_000, gate.clone()));
+    let client = proxy.client();
+    let mut filling = Vec::new();
+    for digest in &blobs {
+        filling.push(client.start("GET", &path(digest), &[]).await);
+    }
+    within("the fills", gate.arrived(5)).await;
+    let mut crowd = Vec::new();
+    for _ in 0..400 {
+        crowd.push(client.dial().await);
+    }
+    let used = proxy.processor_time();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let used = proxy.processor_time() - used;
+    assert!(
+        used < Duration::from_secs(1),
+        "{used:?} of a processor in 2 s"
+    );
+
+    gate.open();
+    rule.remove();
+    for (connection, digest) in filling.iter_mut().zip(&blobs) {
+        let answer = connection.answer("GET").await.expect("an answer");
+        assert!(answer.clean_end, "a fill was cut");
+        assert_eq!(support::store::digest(&answer.body), *digest);
+    }
+    drop(crowd);
+    let began = Stopwatch::start();
+    until("it recovers", async || {
+        let mut connection = client.start("GET", &path(&late), &[]).await;
+        let answer = connection.answer("GET").await;
+        answer.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+    assert!(began.took() < Duration::from_secs(8), "{:?}", began.took());
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
+    assert!(!ready.text().contains("store"), "{}", ready.text());
+    until("all are kept", async || {
+        proxy.assert_blobs_are_sound().len() == blobs.len() + 1
+    })
+    .await;
 }

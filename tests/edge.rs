@@ -39,6 +39,12 @@ fn must(proxy: &Proxy, arguments: &[&str]) -> String {
     ended.stdout
 }
 
+async fn readiness(proxy: &Proxy) -> String {
+    let ready = Client::operator(proxy.admin()).get("/readyz").await;
+    assert_eq!(ready.status, 200, "{}", ready.text());
+    ready.text()
+}
+
 fn edge_site(simulator: &Simulator) -> Proxy {
     Proxy::builder()
         .simulator(simulator)
@@ -72,6 +78,10 @@ async fn an_edge_site_starts_its_containers_whatever_happens_to_the_link() {
 
     // The link is back, and more is asked for than the disk holds: what is pinned stays.
     simulator.outage(Outage::None).await;
+    until("the return is noticed", async || {
+        !readiness(&proxy).await.contains("serving from cache")
+    })
+    .await;
     must(&proxy, &["cache", "pin", IMAGE]);
     for name in ["other/a", "other/b", "other/c"] {
         let image = format!("{DOMAIN}/{name}:{TAG}");
@@ -93,9 +103,7 @@ async fn an_edge_site_starts_its_containers_whatever_happens_to_the_link() {
     must(&island, &["import", bundle]);
     dockerd_runs_it(&sandbox, &dockerd, &island);
     until("the island tells that it has no link", async || {
-        let ready = Client::operator(island.admin()).get("/readyz").await;
-        assert_eq!(ready.status, 200, "{}", ready.text());
-        ready.text().contains("serving from cache")
+        readiness(&island).await.contains("serving from cache")
     })
     .await;
     for proxy in [&proxy, &island] {

@@ -269,17 +269,21 @@ async fn c02_a_kill_before_the_records_of_what_was_evicted_are_written_leaves_no
     let simulator = simulator().await;
     let builder = Proxy::builder().simulator(&simulator);
     let mut proxy = builder.set("cache.max_size", "14MiB").start();
-    let images =
-        ["v0", "v1", "v2"].map(|tag| push(&simulator, tag, 10 + u64::from(tag.as_bytes()[1])));
-    pull_image(&proxy, &images[0], "v0", 0).await;
-    pull_image(&proxy, &images[1], "v1", 1).await;
+    let images = ["first", "second", "third"]
+        .map(|tag| push(&simulator, tag, 10 + u64::from(tag.as_bytes()[1])));
+    pull_image(&proxy, &images[0], "first", 0).await;
+    pull_image(&proxy, &images[1], "second", 1).await;
     let log = proxy
         .cache_dir()
         .join(format!("repositories/prod/{REPOSITORY}/_log"));
-    until("it was written once", async || log.exists()).await;
+    until("both are written down", async || {
+        let written = std::fs::read(&log).unwrap_or_default();
+        written.windows(6).any(|word| word == b"second")
+    })
+    .await;
     // Nothing is written to it from now on.
     let injection = Injection::at(&log, &proxy, ["pwrite64:delay_enter=60000000"]);
-    pull_image(&proxy, &images[2], "v2", 1).await;
+    pull_image(&proxy, &images[2], "third", 1).await;
     let own = &images[0].manifests[0].layers[1].digest;
     assert!(!blob_file(&proxy, own).exists(), "room was made");
     proxy.kill9();
@@ -288,15 +292,15 @@ async fn c02_a_kill_before_the_records_of_what_was_evicted_are_written_leaves_no
     simulator.outage(Outage::Refused).await;
     proxy.restart();
     until("the image is not listed", async || {
-        proxy.client().get(&manifest_path("v0")).await.status == 503
+        proxy.client().get(&manifest_path("first")).await.status == 503
     })
     .await;
-    assert!(pulls_whole(&proxy, &images[1], "v1").await);
+    assert!(pulls_whole(&proxy, &images[1], "second").await);
     // And so it stays.
     proxy.terminate();
     assert!(proxy.wait().success());
     proxy.restart();
-    assert!(!pulls_whole(&proxy, &images[0], "v0").await);
+    assert!(!pulls_whole(&proxy, &images[0], "first").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

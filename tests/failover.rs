@@ -9,6 +9,7 @@ use ecr_proxy::simulator::{
     BlobSource, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern, Simulator,
 };
 use support::blobs::{MIB, assert_content, blob_file, idle, metric, outcome, until};
+use support::push::{self, APP, MANIFEST, PASSWORD, push_image, users};
 use support::two::{Two, pull, put};
 use support::users::login;
 use support::{Answer, Client, Proxy, store};
@@ -402,4 +403,48 @@ async fn what_is_known_of_the_next_region_alone_is_told_when_that_is_away_too() 
         assert_eq!(outcome(&list), Some("stale; fallback"), "{path}");
         assert!(list.header("age").is_some(), "{path}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_and_a_delete_go_to_their_own_region_or_nowhere() {
+    let two = Two::start().await;
+    two.put_two_tags();
+    let proxy = users(two.with_fallback()).start();
+    let ann = login(proxy.client(), "ann", PASSWORD);
+    let tag = format!("/v2/{APP}/manifests/v1");
+    assert_eq!(ann.get(&tag).await.status, 200);
+    two.prod.outage(Outage::Refused).await;
+    until("the next region stands in", async || {
+        let pulled = ann.get(&tag).await;
+        pulled
+            .header("x-cache")
+            .is_some_and(|it| it.ends_with("; fallback"))
+    })
+    .await;
+    let asked = |simulator: &Simulator| {
+        let journal = simulator.journal();
+        journal.count(|e| e.listener == Listener::Registry && !matches!(&*e.method, "GET" | "HEAD"))
+    };
+    let uploads = format!("/v2/{APP}/blobs/uploads/");
+    let (_, content) = two.base.manifest(APP, "v1").expect("an image");
+    let typed = [("content-type", MANIFEST)];
+    for answer in [
+        ann.ask("POST", &uploads, &[]).await,
+        push::put(&ann, &format!("/v2/{APP}/manifests/new"), &typed, &content).await,
+        ann.ask("DELETE", &tag, &[]).await,
+    ] {
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(answer.header("retry-after").is_some());
+    }
+    assert_eq!((asked(&two.prod), asked(&two.base)), (0, 0));
+    assert_eq!(ann.get(&tag).await.status, 200, "it is there still");
+    two.prod.outage(Outage::None).await;
+    until("the first region is back", async || {
+        ann.ask("POST", &uploads, &[]).await.status == 202
+    })
+    .await;
+    let (pushed, _) = push_image(&ann, APP, "new", b"a layer").await;
+    assert_eq!(pushed.status, 201, "{}", pushed.text());
+    assert!(two.prod.manifest(APP, "new").is_some() && two.base.manifest(APP, "new").is_none());
+    assert_eq!(asked(&two.base), 0);
 }

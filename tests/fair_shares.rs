@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ecr_proxy::simulator::{
     BlobSource, End, Entry, FULL_ACCESS_KEY, Fault, Gate, Listener, Pattern, path_contains,
@@ -14,8 +14,8 @@ use futures_util::future::join_all;
 use support::blobs::{MIB, assert_whole, blob, metric, pull, simulator, until};
 use support::h2::{DATA, Raw, WINDOW_UPDATE, frame, get};
 use support::image::{REPOSITORY, TAG};
-use support::{Client, Proxy, image, within};
-use tokio::io::AsyncWriteExt as _;
+use support::{Client, DOMAIN, Proxy, Stopwatch, image, within};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 /// Where the one is that wants it all.
@@ -26,9 +26,9 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Fails unless `client` is served at once.
 async fn is_served(client: &Client, target: &str, digest: &str) {
-    let began = Instant::now();
+    let began = Stopwatch::start();
     assert_whole(&client.get(target).await, digest);
-    let took = began.elapsed();
+    let took = began.took();
     assert!(took < AT_ONCE, "{target}: {took:?}");
 }
 
@@ -44,10 +44,56 @@ async fn l06_half_handshakes_of_one_address_keep_nobody_else_out() {
         half.write_all(b"\x16\x03\x01\x02\x00").await.expect("sent");
         halves.push(half);
     }
-    let began = Instant::now();
+    let began = Stopwatch::start();
     assert_eq!(proxy.tls_client().get("/v2/").await.status, 200);
-    let took = began.elapsed();
+    let took = began.took();
     assert!(took < AT_ONCE, "a handshake took {took:?}");
+}
+
+/// The first message of a client, without the head of its record.
+fn hello(proxy: &Proxy) -> Vec<u8> {
+    let config = support::pki::trusting(&proxy.pki().ca(), &[b"http/1.1"]);
+    let name = rustls::pki_types::ServerName::try_from(DOMAIN).expect("a name");
+    let mut client = rustls::ClientConnection::new(config, name).expect("a client");
+    let mut record = Vec::new();
+    client.write_tls(&mut record).expect("memory");
+    record.split_off(5)
+}
+
+/// A record of a handshake (RFC 8446, 5.1).
+fn record(part: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(part.len()).expect("a part").to_be_bytes();
+    [&[22, 3, 1], &length[..], part].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l06_a_hello_in_fifty_records_is_one_and_one_beyond_measure_is_refused() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let hello = hello(&proxy);
+    let answered = async |records: Vec<u8>| {
+        let mut stream = proxy.tls_client().dial().await;
+        let _refused_early = stream.write_all(&records).await;
+        let mut kind = [0];
+        let answer = stream.read_exact(&mut kind);
+        within("an answer", answer).await.map(|_| kind[0])
+    };
+    let pieces = hello.chunks(hello.len().div_ceil(50));
+    let records: Vec<u8> = pieces.flat_map(record).collect();
+    // A handshake goes on; what is refused gets an alert, or nothing.
+    assert_eq!(answered(records).await.expect("an answer"), 22);
+    let before = proxy.memory();
+    for length in [0x0001_0000_u32, 0x00ff_ffff] {
+        let mut beyond = [&[1], &length.to_be_bytes()[1..], &hello[4..]].concat();
+        beyond.resize(beyond.len().max(0x0001_0000), 0);
+        let records: Vec<u8> = beyond.chunks(16 * 1024).flat_map(record).collect();
+        let refused = answered(records).await;
+        assert!(!matches!(refused, Ok(22)), "{length}: {refused:?}");
+    }
+    assert!(proxy.memory().saturating_sub(before) < 4 * MIB);
+    assert_eq!(proxy.tls_client().get("/v2/").await.status, 200);
+    let failed = metric(&proxy, "ecr_proxy_handshake_failures_total", &[]).await;
+    assert!(failed >= 2.0, "{failed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,14 +5,14 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ecr_proxy::simulator::{ImageSpec, Simulator};
 use fastrand::Rng;
 use support::blobs::{MIB, assert_whole, blob, idle, pull, simulator, until};
 use support::image::REPOSITORY;
 use support::store::{bytes_below, digest, files_below};
-use support::{Client, Proxy};
+use support::{Client, Proxy, Stopwatch};
 
 /// So small that every round evicts.
 const QUOTA: u64 = 8 * MIB;
@@ -118,9 +118,9 @@ async fn c01_kills_at_random_times_leave_only_what_hashes_to_its_name() {
         proxy.assert_blobs_are_sound();
         let on_disk = bytes_below(&proxy.cache_dir());
         assert!(on_disk <= QUOTA + SLACK, "round {round}: {on_disk} bytes");
-        let began = Instant::now();
+        let began = Stopwatch::start();
         proxy.restart();
-        let took = began.elapsed();
+        let took = began.took();
         assert!(took <= ready_within, "round {round}: ready after {took:?}");
         slowest = slowest.max(took);
     }

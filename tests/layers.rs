@@ -24,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
     &["proxy"],
     &["fill"],
     &["cache", "upstream", "access"],
-    &["telemetry", "clock", "buffers"],
+    &["telemetry", "clock", "buffers", "files"],
     &["oci"],
 ];
 

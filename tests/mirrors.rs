@@ -8,7 +8,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use support::image::{GREETING, REPOSITORY, TAG};
-use support::real::{Dockerd, ctr, podman, podman_fails, start_containerd};
+use support::real::{Dockerd, ctr, ctr_run, podman, podman_fails, start_containerd};
 use support::users::user_line;
 use support::{Pki, Scene};
 
@@ -80,7 +80,7 @@ async fn containerd_gets_images_of_a_registry_by_its_name() {
     scene.sandbox.must_fail(REGISTRY, "ctr", before);
     set_up(&scene, "containerd");
     ctr(&scene.sandbox, &pull);
-    let ran = ctr(&scene.sandbox, &["run", "--rm", &image, "mirrored"]);
+    let ran = ctr_run(&scene.sandbox, &image);
     assert_eq!(ran, GREETING);
     scene.assert_promises().await;
 }
@@ -110,9 +110,6 @@ async fn dockerd_gets_images_of_docker_hub_by_their_names() {
     scene.assert_promises().await;
 }
 
-/// What stands for typing a login where there is none, and for tools that Debian does not have.
-const NO_LOGIN: &str = "docker() { return 1; }; podman() { return 1; }; nerdctl() { return 1; }";
-
 #[tokio::test(flavor = "multi_thread")]
 async fn dockerd_is_known_to_a_mirror_by_its_certificate() {
     let scene = scene_of_certificates("docker.io").await;
@@ -140,7 +137,7 @@ async fn containerd_and_podman_are_known_to_a_mirror_by_their_certificates() {
     let socket = scene.sandbox.path("containerd.sock");
     let address = ["--address", &socket.to_string_lossy()].map(str::to_owned);
     for client in ["containerd", "docker", "podman"] {
-        let script = format!("{NO_LOGIN}\n{}", printed(&scene, client));
+        let script = printed(&scene, client);
         run(&scene, &script);
         let pull = match client {
             // What docker 28 reads is containerd's format, and of a folder of docker's.
@@ -171,7 +168,7 @@ async fn a_pull_secret_as_kubectl_makes_it_opens_the_repository() {
     let scene =
         Scene::docker_registry_with(|proxy| proxy.local_ca().users(&user_line("ci", PASSWORD)));
     let scene = scene.await;
-    set_up_podman_trust(&scene);
+    set_up(&scene, "podman");
     // No cluster is asked: the objects are made of what was typed, and of an account as clusters have it.
     let account = scene.sandbox.path("account.yaml");
     scene.sandbox.write(
@@ -189,6 +186,10 @@ async fn a_pull_secret_as_kubectl_makes_it_opens_the_repository() {
     let script = script
         .replace("=NAME", "=ci")
         .replace("=PASSWORD", &format!("={PASSWORD}"));
+    let lines = [" kubectl ", " --docker-username", " --patch "];
+    let script = lines
+        .iter()
+        .fold(script, |script, line| uncommented(&script, line));
     run(&scene, &format!("{kubectl}\n{script}"));
     let read = |name: &str| -> serde_json::Value {
         let file = scene
@@ -215,16 +216,6 @@ async fn a_pull_secret_as_kubectl_makes_it_opens_the_repository() {
         .must_fail("authentication required", "skopeo", ["inspect", &image]);
     let inspect = ["inspect", "--authfile", &file.to_string_lossy(), &image];
     scene.sandbox.must("skopeo", inspect);
-}
-
-fn set_up_podman_trust(scene: &Scene) {
-    run(
-        scene,
-        &format!(
-            "{NO_LOGIN}\n{}",
-            printed(scene, "podman").replace("podman login", ": ")
-        ),
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use support::blobs::{assert_whole, idle, outcome};
-use support::real::{Dockerd, ctr, podman, podman_fails, podman_greeting, start_containerd};
+use support::real::{
+    Dockerd, ctr, ctr_run, podman, podman_fails, podman_greeting, start_containerd,
+};
 use support::registries::{HUB, OTHER, PASSWORD, Registries, TAG, USER};
 use support::users::login;
 use support::{Answer, Client, DOMAIN};
@@ -106,7 +108,7 @@ async fn dockerfiles_stay_as_they_are_for_both_builders_of_docker() {
 fn contained(registries: &Registries, folder: &str, image: &str) -> String {
     let sandbox = &registries.sandbox;
     ctr(sandbox, &["images", "pull", "--hosts-dir", folder, image]);
-    let said = ctr(sandbox, &["run", "--rm", image, "it"]);
+    let said = ctr_run(sandbox, image);
     ctr(sandbox, &["images", "rm", "--sync", image]);
     assert_eq!(ctr(sandbox, &["content", "ls", "--quiet"]), "");
     said
@@ -431,7 +433,7 @@ async fn build_kit_has_each_registry_at_a_host_or_below_a_path_of_it() {
     let known = login(client.clone(), USER, PASSWORD);
     let ecr = registries.ecr();
     let hub = client.clone().with("Host", HUB);
-    for expected in ["miss", "hit"] {
+    for is_second in [false, true] {
         for (client, path, ns) in [
             (&hub, "library/busybox", "docker.io"),
             (&known, "hub/library/busybox", "docker.io"),
@@ -442,9 +444,9 @@ async fn build_kit_has_each_registry_at_a_host_or_below_a_path_of_it() {
         ] {
             let answers = built_with(client, path, ns).await;
             assert!(answers.len() > 4, "{path}: {}", answers[0].status);
-            let is_second = expected == "hit";
-            let all_hit = answers.iter().all(|answer| outcome(answer) == Some("hit"));
-            assert!(all_hit || !is_second, "{path}?ns={ns}");
+            // A tag may be older by now than one is taken for fresh.
+            let is_kept = |answer| matches!(outcome(answer), Some("hit" | "stale"));
+            assert!(!is_second || answers.iter().all(is_kept), "{path}?ns={ns}");
         }
         // A mirror that does not have it lets the client ask elsewhere.
         for (path, ns) in [("team/app", "quay.upstream.test"), ("nothing/there", OTHER)] {
@@ -460,7 +462,7 @@ async fn build_kit_has_each_registry_at_a_host_or_below_a_path_of_it() {
             assert_eq!(refused[0].status, 401, "{ns}");
         }
         idle(&registries.proxy).await;
-        if expected == "miss" {
+        if !is_second {
             registries.stop().await;
         }
     }

@@ -12,10 +12,10 @@ use support::pebble::free_port;
 use support::proxy::Builder;
 use support::push::{PASSWORD, bytes, push_image, users};
 use support::python::command;
-use support::real::DockerRegistry;
+use support::real::{DockerRegistry, nginx};
 use support::store::digest;
 use support::users::login;
-use support::{Client, DOMAIN, Proxy, program};
+use support::{Client, DOMAIN, Proxy};
 use tempfile::{NamedTempFile, TempDir};
 use tokio::net::TcpStream;
 use toml::Table;
@@ -294,18 +294,7 @@ http {{
 }}
 "#
         );
-        let file = dir.path().join("nginx.conf");
-        std::fs::write(&file, config).expect("the directory is writable");
-        let child = Command::new(program("nginx"))
-            .arg("-e")
-            .arg(dir.path().join("error.log"))
-            .arg("-c")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nginx starts");
+        let child = nginx(dir.path(), &config);
         let gate = Self {
             _dir: dir,
             child,

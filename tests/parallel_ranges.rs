@@ -3,13 +3,13 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ecr_proxy::simulator::{End, Fault, Gate, Listener, Pattern, RuleHandle};
 use support::blobs::until;
 use support::disk::Injection;
 use support::stage::{Stage, TestBlob, assert_never_wrong, assert_whole};
-use support::{Connection, within};
+use support::{Connection, Stopwatch, within};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -56,7 +56,7 @@ async fn limits_of_each_connection_are_met_with_several() {
     let blob = stage.blob(SIZE);
     // Slow enough that a busy machine is not what decides.
     stage.spoil(&blob, [Fault::Rate(RATE / 2)]);
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let (client, blob) = (stage.proxy.client(), blob.clone());
@@ -66,7 +66,7 @@ async fn limits_of_each_connection_are_met_with_several() {
         reader.expect("a reader");
     }
     let alone = Duration::from_secs(SIZE / (RATE / 2));
-    assert!(began.elapsed() < alone * 3 / 4, "{:?}", began.elapsed());
+    assert!(began.took() < alone * 3 / 4, "{:?}", began.took());
     assert!(
         stage.bodies(&blob).len() >= 4,
         "{}",
@@ -82,9 +82,9 @@ async fn where_the_line_is_the_limit_one_does() {
     let faults = stage.simulator.faults();
     faults.total_rate(Listener::Storage, Some(16 * MIB));
     let blob = stage.blob(SIZE);
-    let began = Instant::now();
+    let began = Stopwatch::start();
     stage.assert_pulls(&blob).await;
-    let took = began.elapsed();
+    let took = began.took();
     assert!(took < Duration::from_secs(6), "{took:?}");
     // One trial, whose connection goes on where the first one ended.
     assert!(

@@ -5,10 +5,9 @@
 mod support;
 
 use std::fs;
-use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ecr_proxy::simulator::{
@@ -16,16 +15,17 @@ use ecr_proxy::simulator::{
 };
 use support::blobs::{metric, outcome, until};
 use support::image::{REPOSITORY, TAG};
-use support::{Answer, Client, Pki, Proxy, image};
+use support::names::{NameServer, Says};
+use support::port::Port;
+use support::{Answer, Client, Pki, Proxy, Stopwatch, image};
 use tempfile::TempDir;
 
 const REGISTRY: &str = "registry.upstream.test";
 const STORAGE: &str = "storage.upstream.test";
 const API: &str = "api.upstream.test";
 
-/// Two addresses for name servers: one at which nothing listens, and one at which nobody answers.
+/// An address at which no name server listens.
 const NO_NAME_SERVER: &str = "127.53.53.54";
-const SILENT_NAME_SERVER: &str = "127.53.53.55";
 
 /// For what takes no time of its own, on a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(750);
@@ -50,11 +50,9 @@ impl Scene {
         let dir = TempDir::new().expect("a temporary directory");
         let pki = Pki::new([REGISTRY, STORAGE, API]);
         let read = |path: PathBuf| fs::read(path).expect("a PEM file");
-        let storage = {
-            // Its port has to be known before anything says so.
-            let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-            free.local_addr().expect("an address")
-        };
+        // Its port has to be known before anything says so.
+        let held = Port::v4();
+        let storage = held.address();
         let any = "127.0.0.1:0".parse().expect("an address");
         let simulator = Simulator::builder()
             .bind(any, storage, any)
@@ -172,7 +170,7 @@ impl Scene {
     /// What is kept is served at once, what is not is told so, and nothing is taken for absent.
     async fn assert_serves_from_cache(&self, told: &str) {
         let client = self.client();
-        let began = Instant::now();
+        let began = Stopwatch::start();
         for path in [self.manifest(), self.kept()] {
             let hit = client.get(&path).await;
             assert_eq!(outcome(&hit), Some("hit"), "{told}: {path}");
@@ -183,7 +181,7 @@ impl Scene {
             let miss = assert_unknown(told, &client, &path).await;
             assert_eq!(miss.status, 503, "{told}: {path}: {}", miss.text());
         }
-        let took = began.elapsed();
+        let took = began.took();
         assert!(took < AT_ONCE, "{told}: {took:?} for six answers");
     }
 
@@ -221,9 +219,9 @@ fn hosts_of(names: &[&str]) -> String {
 
 /// That it cannot be known is told in time, and is neither absence nor content.
 async fn assert_unknown(told: &str, client: &Client, path: &str) -> Answer {
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let answer = client.get(path).await;
-    let (took, status) = (began.elapsed(), answer.status);
+    let (took, status) = (began.took(), answer.status);
     assert!(took < TOLD, "{told}: {path}: {took:?}");
     assert!(
         matches!(status, 502..=504),
@@ -366,10 +364,10 @@ async fn o08_a_portal_in_the_place_of_the_token_service_is_named() {
         );
         scene.assert_serves_from_cache(&told).await;
         Portal::leave(&scene.simulator, Listener::Api).await;
-        let left = Instant::now();
+        let left = Stopwatch::start();
         scene.assert_recovers(&told).await;
         // Well before the longest wait between two tries.
-        assert!(left.elapsed() < TOLD, "{told}: {:?}", left.elapsed());
+        assert!(left.took() < TOLD, "{told}: {:?}", left.took());
     }
 }
 
@@ -404,11 +402,11 @@ async fn o08_where_only_names_are_dead_each_that_is_needed_is_told_by_its_place(
             && ready.contains("its name does not resolve"),
         "{ready}"
     );
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let stale = scene.client().get(&scene.tag()).await;
     assert_eq!(outcome(&stale), Some("stale"));
     assert_unknown("all", &scene.client(), &cold).await;
-    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    assert!(began.took() < AT_ONCE, "{:?}", began.took());
     scene.name(&[REGISTRY, STORAGE, API]).await;
     scene.assert_recovers("all").await;
     assert_eq!(scene.client().get(&cold).await.status, 200);
@@ -428,8 +426,8 @@ async fn o08_where_only_names_are_dead_each_that_is_needed_is_told_by_its_place(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn o08_a_name_server_that_never_answers_is_told_in_time_and_by_its_name() {
-    let _silent = UdpSocket::bind((SILENT_NAME_SERVER, 53)).expect("root, and a free port");
-    let scene = Scene::new(SILENT_NAME_SERVER).await;
+    let silent = NameServer::start(Says::Silence);
+    let scene = Scene::new(&silent.address().to_string()).await;
     scene.name(&[]).await;
     let open = "ecr_proxy_upstream_breaker_open";
     scene.find_out("silent", &scene.unseen(), open).await;

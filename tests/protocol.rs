@@ -124,6 +124,13 @@ async fn p01_p02_p03_what_can_be_framed_in_two_ways_ends_the_connection() {
         heads.len(),
         "a hidden request ran"
     );
+    // Each is told once, with no method: who cannot be understood has asked for nothing.
+    let logs = rig.proxy.logs();
+    let refused = logs
+        .iter()
+        .filter(|event| event.field("http.status").as_deref() == Some("400"));
+    let methods: Vec<_> = refused.map(|event| event.field("http.method")).collect();
+    assert_eq!(methods, vec![None; heads.len()]);
     assert_eq!(rig.asked(), 0);
 }
 
@@ -142,7 +149,9 @@ async fn p05_there_is_one_host_or_none() {
         (format!("http://user@{DOMAIN}{target}"), vec![DOMAIN]),
     ] {
         let hosts: String = hosts.iter().map(|h| format!("Host: {h}\r\n")).collect();
-        let request = format!("GET {target} HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
+        // Nothing behind it runs, and the connection ends.
+        let hidden = format!("GET /v2/ HTTP/1.1\r\nHost: {DOMAIN}\r\n\r\n");
+        let request = format!("GET {target} HTTP/1.1\r\n{hosts}\r\n{hidden}");
         let (answer, rest) = rig.raw(&request).await;
         assert!(
             matches!(answer.status, 400 | 421),
@@ -155,6 +164,31 @@ async fn p05_there_is_one_host_or_none() {
     let answer = crossed.get_h2(&target).await;
     assert!(matches!(answer.status, 400 | 421), "h2: {}", answer.status);
     assert_eq!(rig.asked(), 0);
+
+    // By the host it is decided, and not by the name that the handshake gave, whichever of ours that is.
+    let of_both = |builder: support::proxy::Builder| {
+        let domains = vec![DOMAIN, "127.0.0.1", "public.mydomain.test"];
+        builder
+            .set("server.domains", domains)
+            .rule("users = ['@anonymous']\ndomains = ['public.mydomain.test']\nactions = ['pull']")
+    };
+    let two = Rig::with(of_both).await;
+    let ca = two.proxy.pki().ca();
+    for named in [DOMAIN, "127.0.0.1"] {
+        for (host, status) in [
+            ("public.mydomain.test", 200),
+            (DOMAIN, 401),
+            ("evil.test", 401),
+            ("public.mydomain.test.evil.test", 401),
+        ] {
+            let connection = support::Connection::tls(two.proxy.https(), named, &ca).await;
+            let mut connection = connection.expect("a handshake");
+            let asked = connection.request("GET", "/v2/", &[("host", host)]).await;
+            asked.expect("sent");
+            let answer = connection.answer("GET").await.expect("an answer");
+            assert_eq!(answer.status, status, "{host}, named {named}");
+        }
+    }
 
     // The same name written otherwise is the same name.
     for host in [format!("{DOMAIN}:5000"), format!("{DOMAIN}.")] {
@@ -291,22 +325,16 @@ async fn p09_a_digest_is_64_small_hexadecimal_digits_of_sha256() {
         for place in ["blobs", "manifests", "referrers"] {
             let path = format!("/v2/{REPOSITORY}/{place}/{digest}");
             let answer = rig.proxy.client().get(&path).await;
-            assert_eq!(answer.status, 400, "{path}: {}", answer.text());
+            let expected = match place {
+                "manifests" if !digest.contains(':') => (404, "MANIFEST_UNKNOWN"),
+                _ => (400, "DIGEST_INVALID"),
+            };
             let code = answer.error_code();
-            let is_tag = place == "manifests" && !digest.contains(':');
-            assert_eq!(
-                code,
-                if is_tag {
-                    "NAME_INVALID"
-                } else {
-                    "DIGEST_INVALID"
-                },
-                "{path}"
-            );
+            assert_eq!((answer.status, code.as_str()), expected, "{path}");
         }
     }
     let tag = format!("/v2/{REPOSITORY}/manifests/{}", "t".repeat(129));
-    assert_eq!(rig.proxy.client().get(&tag).await.status, 400);
+    assert_eq!(rig.proxy.client().get(&tag).await.status, 404);
     assert_eq!(rig.asked(), 0);
 }
 
@@ -431,6 +459,42 @@ async fn p15_one_variant_is_served_as_it_came_or_not_at_all() {
             answer.status
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p16_a_manifest_that_can_be_read_in_two_ways_is_nobodys() {
+    let rig = Rig::with(|proxy| proxy.set("cache.tag_ttl", "0s")).await;
+    let (_, good) = rig
+        .simulator
+        .manifest(REPOSITORY, TAG)
+        .expect("it was pushed");
+    let good = String::from_utf8(good.to_vec()).expect("JSON");
+    let inner = good.trim().trim_start_matches('{');
+    let client = rig.proxy.client();
+    for (number, (what, text)) in [
+        ("an index and an image", format!(r#"{{"manifests":[],"layers":[],{inner}"#)),
+        ("another type than it is sent as", r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#.to_owned()),
+        ("its layers twice", format!(r#"{{"layers":[],"layers":[],{inner}"#)),
+        ("a byte order mark", format!("\u{feff}{good}")),
+        ("more behind it", format!("{good}{good}")),
+        ("depth without end", format!(r#"{{"annotations":{}"#, "[".repeat(100_000))),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let tag = format!("odd{number}");
+        let digest = rig.simulator.put_manifest(REPOSITORY, &tag, OCI_MANIFEST, text);
+        for reference in [tag, digest] {
+            let path = format!("/v2/{REPOSITORY}/manifests/{reference}");
+            for _ in 0..2 {
+                let answer = client.get(&path).await;
+                assert_eq!(answer.status, 502, "{what}, {path}: {}", answer.text());
+                assert_eq!(answer.header("x-cache"), None, "{what}");
+            }
+        }
+    }
+    let path = format!("/v2/{REPOSITORY}/manifests/{TAG}");
+    assert_eq!(client.get(&path).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

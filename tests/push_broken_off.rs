@@ -6,7 +6,7 @@ mod support;
 use std::path::PathBuf;
 
 use ecr_proxy::simulator::{Fault, Gate, Listener, path_contains};
-use support::blobs::{outcome, until};
+use support::blobs::{metric, outcome, until};
 use support::disk::Injection;
 use support::push::{APP, MANIFEST, OTHER, Rig, begin, bytes, manifest, push_image, put, send};
 use support::store::{digest, files_below};
@@ -45,6 +45,75 @@ async fn u24_an_early_refusal_reaches_a_client_that_still_sends() {
         drop(refusal);
         assert_eq!(ann.get(&place).await.status, 404, "the session is over");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u05_a_yes_before_the_body_has_come_is_no_yes() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let whole = bytes(1_000_000);
+    for (method, status) in [("PATCH", 202), ("PATCH", 201), ("PUT", 201), ("PUT", 204)] {
+        let place = begin(&ann, APP).await;
+        let early = Fault::status(status, "");
+        let uploads = path_contains("/blobs/uploads/");
+        let rule = rig.ecr.faults().on(Listener::Registry, method, uploads);
+        let rule = rule.times(1).then(early);
+        let asked = rig.asked(method, "/blobs/uploads/");
+        let target = format!("{place}?digest={}", digest(&whole));
+        let headers = [("content-length", "1000000")];
+        let mut connection = ann.start(method, &target, &headers).await;
+        connection.send(&whole[..200_000]).await.expect("sent");
+        until("it is answered", async || rule.taken() == 1).await;
+        let _refused_early = connection.send(&whole[200_000..]).await;
+        let answer = connection.answer(method).await.expect("an answer");
+        let told = format!("{method} {status}: {}", answer.text());
+        assert_eq!(answer.status, 502, "{told}");
+        assert_eq!(ann.get(&place).await.status, 404, "the session is over");
+        assert_eq!(rig.asked(method, "/blobs/uploads/") - asked, 1, "{told}");
+    }
+    let blob = format!("/v2/{APP}/blobs/{}", digest(&whole));
+    assert_eq!(ann.get(&blob).await.status, 404, "nothing of it is kept");
+    let (pushed, _) = push_image(&ann, APP, "v1", &whole).await;
+    assert_eq!(pushed.status, 201, "{}", pushed.text());
+}
+
+/// How many bytes of uploads the proxy has sent upstream.
+const SENT: &str = "ecr_proxy_upstream_sent_bytes_total";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u13_a_body_that_upstream_failed_on_is_told_and_never_sent_again() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let whole = bytes(200_000);
+    for status in [500, 502, 503, 504] {
+        for method in ["PATCH", "PUT"] {
+            let place = begin(&ann, APP).await;
+            let uploads = path_contains("/blobs/uploads/");
+            let rule = rig.ecr.faults().on(Listener::Registry, method, uploads);
+            let gate = Gate::new();
+            let rule = rule.all([Fault::Hold(gate.clone()), Fault::status(status, "oops")]);
+            let target = format!("{place}?digest={}", digest(&whole));
+            let sent = async || metric(&rig.proxy, SENT, &[]).await;
+            let before = sent().await;
+            let headers = [("content-length", "200000")];
+            let mut connection = ann.start(method, &target, &headers).await;
+            within("upstream is asked", gate.arrived(1)).await;
+            connection.send(&whole[..100_000]).await.expect("sent");
+            until("it flows", async || sent().await > before).await;
+            gate.open();
+            let _refused_early = connection.send(&whole[100_000..]).await;
+            let answer = connection.answer(method).await.expect("an answer");
+            let told = format!("{method} {status}: {}", answer.text());
+            assert!(matches!(answer.status, 502..=504), "{told}");
+            assert_eq!(rule.taken(), 1, "{told}");
+            rule.remove();
+            assert_eq!(ann.get(&place).await.status, 404, "{told}");
+        }
+    }
+    let blob = format!("/v2/{APP}/blobs/{}", digest(&whole));
+    assert_eq!(ann.get(&blob).await.status, 404, "nothing of it is kept");
+    let (pushed, _) = push_image(&ann, APP, "v1", &whole).await;
+    assert_eq!(pushed.status, 201, "{}", pushed.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -333,5 +402,112 @@ async fn c12_a_kill_at_any_step_of_keeping_a_push_leaves_it_absent_or_complete()
             "{step}"
         );
         rig.proxy.assert_blobs_are_sound();
+    }
+}
+
+/// The next answers to this are lost: the registry has done what it was asked, and nobody hears of it.
+fn lost(rig: &Rig, method: &'static str, path: &'static str) {
+    let faults = rig.ecr.faults();
+    let rule = faults.on(Listener::Registry, method, path_contains(path));
+    rule.times(1).then(Fault::Lost);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u13_what_upstream_took_is_no_error_where_only_its_answer_was_lost() {
+    let rig = Rig::start().await;
+    rig.ecr.set_immutable(APP, true);
+    let ann = rig.user("ann");
+    // Asked again, ECR says of each that it cannot be: there is no such upload any more, the tag is taken,
+    // and there is nothing to delete.
+    let layer = bytes(100_000);
+    let place = begin(&ann, APP).await;
+    let part = send(&ann, "PATCH", &place, &[], &layer, true).await;
+    assert_eq!(part.status, 202, "{}", part.text());
+    lost(&rig, "PUT", "/blobs/uploads/");
+    let target = format!("{place}?digest={}", digest(&layer));
+    let end = put(&ann, &target, &[], &[]).await;
+    assert_eq!(end.status, 201, "{}", end.text());
+    lost(&rig, "PUT", "/manifests/v1");
+    let (answer, manifest) = push_image(&ann, APP, "v1", &layer).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let path = format!("/v2/{APP}/manifests/v1");
+    let pulled = ann.get(&path).await;
+    let told = (pulled.digest(), pulled.header("x-cache"));
+    assert_eq!(told, (manifest.clone(), Some("hit")));
+    assert_eq!(rig.asked("PUT", "/manifests/v1"), 2);
+    let path = format!("/v2/{APP}/manifests/{manifest}");
+    lost(&rig, "DELETE", "/manifests/");
+    let deleted = ann.ask("DELETE", &path, &[]).await;
+    assert_eq!(deleted.status, 202, "{}", deleted.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u13_where_another_was_first_a_lost_answer_changes_nothing_of_the_refusal() {
+    let rig = Rig::start().await;
+    rig.ecr.set_immutable(APP, true);
+    let ann = rig.user("ann");
+    let (answer, theirs) = push_image(&ann, APP, "v1", b"first").await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    lost(&rig, "PUT", "/manifests/v1");
+    let (answer, _) = push_image(&ann, APP, "v1", b"second").await;
+    let told = (answer.status, answer.error_code());
+    assert_eq!(told, (400, "TAG_INVALID".into()), "{}", answer.text());
+    let pulled = ann.get(&format!("/v2/{APP}/manifests/v1")).await;
+    assert_eq!(pulled.digest(), theirs);
+    // Nor where the upload never was.
+    let place = begin(&ann, APP).await;
+    let layer = bytes(1000);
+    let part = send(&ann, "PATCH", &place, &[], &layer, true).await;
+    assert_eq!(part.status, 202, "{}", part.text());
+    let broken = rig.ecr.faults();
+    let broken = broken.on(Listener::Registry, "PUT", path_contains("/blobs/uploads/"));
+    let gone = r#"{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"no such upload"}]}"#;
+    broken.times(1).then(Fault::Reset);
+    let refused = rig.ecr.faults();
+    let refused = refused.on(Listener::Registry, "PUT", path_contains("/blobs/uploads/"));
+    refused.times(1).then(Fault::status(404, gone));
+    let target = format!("{place}?digest={}", digest(&layer));
+    let end = put(&ann, &target, &[], &[]).await;
+    let told = (end.status, end.error_code());
+    assert_eq!(told, (404, "BLOB_UPLOAD_UNKNOWN".into()), "{}", end.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u26_what_upstream_took_from_a_client_that_has_left_is_known_at_once() {
+    let rig = Rig::with(|proxy| proxy.set("cache.tag_ttl", "1h")).await;
+    let ann = rig.user("ann");
+    let (_, first) = push_image(&ann, APP, "v1", b"first").await;
+    let (_, second) = push_image(&ann, APP, "v2", b"second").await;
+    let path = |reference: &str| format!("/v2/{APP}/manifests/{reference}");
+    assert_eq!(ann.get(&path("v1")).await.digest(), first);
+    let leaves = async |method: &'static str, reference: &str, body: &str| {
+        let gate = Gate::new();
+        let faults = rig.ecr.faults();
+        let late = faults.on(Listener::Registry, method, path_contains("/manifests/"));
+        late.times(1).then(Fault::Late(gate.clone()));
+        let length = body.len().to_string();
+        let headers = [("content-type", MANIFEST), ("content-length", &*length)];
+        let mut connection = ann.start(method, &path(reference), &headers).await;
+        connection.send(body).await.expect("send");
+        within("upstream has done it", gate.arrived(1)).await;
+        drop(connection);
+        let left = rig.proxy.log_until("the client has left", |event| {
+            let is_its = event.field("http.method").as_deref() == Some(method);
+            is_its && event.field("end").as_deref() == Some("aborted")
+        });
+        left.await;
+        gate.open();
+    };
+    leaves("PUT", "v1", &manifest(b"second")).await;
+    until("the tag has moved", async || {
+        ann.get(&path("v1")).await.digest() == second
+    })
+    .await;
+    leaves("DELETE", &second, "").await;
+    for gone in [&*second, "v1", "v2"] {
+        until("it is gone", async || {
+            ann.get(&path(gone)).await.status == 404
+        })
+        .await;
     }
 }

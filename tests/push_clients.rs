@@ -9,7 +9,7 @@ use support::pushed::{
     LOGIN, PASSWORD, SECOND, TARGET, digest_of, into_docker_registry, into_docker_registry_behind,
     into_ecr, pulls_without_upstream, target, trust,
 };
-use support::real::{Dockerd, containerd_hosts, ctr, start_containerd};
+use support::real::{Dockerd, ctr, start_containerd};
 use support::users::login;
 use support::{Sandbox, Scene, TokenService};
 
@@ -187,9 +187,17 @@ async fn buildah_pushes_a_list_of_images_into_docker_registry() {
 async fn containerd_story(scene: Scene) {
     trust(&scene, "/etc/containers/certs.d");
     start_containerd(&scene.sandbox);
-    let hosts = containerd_hosts(&scene, &["pull", "resolve", "push"], "");
+    let hosts = "/etc/containerd/certs.d";
+    let listen = format!("https://{}", scene.proxy.https());
+    let printed = scene
+        .proxy
+        .run(["client-config", "containerd", "--listen", &listen]);
+    let printed = printed.fine().stdout.replace("  # ca = ", "  ca = ");
+    let script = format!("set -eu\nsudo() {{ \"$@\"; }}\n{printed}");
+    scene.sandbox.must("sh", ["-c", &script]);
+    trust(&scene, hosts);
     let (reference, to) = (scene.reference(), target(&scene, "containerd"));
-    let known = ["--hosts-dir", &*hosts, "--user", LOGIN];
+    let known = ["--hosts-dir", hosts, "--user", LOGIN];
     let images = |words: &[&str], names: &[&str]| {
         let words = ["images"].iter().chain(words).chain(names);
         ctr(&scene.sandbox, &words.copied().collect::<Vec<_>>())

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ecr_proxy::simulator::{Entry, Fault, Gate, Listener, Pattern};
 use support::blobs::{metric, until};
+use support::h2::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, Verdict, field, frame, request};
 use support::push::{APP, Rig, begin, bytes, push_image, put, send};
 use support::store::digest;
 use support::{Client, Clock, DOMAIN, within};
@@ -192,6 +193,46 @@ async fn l05_a_body_that_trickles_ends_and_upstream_is_free_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn l05_a_body_that_trickles_over_h2_ends_and_the_streams_beside_it_go_on() {
+    let clock = Clock::right();
+    let rig = Rig::with(|proxy| clock.govern_deadlines(proxy)).await;
+    let ann = rig.user("ann");
+    let authorization = support::users::basic("ann", support::push::PASSWORD);
+    let head = |method: &str, path: &str| {
+        let mut head = request(method, path);
+        head.extend(field("authorization", authorization.as_bytes()));
+        head
+    };
+    let mut waited = Duration::ZERO;
+    let (slow, beside) = (1, 3);
+    for method in ["PATCH", "PUT"] {
+        // This client answers no PING: on an older connection, one could be missing when time passes.
+        let mut raw = Raw::connect(&rig.proxy.tls_client(), &[]).await;
+        let place = begin(&ann, APP).await;
+        let target = format!("{place}?digest={}", digest(b"never"));
+        let mut begun = frame(HEADERS, END_HEADERS, slow, &head(method, &target));
+        begun.extend(frame(DATA, 0, slow, &bytes(10_000)));
+        begun.extend(frame(DATA, 0, slow, &bytes(2_000)));
+        raw.send(begun).await.expect("send");
+        until("it flows", async || arrived(&rig, method) > 0).await;
+        waited += Duration::from_secs(31);
+        clock.ahead(waited);
+        raw.send(frame(DATA, 0, slow, b"x")).await.expect("send");
+        assert_eq!(raw.verdict(slow).await, Verdict::Answered(408), "{method}");
+        let both = END_STREAM | END_HEADERS;
+        let asked = frame(HEADERS, both, beside, &head("GET", "/v2/"));
+        raw.send(asked).await.expect("send");
+        assert_eq!(raw.verdict(beside).await, Verdict::Answered(200));
+        is_over(&ann, &place).await;
+        assert_eq!(finished(&rig, method), 0, "no whole body");
+        until("upstream is told", async || {
+            rig.asked("DELETE", "/blobs/uploads/") == rig.asked("POST", "/blobs/uploads/")
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn o10_l05_a_slow_line_takes_its_hours_and_a_token_that_ends_costs_one_clean_error_at_most() {
     let clock = Clock::right();
     let rig = Rig::with(|proxy| clock.govern_deadlines(proxy)).await;
@@ -206,7 +247,7 @@ async fn o10_l05_a_slow_line_takes_its_hours_and_a_token_that_ends_costs_one_cle
     let mut rest = layer.as_slice();
     for number in 1..=370_u64 {
         // What the proxy has read last it keeps back until it reads more. It is never behind by more than a
-        // piece, and by the time of two.
+        // piece, and by the time of two; and before any of it arrives, it is a connection that takes time.
         let flows = async {
             let mut next = piece;
             loop {
@@ -214,7 +255,8 @@ async fn o10_l05_a_slow_line_takes_its_hours_and_a_token_that_ends_costs_one_cle
                 connection.send(part).await.expect("send");
                 rest = behind;
                 let most_behind = (rest.len() + piece) as u64;
-                if arrived(&rig, "PUT") + most_behind >= layer.len() as u64 {
+                let there = arrived(&rig, "PUT");
+                if there > 0 && there + most_behind >= layer.len() as u64 {
                     return;
                 }
                 next = 1;
@@ -389,6 +431,88 @@ async fn p01_p02_p03_p04_of_a_live_upload_nothing_is_taken_that_can_be_read_in_t
     assert_eq!(&stored.read(0..5)[..], b"hello");
     let smuggled = |entry: &Entry| entry.headers.contains_key("x-smuggled");
     assert_eq!(rig.ecr.journal().count(smuggled), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p01_p07_an_upload_is_framed_once_upstream_whatever_its_client_nominates() {
+    let rig = Rig::start().await;
+    let nominated = "authorization, content-length, transfer-encoding, host, content-type, x-any";
+    let ann = rig.user("ann").with("connection", nominated);
+    let ann = [
+        ("x-any", "1"),
+        ("te", "trailers"),
+        ("trailer", "x-any"),
+        ("keep-alive", "timeout=1"),
+        ("proxy-connection", "close"),
+        ("upgrade", "h2c"),
+    ]
+    .into_iter()
+    .fold(ann, |ann, (name, value)| ann.with(name, value));
+    for (number, is_chunked) in [(1, true), (2, false)] {
+        let layer = bytes(100_000 + number);
+        let (first, second) = layer.split_at(60_000);
+        let place = begin(&ann, APP).await;
+        let patched = send(&ann, "PATCH", &place, &[], first, is_chunked).await;
+        assert_eq!(patched.status, 202, "{}", patched.text());
+        let target = format!("{place}?digest={}", digest(&layer));
+        let ended = send(&ann, "PUT", &target, &[], second, is_chunked).await;
+        assert_eq!(ended.status, 201, "{}", ended.text());
+        let (pushed, _) = push_image(&ann, APP, "v1", &layer).await;
+        assert_eq!(pushed.status, 201, "{}", pushed.text());
+    }
+    let entries = rig.ecr.journal().snapshot();
+    let registry = entries.iter().filter(|e| e.listener == Listener::Registry);
+    for entry in registry {
+        let what = format!("{} {}: {:?}", entry.method, entry.path, entry.headers);
+        let framings = ["content-length", "transfer-encoding"];
+        let framed = framings.map(|name| entry.headers.get_all(name).iter().count());
+        let has_body = entry.request_bytes > 0;
+        assert!(framed.iter().sum::<usize>() <= 1, "{what}");
+        assert!(framed.iter().sum::<usize>() == 1 || !has_body, "{what}");
+        assert_eq!(entry.header("host"), Some(&*rig.ecr.registry_host()));
+        let credentials = entry.header("authorization").unwrap_or_default();
+        assert!(credentials.starts_with("Basic QVdT"), "{what}"); // AWS:…
+        for name in [
+            "connection",
+            "x-any",
+            "te",
+            "trailer",
+            "keep-alive",
+            "proxy-connection",
+            "upgrade",
+        ] {
+            assert_eq!(entry.header(name), None, "{what}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p16_a_manifest_that_can_be_read_in_two_ways_is_not_pushed() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let good = support::push::manifest(b"layer");
+    let inner = &good[1..];
+    for (what, text) in [
+        (
+            "an index and an image",
+            format!(r#"{{"manifests":[],{inner}"#),
+        ),
+        ("its layers twice", format!(r#"{{"layers":[],{inner}"#)),
+        ("a byte order mark", format!("\u{feff}{good}")),
+        ("more behind it", format!("{good}{good}")),
+        (
+            "depth without end",
+            format!(r#"{{"annotations":{}"#, "[".repeat(100_000)),
+        ),
+    ] {
+        let path = format!("/v2/{APP}/manifests/odd");
+        let headers = [("content-type", support::push::MANIFEST)];
+        let answer = put(&ann, &path, &headers, text.as_bytes()).await;
+        let told = (answer.status, answer.error_code());
+        assert_eq!(told, (400, "MANIFEST_INVALID".to_owned()), "{what}");
+        assert_eq!(ann.get(&path).await.status, 404, "{what}");
+    }
+    assert_eq!(rig.asked("PUT", "/manifests/"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

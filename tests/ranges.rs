@@ -3,7 +3,7 @@
 
 mod support;
 
-use ecr_proxy::simulator::{Fault, Gate};
+use ecr_proxy::simulator::{BlobSource, Fault, Gate};
 use support::Answer;
 use support::stage::{REPOSITORY, Stage, TestBlob, assert_whole};
 
@@ -48,7 +48,7 @@ fn matrix(size: u64) -> Vec<(String, Expected)> {
         ("bytes=18446744073709551616-".to_owned(), True),
         ("bytes=0-18446744073709551616".to_owned(), True),
         ("bytes=-18446744073709551617".to_owned(), True),
-        ("bytes=9-5".to_owned(), Whole),
+        ("bytes=9-5".to_owned(), NoByte),
         ("bytes=".to_owned(), Whole),
         ("bytes=a-b".to_owned(), Whole),
         ("bytes=-1-2".to_owned(), Whole),
@@ -294,6 +294,57 @@ async fn a_small_range_of_a_cold_blob_is_fetched_alone_and_not_kept() {
         stage.simulator.journal()
     );
     assert!(!stage.keeps(&blob).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u09_a_range_that_upstream_ignores_is_served_from_a_fill() {
+    let stage = Stage::new().await;
+    for (size, from) in [(4 * MIB, 1000), (40 * MIB, 20 * MIB)] {
+        let blob = stage.blob(size);
+        stage.introduce(&blob).await;
+        stage.spoil(&blob, [Fault::IgnoreRange]);
+        assert_eq!(outcome(&stage, &blob, from, from + 1000).await, "miss");
+        assert!(stage.keeps(&blob).await);
+        assert_eq!(outcome(&stage, &blob, from, from + 1000).await, "hit");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u22_ranges_beyond_4_gib_are_counted_in_all_their_digits() {
+    let stage = Stage::new().await;
+    let client = stage.proxy.client();
+    for (digit, size) in [
+        ("1", (4 << 30) - 1),
+        ("2", 4 << 30),
+        ("3", (4 << 30) + 1),
+        ("4", 5_u64 << 30),
+    ] {
+        // What is asked of it is not enough for its digest to be found.
+        let digest = format!("sha256:{}", digit.repeat(64));
+        let source = BlobSource::generated(size, size);
+        stage
+            .simulator
+            .put_blob_as(REPOSITORY, &digest, source.clone());
+        let path = format!("/v2/{REPOSITORY}/blobs/{digest}");
+        let head = client.head(&path).await;
+        assert_eq!(head.head.content_length(), Some(size));
+        let ends = [(size - 20, size), ((4 << 30) - 10, (4 << 30) + 10)];
+        for (from, to) in ends.into_iter().filter(|(_, to)| *to <= size) {
+            let range = format!("bytes={from}-{}", to - 1);
+            let part = client.get_with(&path, &[("range", &range)]).await;
+            assert_eq!(part.status, 206, "{size}, {range}: {}", part.text());
+            let told = format!("bytes {from}-{}/{size}", to - 1);
+            assert_eq!(part.header("content-range"), Some(&*told));
+            assert!(part.body == source.read(from..to), "{size}, {range}");
+        }
+        let beyond = format!("bytes={size}-");
+        let none = client.get_with(&path, &[("range", &beyond)]).await;
+        let told = format!("bytes */{size}");
+        assert_eq!(
+            (none.status, none.header("content-range")),
+            (416, Some(&*told))
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -248,15 +248,20 @@ async fn s06_every_verb_needs_its_own_right_and_without_it_nothing_goes_upstream
     let before = asked(&simulator);
     let upload = "/v2/team/app/blobs/uploads/";
     let (manifest, session) = (manifest("team/app"), format!("{upload}id"));
+    let blob = format!("/v2/team/app/blobs/sha256:{}", "0".repeat(64));
     for (user, method, path, expected) in [
         ("puller", "PUT", manifest.as_str(), 403),
         ("puller", "DELETE", &manifest, 403),
         ("puller", "POST", upload, 403),
+        ("puller", "PATCH", &session, 403),
+        ("puller", "PUT", &session, 403),
         ("puller", "GET", &session, 403),
         ("puller", "DELETE", &session, 403),
+        ("puller", "DELETE", &blob, 403),
         ("puller", "BREW", &manifest, 405),
         ("puller", "PROPFIND", &manifest, 405),
         ("pusher", "DELETE", &manifest, 403),
+        ("pusher", "DELETE", &blob, 403),
         ("pusher", "GET", &manifest, 403),
         ("pusher", "GET", "/v2/team/app/tags/list", 403),
     ] {

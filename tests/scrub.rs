@@ -19,6 +19,9 @@ use support::{Client, Proxy};
 /// What a pass hashes in a second at most, in files: what opening one counts for.
 const FILES_PER_SECOND: f64 = 256.0;
 
+/// What reads of a disk do that is dying.
+const UNREADABLE: [&str; 2] = ["preadv2:error=EIO", "pread64:error=EIO"];
+
 /// Ends the proxy in order; at its next start a pass is long due.
 fn stop(proxy: &mut Proxy) {
     proxy.terminate();
@@ -28,6 +31,19 @@ fn stop(proxy: &mut Proxy) {
     let mut progress = store.scrub_progress();
     progress.finished = Some(1);
     store.keep_scrub_progress(&progress).expect("keep it");
+}
+
+/// Starts it anew, so that calls of it fail before the pass has looked at anything: a while after the start.
+async fn restart_into(proxy: &mut Proxy, inject: impl Fn(&Proxy) -> Injection) -> Injection {
+    loop {
+        proxy.restart();
+        let injection = inject(proxy);
+        if metric(proxy, "ecr_proxy_scrub_blobs_total", &[]).await == 0.0 {
+            return injection;
+        }
+        drop(injection);
+        stop(proxy);
+    }
 }
 
 /// So many small blobs, pulled.
@@ -171,8 +187,8 @@ async fn d08_d19_a_file_that_cannot_be_read_is_fetched_again_before_anybody_asks
     let blobs = fill(&simulator, &proxy, 20).await;
     stop(&mut proxy);
     let file = blob_file(&proxy, &blobs[7].0);
-    proxy.restart();
-    let injection = Injection::at(&file, &proxy, ["preadv2:error=EIO", "pread64:error=EIO"]);
+    let injection = restart_into(&mut proxy, |proxy| Injection::at(&file, proxy, UNREADABLE));
+    let injection = injection.await;
     let found = [r#"damage="unreadable""#];
     until("it is found and healed", async || {
         metric(&proxy, "ecr_proxy_scrub_found_total", &found).await == 1.0
@@ -194,8 +210,8 @@ async fn d08_a_disk_that_reads_nothing_costs_no_blob_its_place() {
     let mut proxy = Proxy::before(&simulator);
     let blobs = fill(&simulator, &proxy, 20).await;
     stop(&mut proxy);
-    proxy.restart();
-    let injection = Injection::into(&proxy, ["preadv2:error=EIO", "pread64:error=EIO"]);
+    let injection = restart_into(&mut proxy, |proxy| Injection::into(proxy, UNREADABLE));
+    let injection = injection.await;
     proxy
         .log_until("the scrub gives up", |event| {
             event.message().contains("the scrub stops for now")

@@ -10,6 +10,7 @@ use ecr_proxy::simulator::{
     CannedAnswer, FULL_ACCESS_KEY, Fault, ImageSpec, Listener, Pattern, PushedImage, Simulator,
 };
 use support::image::{REPOSITORY, TAG};
+use support::names::{NameServer, Says};
 use support::{Answer, Proxy, image, store};
 use tokio::net::TcpListener;
 
@@ -218,11 +219,20 @@ async fn s12_s13_nothing_of_a_clients_goes_upstream_and_storage_sees_no_credenti
 #[tokio::test(flavor = "multi_thread")]
 async fn s14_signed_addresses_are_told_nowhere_however_a_blob_fails() {
     let (simulator, _) = simulator().await;
+    let names = NameServer::start(Says::NoName);
     let proxy = Proxy::builder()
         .simulator(&simulator)
+        .upstream_key("redirect_hosts", vec!["storage.nowhere.test"])
+        .mount(&names.mount())
         .env("RUST_LOG", "trace")
         .start();
+    let storage = simulator.address(Listener::Storage);
+    let signed = "x?X-Amz-Signature=canary-signature";
     let faults = [
+        // No name, no TLS, and nobody who listens.
+        Fault::redirect(&format!("https://storage.nowhere.test/{signed}")),
+        Fault::redirect(&format!("https://{storage}/{signed}")),
+        Fault::redirect(&format!("http://127.0.0.1:1/{signed}")),
         Fault::Reset,
         Fault::ResetAfter(100_000),
         Fault::TruncateAfter(100_000),

@@ -16,6 +16,9 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+/// Long enough for anything that ought to happen on a loaded machine.
+const SOON: Duration = Duration::from_secs(120);
+
 #[derive(Clone)]
 struct Nothing;
 
@@ -66,10 +69,7 @@ async fn l07_out_of_descriptors_the_server_waits_and_recovers() {
         .expect("the last descriptor");
     let began = Instant::now();
     while metrics.accept_errors.get() < 4 {
-        assert!(
-            began.elapsed() < Duration::from_secs(20),
-            "accepts are tried again"
-        );
+        assert!(began.elapsed() < SOON, "accepts are tried again");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Three pauses of 50, 100 and 200 ms lie between four attempts.
@@ -85,9 +85,9 @@ async fn l07_out_of_descriptors_the_server_waits_and_recovers() {
         .expect("written");
     let mut answer = String::new();
     let read = client.read_to_string(&mut answer);
-    tokio::time::timeout(Duration::from_secs(5), read)
+    tokio::time::timeout(SOON, read)
         .await
-        .expect("served within five seconds")
+        .expect("served once there are descriptors")
         .expect("readable");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }

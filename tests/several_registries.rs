@@ -3,7 +3,9 @@
 
 mod support;
 
-use ecr_proxy::simulator::{BlobSource, Entry, FULL_ACCESS_KEY, Listener, Simulator};
+use ecr_proxy::simulator::{
+    BlobSource, Entry, FULL_ACCESS_KEY, Fault, Listener, Simulator, path_contains,
+};
 use serde_json::Value;
 use support::blobs::{MIB, assert_whole, idle, outcome, until};
 use support::two::{Two, put, side_by_side};
@@ -99,6 +101,35 @@ async fn a_prefix_of_ecrs_pull_through_cache_stands_for_the_registry_it_is_of() 
         status(&client, "/v2/library/busybox/manifests/v1").await,
         404
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k08_a_redirect_to_the_other_account_takes_no_token_there() {
+    let two = Two::start().await;
+    let (layer, _) = put(&two.prod, "app", "v1", BlobSource::generated(1, MIB));
+    put(&two.base, "app", "v1", BlobSource::generated(1, MIB));
+    let proxy = side_by_side(two.builder()).start();
+    let client = proxy.client();
+    // The proxy is logged in to both.
+    assert_eq!(status(&client, "/v2/base/app/manifests/v1").await, 200);
+    let path = format!("/v2/app/blobs/{layer}");
+    for location in [
+        // On the host that storage is on, too, so it is followed, as nobody in particular.
+        format!("{}/v2/app/blobs/{layer}", two.base.endpoint()),
+        format!("https://{}/v2/app/blobs/{layer}", two.base.registry_host()),
+    ] {
+        let sent = two.prod.faults();
+        let sent = sent.on(Listener::Registry, "GET", path_contains("/blobs/"));
+        let sent = sent.then(Fault::redirect(&location));
+        let answer = client.get(&path).await;
+        assert_eq!(answer.status, 502, "{location}: {}", answer.text());
+        sent.remove();
+    }
+    let asked = two.base.journal().snapshot();
+    let mut asked = asked.iter().filter(|entry| entry.path.contains("/blobs/"));
+    let shown = asked.next().expect("the first").header("authorization");
+    assert!(shown.is_none() && asked.next().is_none());
+    assert_whole(&client.get(&path).await, &layer);
 }
 
 /// Two accounts whose roles want external ids of their own, and a layer in each: what a client asks for.
@@ -348,6 +379,24 @@ async fn check_and_the_list_of_images_speak_of_names_as_clients_write_them() {
     assert!(listed.stdout.contains("\"is_pinned\":true"), "{listed:?}");
     let unrouted = proxy.run(["cache", "pin", "jdk:21"]);
     assert_eq!(unrouted.code, Some(2), "{unrouted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_its_registry_alone_leads_to_is_listed_by_it() {
+    let two = Two::start().await;
+    put(&two.base, "jdk", "21", BlobSource::generated(2, 1000));
+    let proxy = two.builder().start();
+    let image = format!("{}/jdk:21", two.base.registry_host());
+    let warmed = proxy.run(["warm", &image]);
+    assert_eq!(warmed.code, Some(0), "{warmed:?}");
+    let listed = proxy.run(["cache", "list"]);
+    assert!(listed.stdout.contains(&image), "{listed:?}");
+    let row = format!("<code>{image}</code>");
+    let operator = Client::operator(proxy.admin());
+    until("the status page has it", async || {
+        operator.get("/").await.text().contains(&row)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -78,6 +78,20 @@ async fn s22_a_page_on_the_web_cannot_have_a_browser_read_the_operators_pages() 
     }
 }
 
+/// Who runs the program ends it where a probe of its health gets no answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn l12_nobody_alone_has_all_of_the_operators_door() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let proxy = Proxy::before(&simulator);
+    let stranger = Client::operator(proxy.admin());
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        held.push(stranger.connect().await);
+    }
+    let probe = Client::operator(proxy.admin()).at("127.0.0.2");
+    assert_eq!(probe.get("/healthz").await.status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn s22_no_number_of_names_makes_the_metrics_grow() {
     let simulator = Simulator::builder().start().await.expect("a simulator");

@@ -8,7 +8,11 @@ use std::collections::BTreeMap;
 use ecr_proxy::simulator::{FULL_ACCESS_KEY, Listener, Outage, PushedImage, Simulator, TokenReply};
 use support::blobs::{metric, until};
 use support::image::{REPOSITORY, TAG};
-use support::{Answer, Client, DOMAIN, Event, Proxy, image, within};
+use support::pki::trusting;
+use support::{Answer, Client, DOMAIN, Event, Pki, Proxy, image, within};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 async fn simulator() -> (Simulator, PushedImage) {
     let simulator = Simulator::builder().start().await.expect("a simulator");
@@ -435,4 +439,36 @@ async fn readiness_names_what_is_degraded_while_hits_are_served() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_comes_by_the_wrong_door_or_trusts_another_ca_is_told_of() {
+    let (simulator, _) = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let why = async |what: &str| {
+        let is_it = |event: &Event| event.field("why").as_deref() == Some(what);
+        assert_eq!(proxy.log_until(what, is_it).await.level(), "INFO");
+    };
+    let config = trusting(&Pki::new([DOMAIN]).ca(), &[b"http/1.1"]);
+    let tls = async |address| {
+        let stream = TcpStream::connect(address).await.expect("open");
+        let name = DOMAIN.try_into().expect("a name");
+        let connecting = TlsConnector::from(config.clone()).connect(name, stream);
+        within("the end", connecting).await.map(drop)
+    };
+    tls(proxy.https()).await.expect_err("it trusts another CA");
+    why("the client does not trust our certificate").await;
+
+    let mut plain = TcpStream::connect(proxy.https()).await.expect("open");
+    let request = plain.write_all(b"GET /v2/ HTTP/1.1\r\nhost: a\r\n\r\n");
+    request.await.expect("somebody takes it");
+    let _ = within("the end", plain.read_to_end(&mut Vec::new())).await;
+    why("the client speaks no TLS, or plain HTTP").await;
+
+    // docker tries TLS first, and plain HTTP when it is answered so.
+    tls(proxy.http()).await.expect_err("no TLS is spoken there");
+    let refused = "TLS, where plain HTTP is spoken";
+    let is_it = |event: &Event| event.field("error").as_deref() == Some(refused);
+    let event = proxy.log_until(refused, is_it).await;
+    assert_eq!(event.field("http.status").as_deref(), Some("400"));
 }

@@ -5,7 +5,7 @@
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use ecr_proxy::access::{
@@ -30,7 +30,7 @@ use ecr_proxy::upstream::{
 use futures_util::future::join_all;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use support::within;
+use support::{Stopwatch, within};
 use tempfile::TempDir;
 
 const SIZE: u64 = 2 * 1024 * 1024;
@@ -187,7 +187,7 @@ async fn u07_o05_a_stall_for_good_is_told_to_every_reader_within_the_limits() {
     for _ in 0..5 {
         readers.push(reader(rig.open(stalled).await.expect("a head")));
     }
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let told = join_all(readers.into_iter().map(read));
     // Another blob is none the worse.
     let fine = async { read(reader(rig.open(other).await.expect("a head"))).await };
@@ -204,9 +204,9 @@ async fn u07_o05_a_stall_for_good_is_told_to_every_reader_within_the_limits() {
         assert!(bytes.len() as u64 <= STALL_AT);
     }
     assert!(
-        began.elapsed() < (PROGRESS + PATIENCE) * 4,
+        began.took() < (PROGRESS + PATIENCE) * 4,
         "{:?}",
-        began.elapsed()
+        began.took()
     );
     assert!(
         rig.store
@@ -245,7 +245,7 @@ async fn u07_an_upstream_that_trickles_is_as_good_as_stalled() {
     let rig = rig().await;
     let blob = rig.put(4);
     rig.stall(blob, u64::MAX, Fault::Rate(64));
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let content = rig.open(blob).await.expect("a head");
     let (_, outcome) = within("the reader's end", read(reader(content))).await;
     let error = outcome.expect_err("it would take hours");
@@ -254,9 +254,9 @@ async fn u07_an_upstream_that_trickles_is_as_good_as_stalled() {
         "{error}"
     );
     assert!(
-        began.elapsed() < (PROGRESS + PATIENCE) * 4,
+        began.took() < (PROGRESS + PATIENCE) * 4,
         "{:?}",
-        began.elapsed()
+        began.took()
     );
 }
 
@@ -265,7 +265,7 @@ async fn u07_an_upstream_that_gives_no_head_is_an_answer_of_its_own() {
     let rig = rig().await;
     let blob = rig.put(5);
     rig.stall(blob, u64::MAX, Fault::Hold(Gate::new()));
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let opened = join_all((0..3).map(|_| rig.open(blob)));
     for opened in within("every opener's answer", opened).await {
         let error = opened.err().expect("no head, no content");
@@ -274,5 +274,5 @@ async fn u07_an_upstream_that_gives_no_head_is_an_answer_of_its_own() {
             "{error}"
         );
     }
-    assert!(began.elapsed() < PROGRESS * 6, "{:?}", began.elapsed());
+    assert!(began.took() < PROGRESS * 6, "{:?}", began.took());
 }

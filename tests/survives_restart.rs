@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ecr_proxy::simulator::{Fault, Gate, ImageSpec, Listener, Outage, Pattern, Simulator};
 use support::blobs::{
@@ -15,7 +15,7 @@ use support::blobs::{
 };
 use support::image::REPOSITORY;
 use support::store::files_below;
-use support::{Proxy, program};
+use support::{Proxy, Stopwatch, program};
 
 /// Ends the proxy in order, so that all it noted is on disk.
 fn stop(proxy: &mut Proxy) {
@@ -154,9 +154,9 @@ async fn d14_debris_of_earlier_runs_is_removed_and_what_is_not_ours_is_left() {
     for file in &foreign {
         fs::write(file, "mine").expect("make a foreign file");
     }
-    let began = Instant::now();
+    let began = Stopwatch::start();
     proxy.restart();
-    let took = began.elapsed();
+    let took = began.took();
     assert!(took < Duration::from_secs(2), "listening after {took:?}");
     assert_eq!(pull(&proxy, &kept).await, "hit");
     until("the debris is gone", async || {

@@ -38,7 +38,9 @@ pub use per_client::{Held, PerClient, one_client};
 pub use rules::{ANONYMOUS, Deciding, ParseSubjectError, Rule, Rules, Subject};
 pub use tokens::{ClientToken, Question, Verdict, Verdicts};
 pub use turns::{Turn, Turns};
-pub use users::{ParseUsersError, RESERVED_NAME, ReadUsersError, UserFault, Users};
+pub use users::{
+    ParseUsersError, RESERVED_NAME, ReadUsersError, UserFault, Users, check_user_name,
+};
 
 use std::fmt;
 use std::net::IpAddr;

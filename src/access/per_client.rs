@@ -2,7 +2,6 @@
 //!
 //! Invariant: a [`Held`] is counted from its making to its drop.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +14,7 @@ pub struct PerClient(Arc<Mutex<Counts>>);
 struct Counts {
     in_all: usize,
     /// Of each client that has any.
-    clients: HashMap<IpAddr, usize>,
+    clients: foldhash::HashMap<IpAddr, usize>,
 }
 
 impl PerClient {

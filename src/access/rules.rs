@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::decide::{Action, Who};
 use super::networks::Network;
-use super::users::RESERVED_NAME;
+use super::users::name_fault;
 use crate::oci::{Pattern, RepositoryName};
 
 /// How nobody in particular is written, in rules and in the log.
@@ -61,18 +61,17 @@ impl FromStr for Subject {
     type Err = ParseSubjectError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let reason = match text {
-            ANYONE => return Ok(Self::Anyone),
-            ANONYMOUS => return Ok(Self::Anonymous),
-            RESERVED_NAME => "the name is reserved for ECR tokens",
-            "" => "the name is empty",
-            _ if text.starts_with('@') => "of those with @ there is only \"@anonymous\"",
-            _ if text.contains('*') => "\"*\" alone is anybody logged in, other names are whole",
-            _ if text.contains(char::is_control) => "the name has a control character",
-            _ => return Ok(Self::User(text.into())),
-        };
-        let text = text.to_owned();
-        Err(ParseSubjectError { text, reason })
+        match text {
+            ANYONE => Ok(Self::Anyone),
+            ANONYMOUS => Ok(Self::Anonymous),
+            _ => match name_fault(text) {
+                None => Ok(Self::User(text.into())),
+                Some(reason) => {
+                    let text = text.to_owned();
+                    Err(ParseSubjectError { text, reason })
+                }
+            },
+        }
     }
 }
 

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::str::FromStr as _;
+
+use crate::files;
 
 /// Reserved for ECR tokens, which log in under this name.
 pub const RESERVED_NAME: &str = "AWS";
@@ -17,8 +18,37 @@ pub const RESERVED_NAME: &str = "AWS";
 /// such user could keep a core busy by logging in.
 const MAX_COST: u32 = 16;
 
-/// Some hundred thousand users; a larger file is not one.
-const MAX_FILE_BYTES: u64 = 8 << 20;
+/// Why nobody can be called `name`, in rules, the user file or a certificate.
+pub(super) fn name_fault(name: &str) -> Option<&'static str> {
+    match name {
+        "" => Some("the name is empty"),
+        RESERVED_NAME => Some("the name is reserved for ECR tokens"),
+        _ if name.starts_with('@') => {
+            Some("no name begins with @; \"@anonymous\" is nobody in particular")
+        }
+        _ if name.contains('*') => Some("no name has a *; \"*\" alone is anybody logged in"),
+        _ if name.contains(char::is_control) => Some("the name has a control character"),
+        _ => None,
+    }
+}
+
+/// Whether the user file can hold a user of this name, and a login name them.
+///
+/// # Errors
+/// Why not.
+pub fn check_user_name(name: &str) -> Result<(), &'static str> {
+    if let Some(fault) = name_fault(name) {
+        Err(fault)
+    } else if name.contains(':') {
+        Err("the name has a colon, which ends it in the user file and in a login")
+    } else if name.starts_with('#') {
+        Err("the name begins with #, as a comment in the user file does")
+    } else if name.trim() != name {
+        Err("the name begins or ends with a space")
+    } else {
+        Ok(())
+    }
+}
 
 /// Named users and their password hashes.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -43,12 +73,9 @@ pub struct ParseUsersError(pub Vec<UserFault>);
 /// Why a user file cannot be used. Never holds a hash.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadUsersError {
-    /// It cannot be read, or is not UTF-8.
+    /// It cannot be read, is no regular file, not UTF-8, or far too large.
     #[error("cannot be read")]
     Read(#[from] io::Error),
-    /// It is too large to be a user file.
-    #[error("has {0} bytes, which is no user file")]
-    TooLarge(u64),
     /// Lines of it are wrong.
     #[error(transparent)]
     Parse(#[from] ParseUsersError),
@@ -58,19 +85,15 @@ impl Users {
     /// Reads a user file.
     ///
     /// # Errors
-    /// It cannot be read, is too large, or has faulty lines.
+    /// It cannot be read, as [`files::read_text`] says, or has faulty lines.
     pub fn read(file: &Path) -> Result<Self, ReadUsersError> {
-        let length = fs::metadata(file)?.len();
-        if length > MAX_FILE_BYTES {
-            return Err(ReadUsersError::TooLarge(length));
-        }
-        Ok(Self::parse(&fs::read_to_string(file)?)?)
+        Ok(Self::parse(&files::read_text(file)?)?)
     }
 
     /// Parses htpasswd lines: `name:hash`, empty lines and lines that begin with `#` ignored.
     ///
     /// # Errors
-    /// Every faulty line: no colon, an empty or reserved name, a name given twice, a hash that is
+    /// Every faulty line: no colon, a name that nobody can have, a name given twice, a hash that is
     /// not bcrypt (`$2a$`, `$2b$` or `$2y$`), or one that costs too much to check.
     pub fn parse(text: &str) -> Result<Self, ParseUsersError> {
         let mut hashes = BTreeMap::new();
@@ -139,17 +162,7 @@ fn parse_line(line: &str) -> Result<(&str, &str), String> {
     let Some((name, hash)) = line.split_once(':') else {
         return Err("expected name:hash".to_owned());
     };
-    if name.is_empty() {
-        return Err("the name is empty".to_owned());
-    }
-    if name.chars().any(char::is_control) {
-        return Err("the name has a control character".to_owned());
-    }
-    if name == RESERVED_NAME {
-        return Err(format!(
-            "the name {RESERVED_NAME:?} is reserved for ECR tokens"
-        ));
-    }
+    check_user_name(name)?;
     if !["$2a$", "$2b$", "$2y$"]
         .iter()
         .any(|prefix| hash.starts_with(prefix))
@@ -227,6 +240,34 @@ mod tests {
         assert!(faults[4].1.contains("bcrypt"));
         assert!(faults[7].1.contains("damaged"));
         assert!(faults[8].1.contains("cost 20"));
+    }
+
+    #[test]
+    fn names_that_nobody_can_have_are_refused() {
+        for name in [
+            "",
+            "a:b",
+            "AWS",
+            "@anonymous",
+            "@all",
+            "*",
+            "ci*",
+            "#a",
+            " a",
+            "a ",
+            "a\n",
+            "a\u{7f}",
+        ] {
+            assert!(check_user_name(name).is_err(), "{name:?}");
+        }
+        for name in ["ci-robot@team", "Ann Example", "aws", "ü"] {
+            assert_eq!(check_user_name(name), Ok(()), "{name:?}");
+            let users = Users::parse(&format!("{name}:{HASH}")).expect(name);
+            assert!(users.contains(name));
+        }
+        let text = format!("b :{HASH}\n@all:{HASH}\n*:{HASH}");
+        let lines: Vec<usize> = faults(&text).iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [1, 2, 3]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -14,8 +14,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+
+use crate::access::PerClient;
 
 /// From accept, or the answer before, to a complete request head.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -26,23 +27,25 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) trait Accept {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// The next connection. Safe to cancel: no connection is lost.
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// The next connection, and where it is from. Safe to cancel: no connection is lost.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, IpAddr)>> + Send;
 }
 
 impl Accept for TcpListener {
     type Stream = tokio::net::TcpStream;
 
-    async fn accept(&self) -> io::Result<Self::Stream> {
-        Ok(Self::accept(self).await?.0)
+    async fn accept(&self) -> io::Result<(Self::Stream, IpAddr)> {
+        let (stream, peer) = Self::accept(self).await?;
+        Ok((stream, peer.ip()))
     }
 }
 
 impl Accept for UnixListener {
     type Stream = tokio::net::UnixStream;
 
-    async fn accept(&self) -> io::Result<Self::Stream> {
-        Ok(Self::accept(self).await?.0)
+    async fn accept(&self) -> io::Result<(Self::Stream, IpAddr)> {
+        let (stream, _unnamed) = Self::accept(self).await?;
+        Ok((stream, Ipv4Addr::LOCALHOST.into()))
     }
 }
 
@@ -51,6 +54,8 @@ impl Accept for UnixListener {
 pub(super) struct Bounds {
     /// Beyond so many a connection is closed at once.
     pub(super) connections: usize,
+    /// The same for those from one address.
+    pub(super) from_one: usize,
     /// A connection lives no longer.
     pub(super) life: Duration,
 }
@@ -70,7 +75,7 @@ pub(super) async fn serve<A, F, B>(
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(bounds.connections));
+    let places = PerClient::default();
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -79,15 +84,15 @@ pub(super) async fn serve<A, F, B>(
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok(stream) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "the admin listener cannot accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Some(place) = places.take_of(bounds.connections, peer, bounds.from_one) else {
             continue;
         };
         let answer = answer.clone();

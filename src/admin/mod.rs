@@ -44,9 +44,11 @@ use accepting::Bounds;
 use crate::telemetry::MetricsPage;
 
 /// Scrapers and probes are few; more is somebody else. Nothing here takes long, and a reader that stops
-/// must not hold one of the few places.
+/// must not hold one of the few places. Nor may one client have them all: who runs the program ends it where a
+/// probe of its health gets none.
 const BOUNDS: Bounds = Bounds {
     connections: 64,
+    from_one: 16,
     life: Duration::from_secs(300),
 };
 

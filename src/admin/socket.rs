@@ -136,6 +136,7 @@ impl AdminSocket {
         let cache_dir = Arc::new(CacheDir::at(cache_dir));
         let bounds = Bounds {
             connections: MAX_CONNECTIONS,
+            from_one: MAX_CONNECTIONS,
             life: LIFE,
         };
         accepting::serve(&self.listener, bounds, shutdown, move |request| {

@@ -234,7 +234,7 @@ impl std::fmt::Display for Escaped<'_> {
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em;\
 color:#222;background:#fff}h1{font-size:1.4em}h2{font-size:1.1em;margin-top:2em}table{border-collapse:collapse;\
 width:100%}th,td{text-align:left;padding:.25em 1em .25em 0;border-bottom:1px solid #ddd;vertical-align:top}\
-td.n{text-align:right;white-space:nowrap}code{font-size:.9em}.ok{color:#17692d}.bad{color:#a3150f}\
+.n{text-align:right}.n,.t{white-space:nowrap}code{font-size:.9em}.ok{color:#17692d}.bad{color:#a3150f}\
 meter{width:16em}@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}th,td{border-color:#444}\
 .ok{color:#6c6}.bad{color:#f88}}";
 
@@ -320,7 +320,7 @@ fn write_upstreams(out: &mut String, upstreams: &[UpstreamState]) -> std::fmt::R
                     Escaped(reason)
                 )?;
             }
-            (None, Some(until)) => writeln!(out, "<td>until {until}</td>")?,
+            (None, Some(until)) => writeln!(out, "<td class=\"t\">until {until}</td>")?,
             (None, None) => writeln!(out, "<td>-</td>")?,
         }
         match &upstream.rate_limit {
@@ -367,12 +367,12 @@ fn write_cache(out: &mut String, stats: &Stats) -> std::fmt::Result {
 fn write_images(out: &mut String, seen: &Seen) -> std::fmt::Result {
     writeln!(
         out,
-        "<h2>Images</h2>\n<table><tr><th>image</th><th>size</th><th>here</th><th>confirmed</th><th>used</th></tr>"
+        "<h2>Images</h2>\n<table><tr><th>image</th><th class=\"n\">size</th><th>here</th><th>confirmed</th><th>used</th></tr>"
     )?;
     for image in seen.images.iter().take(PAGE_IMAGES) {
         let name = match &image.tag {
-            Some(tag) => format!("{}:{tag}", image.repository),
-            None => format!("{}@{}", image.repository, image.digest),
+            Some(tag) => format!("{}:{tag}", image.name()),
+            None => format!("{}@{}", image.name(), image.digest),
         };
         let state = match image.state {
             ImageState::Complete => "all",
@@ -383,7 +383,7 @@ fn write_images(out: &mut String, seen: &Seen) -> std::fmt::Result {
         let used = image.last_use.map_or("-".to_owned(), |at| at.to_string());
         writeln!(
             out,
-            "<tr><td><code>{}</code></td><td class=\"n\">{}</td><td>{state}{pinned}</td><td>{}</td><td>{used}</td></tr>",
+            "<tr><td><code>{}</code></td><td class=\"n\">{}</td><td>{state}{pinned}</td><td class=\"t\">{}</td><td class=\"t\">{used}</td></tr>",
             Escaped(&name),
             bytes(image.bytes),
             image.checked

@@ -407,8 +407,10 @@ impl Shared {
         }
         let blobs = touched.blobs.into_iter();
         let blobs = blobs.map(|(digest, sequence)| (sequence, None, digest));
-        let manifests = touched.manifests.into_iter();
-        let manifests = manifests.map(|((repo, digest), sequence)| (sequence, Some(repo), digest));
+        let manifests = touched.manifests.into_iter().flat_map(|(digest, uses)| {
+            let uses = uses.into_iter();
+            uses.map(move |(repo, sequence)| (sequence, Some(repo), digest))
+        });
         let mut touched: Vec<_> = blobs.chain(manifests).collect();
         touched.sort_unstable_by_key(|(sequence, ..)| *sequence);
         let now = now();

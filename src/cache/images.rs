@@ -230,7 +230,7 @@ impl Store {
         let children = children.to_vec();
         manifest.size = stored.bytes.len() as u64;
         manifest.content = Some(ImageContent {
-            media_type: stored.media_type,
+            media_type: stored.media_type.clone(),
             children: children.iter().map(|child| child.digest).collect(),
             blobs,
             subject: parsed

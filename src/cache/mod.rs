@@ -67,7 +67,7 @@ pub use mapping::Mapping;
 pub use metrics::{BytesLabels, BytesState, CacheMetrics, WriteErrorLabels};
 pub use partial::{AppendError, Mismatch, Partial, PartialReader, Verified};
 pub use pins::{ParsePinError, Pin, PinError, PinSource, Pins};
-pub use record::{Held, HeldBy, ReferrerList, StoredManifest, TagRecord};
+pub use record::{Held, HeldBy, ReferrerList, Returned, StoredManifest, TagRecord};
 pub use records::{ManifestRecord, Records};
 pub use removal::{Prune, RemoveError, Removed};
 pub use scrub::{Scrub, ScrubProgress, Scrubbed};

@@ -60,8 +60,12 @@ impl Shared {
 
     pub(super) fn touch_manifest(&self, repo: &RepoKey, digest: &Digest) {
         let sequence = self.touches.fetch_add(1, Ordering::Relaxed);
-        let key = (repo.clone(), *digest);
-        lock(&self.touched).manifests.insert(key, sequence);
+        let mut touched = lock(&self.touched);
+        let uses = touched.manifests.entry(*digest).or_default();
+        match uses.iter_mut().find(|(used, _)| used == repo) {
+            Some((_, last)) => *last = sequence,
+            None => uses.push((repo.clone(), sequence)),
+        }
     }
 
     pub(super) fn believe_if_stamped(&self, file: &ContentFile) {

@@ -2,22 +2,54 @@
 //!
 //! Pure. A payload that does not parse is no record; there is no other outcome.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::HeaderValue;
 
 use crate::oci::Digest;
+use crate::oci::header::Identity;
 
-/// A manifest as upstream returned it.
+/// A manifest as upstream returned it. Clones are handles of the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredManifest {
+pub struct StoredManifest(Arc<Returned>);
+
+/// What upstream returned, and what the headers of all answers with it say of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Returned {
     /// What `bytes` hash to.
     pub digest: Digest,
     /// The Content-Type it came with.
     pub media_type: Arc<str>,
     /// The body, unchanged.
     pub bytes: Bytes,
+    /// `media_type` as a header says it; what was stored was one when it came.
+    pub content_type: Option<HeaderValue>,
+    /// Which manifest it is.
+    pub identity: Identity,
+}
+
+impl StoredManifest {
+    /// The bytes that `digest` is of, as they came.
+    pub fn new(digest: Digest, media_type: Arc<str>, bytes: Bytes) -> Self {
+        Self(Arc::new(Returned {
+            digest,
+            content_type: HeaderValue::from_str(&media_type).ok(),
+            media_type,
+            bytes,
+            identity: Identity::of(digest),
+        }))
+    }
+}
+
+impl Deref for StoredManifest {
+    type Target = Returned;
+
+    fn deref(&self) -> &Returned {
+        &self.0
+    }
 }
 
 /// Proof that a repository holds a blob.

@@ -41,6 +41,9 @@ const LOADED: usize = 512;
 /// Bytes of manifests kept in memory: the images that are pulled all day.
 const HOT_BYTES: u64 = 16 << 20;
 
+/// What a manifest in memory takes beside its bytes, about.
+const HOT_OVERHEAD: usize = 640;
+
 /// The records of all repositories. Clones are handles of the same.
 ///
 /// All methods may read the disk once for each repository, and to read a manifest that was not asked
@@ -58,7 +61,8 @@ struct Inner {
     queued: Condvar,
     /// One writer at a time.
     writing: Mutex<()>,
-    hot: moka::sync::Cache<(RepoKey, Digest), StoredManifest>,
+    /// Of all repositories together: what one of them has is in its log, and never told from here.
+    hot: moka::sync::Cache<Digest, StoredManifest, foldhash::quality::RandomState>,
     /// Size of each log, by its path.
     sizes: Mutex<HashMap<String, u64>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -66,7 +70,7 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Table {
-    repositories: HashMap<RepoKey, (Arc<Repository>, u64)>,
+    repositories: foldhash::HashMap<RepoKey, (Arc<Repository>, u64)>,
     clock: u64,
 }
 
@@ -159,9 +163,9 @@ impl Records {
             hot: moka::sync::Cache::builder()
                 .max_capacity(HOT_BYTES)
                 .weigher(|_, manifest: &StoredManifest| {
-                    u32::try_from(manifest.bytes.len() + 256).unwrap_or(u32::MAX)
+                    u32::try_from(manifest.bytes.len() + HOT_OVERHEAD).unwrap_or(u32::MAX)
                 })
-                .build(),
+                .build_with_hasher(foldhash::quality::RandomState::default()),
             sizes: Mutex::default(),
             thread: Mutex::default(),
         });
@@ -182,13 +186,9 @@ impl Records {
     /// A stored manifest of this repository.
     pub fn manifest(&self, repo: &RepoKey, digest: &Digest) -> Option<StoredManifest> {
         let inner = &self.inner;
-        let key = (repo.clone(), *digest);
         inner.with(repo, |repository, log| {
             // The log decides whether it is held; the memory only spares reading it.
-            if !log.has_manifest(digest) {
-                return None;
-            }
-            if let Some(manifest) = inner.hot.get(&key) {
+            if let Some(manifest) = inner.hot(digest, log.media_type_of(digest)?) {
                 return Some(manifest);
             }
             let directory = || repository.directory(&inner.shared);
@@ -196,7 +196,7 @@ impl Records {
                 tracing::warn!(%error, "cannot read a stored manifest");
                 None
             })?;
-            inner.hot.insert(key, manifest.clone());
+            inner.hot.insert(*digest, manifest.clone());
             Some(manifest)
         })?
     }
@@ -204,11 +204,8 @@ impl Records {
     /// Like [`Self::manifest`] without waiting for the disk; the outer `None` says only that
     /// [`Self::manifest`] has to be asked.
     pub fn manifest_now(&self, repo: &RepoKey, digest: &Digest) -> Option<Option<StoredManifest>> {
-        let held = self.inner.with_now(repo, |log| log.has_manifest(digest))?;
-        if !held {
-            return Some(None);
-        }
-        self.inner.hot.get(&(repo.clone(), *digest)).map(Some)
+        let known = |log: &RepositoryLog| self.inner.stored_now(log, digest);
+        self.inner.with_now(repo, known)?
     }
 
     /// When upstream last confirmed that this repository holds a stored manifest, without waiting for
@@ -243,18 +240,14 @@ impl Records {
         repo: &RepoKey,
         tag: &Tag,
     ) -> Option<Option<(TagRecord, Option<StoredManifest>)>> {
-        let tagged = self.inner.with_now(repo, |log| {
-            let record = log.tag(tag)?;
-            Some((record, log.has_manifest(&record.digest)))
-        })?;
-        match tagged {
-            None => Some(None),
-            Some((record, false)) => Some(Some((record, None))),
-            Some((record, true)) => {
-                let manifest = self.inner.hot.get(&(repo.clone(), record.digest))?;
-                Some(Some((record, Some(manifest))))
-            }
-        }
+        let known = |log: &RepositoryLog| {
+            let Some(record) = log.tag(tag) else {
+                return Some(None);
+            };
+            let manifest = self.inner.stored_now(log, &record.digest)?;
+            Some(Some((record, manifest)))
+        };
+        self.inner.with_now(repo, known)?
     }
 
     /// Stores a manifest that upstream returned for this repository at `at`, hashing it; the config
@@ -266,15 +259,11 @@ impl Records {
         bytes: Bytes,
         at: SystemTime,
     ) -> Digest {
-        let manifest = StoredManifest {
-            digest: Digest::of(&bytes),
-            media_type: media_type.into(),
-            bytes,
-        };
+        let manifest = StoredManifest::new(Digest::of(&bytes), media_type.into(), bytes);
         let digest = manifest.digest;
         self.inner
             .change(repo, |log| log.put_manifest(&manifest, at));
-        self.inner.hot.insert((repo.clone(), digest), manifest);
+        self.inner.hot.insert(digest, manifest);
         digest
     }
 
@@ -308,7 +297,6 @@ impl Records {
     /// Upstream said that this repository does not hold a manifest. What rested on it goes too.
     pub fn forget_manifest(&self, repo: &RepoKey, digest: &Digest) {
         self.inner.change(repo, |log| log.forget_manifest(digest));
-        self.inner.hot.invalidate(&(repo.clone(), *digest));
     }
 
     /// Upstream said that this repository has no such tag.
@@ -321,9 +309,6 @@ impl Records {
     pub(super) fn forget_image(&self, repo: &RepoKey, manifests: &[Digest], tags: &[Tag]) {
         self.inner
             .change(repo, |log| log.forget_image(manifests, tags));
-        for digest in manifests {
-            self.inner.hot.invalidate(&(repo.clone(), *digest));
-        }
     }
 
     /// Reads all records there are, so that the index knows what is needed; until `is_over`.
@@ -416,6 +401,20 @@ impl Inner {
             unload(&mut table);
         }
         repository
+    }
+
+    /// A manifest in memory, as a repository has it that calls it by this media type.
+    fn hot(&self, digest: &Digest, media_type: &str) -> Option<StoredManifest> {
+        let manifest = self.hot.get(digest)?;
+        (*manifest.media_type == *media_type).then_some(manifest)
+    }
+
+    /// What the log's repository has under a digest; the outer `None` says that the disk has to be asked.
+    fn stored_now(&self, log: &RepositoryLog, digest: &Digest) -> Option<Option<StoredManifest>> {
+        match log.media_type_of(digest) {
+            None => Some(None),
+            Some(media_type) => self.hot(digest, media_type).map(Some),
+        }
     }
 
     /// Runs `f` on a repository's records; `None` if they cannot be read at the moment, and then

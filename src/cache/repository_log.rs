@@ -110,7 +110,7 @@ struct ByManifests {
 #[derive(Debug)]
 pub(super) struct RepositoryLog {
     name: String,
-    manifests: HashMap<Digest, StoredAt>,
+    manifests: foldhash::HashMap<Digest, StoredAt>,
     by_upstream: HashMap<Digest, ByUpstream>,
     by_manifests: HashMap<Digest, ByManifests>,
     tags: HashMap<Tag, (Digest, Checked)>,
@@ -134,7 +134,7 @@ impl RepositoryLog {
     fn empty(name: String) -> Self {
         Self {
             name,
-            manifests: HashMap::new(),
+            manifests: foldhash::HashMap::default(),
             by_upstream: HashMap::new(),
             by_manifests: HashMap::new(),
             tags: HashMap::new(),

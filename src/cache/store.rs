@@ -204,8 +204,9 @@ pub(super) struct Shared {
 /// Uses by sequence: a hit must not wait for the index.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
-    pub(super) blobs: HashMap<Digest, u64>,
-    pub(super) manifests: HashMap<(RepoKey, Digest), u64>,
+    pub(super) blobs: foldhash::HashMap<Digest, u64>,
+    /// With the repositories that each was used in.
+    pub(super) manifests: foldhash::HashMap<Digest, Vec<(RepoKey, u64)>>,
 }
 
 impl Touched {

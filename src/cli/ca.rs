@@ -13,7 +13,7 @@ use crate::config::{Config, Files, Flags, Sources, Strings};
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = true,
-    after_help = "Example, to trust it on this host:\n  ecr-proxy ca print | sudo tee /etc/docker/certs.d/registry.mydomain.com/ca.crt"
+    after_help = "Example, to trust it on this host:\n  sudo mkdir -p /etc/docker/certs.d/registry.mydomain.com\n  ecr-proxy ca print | sudo tee /etc/docker/certs.d/registry.mydomain.com/ca.crt"
 )]
 pub(super) struct Args {
     #[command(subcommand)]

@@ -123,7 +123,7 @@ impl Origin {
             }
             Tls::Acme { options, .. } => {
                 let metrics = self.metrics.clone();
-                let acme = Acme::open(options.clone(), &self.certificates, metrics);
+                let acme = Acme::open(options.as_ref().clone(), &self.certificates, metrics);
                 let acme = acme.map_err(|error| vec![format!("tls.acme: {}", chain(&error))])?;
                 // One that has ended is renewed first.
                 let stored = acme.stored().filter(|pair| !is_worse(pair));
@@ -194,8 +194,14 @@ impl Keeper {
             answers_http: http_listen.is_some(),
             metrics,
         };
-        let prepared = origin.build(config);
-        origin.take_over(prepared.map_err(|faults| Failure::Failed(faults.join("\n")))?);
+        let prepared = origin.build(config).map_err(|faults| {
+            let told = faults.join("\n");
+            match &config.tls {
+                Tls::Files(_) => Failure::Usage(told),
+                Tls::Off | Tls::Acme { .. } | Tls::LocalCa => Failure::Failed(told),
+            }
+        })?;
+        origin.take_over(prepared);
         let mut keeper = Self {
             origin,
             shown: Vec::new(),

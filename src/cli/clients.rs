@@ -131,11 +131,16 @@ pub(super) fn trust_lines(client: Client, host: &ClientHost, ca: &Path) -> Strin
 }
 
 /// The lines that write containerd's `hosts.toml` to `folder`: what is not had from `host` is asked of
-/// `server`. `more` is what else there is to say of the host, lines of TOML.
+/// `server`. What is pushed goes to the host where it is the server itself, as by its own name; what is had from
+/// a mirror is pushed to where it is from. `more` is what else there is to say of the host, lines of TOML.
 pub(super) fn hosts_toml(folder: &str, server: &str, host: &ClientHost, more: &str) -> String {
     let url = host.url();
+    let push = match url == server {
+        true => ", \"push\"",
+        false => "",
+    };
     let toml = format!(
-        "server = \"{server}\"\n\n[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n{more}"
+        "server = \"{server}\"\n\n[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"{push}]\n{more}"
     );
     here_document(&format!("{folder}/hosts.toml"), &toml)
 }

@@ -28,7 +28,7 @@ while it is read; nothing is left of a bundle that could not be written to its e
 Works beside a running proxy, through its admin socket, and alone on a stopped one.\n\
 Ends with 0 if all is well, 1 if it failed, 2 if it was used wrongly.\n\n\
 Example:\n  ecr-proxy export team/app:v1 team/db:14 -o site.tar\n  \
-skopeo copy oci-archive:site.tar:registry.mydomain.com/team/app:v1 docker://elsewhere.example/app:v1"
+skopeo copy oci-archive:site.tar:registry.mydomain.com/team/app:v1 \\\n    docker://elsewhere.example/app:v1"
 )]
 pub(super) struct Args {
     /// Images, written as clients write them: `[domain/]repository[:tag|@digest]`

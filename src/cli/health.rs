@@ -52,8 +52,9 @@ pub(super) fn readiness(
         degraded.extend(mechanisms.fills.stale_tags().map(|stale| Degraded {
             what: "tags",
             why: format!(
-                "{} answers as last confirmed since {}: {}",
+                "{} answer{} as last confirmed since {}: {}",
                 stale.answers,
+                if stale.answers == 1 { "" } else { "s" },
                 time(stale.since),
                 stale.reason
             ),

@@ -11,7 +11,7 @@ use crate::upstream::{EcrHost, RegistryKind};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  ecr-proxy iam-policy --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com > policy.json\n  aws iam put-role-policy --role-name ecr-proxy --policy-name pull \\\n    --policy-document file://policy.json\n\nNot in it, as nothing needs it: with ecr:DescribeRepositories on the same resource the proxy learns\nwhich repositories have immutable tags, and asks for those once a day; /v2/_catalog lists all there are,\nnot only those in the cache. With ecr:ListImages tags are listed. Prefixes of ECR's pull-through cache take\necr:BatchImportUpstreamImage, and ecr:CreateRepository for what is not there yet."
+    after_help = "Example:\n  ecr-proxy iam-policy --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com > policy.json\n  aws iam put-role-policy --role-name ecr-proxy --policy-name pull \\\n    --policy-document file://policy.json\n\nNot in it, as nothing needs it: with ecr:DescribeRepositories on the same resource the proxy learns\nwhich repositories have immutable tags, and asks for those once a day; /v2/_catalog lists all there\nare, not only those in the cache. With ecr:ListImages tags are listed. Prefixes of ECR's\npull-through cache take ecr:BatchImportUpstreamImage, and ecr:CreateRepository for what is not\nthere yet."
 )]
 pub(super) struct Args {
     #[command(flatten)]
@@ -44,8 +44,9 @@ const PUBLIC_ACTIONS: [&str; 2] = [
 ];
 
 /// What making a repository takes, with all that its template may say.
-pub(super) const CREATE_ACTIONS: [&str; 3] = [
+pub(super) const CREATE_ACTIONS: [&str; 4] = [
     "ecr:CreateRepository",
+    "ecr:GetLifecyclePolicy",
     "ecr:PutLifecyclePolicy",
     "ecr:TagResource",
 ];

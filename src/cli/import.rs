@@ -50,15 +50,19 @@ pub(super) fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let bar = ProgressBar::no_length();
-    let input = input(&args.bundle, &bar)
-        .map_err(|error| Failure::Failed(format!("{}: {error}", args.bundle.display())))?;
+    let name = match args.bundle == Path::new("-") {
+        true => "standard input".to_owned(),
+        false => args.bundle.display().to_string(),
+    };
+    let input =
+        input(&args.bundle, &bar).map_err(|error| Failure::Failed(format!("{name}: {error}")))?;
     let request = Request::Import {
         rename: args.rename,
         platforms: args.platform,
     };
     let mut text = Text { bar: bar.clone() };
     let tending = args.tending;
-    let outcome = tending.run_with(environment, request, input, &mut text, out);
+    let outcome = tending.run_with(environment, request, input, &name, &mut text, out);
     bar.finish_and_clear();
     outcome
 }

@@ -59,16 +59,16 @@ enum Command {
     Serve(serve::Args),
     /// Show it: a simulated ECR, the proxy in front, two pulls
     Demo(demo::Args),
+    /// Tell what works and what does not
+    Check(check::Args),
+    /// Fill the cache with images before anybody asks for them
+    Warm(warm::Args),
     /// Look at and tend the cache, whether the proxy runs or not
     Cache(cache::Args),
     /// Write images from the cache to a bundle, to be carried where no wire goes
     Export(export::Args),
     /// Take a bundle into the cache
     Import(import::Args),
-    /// Tell what works and what does not
-    Check(check::Args),
-    /// Fill the cache with images before anybody asks for them
-    Warm(warm::Args),
     /// Print the least AWS policy for this configuration
     IamPolicy(iam_policy::Args),
     /// Make a line for the user file
@@ -84,7 +84,7 @@ enum Command {
 pub enum Failure {
     /// The configuration is wrong: exit code 2.
     Configuration(Faults),
-    /// It was used wrongly: exit code 2.
+    /// It was used wrongly, or a file that the configuration names holds what it should not: exit code 2.
     Usage(String),
     /// It failed: exit code 1.
     Failed(String),
@@ -178,7 +178,12 @@ mod tests {
                 continue;
             }
             let help = sub.render_long_help().to_string();
-            assert!(help.contains("Example"), "{}: {help}", sub.get_name());
+            let examples = help.split_once("Example");
+            let (_, examples) = examples.unwrap_or_else(|| panic!("{}", sub.get_name()));
+            // A command that is broken by the terminal cannot be copied from it.
+            for line in examples.lines() {
+                assert!(line.len() <= 100, "{}: {line}", sub.get_name());
+            }
             commands.extend(sub.get_subcommands().cloned());
         }
     }

@@ -151,8 +151,9 @@ impl Running {
         }
         let policy = policy(&new, access, Arc::clone(upstreams.set()), &self.pulls);
 
-        store.set_limits(new.max_size(), new.min_free());
+        // What is pinned from now on is not evicted by limits that are smaller from now on.
         store.pins().set_configured(new.cache.pins.iter().cloned());
+        store.set_limits(new.max_size(), new.min_free());
         // Before any request is led to them.
         connected.take_over(upstreams, new.cache.max_upstream_bandwidth);
         fills.set_options(new.fill_options());

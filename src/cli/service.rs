@@ -98,8 +98,7 @@ impl Service {
         let warm_metrics = WarmMetrics::default();
         warm_metrics.register(metrics.registry());
         let (schedules, wanted) = watch::channel(config.schedules());
-        let handshakes =
-            Handshakes::open(config, keeper.certificates()).map_err(Failure::Failed)?;
+        let handshakes = Handshakes::open(config, keeper.certificates()).map_err(Failure::Usage)?;
         let options = config.server_options();
         let running = Running {
             config: Arc::new(ArcSwap::from_pointee(config.clone())),
@@ -135,7 +134,7 @@ impl Service {
             Tls::Acme {
                 http_listen: Some(address),
                 ..
-            } => Some(listen(*address).await?),
+            } => Some(listen("tls.acme.http_listen", *address).await?),
             _ => None,
         };
         let operations = mechanisms.operations(Some(Box::new(move || answers(&request_metrics))));
@@ -150,7 +149,7 @@ impl Service {
         let pages = Admin::new(metrics.finish(), readiness.clone(), status);
         let admin = match config.server.admin {
             None => None,
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(listen("server.admin", address).await?),
         };
         let admin_socket = admin_socket(config)?;
         Ok(Self {
@@ -336,9 +335,9 @@ impl Visit {
 impl Handler for Door {
     type Body = Body;
 
-    async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send {
         let Self(visit) = self;
-        visit.proxy.call(request, visit.via()).await
+        visit.proxy.call(request, visit.via())
     }
 
     fn refuse(&self, refusal: Refusal) -> Response<Body> {
@@ -356,7 +355,7 @@ async fn listeners(
     let mut listeners = Vec::new();
     let mut bound = Vec::new();
     for ListenAddress { tls, address } in &config.server.listen {
-        let socket = listen(*address).await?;
+        let socket = listen("server.listen", *address).await?;
         bound.push(ListenAddress {
             tls: *tls,
             address: socket.local_addr()?,
@@ -369,8 +368,10 @@ async fn listeners(
     Ok((listeners, bound))
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    let named = |error: io::Error| Failure::Failed(format!("cannot listen on {address}: {error}"));
+/// `key` is the one that has the address.
+async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    let named =
+        |error: io::Error| Failure::Failed(format!("cannot listen on {address} ({key}): {error}"));
     TcpListener::bind(address).await.map_err(named)
 }
 

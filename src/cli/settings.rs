@@ -29,7 +29,7 @@ pub(super) struct Settings {
     /// Where blobs and records are kept
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<String>,
-    /// Where the local CA is kept
+    /// Where the local CA, the ACME account and pins are kept
     #[arg(long, value_name = "DIR")]
     state_dir: Option<String>,
     /// Most that the cache may occupy, such as 200GiB or 70%

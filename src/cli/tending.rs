@@ -74,10 +74,11 @@ impl Tending {
         render: &mut dyn Render,
         out: &mut dyn Write,
     ) -> Result<(), Failure> {
-        self.run_with(environment, request, Input::none(), render, out)
+        let render = if self.json { &mut JsonLines } else { render };
+        self.run_as_it_is(environment, request, render, out)
     }
 
-    /// The same for an operation that takes something in.
+    /// The same for an operation that takes something in, whose name is told with what went wrong.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -86,11 +87,16 @@ impl Tending {
         environment: &dyn Strings,
         request: Request,
         input: Input,
+        name: &str,
         render: &mut dyn Render,
         out: &mut dyn Write,
     ) -> Result<(), Failure> {
         let render = if self.json { &mut JsonLines } else { render };
-        tend(self.settings, environment, request, input, render, out)
+        let outcome = tend(self.settings, environment, request, input, render, out);
+        outcome.map_err(|failure| match failure {
+            Failure::Failed(why) => Failure::Failed(format!("{name}: {why}")),
+            failure => failure,
+        })
     }
 
     /// The same for a `render` that knows JSON by itself.

@@ -189,7 +189,7 @@ fn done_lines(WarmDone { image, warmed }: &WarmDone) -> String {
 
 fn summary_line(summary: &WarmSummary) -> String {
     format!(
-        "{} of {} images are in the cache, {}, {} fetched\n",
+        "{} of {} images are in the cache as upstream has them, {}, {} fetched\n",
         summary.complete,
         summary.images,
         BinaryBytes(summary.bytes),

@@ -60,10 +60,10 @@ impl Config {
                 options,
                 http_listen,
             } if in_use.speaks_tls() => Tls::Acme {
-                options: AcmeOptions {
+                options: Box::new(AcmeOptions {
                     state_dir: server.state_dir.clone(),
-                    ..options
-                },
+                    ..*options
+                }),
                 http_listen,
             },
             tls @ (Tls::Files(_) | Tls::LocalCa) if in_use.speaks_tls() => tls,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::DEFAULT_FILE;
+
 /// Where a setting was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -73,8 +75,12 @@ impl fmt::Display for Faults {
         let count = self.faults.len();
         let noun = if count == 1 { "fault" } else { "faults" };
         write!(f, "the configuration has {count} {noun}")?;
-        if let Some(file) = &self.file {
-            write!(f, " (file {file})")?;
+        match &self.file {
+            Some(file) => write!(f, " (file {file})")?,
+            None => write!(
+                f,
+                " (no file: --config names none, and there is no {DEFAULT_FILE})"
+            )?,
         }
         for fault in &self.faults {
             write!(f, "\n  {fault}")?;

@@ -205,12 +205,12 @@ pub(super) fn nearest_section(section: &str) -> &'static str {
 /// The known key nearest to an unknown one. The same name in another section is nearest of all:
 /// it was put into the wrong one.
 pub(super) fn nearest_key(section: &str, name: &str) -> &'static str {
-    let elsewhere = KEYS.iter().find(|key| key.name() == name);
-    let here = || {
-        let siblings = KEYS.iter().filter(|key| key.section() == section);
-        nearest(name, siblings, |key| key.name())
-    };
-    elsewhere.or_else(here).map_or("", |key| key.path)
+    let siblings = KEYS.iter().filter(|key| key.section() == section);
+    let here = nearest(name, siblings, |key| key.name());
+    // A letter too many or too few, rather than in the wrong place: `domain` for `domains`.
+    let close = here.filter(|key| strsim::damerau_levenshtein(name, key.name()) <= 1);
+    let elsewhere = || KEYS.iter().find(|key| key.name() == name);
+    close.or_else(elsewhere).or(here).map_or("", |key| key.path)
 }
 
 /// The known variable nearest to an unknown one.
@@ -243,6 +243,8 @@ mod tests {
         assert_eq!(nearest_key("server", "lisen"), "server.listen");
         assert_eq!(nearest_key("cache", "maxsize"), "cache.max_size");
         assert_eq!(nearest_key("upstream", "registri"), "upstream.registry");
+        // Which is a key of [[route]].
+        assert_eq!(nearest_key("server", "domain"), "server.domains");
     }
 
     #[test]

@@ -124,7 +124,7 @@ pub enum Tls {
     /// A certificate that we obtain from an ACME directory.
     Acme {
         /// What to obtain, and where.
-        options: AcmeOptions,
+        options: Box<AcmeOptions>,
         /// Where its proofs over HTTP are served; `None` where they are not over HTTP.
         http_listen: Option<SocketAddr>,
     },

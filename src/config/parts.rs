@@ -1,7 +1,6 @@
 //! Fills each mechanism's own options from the configuration, so that none of them sees it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use arc_swap::ArcSwap;
 use super::{Auth, Config, Freshness, Route, Size, Upstream};
 use crate::access::AccessOptions;
 use crate::cache::{Limit, Pins, StoreOptions};
+use crate::files;
 use crate::fill::{FillOptions, TagPolicies};
 use crate::jobs::operations::{self, Names};
 use crate::jobs::warm::{Choice, Schedule, Target};
@@ -19,6 +19,9 @@ use crate::upstream::{self, AwsOptions, ExtraRoots, Limits, Secret, UpstreamOpti
 
 /// Passwords are short; what is larger is another file.
 const MAX_PASSWORD_BYTES: usize = 4096;
+
+/// Below the state directory: which repositories are being made, by upstream.
+const CREATING: &str = "creating";
 
 /// A file that the configuration names cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -221,6 +224,7 @@ impl Config {
                 .map(|name| Arc::from(name.as_str()))
                 .collect(),
             creation: upstream.create.as_ref().map(|it| it.creation.clone()),
+            creation_notes: Some(self.server.state_dir.join(CREATING).join(&upstream.name)),
             offline: self.routed(upstream, |freshness| freshness.offline),
             limits: Limits {
                 manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),
@@ -259,7 +263,7 @@ fn password(path: &Path) -> Result<Secret, FileError> {
         path: path.to_owned(),
         reason,
     };
-    let text = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let text = files::read(path).map_err(|error| wrong(error.to_string()))?;
     if text.len() > MAX_PASSWORD_BYTES {
         return Err(wrong("too large for a password".to_owned()));
     }
@@ -279,13 +283,14 @@ fn roots(path: &Path) -> Result<ExtraRoots, FileError> {
         path: path.to_owned(),
         reason,
     };
-    let pem = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let pem = files::read(path).map_err(|error| wrong(error.to_string()))?;
     upstream::roots_from_pem(&pem).ok_or_else(|| wrong("holds no PEM certificate".to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_password_is_one_line_and_never_repeated() {

@@ -140,11 +140,9 @@ impl Asker {
     }
 
     async fn keep(&self, fetched: FetchedManifest) -> Found<StoredManifest> {
-        let manifest = StoredManifest {
-            media_type: fetched.media_type.as_str().into(),
-            bytes: fetched.bytes.clone(),
-            digest: fetched.digest,
-        };
+        let media_type = fetched.media_type.as_str().into();
+        let bytes = fetched.bytes.clone();
+        let manifest = StoredManifest::new(fetched.digest, media_type, bytes);
         let (media_type, now) = (fetched.media_type, self.clock.now());
         self.recorded
             .note_manifest(&self.upstream, &self.repo, media_type, fetched.bytes, now)

@@ -243,17 +243,15 @@ impl Manifests {
             }
             Some((record, Some(manifest))) => (record, Found::by(Outcome::Hit, manifest)),
         };
-        let options = self.options.load_full();
-        let policy = options.tags.of(repo);
-        let Some(ttl) = policy.ttl(tag, None) else {
-            return Ok(kept);
-        };
         // A check time in the future is one whose clock was wrong: ask again.
         let age = self.clock.now().duration_since(record.checked_at);
         let is_within = |ttl| age.as_ref().is_ok_and(|age| *age < ttl);
-        if is_within(ttl) {
+        let ttl = self.options.load().tags.of(repo).ttl(tag, None);
+        let Some(ttl) = ttl.filter(|ttl| !is_within(*ttl)) else {
             return Ok(kept);
-        }
+        };
+        let options = self.options.load_full();
+        let policy = options.tags.of(repo);
         let learned = self.learned.is_immutable(repo, tag);
         let ttl = policy
             .ttl(tag, learned.then_some(options.immutable_ttl))

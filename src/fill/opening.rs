@@ -13,6 +13,7 @@ use super::reader::{Following, Reader, Source};
 use super::starting::Begun;
 use crate::oci::{ByteRange, Digest, RangeSet};
 use crate::telemetry::Outcome;
+use crate::upstream::UpstreamError;
 
 /// How far ahead of a fill's front a range may begin and still wait for it, in bytes; and the size from
 /// which a single range from the start is taken for the wish to have it all (design, "Ranges").
@@ -128,6 +129,8 @@ impl Fills {
         if let Some(content) = self.open_stored(pass, want).await? {
             return Ok(Some(content));
         }
+        // A part of what upstream only has as a whole comes from a fill.
+        let mut has_parts = true;
         if let Some(ranges) = &want.ranges {
             if ranges.is_multiple() {
                 return Err(FillError::OneRangeAtATime);
@@ -139,7 +142,11 @@ impl Fills {
                 if !self.goes_on(pass.digest, range)
                     && !self.wants_it_all(pass.digest, ranges, range, size)
                 {
-                    return self.bypass(pass, size, range, want.client).await.map(Some);
+                    let part = self.bypass(pass, size, range, want.client).await?;
+                    if part.is_some() {
+                        return Ok(part);
+                    }
+                    has_parts = false;
                 }
             }
         }
@@ -161,8 +168,11 @@ impl Fills {
             }
             Some(ranges) => {
                 let range = only(ranges, size)?;
-                if range.start > attendance.flow().at_hand() + NEAR {
-                    return self.bypass(pass, size, range, want.client).await.map(Some);
+                if has_parts && range.start > attendance.flow().at_hand() + NEAR {
+                    let part = self.bypass(pass, size, range, want.client).await?;
+                    if part.is_some() {
+                        return Ok(part);
+                    }
                 }
                 Parts::One(range, self.follow(range, attendance))
             }
@@ -170,21 +180,23 @@ impl Fills {
         Ok(Some(Found::by(outcome, Content { size, parts })))
     }
 
-    /// One range of a blob that is not whole on disk, past the cache.
+    /// One range of a blob that is not whole on disk, past the cache; `None` where upstream knows no ranges.
     async fn bypass(
         &self,
         pass: &Pass,
         size: u64,
         range: ByteRange,
         client: Option<IpAddr>,
-    ) -> Result<Found<Content>, FillError> {
+    ) -> Result<Option<Found<Content>>, FillError> {
         let deadline = Instant::now() + self.shared.options.load().head_deadline;
         let turn = timeout_at(deadline, self.shared.bypasses.take(client));
         let turn = turn.await.map_err(|_elapsed| FillError::TooSlow)?;
         let origin = self.shared.origin(&self.shared.asked(&pass.repo)?);
-        let body = origin
-            .open(pass.digest, range.start, Some(range.end))
-            .await?;
+        let body = origin.open(pass.digest, range.start, Some(range.end));
+        let body = match body.await {
+            Err(FillError::Upstream(UpstreamError::IgnoredRange)) => return Ok(None),
+            body => body?,
+        };
         if let Some(declared) = body.total().filter(|declared| *declared != size) {
             if pass.size.described.is_none() {
                 // What upstream told before is not so; the next request begins with what it tells now.
@@ -211,7 +223,7 @@ impl Fills {
             self.shared.buffers.clone(),
         );
         let parts = Parts::One(range, reader);
-        Ok(Found::by(Outcome::Bypass, Content { size, parts }))
+        Ok(Some(Found::by(Outcome::Bypass, Content { size, parts })))
     }
 
     /// Whether a range begins in what a broken download has of the blob, or just behind: whoever asks

@@ -17,8 +17,8 @@ use crate::oci::{Digest, RepoKey};
 use crate::telemetry::FillMetrics;
 use crate::upstream::{Auth, Registry, Upstream, UpstreamMetrics, UpstreamOptions};
 
-/// A waiter learns of a lost task at least this soon.
-const SOON: Duration = Duration::from_secs(1);
+/// A waiter that has not learnt of a lost task by now never will, however busy the machine is.
+const SOON: Duration = Duration::from_secs(60);
 
 fn fills(dir: &TempDir) -> Fills {
     let options = StoreOptions {

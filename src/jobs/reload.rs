@@ -80,15 +80,12 @@ struct Stamp {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
-    /// A pipe, a socket or a device: to open it may wait for ever.
-    is_special: bool,
 }
 
 impl Stamp {
     fn of(path: &Path) -> Option<Self> {
         let data = fs::metadata(path).ok()?;
         Some(Self {
-            is_special: !data.is_file() && !data.is_dir(),
             device: data.dev(),
             inode: data.ino(),
             size: data.size(),
@@ -202,9 +199,9 @@ impl Reload {
 
 impl Source {
     fn look(&mut self, forced: bool, now: SystemTime, refused: &Refused, metrics: &ReloadMetrics) {
-        let special = match &self.files {
+        match &self.files {
             None if !forced => return,
-            None => None,
+            None => {}
             Some(files) => {
                 // Before they are read: what changes meanwhile is then seen at the next look.
                 let stamps: Vec<_> = files()
@@ -216,19 +213,11 @@ impl Source {
                 }
                 let mut present = stamps.iter().filter_map(|(stamp, _)| stamp.as_ref());
                 let settled = present.all(|stamp| stamp.is_settled(now));
-                let mut all = stamps.iter();
-                let special = all.find(|(stamp, _)| stamp.is_some_and(|stamp| stamp.is_special));
-                let special = special.map(|(_, path)| path.clone());
                 self.seen = settled.then_some(stamps);
-                special
             }
-        };
+        }
         let what = self.what;
-        let reread = match special {
-            Some(path) => Err(format!("{} is no regular file", path.display())),
-            None => (self.reread)(),
-        };
-        match reread {
+        match (self.reread)() {
             Ok(reread) => {
                 let mended = self.told.take().is_some();
                 self.failures = 0;
@@ -339,6 +328,7 @@ impl ReloadMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files;
 
     /// A source whose file holds what it is to answer: `bad…`, or what is in use from then on.
     struct Scene {
@@ -361,7 +351,7 @@ mod tests {
                 "words",
                 move || files.clone(),
                 move || {
-                    let text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
+                    let text = files::read_text(&path).map_err(|error| error.to_string())?;
                     read.lock().expect("no panic").push(text.clone());
                     if text.starts_with("bad") {
                         return Err(text);
@@ -405,7 +395,7 @@ mod tests {
     const LATER: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_pipe_in_place_of_a_file_is_told_and_never_opened() {
+    fn a_pipe_in_place_of_a_file_is_told_and_not_waited_for() {
         let mut scene = Scene::holding("a");
         scene.look(LATER);
         let file = scene.folder.path().join("file");
@@ -415,7 +405,7 @@ mod tests {
             .expect("a pipe");
         assert_eq!((scene.look(LATER), scene.look(LATER)), (0, 0));
         let told = scene.refused().expect("it is told");
-        assert!(told.ends_with("is no regular file"), "{told}");
+        assert!(told.ends_with("no regular file"), "{told}");
         fs::remove_file(&file).expect("a pipe");
         scene.write("b");
         scene.look(LATER);

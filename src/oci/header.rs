@@ -2,8 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::Digest;
 
 /// The digest of the content in the answer.
 pub const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -22,6 +25,35 @@ pub const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters
 pub const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 /// The id that log, error message and answer share.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The headers that tell which content an answer has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `ETag` (RFC 9110, 8.8.3): the digest, quoted. It is a strong one.
+    pub etag: HeaderValue,
+    /// [`DOCKER_CONTENT_DIGEST`].
+    pub digest: HeaderValue,
+}
+
+impl Identity {
+    /// That of the content with this digest.
+    pub fn of(digest: Digest) -> Self {
+        let etag = Bytes::from(etag(digest));
+        let bare = etag.slice(1..etag.len() - 1);
+        // A digest is made of letters, digits and a colon.
+        let value =
+            |text| HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static(""));
+        Self {
+            etag: value(etag),
+            digest: value(bare),
+        }
+    }
+}
+
+/// The entity tag of the content with this digest.
+pub fn etag(digest: Digest) -> String {
+    ["\"", &*digest.text(), "\""].concat()
+}
 
 /// How long `Retry-After` (RFC 9110, 10.2.3) asks for from `now` on; `None` without a usable one. Nothing says
 /// that it is a sensible time.

@@ -109,11 +109,11 @@ fn parse_spec(element: &str) -> Option<Spec> {
             last: None,
         }),
         (first, last) => {
-            let (first, last) = (parse_saturating(first)?, parse_saturating(last)?);
-            // RFC 9110 (14.1.1): a range whose last is less than its first is invalid.
-            (first <= last).then_some(Spec::From {
-                first,
-                last: Some(last),
+            // RFC 9110 (14.1.1) calls a range whose last is less than its first invalid, and lets it be refused or
+            // ignored (14.2). It is refused, as registries do: no byte lies within it.
+            Some(Spec::From {
+                first: parse_saturating(first)?,
+                last: Some(parse_saturating(last)?),
             })
         }
     }
@@ -237,11 +237,12 @@ mod tests {
             ("bytes=10-", Some(Err(Unsatisfiable))),
             ("bytes=9-", Some(Ok(vec![(9, 10)]))),
             ("bytes=9-1000", Some(Ok(vec![(9, 10)]))),
-            ("bytes=5-4", None),
+            ("bytes=5-4", Some(Err(Unsatisfiable))),
             (
                 "bytes=0-1, 3-4 ,,8-",
                 Some(Ok(vec![(0, 2), (3, 5), (8, 10)])),
             ),
+            ("bytes=5-4,0-0", Some(Ok(vec![(0, 1)]))),
             ("bytes=20-30,0-0", Some(Ok(vec![(0, 1)]))),
             ("BYTES=0-0", Some(Ok(vec![(0, 1)]))),
             ("items=0-0", None),

@@ -16,7 +16,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// What an answer says, in order. Its length is known from the start: a fault shows as an abnormal end.
 #[derive(Default)]
 pub(super) struct Said {
-    segments: VecDeque<Segment>,
+    /// What is said next; most answers say nothing else.
+    next: Option<Segment>,
+    then: VecDeque<Segment>,
     length: u64,
 }
 
@@ -49,13 +51,24 @@ impl Said {
         let text = text.into();
         self.length += text.len() as u64;
         if !text.is_empty() {
-            self.segments.push_back(Segment::Text(text));
+            self.push(Segment::Text(text));
         }
     }
 
     pub(super) fn push_read(&mut self, reader: Reader) {
         self.length += reader.len();
-        self.segments.push_back(Segment::Read(Box::new(reader)));
+        self.push(Segment::Read(Box::new(reader)));
+    }
+
+    fn push(&mut self, segment: Segment) {
+        match &mut self.next {
+            None => self.next = Some(segment),
+            Some(_) => self.then.push_back(segment),
+        }
+    }
+
+    fn take_next(&mut self) -> Option<Segment> {
+        self.next.take().or_else(|| self.then.pop_front())
     }
 
     /// How many bytes it is in all.
@@ -89,14 +102,14 @@ impl Body {
             if let Some(waiting) = &mut self.waiting {
                 let reader = ready!(waiting.as_mut().poll(cx));
                 self.waiting = None;
-                self.said.segments.push_front(Segment::Read(reader));
+                self.said.next = Some(Segment::Read(reader));
             }
-            match self.said.segments.pop_front() {
+            match self.said.take_next() {
                 None => return Poll::Ready(None),
                 Some(Segment::Text(text)) => return Poll::Ready(Some(Ok(text))),
                 Some(Segment::Read(mut reader)) => match reader.step() {
                     Step::Data(bytes) => {
-                        self.said.segments.push_front(Segment::Read(reader));
+                        self.said.next = Some(Segment::Read(reader));
                         return Poll::Ready(Some(Ok(bytes)));
                     }
                     Step::End => {}
@@ -107,7 +120,7 @@ impl Body {
                         }));
                     }
                     Step::Failed(error) => {
-                        self.said.segments.clear();
+                        self.said.then.clear();
                         return Poll::Ready(Some(Err(error)));
                     }
                 },

@@ -84,7 +84,8 @@ pub(super) struct Completion {
     pub(super) list: Option<Arc<Turn>>,
     pub(super) who: Option<Who>,
     pub(super) agent: Option<String>,
-    pub(super) method: http::Method,
+    /// None where the head was not understood.
+    pub(super) method: Option<http::Method>,
     /// Host and path of what could not be understood, or came to the wrong place.
     pub(super) target: Option<String>,
     pub(super) kind: RequestKind,
@@ -102,7 +103,7 @@ impl Completion {
     /// Begins to count a request. It goes through many hands, and is not to be copied into each.
     pub(super) fn begin(
         metrics: Arc<RequestMetrics>,
-        method: http::Method,
+        method: Option<http::Method>,
         peer: Peer,
     ) -> Box<Self> {
         metrics.active.inc();
@@ -168,7 +169,9 @@ impl Drop for Completion {
             body_bytes: self.sent,
             elapsed,
         });
-        let is_whole = self.sent >= self.length || self.method == http::Method::HEAD;
+        // Without a status the client left before it was answered.
+        let is_whole = self.status != 0
+            && (self.sent >= self.length || self.method == Some(http::Method::HEAD));
         let Source { peer, client } = &self.from;
         let client = client.map(|client| client.to_string());
         let digest = match &self.reference {
@@ -179,13 +182,15 @@ impl Drop for Completion {
             Some(Reference::Tag(tag)) => Some(tag.as_str()),
             Some(Reference::Digest(_)) | None => digest.as_deref(),
         };
+        // As a value: words of a format are written by its machinery.
         tracing::info!(
+            message = "request",
             request.id = &*self.id,
             client.addr = client.as_deref().unwrap_or(&peer.text),
             client.via = client.as_ref().map(|_| &*peer.text),
             client.user = self.who.as_ref().map(Who::as_str),
             client.agent = self.agent,
-            http.method = self.method.as_str(),
+            http.method = self.method.as_ref().map(http::Method::as_str),
             http.status = self.status,
             http.target = self.target,
             oci.repository = self.repository.as_ref().map(RepositoryName::as_str),
@@ -195,7 +200,6 @@ impl Drop for Completion {
             elapsed_ms = milliseconds(elapsed),
             end = if is_whole { "clean" } else { "aborted" },
             error = self.error,
-            "request"
         );
     }
 }

@@ -10,10 +10,11 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::access::Denied;
 use crate::fill::FillError;
-use crate::oci::{ErrorCode, ParseReferenceError, ParseRequestError};
+use crate::oci::{ErrorCode, ParseReferenceError, ParseRequestError, ParseTagError};
 use crate::upstream::{Absent, UpstreamError};
 
-use super::push::{PushFault, range_of};
+use super::push::{LARGEST_MANIFEST, range_of};
+use super::push_fault::PushFault;
 
 /// When a client may try again what fails only for the moment. Short: the failure is remembered no
 /// longer than that by anything here.
@@ -43,6 +44,9 @@ pub(super) enum Refusal {
     /// Path or query is not of the API.
     #[error("{0}")]
     Request(#[from] ParseRequestError),
+    /// A manifest is asked for by what no tag can be called.
+    #[error("{0}")]
+    NoTag(ParseTagError),
     /// A method that the registry API does not have there.
     #[error("the registry API has no such method here")]
     NoMethod {
@@ -89,7 +93,7 @@ impl Refusal {
     pub(super) fn is_of_target(&self) -> bool {
         matches!(
             self,
-            Self::Misdirected | Self::Request(_) | Self::ForeignNamespace
+            Self::Misdirected | Self::Request(_) | Self::NoTag(_) | Self::ForeignNamespace
         )
     }
 
@@ -128,6 +132,13 @@ impl Refusal {
                 let (status, code) = of_request(error);
                 answer(status, code, &error.to_string())
             }
+            // The distribution-spec has no other answer for a manifest that is not there, and its conformance
+            // tests ask for one in just this way.
+            Self::NoTag(error) => answer(
+                StatusCode::NOT_FOUND,
+                ErrorCode::ManifestUnknown,
+                &error.to_string(),
+            ),
             Self::NoMethod { .. } => answer(
                 StatusCode::METHOD_NOT_ALLOWED,
                 ErrorCode::Unsupported,
@@ -265,8 +276,7 @@ fn of_push(fault: &PushFault) -> Answer {
         PushFault::ContentRange => (
             StatusCode::BAD_REQUEST,
             ErrorCode::BlobUploadInvalid,
-            "the Content-Range header is not that of the body, whose length has to be declared"
-                .to_owned(),
+            "the Content-Range header is not that of the body".to_owned(),
         ),
         PushFault::NoDigest => (
             StatusCode::BAD_REQUEST,
@@ -291,12 +301,12 @@ fn of_push(fault: &PushFault) -> Answer {
         PushFault::TooLarge => (
             StatusCode::PAYLOAD_TOO_LARGE,
             ErrorCode::SizeInvalid,
-            "the manifest is too large".to_owned(),
+            format!("a manifest of more than {LARGEST_MANIFEST} bytes is not taken"),
         ),
         PushFault::NoManifest(why) => (
             StatusCode::BAD_REQUEST,
             ErrorCode::ManifestInvalid,
-            format!("this is no manifest: {why}"),
+            format!("this manifest is not taken: {why}"),
         ),
     };
     Answer {
@@ -400,6 +410,12 @@ fn of_upstream(error: &UpstreamError) -> Answer {
             ErrorCode::Unavailable,
             "this is not in the cache, and the proxy is set to stay offline",
             Some(LATER),
+        ),
+        UpstreamError::NoToken(reason) if reason.is_of_the_link() => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "upstream cannot be reached to log in",
+            Some(SOON),
         ),
         UpstreamError::BadCredentials | UpstreamError::NoToken(_) => (
             StatusCode::SERVICE_UNAVAILABLE,

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use http::StatusCode;
 use http::header::{self, HeaderValue};
 
 use super::Reply;
+use super::body::Said;
 use super::error::Refusal;
 use super::verdicts;
 use crate::access::{Right, Turn};
@@ -83,12 +85,11 @@ pub(super) async fn referrers(
     artifact_type: Option<&str>,
 ) -> Result<Reply, Refusal> {
     let found = fills.referrers(right, repo, digest, artifact_type).await?;
-    let mut reply = Reply::json(found.what.to_index());
     let index = HeaderValue::from_static(media_type::OCI_INDEX);
-    reply.headers.insert(header::CONTENT_TYPE, index);
+    let mut reply = Reply::typed(StatusCode::OK, index, Said::text(found.what.to_index()));
     if artifact_type.is_some() {
         let filter = HeaderValue::from_static("artifactType");
-        reply.headers.insert(OCI_FILTERS_APPLIED, filter);
+        reply.say(OCI_FILTERS_APPLIED, filter);
     }
     Ok(reply.found(found.how))
 }
@@ -102,6 +103,6 @@ pub(super) fn link(reply: &mut Reply, ns: Option<&str>, next: &oci::Request) {
         next.push_str(&format!("{mark}ns={ns}"));
     }
     if let Ok(link) = HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")) {
-        reply.headers.insert(header::LINK, link);
+        reply.say(header::LINK, link);
     }
 }

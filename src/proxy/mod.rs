@@ -12,11 +12,14 @@ mod catalog;
 mod completion;
 mod error;
 mod forwarded;
+mod host;
 mod lists;
 mod mount;
 mod pull;
 mod pump;
 mod push;
+mod push_fault;
+mod reply;
 mod uploads;
 mod verdicts;
 
@@ -27,7 +30,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
@@ -40,43 +43,24 @@ use crate::access::{
     Wanted, Who,
 };
 use crate::cache::StoredManifest;
-use crate::fill::{FillError, Fills, How, Stale};
-use crate::oci::header::{DOCKER_DISTRIBUTION_API_VERSION, X_CACHE, X_REQUEST_ID};
+use crate::fill::{FillError, Fills};
 use crate::oci::{
-    self, Digest, Reference, RepoKey, RepositoryName, Routes, error_body, query_value,
+    self, Digest, ParseReferenceError, ParseRequestError, Reference, RepoKey, RepositoryName,
+    Routes, error_body, query_value,
 };
-use crate::telemetry::{Denial, Outcome, RequestKind, RequestMetrics, StaleReason};
+use crate::telemetry::{Denial, RequestKind, RequestMetrics};
 use crate::upstream::{UpstreamSet, Upstreams};
-use body::Said;
 use catalog::Asking;
 use completion::Completion;
 use error::Refusal;
+use host::host;
 use mount::Mount;
 use push::Push;
+use reply::Reply;
 use uploads::Uploads;
 use verdicts::{asked_with, told};
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// `max-age=0` asks caches between us and a client to come back: rights are checked on every request.
-const CACHE_CONTROL: HeaderValue = HeaderValue::from_static("private, max-age=0");
-
-/// distribution-spec, "Warning": the code that registry clients show to people.
-const STALE: HeaderValue =
-    HeaderValue::from_static("299 - \"served from cache: upstream cannot answer\"");
-const STALE_FOR_NOW: HeaderValue =
-    HeaderValue::from_static("299 - \"served from cache: upstream has not answered yet\"");
-const STALE_OFFLINE: HeaderValue =
-    HeaderValue::from_static("299 - \"served from cache: this proxy is kept offline\"");
-const PINNED: HeaderValue =
-    HeaderValue::from_static("299 - \"served from cache: pinned, and gone upstream\"");
-
-/// The codes that caches know (RFC 7234, 5.5).
-const RESPONSE_IS_STALE: HeaderValue = HeaderValue::from_static("110 - \"Response is Stale\"");
-const REVALIDATION_FAILED: HeaderValue = HeaderValue::from_static("111 - \"Revalidation Failed\"");
-const DISCONNECTED: HeaderValue = HeaderValue::from_static("112 - \"Disconnected Operation\"");
-
-/// How many headers an answer with content has: with room for them the map does not grow.
-const USUAL_HEADERS: usize = 12;
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// Most requests at once, of which one client has no more than half. One that a client does not take costs
 /// some 25 KiB, and an h2 connection has many.
@@ -91,6 +75,10 @@ const LIST_PATIENCE: Duration = Duration::from_secs(20);
 /// Most manifests of more than 64 KiB that are being pushed at once, of which one client has no more than half. Each
 /// is held whole, and takes up to 4 MiB.
 const MAX_LONG_MANIFESTS: usize = 16;
+
+/// Most manifests being put, and deletes, at once: they go on without their clients, of which one has no more than
+/// half.
+const MAX_CHANGES: usize = 256;
 
 /// How a request came.
 #[derive(Debug)]
@@ -114,6 +102,7 @@ pub struct Proxy {
     requests: PerClient,
     lists: Turns,
     long_manifests: Turns,
+    changes: Turns,
     uploads: Uploads,
 }
 
@@ -186,64 +175,6 @@ impl Asked<'_> {
     }
 }
 
-/// An answer that is not a refusal.
-struct Reply {
-    status: StatusCode,
-    headers: HeaderMap,
-    said: Said,
-    /// The length that a GET would have, told on HEAD. Not told on 304, which has that of the content
-    /// that the client keeps (RFC 9110, 8.6).
-    length: Option<u64>,
-    outcome: Outcome,
-    /// It comes from an upstream that stands in for one that cannot answer.
-    is_of_another: bool,
-}
-
-impl Reply {
-    fn new(status: StatusCode, said: Said) -> Self {
-        let length = (status != StatusCode::NOT_MODIFIED).then(|| said.len());
-        Self {
-            status,
-            headers: HeaderMap::with_capacity(USUAL_HEADERS),
-            said,
-            length,
-            outcome: Outcome::None,
-            is_of_another: false,
-        }
-    }
-
-    fn json(text: impl Into<bytes::Bytes>) -> Self {
-        let mut reply = Self::new(StatusCode::OK, Said::text(text));
-        reply.headers.insert(header::CONTENT_TYPE, JSON);
-        reply
-    }
-
-    /// Says how its content was come by, and of what is told without upstream's word how long ago that was had and
-    /// why it is not.
-    fn found(mut self, how: How) -> Self {
-        self.outcome = how.outcome();
-        self.is_of_another = how.is_of_another();
-        if let Some(Stale { age, reason }) = how.staleness() {
-            self.headers.insert(header::AGE, age.as_secs().into());
-            let (shown, coded) = match reason {
-                StaleReason::Slow => (STALE_FOR_NOW, RESPONSE_IS_STALE),
-                StaleReason::Offline => (STALE_OFFLINE, DISCONNECTED),
-                StaleReason::Pinned => (PINNED, RESPONSE_IS_STALE),
-                _ => (STALE, REVALIDATION_FAILED),
-            };
-            self.headers.insert(header::WARNING, shown);
-            self.headers.append(header::WARNING, coded);
-        }
-        self
-    }
-
-    /// The same answer without its content, as HEAD has it.
-    fn without_content(mut self) -> Self {
-        self.said = Said::nothing();
-        self
-    }
-}
-
 impl Proxy {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
@@ -252,6 +183,7 @@ impl Proxy {
             requests: PerClient::default(),
             lists: Turns::new(MAX_LISTS),
             long_manifests: Turns::new(MAX_LONG_MANIFESTS),
+            changes: Turns::new(MAX_CHANGES),
             uploads: Uploads::default(),
         }
     }
@@ -260,34 +192,45 @@ impl Proxy {
     ///
     /// # Cancel safety
     /// The caller may leave at any time: fills and questions to the upstream go on by themselves.
-    pub async fn call(&self, request: Request<Incoming>, via: Via<'_>) -> Response<Body> {
-        let metrics = Arc::clone(&self.parts.metrics);
-        let mut completion = Completion::begin(metrics, request.method().clone(), via.peer.clone());
-        completion.agent = agent(request.headers());
+    pub fn call<'a>(
+        &'a self,
+        request: Request<Incoming>,
+        via: Via<'a>,
+    ) -> impl Future<Output = Response<Body>> + Send + 'a {
         let (head, body) = request.into_parts();
-        let reply = match self.answer(&head, body, &via, &mut completion).await {
-            Ok(reply) => reply,
-            Err(refusal) => {
-                if refusal.is_of_target() {
-                    completion.target = Some(target(&head));
+        async move {
+            let metrics = Arc::clone(&self.parts.metrics);
+            let method = Some(head.method.clone());
+            let mut completion = Completion::begin(metrics, method, via.peer.clone());
+            completion.agent = agent(&head.headers);
+            let reply = match self.answer(&head, body, &via, &mut completion).await {
+                Ok(reply) => reply,
+                Err(refusal) => {
+                    if refusal.is_of_target() {
+                        completion.target = Some(target(&head));
+                    }
+                    let mut reply = self.refusal(&refusal, &mut completion);
+                    // Whoever reads another host than we do may read another request behind it, too.
+                    if matches!(refusal, Refusal::Host) && head.version < Version::HTTP_2 {
+                        reply.say(header::CONNECTION, CLOSE);
+                    }
+                    reply
                 }
-                self.refusal(&refusal, &mut completion)
-            }
-        };
-        let reply = match head.method {
-            Method::HEAD => reply.without_content(),
-            _ => reply,
-        };
-        self.finish(reply, completion)
+            };
+            let reply = match head.method {
+                Method::HEAD => reply.without_content(),
+                _ => reply,
+            };
+            reply.finish(completion, head.headers)
+        }
     }
 
     /// Words the answer to a request whose framing was refused with `status`, because of `reason`.
     pub fn refuse(&self, status: StatusCode, reason: String, via: &Via<'_>) -> Response<Body> {
         let metrics = Arc::clone(&self.parts.metrics);
-        // The request was not understood, so what method it has is not known.
-        let mut completion = Completion::begin(metrics, Method::GET, via.peer.clone());
+        let mut completion = Completion::begin(metrics, None, via.peer.clone());
         let reply = self.refusal(&Refusal::Framing(status, reason), &mut completion);
-        self.finish(reply, completion)
+        reply.finish(completion, HeaderMap::new())
     }
 
     /// The story of a request.
@@ -325,9 +268,13 @@ impl Proxy {
 
         let (method, uri) = (&request.method, &request.uri);
         let wanted = oci::Request::parse(uri.path(), uri.query());
-        let wanted = wanted.map_err(|error| match METHODS.contains(method) {
-            true => Refusal::Request(error),
-            false => Refusal::NoMethod {
+        let wanted = wanted.map_err(|error| match (method, error) {
+            (
+                &Method::GET | &Method::HEAD,
+                ParseRequestError::Reference(ParseReferenceError::Tag(error)),
+            ) => Refusal::NoTag(error),
+            (method, error) if METHODS.contains(method) => Refusal::Request(error),
+            _ => Refusal::NoMethod {
                 allowed: "GET, HEAD, POST, PUT, PATCH, DELETE",
             },
         })?;
@@ -397,6 +344,7 @@ impl Proxy {
                 parts: &self.parts,
                 uploads: &self.uploads,
                 long_manifests: &self.long_manifests,
+                changes: &self.changes,
                 right: &right,
                 address,
                 upstream: asked_with(&self.parts.upstreams.of(&repo)?, &right)?,
@@ -487,44 +435,15 @@ impl Proxy {
         reply.status = answer.status;
         if answer.status == StatusCode::UNAUTHORIZED {
             let challenge = self.parts.policy.load().access.challenge().clone();
-            reply.headers.insert(header::WWW_AUTHENTICATE, challenge);
+            reply.say(header::WWW_AUTHENTICATE, challenge);
         }
         if let Some(pause) = answer.retry_after {
-            reply
-                .headers
-                .insert(header::RETRY_AFTER, pause.as_secs().max(1).into());
+            reply.say(header::RETRY_AFTER, pause.as_secs().max(1).into());
         }
-        reply.headers.extend(refusal.headers());
+        for (name, value) in refusal.headers() {
+            reply.say(name, value);
+        }
         reply
-    }
-
-    fn finish(&self, reply: Reply, mut completion: Box<Completion>) -> Response<Body> {
-        completion.status = reply.status.as_u16();
-        completion.outcome = reply.outcome;
-        completion.length = reply.said.len();
-        let mut headers = reply.headers;
-        if let Some(length) = reply.length {
-            headers.insert(header::CONTENT_LENGTH, length.into());
-        }
-        headers.insert(
-            DOCKER_DISTRIBUTION_API_VERSION,
-            HeaderValue::from_static("registry/2.0"),
-        );
-        headers.insert(
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        );
-        if reply.outcome != Outcome::None {
-            headers.insert(X_CACHE, x_cache(reply.outcome, reply.is_of_another));
-            headers.insert(header::CACHE_CONTROL, CACHE_CONTROL);
-        }
-        if let Ok(id) = HeaderValue::from_str(&completion.id) {
-            headers.insert(X_REQUEST_ID, id);
-        }
-        let mut response = Response::new(Body::new(reply.said, completion));
-        *response.status_mut() = reply.status;
-        *response.headers_mut() = headers;
-        response
     }
 }
 
@@ -541,15 +460,6 @@ fn route(
         Some(_) => Refusal::ForeignNamespace,
         None => Refusal::Unrouted,
     })
-}
-
-/// Where content comes from, and whether that is an upstream that stands in for another.
-fn x_cache(outcome: Outcome, is_of_another: bool) -> HeaderValue {
-    let plain = HeaderValue::from_static(outcome.as_str());
-    match is_of_another {
-        true => HeaderValue::from_str(&format!("{}; fallback", outcome.as_str())).unwrap_or(plain),
-        false => plain,
-    }
 }
 
 /// What somebody must be allowed to do for this to be answered.
@@ -613,26 +523,6 @@ fn content<'a>(method: &Method, wanted: &'a oci::Request) -> Content<'a> {
     }
 }
 
-/// The one host of a request, without its port: what routing, policy and log go by. An absolute target
-/// and h2's `:authority` must agree with a `Host` beside them.
-fn host(request: &request::Parts) -> Result<&str, Refusal> {
-    let mut hosts = request.headers.get_all(header::HOST).iter();
-    let from_header = match hosts.next() {
-        Some(host) => Some(host.to_str().map_err(|_| Refusal::Host)?),
-        None => None,
-    };
-    let from_target = request.uri.authority().map(http::uri::Authority::as_str);
-    let authority = match (from_target, from_header) {
-        (Some(target), Some(header)) if !target.eq_ignore_ascii_case(header) => None,
-        (Some(target), _) => Some(target),
-        (None, header) => header,
-    };
-    let authority = authority
-        .filter(|_| hosts.next().is_none())
-        .ok_or(Refusal::Host)?;
-    without_port(authority).ok_or(Refusal::Host)
-}
-
 /// Where a request went, for the log: host and path, with the `ns` where that is what is wrong. No other part of
 /// a query is told.
 fn target(request: &request::Parts) -> String {
@@ -643,24 +533,6 @@ fn target(request: &request::Parts) -> String {
         Some(ns) => format!("{host}{path}?ns={ns}"),
         None => format!("{host}{path}"),
     })
-}
-
-/// The host of an authority; `None` for user information, an empty host or a port that is not one.
-fn without_port(authority: &str) -> Option<&str> {
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => {
-            let (host, rest) = rest.split_once(']')?;
-            (
-                host,
-                rest.strip_prefix(':').or(rest.is_empty().then_some("0"))?,
-            )
-        }
-        None => authority.split_once(':').unwrap_or((authority, "0")),
-    };
-    // A name may be written with the root's dot behind it.
-    let host = host.strip_suffix('.').unwrap_or(host);
-    let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':');
-    (!host.is_empty() && host.bytes().all(is_host) && port.parse::<u16>().is_ok()).then_some(host)
 }
 
 fn agent(headers: &HeaderMap) -> Option<String> {
@@ -690,27 +562,6 @@ fn note(completion: &mut Completion, wanted: &oci::Request) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn p05_a_host_is_read_one_way() {
-        for (authority, host) in [
-            ("registry.example", Some("registry.example")),
-            ("registry.example:443", Some("registry.example")),
-            ("registry.example.", Some("registry.example")),
-            ("[::1]:5000", Some("::1")),
-            ("[::1]", Some("::1")),
-            ("user@registry.example", None),
-            ("registry.example:", None),
-            ("registry.example:99999", None),
-            ("registry.example:1:2", None),
-            ("", None),
-            (":443", None),
-            ("[::1]x", None),
-            ("a/b", None),
-        ] {
-            assert_eq!(without_port(authority), host, "{authority}");
-        }
-    }
 
     #[test]
     fn p05_a_name_is_ours_as_a_whole_whatever_its_case() {

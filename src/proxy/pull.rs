@@ -9,7 +9,7 @@ use super::error::Refusal;
 use super::{Asked, Pulled, Reply};
 use crate::access::{Action, Right};
 use crate::fill::{Content, Fills, Parts, Want};
-use crate::oci::header::{DOCKER_CONTENT_DIGEST, etag_list_matches};
+use crate::oci::header::{DOCKER_CONTENT_DIGEST, Identity, etag, etag_list_matches};
 use crate::oci::{ByteRange, ContentRange, Digest, RangeSet, Reference, RepoKey};
 use crate::telemetry::Outcome;
 
@@ -31,13 +31,12 @@ pub(super) async fn manifest(
     }
     let mut reply = match unchanged(asked.headers, manifest.digest) {
         true => Reply::new(StatusCode::NOT_MODIFIED, Said::nothing()),
-        false => Reply::new(StatusCode::OK, Said::text(manifest.bytes)),
+        false => Reply::new(StatusCode::OK, Said::text(manifest.bytes.clone())),
     };
-    // What was stored was a header's value when it came.
-    if let Ok(media_type) = HeaderValue::from_str(&manifest.media_type) {
-        reply.headers.insert(header::CONTENT_TYPE, media_type);
+    if let Some(media_type) = &manifest.content_type {
+        reply.say(header::CONTENT_TYPE, media_type.clone());
     }
-    identify(&mut reply.headers, manifest.digest);
+    identify(&mut reply, manifest.identity.clone());
     Ok(reply.found(found.how))
 }
 
@@ -60,7 +59,7 @@ pub(super) async fn blob(
         reply
     } else if asked.is_head {
         let found = fills.size(&pass).await?;
-        let mut reply = with_type(Reply::new(StatusCode::OK, Said::nothing()), OCTETS);
+        let mut reply = Reply::typed(StatusCode::OK, OCTETS, Said::nothing());
         reply.length = Some(found.what);
         reply.found(found.how)
     } else {
@@ -75,10 +74,8 @@ pub(super) async fn blob(
         }
         reply_with(found.what, digest).found(found.how)
     };
-    reply
-        .headers
-        .insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    identify(&mut reply.headers, digest);
+    reply.say(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    identify(&mut reply, Identity::of(digest));
     Ok(reply)
 }
 
@@ -87,16 +84,12 @@ fn reply_with(content: Content, digest: Digest) -> Reply {
     match parts {
         Parts::Whole(reader) => {
             let said = reader.map_or_else(Said::nothing, Said::read);
-            with_type(Reply::new(StatusCode::OK, said), OCTETS)
+            Reply::typed(StatusCode::OK, OCTETS, said)
         }
         Parts::One(range, reader) => {
-            let mut reply = with_type(
-                Reply::new(StatusCode::PARTIAL_CONTENT, Said::read(reader)),
-                OCTETS,
-            );
-            reply
-                .headers
-                .insert(header::CONTENT_RANGE, content_range(range, size));
+            let said = Said::read(reader);
+            let mut reply = Reply::typed(StatusCode::PARTIAL_CONTENT, OCTETS, said);
+            reply.say(header::CONTENT_RANGE, content_range(range, size));
             reply
         }
         Parts::Many(parts) => {
@@ -116,14 +109,9 @@ fn reply_with(content: Content, digest: Digest) -> Reply {
             said.push_text(format!("\r\n--{boundary}--\r\n"));
             let media_type = format!("multipart/byteranges; boundary={boundary}");
             let media_type = HeaderValue::from_str(&media_type).unwrap_or(OCTETS);
-            with_type(Reply::new(StatusCode::PARTIAL_CONTENT, said), media_type)
+            Reply::typed(StatusCode::PARTIAL_CONTENT, media_type, said)
         }
     }
-}
-
-fn with_type(mut reply: Reply, media_type: HeaderValue) -> Reply {
-    reply.headers.insert(header::CONTENT_TYPE, media_type);
-    reply
 }
 
 fn content_range(range: ByteRange, size: u64) -> HeaderValue {
@@ -142,7 +130,7 @@ fn wanted_ranges(headers: &HeaderMap, digest: Digest) -> Option<RangeSet> {
     let ranges = RangeSet::parse(headers.get(header::RANGE)?.to_str().ok()?)?;
     match headers.get(header::IF_RANGE) {
         // RFC 9110, 13.1.5: a strong comparison, and a date never matches what has no date.
-        Some(validator) if validator.as_bytes() != etag(digest).as_bytes() => None,
+        Some(validator) if *validator != Identity::of(digest).etag => None,
         _ => Some(ranges),
     }
 }
@@ -156,38 +144,30 @@ fn unchanged(headers: &HeaderMap, digest: Digest) -> bool {
     })
 }
 
-fn etag(digest: Digest) -> String {
-    ["\"", &*digest.text(), "\""].concat()
-}
-
-fn identify(headers: &mut HeaderMap, digest: Digest) {
-    let etag = Bytes::from(etag(digest));
-    let bare = etag.slice(1..etag.len() - 1);
-    for (name, value) in [(header::ETAG, etag), (DOCKER_CONTENT_DIGEST, bare)] {
-        // A digest is made of letters, digits and a colon.
-        if let Ok(value) = HeaderValue::from_maybe_shared(value) {
-            headers.insert(name, value);
-        }
-    }
+fn identify(reply: &mut Reply, Identity { etag, digest }: Identity) {
+    reply.say(header::ETAG, etag);
+    reply.say(DOCKER_CONTENT_DIGEST, digest);
 }
 
 /// Whether a client takes a media type. docker sends one `Accept` line a type, others one list; a client
 /// that sends none takes anything. Weights are not looked at: there is one variant.
 fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+    let mut lines = headers.get_all(header::ACCEPT).iter().peekable();
+    if lines.peek().is_none() {
+        return true;
+    }
     // Parameters do not make another type: some registries add a charset.
     let media_type = media_type.split(';').next().unwrap_or(media_type).trim();
-    let mut lines = headers.get_all(header::ACCEPT).iter().peekable();
-    lines.peek().is_none()
-        || lines
-            .filter_map(|line| line.to_str().ok())
-            .flat_map(|line| line.split(','))
-            .filter_map(|element| element.split(';').next())
-            .map(str::trim)
-            .any(|accepted| match accepted.strip_suffix("/*") {
-                Some("*") => true,
-                Some(family) => media_type.split('/').next() == Some(family),
-                None => accepted.eq_ignore_ascii_case(media_type),
-            })
+    lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|element| element.split(';').next())
+        .map(str::trim)
+        .any(|accepted| match accepted.strip_suffix("/*") {
+            Some("*") => true,
+            Some(family) => media_type.split('/').next() == Some(family),
+            None => accepted.eq_ignore_ascii_case(media_type),
+        })
 }
 
 #[cfg(test)]

@@ -11,12 +11,14 @@ use std::time::Duration;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use hyper::body::{Body as _, Incoming as HttpBody};
+use tokio::task::JoinError;
 
 use super::body::Said;
 use super::error::Refusal;
 use super::mount::Mount;
 use super::pump::{Broken, Incoming};
-use super::uploads::{Full, NoSession, Owner, Session, Taken, Uploads};
+use super::push_fault::PushFault;
+use super::uploads::{Owner, Session, Taken, Uploads};
 use super::{Parts, Reply, no_method};
 use crate::access::{Right, Turns};
 use crate::fill::Received;
@@ -30,93 +32,12 @@ use crate::oci::{
 use crate::upstream::{Begun, Upstream, UpstreamError, Wrong, upload_body};
 
 /// Largest manifest, in bytes: what distribution-spec wants to be taken, and all that ECR takes.
-const LARGEST_MANIFEST: usize = 4 * 1024 * 1024;
+pub(super) const LARGEST_MANIFEST: usize = 4 * 1024 * 1024;
 
-/// How long a long one waits for its turn.
+/// How long a long one, and a change, waits for its turn.
 const MANIFEST_PATIENCE: Duration = Duration::from_secs(20);
 /// How long an answer is waited for where upstream has stopped taking the body, or the other way round.
 const LAST_WORD: Duration = Duration::from_secs(10);
-
-/// Why a push is refused by the proxy itself.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PushFault {
-    /// No such upload, or not this caller's.
-    #[error("no such upload")]
-    Unknown,
-    /// Another request goes on with it.
-    #[error("two requests for one upload at once")]
-    Busy,
-    /// Too many uploads are under way.
-    #[error("too many uploads")]
-    Full,
-    /// The next part does not begin where the last one ended.
-    #[error("a part out of order, after {held} bytes")]
-    OutOfOrder {
-        /// Bytes there are.
-        held: u64,
-        /// Where to go on.
-        location: String,
-    },
-    /// `Content-Range` is malformed, or not of the body's length.
-    #[error("a Content-Range that is not of the body")]
-    ContentRange,
-    /// The end of an upload without a digest.
-    #[error("no digest at the end of an upload")]
-    NoDigest,
-    /// The bytes are not what they were to be.
-    #[error("the content is {found}")]
-    Digest {
-        /// What they are.
-        found: Digest,
-    },
-    /// The body broke off, or was framed badly.
-    #[error("the body broke off")]
-    Broken,
-    /// The body came too slowly.
-    #[error("the body came too slowly")]
-    Slow,
-    /// A manifest that is too large.
-    #[error("a manifest of more than {LARGEST_MANIFEST} bytes")]
-    TooLarge,
-    /// A manifest that is none.
-    #[error("no manifest: {0}")]
-    NoManifest(String),
-}
-
-impl From<PushFault> for Refusal {
-    fn from(fault: PushFault) -> Self {
-        Self::Push(fault)
-    }
-}
-
-impl From<NoSession> for Refusal {
-    fn from(fault: NoSession) -> Self {
-        Self::Push(match fault {
-            NoSession::Unknown => PushFault::Unknown,
-            NoSession::Busy => PushFault::Busy,
-        })
-    }
-}
-
-impl From<Full> for Refusal {
-    fn from(Full: Full) -> Self {
-        Self::Push(PushFault::Full)
-    }
-}
-
-impl From<Broken> for Refusal {
-    fn from(broken: Broken) -> Self {
-        Self::Push(match broken {
-            Broken::Client => PushFault::Broken,
-            Broken::Slow => PushFault::Slow,
-            Broken::TooLong => PushFault::TooLarge,
-            Broken::TooMany => return Self::TooMany,
-            Broken::Digest { found } => PushFault::Digest { found },
-            Broken::Upstream(error) => return error.into(),
-            Broken::Lost(error) => return error.into(),
-        })
-    }
-}
 
 /// A push that is permitted, and where it goes.
 pub(super) struct Push<'a> {
@@ -126,6 +47,8 @@ pub(super) struct Push<'a> {
     pub(super) uploads: &'a Uploads,
     /// Turns at manifests that are held while they come.
     pub(super) long_manifests: &'a Turns,
+    /// Turns at what goes on without its client.
+    pub(super) changes: &'a Turns,
     pub(super) right: &'a Right,
     /// The client's.
     pub(super) address: IpAddr,
@@ -328,7 +251,7 @@ impl Push<'_> {
     ) -> Result<Reply, Refusal> {
         let turn = self.long_manifests.take(Some(self.address));
         let turn = async { tokio::time::timeout(MANIFEST_PATIENCE, turn).await.ok() };
-        let (bytes, _turn) = Incoming::new(body).whole(LARGEST_MANIFEST, turn).await?;
+        let (bytes, turn) = Incoming::new(body).whole(LARGEST_MANIFEST, turn).await?;
         let digest = Digest::of(&bytes);
         if let Reference::Digest(promised) = reference
             && *promised != digest
@@ -350,14 +273,20 @@ impl Push<'_> {
             .map_err(|error| PushFault::NoManifest(error.to_string()))?;
         let content_type = HeaderValue::from_str(&media_type)
             .map_err(|_| PushFault::NoManifest("an odd media type".to_owned()))?;
-        let (by, repo) = (&self.upstream, self.repo);
-        let put = by
-            .put_manifest(&repo.repository, reference, content_type, bytes.clone())
-            .await?;
-        self.parts
-            .fills
-            .manifest_pushed(self.right, by, repo, reference, media_type, bytes)
-            .await;
+        let (by, repo) = (self.upstream.clone(), self.repo.clone());
+        let (right, reference) = (self.right.clone(), reference.clone());
+        let fills = self.parts.fills.clone();
+        let put = async move {
+            // For as long as the bytes are held.
+            let _turn = turn;
+            let put = by.put_manifest(&repo.repository, &reference, content_type, bytes.clone());
+            let put = put.await?;
+            fills
+                .manifest_pushed(&right, &by, &repo, &reference, media_type, bytes)
+                .await;
+            Ok(put)
+        };
+        let put = self.to_its_end(put).await?;
         let mut reply = self.created(&format!("manifests/{digest}"), digest);
         if let Some(subject) = put.subject {
             set(&mut reply, OCI_SUBJECT, &subject.to_string());
@@ -367,30 +296,54 @@ impl Push<'_> {
 
     /// DELETE of a tag or manifest.
     async fn delete_manifest(&self, reference: &Reference) -> Result<Reply, Refusal> {
-        let repository = &self.repo.repository;
-        let deleted = self.upstream.delete_manifest(repository, reference).await;
-        if is_gone(&deleted) {
-            self.parts
-                .fills
-                .manifest_deleted(self.right, self.repo, reference)
-                .await;
-        }
-        deleted?;
+        let (by, repo) = (self.upstream.clone(), self.repo.clone());
+        let (right, reference) = (self.right.clone(), reference.clone());
+        let fills = self.parts.fills.clone();
+        let delete = async move {
+            let deleted = by.delete_manifest(&repo.repository, &reference).await;
+            if is_gone(&deleted) {
+                fills.manifest_deleted(&right, &repo, &reference).await;
+            }
+            deleted
+        };
+        self.to_its_end(delete).await?;
         Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
     }
 
     /// DELETE of a blob.
     async fn delete_blob(&self, digest: Digest) -> Result<Reply, Refusal> {
-        let repository = &self.repo.repository;
-        let deleted = self.upstream.delete_blob(repository, &digest).await;
-        if is_gone(&deleted) {
-            self.parts
-                .fills
-                .blob_deleted(self.right, self.repo, digest)
-                .await;
-        }
-        deleted?;
+        let (by, repo) = (self.upstream.clone(), self.repo.clone());
+        let (right, fills) = (self.right.clone(), self.parts.fills.clone());
+        let delete = async move {
+            let deleted = by.delete_blob(&repo.repository, &digest).await;
+            if is_gone(&deleted) {
+                fills.blob_deleted(&right, &repo, digest).await;
+            }
+            deleted
+        };
+        self.to_its_end(delete).await?;
         Ok(Reply::new(StatusCode::ACCEPTED, Said::nothing()))
+    }
+
+    /// Does what changes a repository, and notes it, to its end also where the client leaves: upstream may
+    /// have heard of it, and what the cache tells is to be true.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, UpstreamError>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let turn = self.changes.take(Some(self.address));
+        let turn = tokio::time::timeout(MANIFEST_PATIENCE, turn).await;
+        let turn = turn.map_err(|_elapsed| Refusal::TooMany)?;
+        let change = tokio::spawn(async move {
+            let _turn = turn;
+            change.await
+        });
+        match change.await.map_err(JoinError::try_into_panic) {
+            Ok(changed) => Ok(changed?),
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // The program ends.
+            Err(Err(_)) => Err(UpstreamError::Failing { status: 500 }.into()),
+        }
     }
 
     /// Where the client says that its part belongs, which has to be where the last one ended.
@@ -412,10 +365,13 @@ impl Push<'_> {
             let location = self.location(id);
             return Err(PushFault::OutOfOrder { held, location }.into());
         }
-        if body.size_hint().exact() != Some(range.len()) {
-            return Err(PushFault::ContentRange.into());
+        match body.size_hint().exact() {
+            Some(length) if length == range.len() => Ok(Some(range)),
+            Some(_) => Err(PushFault::ContentRange.into()),
+            // In chunks, its length is known at its end, and told by the answer's `Range`. Upstream is
+            // promised nothing.
+            None => Ok(None),
         }
-        Ok(Some(range))
     }
 
     fn owner(&self) -> Owner {
@@ -464,7 +420,7 @@ pub(super) fn range_of(held: u64) -> String {
 fn set(reply: &mut Reply, name: HeaderName, value: &str) {
     // Names, digests and numbers are always a header's value.
     if let Ok(value) = HeaderValue::from_str(value) {
-        reply.headers.insert(name, value);
+        reply.say(name, value);
     }
 }
 

@@ -4,6 +4,7 @@
 //! after the requests that it has.
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::{AlertDescription, InvalidMessage};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -161,7 +163,12 @@ async fn handshake<R>(
         Ok(Ok(stream)) => Ok(Some(stream)),
         Ok(Err((error, mut stream))) => {
             shared.metrics.handshake_failures.inc();
-            tracing::debug!(client.addr = %peer, %error, "TLS handshake failed");
+            match told(&error) {
+                Some(why) => {
+                    tracing::info!(client.addr = %peer, %error, why, "TLS handshake failed");
+                }
+                None => tracing::debug!(client.addr = %peer, %error, "TLS handshake failed"),
+            }
             let last_words = async {
                 // The alert that tells the client why is still parked. It may be gone already.
                 let _ = stream.shutdown().await;
@@ -178,6 +185,26 @@ async fn handshake<R>(
             shared.metrics.handshake_failures.inc();
             Err(Overdue::FirstRequest)
         }
+    }
+}
+
+/// What an operator can do about a handshake that failed, where there is something: who does not trust whom, or
+/// who speaks no TLS. Connections that merely end, as those of a balancer that looks after us, are no news.
+fn told(error: &io::Error) -> Option<&'static str> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(
+            AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired
+            // The signature is not of the CA that it trusts by that name.
+            | AlertDescription::DecryptError,
+        ) => Some("the client does not trust our certificate"),
+        rustls::Error::InvalidCertificate(_) => Some("the client's certificate is refused"),
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            Some("the client speaks no TLS, or plain HTTP")
+        }
+        _ => None,
     }
 }
 

@@ -5,12 +5,15 @@
 
 use std::fmt;
 
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use memchr::{memchr, memchr_iter};
 
 /// Longest request target. The longest honest one, an upload session with its state, stays under
 /// 2 KiB; an unbounded one fills logs.
 const MAX_TARGET_BYTES: usize = 8 * 1024;
+
+/// The first byte of a TLS record that is part of a handshake (RFC 8446, 5.1). No method begins with it.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// Most header lines of one head; hyper's own limit, told in our words.
 const MAX_HEADER_LINES: usize = 100;
@@ -18,7 +21,10 @@ const MAX_HEADER_LINES: usize = 100;
 /// Why a request was refused before anything looked at what it asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The request line is not `METHOD SP target SP HTTP/1.x`.
+    /// It begins as a TLS handshake does. docker and podman try TLS first at a registry that they take plain
+    /// HTTP from, and go on by this answer.
+    Tls,
+    /// The request line is not `METHOD SP target SP HTTP/1.x`, or its target is no URI.
     RequestLine,
     /// A line ends in a bare LF, or a CR stands inside one (RFC 9112, 2.2).
     LineEnding,
@@ -42,7 +48,8 @@ impl Refusal {
     /// The status of the answer: 400, 414 or 431.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::RequestLine
+            Self::Tls
+            | Self::RequestLine
             | Self::LineEnding
             | Self::HeaderLine
             | Self::TwoFramings
@@ -58,6 +65,7 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Tls => "TLS, where plain HTTP is spoken",
             Self::RequestLine => "malformed request line",
             Self::LineEnding => "malformed line ending",
             Self::HeaderLine => "malformed header line",
@@ -151,6 +159,11 @@ fn request_line_of(line: &[u8]) -> Result<(&[u8], bool), Refusal> {
     if target.len() > MAX_TARGET_BYTES {
         return Err(Refusal::TargetTooLong);
     }
+    // What hyper could not read it would refuse by itself, without a word or a line in the log.
+    let is_plain = target.starts_with(b"/") && are_all(target, |byte| !b"<>`".contains(&byte));
+    if !is_plain && Uri::try_from(target).is_err() {
+        return Err(Refusal::RequestLine);
+    }
     Ok((method, is_http_11))
 }
 
@@ -217,6 +230,9 @@ impl HeadScan {
         bytes: &[u8],
         max_bytes: usize,
     ) -> Result<Option<usize>, Refusal> {
+        if self.seen == 0 && bytes.first() == Some(&TLS_HANDSHAKE) {
+            return Err(Refusal::Tls);
+        }
         while let Some(at) = memchr(b'\n', &bytes[self.seen..]) {
             let newline = self.seen + at;
             let line = bytes[self.line_start..newline]
@@ -411,6 +427,44 @@ mod tests {
         ] {
             assert_eq!(judged(head), Err(refusal), "{head:?}");
         }
+    }
+
+    #[test]
+    fn p08_a_target_that_hyper_cannot_read_is_refused_here() {
+        let odd = [
+            "v2/",
+            "\\v2\\",
+            "*",
+            "*x",
+            "a:443",
+            "http://a/v2/",
+            "http:",
+            ":",
+            "?",
+            "#",
+        ];
+        let each = (b'!'..=b'~').map(|byte| format!("/v2/{}/tags/list", char::from(byte)));
+        for target in odd.map(str::to_owned).into_iter().chain(each) {
+            let head = format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n");
+            let is_read = Uri::try_from(target.as_str()).is_ok();
+            let judgment = if is_read {
+                Ok(Follows::Nothing)
+            } else {
+                Err(Refusal::RequestLine)
+            };
+            assert_eq!(judged(&head), judgment, "{target}");
+        }
+        assert!(Uri::try_from("/v2/<").is_err() && Uri::try_from("v2/").is_err());
+    }
+
+    #[test]
+    fn a_tls_handshake_is_told_apart_by_its_first_byte() {
+        for bytes in [&b"\x16"[..], b"\x16\x03\x01\x02\x00\x01", b"\x16\r\n\r\n"] {
+            let judged = HeadScan::default().end_of(bytes, 1024);
+            assert_eq!(judged, Err(Refusal::Tls), "{bytes:?}");
+        }
+        let late = HeadScan::default().end_of(b"\r\n\x16\r\n\r\n", 1024);
+        assert_eq!(late, Ok(Some(7)));
     }
 
     #[test]

@@ -68,7 +68,9 @@ impl<H: Handler> Service<Request<Incoming>> for Requests<H> {
         let pulse = Arc::clone(&self.pulse);
         let offer = self.next_stream.as_ref().map(NextStream::announce);
         let handler = self.handler.clone();
-        Box::pin(async move {
+        // Written where it stays: made elsewhere, its few KiB would be copied twice.
+        let memory = Box::new_uninit();
+        let answering = async move {
             let mut response = match refusal {
                 Some(refusal) => handler.refuse(refusal),
                 None => handler.call(request).await,
@@ -84,7 +86,9 @@ impl<H: Handler> Service<Request<Incoming>> for Requests<H> {
                 offer,
                 _in_flight: in_flight,
             }))
-        })
+        };
+        let answering = Box::write(memory, answering);
+        Box::into_pin(answering)
     }
 }
 

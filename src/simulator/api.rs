@@ -1,4 +1,4 @@
-//! The control plane: AWS JSON 1.1 with the four operations that a proxy needs.
+//! The control plane: AWS JSON 1.1 with the operations that a proxy needs.
 //!
 //! Signatures are not checked; the access key id in the credential scope tells who asks.
 
@@ -86,6 +86,7 @@ impl Api {
             "GetAuthorizationToken" => self.token(&principal),
             "CreateRepository" => self.create_repository(&principal, &input).map(Some),
             "DescribeRepositories" => self.describe_repositories(&principal, &input).map(Some),
+            "GetLifecyclePolicy" => self.lifecycle_policy(&principal, &input).map(Some),
             "PutLifecyclePolicy" => self.put_lifecycle_policy(&principal, &input).map(Some),
             _ => Err(refusal(400, "UnknownOperationException", "")),
         }
@@ -236,6 +237,25 @@ impl Api {
             described.push(repository.ok_or_else(|| self.not_found(&name))?);
         }
         Ok(json!({"repositories": described}))
+    }
+
+    fn lifecycle_policy(&self, principal: &Principal, input: &Value) -> Result<Value, Reply> {
+        let name = repository_name(input)?;
+        self.demand(principal, Action::GetLifecyclePolicy, Some(name))?;
+        let account = &self.shelf.identity.account;
+        let policy = self.shelf.read(name, |r| r.lifecycle_policy.clone());
+        let policy = policy.ok_or_else(|| self.not_found(name))?.ok_or_else(|| {
+            let message = format!(
+                "Lifecycle policy does not exist for the repository with name '{name}' in the \
+                 registry with id '{account}'"
+            );
+            refusal(400, "LifecyclePolicyNotFoundException", &message)
+        })?;
+        Ok(json!({
+            "registryId": account,
+            "repositoryName": name,
+            "lifecyclePolicyText": policy,
+        }))
     }
 
     fn put_lifecycle_policy(&self, principal: &Principal, input: &Value) -> Result<Value, Reply> {

@@ -257,6 +257,13 @@ async fn exchange(
             None => Reply::empty(413),
         },
     };
+    for fault in &faults {
+        match fault {
+            Fault::Late(gate) => gate.pass().await,
+            Fault::Lost => return taken_over(&take, Takeover::Reset).await,
+            _ => {}
+        }
+    }
     let mut reply = spoiled(reply, &faults);
 
     let bodiless = method == "HEAD" || matches!(reply.status.as_u16(), 204 | 304);

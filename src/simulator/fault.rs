@@ -29,6 +29,10 @@ pub enum Fault {
     StallAfter(u64),
     /// Resets the connection (TCP RST) instead of answering.
     Reset,
+    /// Does what was asked, then resets the connection instead of saying so.
+    Lost,
+    /// Does what was asked, and waits until the gate opens before it says so.
+    Late(Gate),
     /// Sends this many bytes of the body, then resets the connection. What the peer's kernel has
     /// not taken by then is lost as well.
     ResetAfter(u64),
@@ -87,6 +91,16 @@ impl Fault {
             body: Bytes::from_static(
                 br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"Rate exceeded"}]}"#,
             ),
+        })
+    }
+
+    /// Answers as the AWS API says no: 400, with the name of its error.
+    pub fn refused_by_aws(error: &str, message: &str) -> Self {
+        let body = serde_json::json!({ "__type": error, "message": message });
+        Self::Answer(CannedAnswer {
+            status: 400,
+            headers: vec![("content-type", "application/x-amz-json-1.1".into())],
+            body: body.to_string().into(),
         })
     }
 

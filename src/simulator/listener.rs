@@ -14,6 +14,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection::{self, Door, Wire};
 
+/// Connections that wait to be accepted at most.
+const BACKLOG: u32 = 1024;
+
 /// How a listener is out of order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outage {
@@ -40,6 +43,8 @@ pub(super) struct Port {
     pub(super) address: SocketAddr,
     orders: mpsc::Sender<Order>,
     task: JoinHandle<()>,
+    /// Bound and never listening: while nobody listens, the system gives the port to nobody else.
+    _held: TcpSocket,
 }
 
 impl Port {
@@ -49,8 +54,11 @@ impl Port {
         door: Door,
         tls: Option<Arc<rustls::ServerConfig>>,
     ) -> io::Result<Self> {
-        let listener = bind(address)?;
-        let address = listener.local_addr()?;
+        let socket = bind(address)?;
+        let address = socket.local_addr()?;
+        // Two may be bound to it as long as neither listens, and one while the other does.
+        let held = bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
         let (orders, inbox) = mpsc::channel(4);
         let tls = tls.map(TlsAcceptor::from);
         let task = tokio::spawn(run(listener, address, door, tls, inbox));
@@ -58,6 +66,7 @@ impl Port {
             address,
             orders,
             task,
+            _held: held,
         })
     }
 
@@ -84,16 +93,16 @@ impl Drop for Port {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
         TcpSocket::new_v6()?
     };
-    // To come back at the same port while old connections linger.
+    // To come back at the same port while old connections linger, and while it is held.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(1024)
+    Ok(socket)
 }
 
 async fn run(
@@ -169,10 +178,10 @@ fn self_signed() -> Arc<ServerConfig> {
         .expect("a certificate and its own key")
 }
 
-/// Somebody may have been given the port in between; it is waited for.
+/// Whoever asks for this very port may have had it in between; it is waited for.
 async fn rebind(address: SocketAddr) -> TcpListener {
     loop {
-        match bind(address) {
+        match bind(address).and_then(|socket| socket.listen(BACKLOG)) {
             Ok(listener) => return listener,
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }

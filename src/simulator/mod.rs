@@ -363,6 +363,14 @@ impl Simulator {
         self.parts.shelf.read(name, |r| r.made_with.clone())
     }
 
+    /// Gives a repository a lifecycle policy, as an operator does.
+    pub fn set_lifecycle_policy(&self, name: &str, policy: &str) {
+        let policy = Some(policy.to_owned());
+        self.parts
+            .shelf
+            .change(name, |r| r.lifecycle_policy = policy);
+    }
+
     /// The lifecycle policy that a repository was given, as text.
     pub fn lifecycle_policy(&self, name: &str) -> Option<String> {
         let policy = |r: &shelf::Repository| r.lifecycle_policy.clone();

@@ -32,13 +32,14 @@ pub enum Action {
     PutImage,
     BatchDeleteImage,
     CreateRepository,
+    GetLifecyclePolicy,
     PutLifecyclePolicy,
     TagResource,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::GetAuthorizationToken,
         Self::BatchGetImage,
         Self::GetDownloadUrlForLayer,
@@ -51,6 +52,7 @@ impl Action {
         Self::PutImage,
         Self::BatchDeleteImage,
         Self::CreateRepository,
+        Self::GetLifecyclePolicy,
         Self::PutLifecyclePolicy,
         Self::TagResource,
     ];

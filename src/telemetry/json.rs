@@ -4,13 +4,14 @@
 //! know, and that costs more than the rest of a manifest's answer. Invariant: whatever a field holds, a
 //! line is one object and its control characters are escaped.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
@@ -25,10 +26,40 @@ struct Scratch {
     line: String,
     /// The second of the last line, since 1970, and its time without a fraction.
     second: Option<(u64, String)>,
+    /// Where the last line came from; most come from one place.
+    place: Option<Place>,
+}
+
+/// What lines from one place in the code have in common, as it is written.
+struct Place {
+    callsite: Identifier,
+    /// From behind the time to behind the target.
+    head: String,
+    /// The name of each field, with all that is before it and up to the quote of a text.
+    names: Vec<String>,
+}
+
+impl Place {
+    fn of(metadata: &Metadata<'_>) -> Self {
+        let mut head = format!("\",\"level\":\"{}\",\"target\":\"", metadata.level());
+        escape(&mut head, metadata.target());
+        head.push('"');
+        let name = |field: Field| {
+            let mut name = String::from(",\"");
+            // One in Rust's syntax, or one that is written with quotes around it.
+            escape(&mut name, field.name());
+            name + "\":\""
+        };
+        Self {
+            callsite: metadata.callsite(),
+            head,
+            names: metadata.fields().iter().map(name).collect(),
+        }
+    }
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
 /// Longest line whose memory is kept for the next one, in bytes.
@@ -36,19 +67,12 @@ const MAX_KEPT: usize = 4 * 1024;
 
 impl<S: Subscriber> Layer<S> for JsonLines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
-            Ok(mut scratch) => {
-                scratch.write(event);
-                self.0.add(scratch.line.as_bytes());
-                scratch.line.shrink_to(MAX_KEPT);
-            }
-            // A value that is being written for one event has told of another.
-            Err(_) => {
-                let mut scratch = Scratch::default();
-                scratch.write(event);
-                self.0.add(scratch.line.as_bytes());
-            }
-        });
+        // Taken out, for a value that is being written may tell of another event.
+        let mut scratch = SCRATCH.take();
+        scratch.write(event);
+        self.0.add(scratch.line.as_bytes());
+        scratch.line.shrink_to(MAX_KEPT);
+        SCRATCH.set(scratch);
     }
 }
 
@@ -58,12 +82,16 @@ impl Scratch {
         self.line.clear();
         self.line.push_str("{\"timestamp\":\"");
         self.write_time(SystemTime::now());
-        self.line.push_str("\",\"level\":\"");
-        self.line.push_str(metadata.level().as_str());
-        self.line.push_str("\",\"target\":\"");
-        escape(&mut self.line, metadata.target());
-        self.line.push('"');
-        event.record(&mut Members(&mut self.line));
+        let place = match self.place.take() {
+            Some(place) if place.callsite == metadata.callsite() => place,
+            _ => Place::of(metadata),
+        };
+        self.line.push_str(&place.head);
+        event.record(&mut Members {
+            line: &mut self.line,
+            names: &place.names,
+        });
+        self.place = Some(place);
         self.line.push_str("}\n");
     }
 
@@ -86,54 +114,57 @@ impl Scratch {
 }
 
 /// Writes each field as a member of the object.
-struct Members<'a>(&'a mut String);
+struct Members<'a> {
+    line: &'a mut String,
+    names: &'a [String],
+}
 
 impl Members<'_> {
-    fn name(&mut self, field: &Field) {
-        self.0.push_str(",\"");
-        // A name in Rust's syntax, or one that is written with quotes around it.
-        escape(self.0, field.name());
-        self.0.push_str("\":");
+    fn text(&mut self, field: &Field) {
+        self.line.push_str(&self.names[field.index()]);
+    }
+
+    fn number(&mut self, field: &Field) {
+        let name = &self.names[field.index()];
+        self.line.push_str(&name[..name.len() - 1]);
     }
 }
 
 impl Visit for Members<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.name(field);
-        self.0.push('"');
-        escape(self.0, value);
-        self.0.push('"');
+        self.text(field);
+        escape(self.line, value);
+        self.line.push('"');
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.name(field);
-        self.0.push('"');
+        self.text(field);
         // A `String` takes everything; what a value itself refuses to write is left out.
-        let _ = write!(Escaped(self.0), "{value:?}");
-        self.0.push('"');
+        let _ = write!(Escaped(self.line), "{value:?}");
+        self.line.push('"');
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.name(field);
-        push_number(self.0, value);
+        self.number(field);
+        push_number(self.line, value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.name(field);
+        self.number(field);
         if value < 0 {
-            self.0.push('-');
+            self.line.push('-');
         }
-        push_number(self.0, value.unsigned_abs());
+        push_number(self.line, value.unsigned_abs());
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.name(field);
-        self.0.push_str(if value { "true" } else { "false" });
+        self.number(field);
+        self.line.push_str(if value { "true" } else { "false" });
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.name(field);
-        push_float(self.0, value);
+        self.number(field);
+        push_float(self.line, value);
     }
 }
 

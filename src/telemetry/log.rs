@@ -171,7 +171,11 @@ impl Lines {
     }
 
     /// Writes what comes, for as long as the process lives.
-    fn write_to(&self, mut output: impl Write) {
+    fn write_to(&self, output: impl Write) {
+        let mut output = Output {
+            inner: output,
+            ends_within_a_line: false,
+        };
         let mut batch = Vec::new();
         loop {
             let is_idle = |waiting: &mut Waiting| waiting.lines == 0;
@@ -185,16 +189,47 @@ impl Lines {
             waiting.is_writing = true;
             drop(waiting);
 
-            let written = output.write_all(&batch);
-            if written.and_then(|()| output.flush()).is_err() {
-                self.dropped.inc_by(lines);
-            }
+            let lost = output.write(&batch);
+            // A line may hold line ends of its own; what is lost is never more than what there was.
+            let lost = lost.iter().filter(|byte| **byte == b'\n').count();
+            let lost = u64::try_from(lost).unwrap_or(u64::MAX);
+            self.dropped.inc_by(lost.min(lines));
             // As much is kept as was needed lately.
             batch.shrink_to((2 * batch.len()).max(MIN_KEPT));
             batch.clear();
             self.waiting().is_writing = false;
             self.changed.notify_all();
         }
+    }
+}
+
+/// Where lines go: what it takes on begins on a line of its own, also after it had room for part of a
+/// line only.
+struct Output<W> {
+    inner: W,
+    ends_within_a_line: bool,
+}
+
+impl<W: Write> Output<W> {
+    /// Writes whole lines and answers what of them could not be written, which begins within a line or before
+    /// one.
+    fn write<'a>(&mut self, lines: &'a [u8]) -> &'a [u8] {
+        if self.ends_within_a_line && self.inner.write_all(b"\n").is_err() {
+            return lines;
+        }
+        self.ends_within_a_line = false;
+        let mut rest = lines;
+        while !rest.is_empty() {
+            match self.inner.write(rest) {
+                Ok(0) => break,
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        let (written, rest) = lines.split_at(lines.len() - rest.len());
+        self.ends_within_a_line = written.last().is_some_and(|last| *last != b'\n');
+        rest
     }
 }
 
@@ -254,6 +289,28 @@ mod tests {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             all.extend_from_slice(bytes);
             Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Has room for so many bytes for now.
+    struct Disk {
+        held: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.room);
+            if taken == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.held.extend(bytes.iter().take(taken));
+            self.room -= taken;
+            Ok(taken)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -324,6 +381,46 @@ mod tests {
             Shared::default(),
         );
         assert!(matches!(wrong, Err(StartLogError::Filter { .. })));
+    }
+
+    #[test]
+    fn l18_what_follows_a_line_cut_by_a_full_disk_is_on_a_line_of_its_own() {
+        let written_with_room = |room| {
+            let mut output = Output {
+                inner: Disk {
+                    held: Vec::new(),
+                    room,
+                },
+                ends_within_a_line: false,
+            };
+            let lost = output.write(b"first\nsecond\n");
+            let still_lost = output.write(b"third\n");
+            output.inner.room = 100;
+            assert_eq!(output.write(b"fourth\n"), b"");
+            let held = String::from_utf8(output.inner.held).expect("text");
+            (
+                String::from_utf8_lossy(lost).into_owned(),
+                still_lost.len(),
+                held,
+            )
+        };
+        let (lost, still_lost, held) = written_with_room(8);
+        assert_eq!(
+            (lost.as_str(), still_lost, held.as_str()),
+            ("cond\n", 6, "first\nse\nfourth\n")
+        );
+        // Where the disk is full at the end of a line there is nothing to end.
+        let (lost, _, held) = written_with_room(6);
+        assert_eq!(
+            (lost.as_str(), held.as_str()),
+            ("second\n", "first\nfourth\n")
+        );
+        // Only the line end had no room.
+        let (lost, _, held) = written_with_room(12);
+        assert_eq!(
+            (lost.as_str(), held.as_str()),
+            ("\n", "first\nsecond\nfourth\n")
+        );
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! A certificate with its key, read from PEM files.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::provider;
+use crate::files;
 
 /// Why a certificate cannot be used. Every variant names the file it is about.
 #[derive(Debug, Error)]
@@ -217,7 +217,7 @@ impl fmt::Debug for Pair {
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read {
+    files::read(path).map_err(|source| TlsError::Read {
         path: path.into(),
         source,
     })

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::client::{Client, Outgoing};
 use super::error::{OddToken, TokenError, UpstreamError, Wrong};
-use super::metrics::Kind;
 use super::origin::Origin;
 use super::portal::is_page;
+use super::question::Kind;
 use super::realm::Realm;
 use super::refresher::{IssuedToken, TokenSource};
 use super::said::{is_redirect, said};

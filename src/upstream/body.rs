@@ -19,7 +19,7 @@ use crate::oci::ContentRange;
 use super::bandwidth::{Interest, Line, Turns};
 use super::client::{Answer, broken_body};
 use super::error::{Deadline, UpstreamError, Wrong};
-use super::metrics::Meter;
+use super::meter::Meter;
 
 /// What a body must bring within each span of [`Limits::progress`](super::Limits::progress): a few
 /// bytes a second are a stall as well. Half a kilobyte a second over the default 30 s passes on any

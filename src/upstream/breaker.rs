@@ -1,7 +1,8 @@
 //! Whether the upstream answers at all: after failures in a row every question is answered at once with
 //! [`UpstreamError::Away`], until a probe of our own finds that it answers again.
 //!
-//! Invariants: only what keeps the upstream from answering opens it, never a no; an answer closes it,
+//! Invariants: only what keeps the upstream from answering opens it, never a no, nor an answer of failure
+//! that one client could bring about; an answer closes it,
 //! whoever got it; while it is open somebody looks, several times a second and on fresh connections, so
 //! that it closes within a second of the link's return, however long the probes before it hang. Knows
 //! nothing of HTTP or tokens: those are the [`Probe`]'s.
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::error::{Deadline, Unreachable, UpstreamError, Wrong};
-use super::metrics::Meter;
+use super::meter::Meter;
 
 /// Failures in a row, without an answer between them, that open the breaker. More than the attempts of
 /// one question, so that one unlucky one does not turn others away.
@@ -32,7 +33,7 @@ const MAX_PROBES: usize = 10;
 /// stay within the 5 s in which a client is told.
 const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 const SUSPECT_TIME: Duration = Duration::from_secs(4);
-/// A slow upstream that was found alive is not suspected again for so long.
+/// An upstream that is slow or fails, and was found alive, is not suspected again for so long.
 const TRUST: Duration = Duration::from_secs(5);
 /// Over which those who waited for the return set out, so that they do not arrive as one.
 const RELEASE: Duration = Duration::from_millis(400);
@@ -217,8 +218,14 @@ impl Breaker {
 
     /// A question failed. Whether that says anything about the upstream is decided here.
     pub(super) fn failed(&self, error: &UpstreamError) {
-        if weight(error) > 0 {
-            self.inner.fail(error);
+        if !matches!(error, UpstreamError::Failing { .. }) {
+            if weight(error) > 0 {
+                self.inner.fail(error);
+            }
+        } else if self.inner.failed_enough() {
+            // There was an answer, and it may be the matter of one repository, or of what one client sends. Whoever
+            // can bring it about must not have all others turned away, so a probe tells.
+            self.suspect();
         }
     }
 
@@ -306,6 +313,17 @@ fn away(cause: &UpstreamError) -> UpstreamError {
 }
 
 impl Inner {
+    /// Counts a failure; true for those that would open it, which are not counted.
+    fn failed_enough(&self) -> bool {
+        let mut is_enough = false;
+        self.state.send_if_modified(|state| {
+            is_enough = state.failures >= LIMIT - 1;
+            state.failures += u32::from(!is_enough);
+            false
+        });
+        is_enough
+    }
+
     fn fail(self: &Arc<Self>, error: &UpstreamError) {
         let mut opened = false;
         self.state.send_if_modified(|state| {

@@ -17,7 +17,7 @@ use crate::oci::header::Challenge;
 use super::bearer::BearerTokens;
 use super::client::Client;
 use super::error::{RefusedRealm, TokenError, UpstreamError, Wrong};
-use super::metrics::Meter;
+use super::meter::Meter;
 use super::origin::Origin;
 use super::realm::{Realm, Realms};
 use super::refresher::Refresher;
@@ -177,11 +177,10 @@ impl Challenged {
                 Some(sent) if Arc::ptr_eq(sent, &token) => Err(UpstreamError::BadCredentials),
                 Some(_) | None => Ok(token),
             },
-            Way::Bearer(bearer) => match sent {
-                Some(sent) => bearer.refresher.replace(sent, deadline).await,
-                None => bearer.refresher.token(deadline).await,
+            Way::Bearer(bearer) => {
+                let token = bearer.refresher.instead_of(sent, deadline).await;
+                token.map_err(without_token)
             }
-            .map_err(without_token),
         }
     }
 

@@ -26,7 +26,8 @@ use tower_service::Service as _;
 
 use super::connect::{ConnectError, Dialer, HasAnswered};
 use super::error::{Deadline, Unreachable, UpstreamError, Wrong};
-use super::metrics::{Kind, Meter};
+use super::meter::Meter;
+use super::question::{Doubt, Kind};
 use super::sending::{Carried, Sending};
 use super::token::Token;
 
@@ -88,6 +89,8 @@ pub(super) struct Outgoing<'a> {
     /// `Content-Range`.
     pub(super) content_range: Option<HeaderValue>,
     pub(super) token: Option<&'a Token>,
+    /// Raised where it was sent and not answered.
+    pub(super) doubt: Doubt,
 }
 
 impl<'a> Outgoing<'a> {
@@ -103,6 +106,7 @@ impl<'a> Outgoing<'a> {
             content_type: None,
             content_range: None,
             token: None,
+            doubt: Doubt::default(),
         }
     }
 }
@@ -225,7 +229,9 @@ impl Client {
             connection,
             _slot: slot,
         };
-        if !is_well_framed(&answer.response) {
+        // Who says yes before all was said cannot mean all of it.
+        let is_early = answer.response.status().is_success() && !outgoing.carried.is_whole();
+        if is_early || !is_well_framed(&answer.response) {
             answer.poison();
             return Err(UpstreamError::Wrong(Wrong::Malformed));
         }
@@ -274,6 +280,9 @@ impl Client {
                 Err(error) => {
                     let error = explain(&error);
                     let broke = error == UpstreamError::Unreachable(Unreachable::Broken);
+                    if broke {
+                        outgoing.doubt.raise();
+                    }
                     let may_repeat = outgoing.carried.may_be_repeated();
                     if !(broke && has_answered.get() && stale < MAX_STALE && may_repeat) {
                         return Err(error);

@@ -2,8 +2,10 @@
 //!
 //! Invariants: nothing is created but for a push that is permitted, in the proxy's own name, where the
 //! operator wants it, and after the registry has said that there is no such repository; however many push
-//! at once, it is asked for once, and what was begun is ended, whoever leaves.
+//! at once, it is asked for once, and what was begun is ended, whoever leaves. What the program does not live
+//! to end, or AWS does not let it, is ended with a push to that repository later, unless an operator was first.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +19,8 @@ use super::Upstream;
 use super::ecr::EcrApi;
 use super::error::{Unreachable, UpstreamError};
 use super::gate::backoff;
-use super::metrics::Meter;
+use super::meter::Meter;
+use super::unfinished::Unfinished;
 
 /// For how long a refusal stands: it lasts until an operator does something, and each push would ask again.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
@@ -26,6 +29,10 @@ const REFUSED_FOR: Duration = Duration::from_secs(60);
 const MADE_FOR: Duration = Duration::from_secs(10);
 /// For how long the registry may still deny a repository that it has just made.
 const UNTIL_KNOWN: Duration = Duration::from_secs(5);
+/// How long one has to make a repository what it should be, before another may go on.
+const TURN: Duration = Duration::from_secs(60);
+/// When to go on with what AWS did not let us end.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Repositories that are remembered at once; each is forgotten once nothing about it is of use.
 const REMEMBERED: u64 = 10_000;
 
@@ -90,6 +97,8 @@ pub(super) struct Creator {
     api: Arc<EcrApi>,
     creation: Creation,
     recent: Cache<RepositoryName, Arc<Mutex<Option<Known>>>>,
+    /// Those that are to get a lifecycle policy, and may not have it yet.
+    unfinished: Arc<Unfinished>,
     meter: Meter,
 }
 
@@ -101,8 +110,14 @@ struct Known {
 }
 
 impl Creator {
-    pub(super) fn new(api: Arc<EcrApi>, creation: Creation, meter: Meter) -> Arc<Self> {
+    pub(super) fn new(
+        api: Arc<EcrApi>,
+        creation: Creation,
+        notes: Option<PathBuf>,
+        meter: Meter,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            unfinished: Arc::new(Unfinished::open(notes)),
             api,
             creation,
             recent: Cache::builder()
@@ -156,6 +171,10 @@ impl Creator {
 
     async fn make(&self, repository: &RepositoryName) -> Result<Created, UpstreamError> {
         let template = &self.creation.template;
+        let was_noted = self.unfinished.contains(repository);
+        if template.lifecycle_policy.is_some() {
+            self.unfinished.note(repository, TURN).await;
+        }
         let word = self.api.create_repository(repository, template).await;
         self.meter.created(match &word {
             Ok(Created::New) => "created",
@@ -163,21 +182,65 @@ impl Creator {
             Err(UpstreamError::Refused | UpstreamError::Told(_)) => "refused",
             Err(_) => "failed",
         });
-        if word != Ok(Created::New) {
-            return word;
+        match &word {
+            Ok(Created::New) => {}
+            // Another made it, or nobody did.
+            Ok(Created::Existed) | Err(UpstreamError::Refused | UpstreamError::Told(_))
+                if !was_noted =>
+            {
+                self.unfinished.forget(repository).await;
+                return word;
+            }
+            // It may be our own: of an attempt that was not heard of.
+            Ok(Created::Existed) | Err(_) => {
+                self.unfinished.put_off(repository, Duration::ZERO);
+                return word;
+            }
         }
         let upstream = self.meter.upstream();
         tracing::info!(upstream.name = %upstream, oci.repository = %repository, "repository created");
         if let Some(policy) = &template.lifecycle_policy {
             // The images are what matters: without it they are pushed all the same.
-            let put = self.api.put_lifecycle_policy(repository, policy).await;
-            self.meter.lifecycle_policy(match put {
-                Ok(()) => "ok",
-                Err(UpstreamError::Refused) => "refused",
-                Err(_) => "failed",
-            });
+            self.give_policy(repository, policy).await;
         }
         word
+    }
+
+    async fn give_policy(&self, repository: &RepositoryName, policy: &str) {
+        let put = self.api.put_lifecycle_policy(repository, policy).await;
+        self.meter.lifecycle_policy(match put {
+            Ok(()) => "ok",
+            Err(UpstreamError::Refused) => "refused",
+            Err(_) => "failed",
+        });
+        match put {
+            Ok(()) => self.unfinished.forget(repository).await,
+            Err(UpstreamError::Refused | UpstreamError::Told(_)) => {
+                self.unfinished.put_off(repository, REFUSED_FOR);
+            }
+            Err(_) => self.unfinished.put_off(repository, AGAIN_AFTER),
+        }
+    }
+
+    /// Ends what was begun and not ended, if there is anything of this repository that was pushed to. Nobody
+    /// waits for it.
+    fn finish(self: &Arc<Self>, repository: &RepositoryName) {
+        if !self.unfinished.take(repository, TURN) {
+            return;
+        }
+        let (creator, repository) = (Arc::clone(self), repository.clone());
+        tokio::spawn(async move {
+            let Some(policy) = &creator.creation.template.lifecycle_policy else {
+                return creator.unfinished.forget(&repository).await;
+            };
+            match creator.api.has_lifecycle_policy(&repository).await {
+                Ok(false) => creator.give_policy(&repository, policy).await,
+                // Another is not replaced: who gave it knew better.
+                Ok(true) => creator.unfinished.forget(&repository).await,
+                Err(UpstreamError::Refused) => creator.unfinished.put_off(&repository, REFUSED_FOR),
+                Err(_) => creator.unfinished.put_off(&repository, AGAIN_AFTER),
+            }
+        });
     }
 }
 
@@ -201,7 +264,11 @@ impl Upstream {
         F: Future<Output = Result<T, UpstreamError>>,
     {
         let first = push().await;
-        let (Err(error), Some(creator)) = (&first, self.creator(repository)) else {
+        let Some(creator) = self.creator(repository) else {
+            return first;
+        };
+        let Err(error) = &first else {
+            creator.finish(repository);
             return first;
         };
         if !says_absent(error) {

@@ -96,11 +96,10 @@ impl Credentials {
         deadline: Instant,
     ) -> Result<Arc<Token>, UpstreamError> {
         match self {
-            Self::Ecr(refresher) => match sent {
-                Some(sent) => refresher.replace(sent, deadline).await,
-                None => refresher.token(deadline).await,
+            Self::Ecr(refresher) => {
+                let token = refresher.instead_of(sent, deadline).await;
+                token.map_err(UpstreamError::NoToken)
             }
-            .map_err(UpstreamError::NoToken),
             Self::Challenged(challenged) => {
                 challenged.instead_of(sent, headers, scope, deadline).await
             }

@@ -4,6 +4,7 @@
 //! its password is never printed.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 use std::task::{Context, Poll};
 
@@ -67,6 +68,21 @@ impl Egress {
     pub fn except(mut self, hosts: &str) -> Self {
         self.except = format!("{THIS_HOST},{hosts}");
         self
+    }
+
+    /// A tunnel to this host on a connection of its own; none for what is reached without it.
+    ///
+    /// # Errors
+    /// The proxy is not to be had, or refuses.
+    pub async fn tunnel(&self, host: &Uri) -> io::Result<Option<TcpStream>> {
+        let way = self.way();
+        let Some(proxy) = way.to(host) else {
+            return Ok(None);
+        };
+        let proxy = TcpStream::connect((proxy.host(), proxy.port())).await;
+        let proxy = proxy.map_err(|_| io::Error::other(ConnectError::Proxy))?;
+        let tunnel = way.tunnel(host, proxy).await;
+        tunnel.map(Some).map_err(io::Error::other)
     }
 
     /// The proxy with its login, and what it is not for, for a client of somebody else's making.

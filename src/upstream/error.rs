@@ -223,7 +223,7 @@ pub enum OddToken {
 
 impl TokenError {
     /// True where nobody answered, so that the way there may be what is missing.
-    pub(super) fn is_of_the_link(self) -> bool {
+    pub fn is_of_the_link(self) -> bool {
         matches!(
             self,
             Self::Pending | Self::TooSlow | Self::Unreachable | Self::Intercepted

@@ -16,9 +16,8 @@ use super::client::{Answer, Outgoing};
 use super::credentials::{MOST_LOGINS, Verdict, verdict};
 use super::error::{Unreachable, UpstreamError, Wrong};
 use super::gate::backoff;
-use super::metrics::Kind;
 use super::portal::stands_in;
-use super::question::Question;
+use super::question::{Kind, Question};
 use super::said::{MAX_ERROR_BODY, concerns_credentials, is_failure, said};
 use super::token::Token;
 use super::told;
@@ -120,6 +119,7 @@ impl Shared {
             }
             pass.answered();
             if is_failure(status) {
+                question.doubt.raise();
                 answer.discard().await;
                 let error = UpstreamError::Failing {
                     status: status.as_u16(),
@@ -201,6 +201,7 @@ impl Shared {
             content_type: question.content_type.clone(),
             content_range: question.content_range.clone(),
             token,
+            doubt: question.doubt.clone(),
         }
     }
 

@@ -5,9 +5,8 @@ use tokio::time::Instant;
 
 use super::client::{Answer, Outgoing};
 use super::error::{RefusedRedirect, UpstreamError, Wrong};
-use super::metrics::Kind;
 use super::portal::is_page;
-use super::question::Question;
+use super::question::{Kind, Question};
 use super::redirect;
 use super::said::{is_failure, is_redirect};
 use super::{Shared, Upstream};

@@ -16,8 +16,7 @@ use crate::oci::{Digest, RepositoryName};
 use super::Upstream;
 use super::client::{Answer, path_and_query};
 use super::error::{Absent, UpstreamError, Wrong};
-use super::metrics::Kind;
-use super::question::Question;
+use super::question::{Kind, Question};
 use super::said::unanswered;
 use super::scope::Scope;
 

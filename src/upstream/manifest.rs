@@ -10,8 +10,7 @@ use crate::oci::{Digest, Manifest, Reference, RepositoryName};
 use super::Upstream;
 use super::client::path_and_query;
 use super::error::{Absent, UpstreamError, Wrong};
-use super::metrics::Kind;
-use super::question::Question;
+use super::question::{Kind, Question};
 use super::said::unanswered;
 use super::scope::Scope;
 

@@ -1,114 +1,69 @@
-//! Counters of what goes to upstreams. `Default` counts for nobody.
+//! What is told of upstreams: the names that operators watch. `Default` counts for nobody.
+//!
+//! Who counts holds the [`Meter`] of one upstream.
 
-use std::fmt::{self, Write as _};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::allowance::Allowance;
-
-/// What a request to an upstream is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
-    ManifestHead,
-    Manifest,
-    Blob,
-    /// Whether a blob is there, or how large it is.
-    BlobProbe,
-    Tags,
-    Catalog,
-    Referrers,
-    /// At a Bearer token service; AWS is asked by its own SDK.
-    Token,
-    Ping,
-    /// Where the registry redirects to.
-    Storage,
-    /// The beginning, end and giving up of an upload.
-    Upload,
-    /// A part of an upload, or all of it.
-    UploadBody,
-    ManifestPut,
-    /// Of a manifest or blob.
-    Delete,
-}
-
-impl EncodeLabelValue for Kind {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(match self {
-            Self::ManifestHead => "manifest_head",
-            Self::Manifest => "manifest",
-            Self::Blob => "blob",
-            Self::BlobProbe => "blob_probe",
-            Self::Tags => "tags",
-            Self::Catalog => "catalog",
-            Self::Referrers => "referrers",
-            Self::Token => "token",
-            Self::Ping => "ping",
-            Self::Storage => "storage",
-            Self::Upload => "upload",
-            Self::UploadBody => "upload_body",
-            Self::ManifestPut => "manifest_put",
-            Self::Delete => "delete",
-        })
-    }
-}
+use super::meter::Meter;
+use super::question::Kind;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    upstream: String,
-    kind: Kind,
+pub(super) struct RequestLabels {
+    pub(super) upstream: String,
+    pub(super) kind: Kind,
     /// `2xx` and so on; `none` without an answer.
-    status: &'static str,
+    pub(super) status: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BodyLabels {
-    upstream: String,
-    kind: Kind,
+pub(super) struct BodyLabels {
+    pub(super) upstream: String,
+    pub(super) kind: Kind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpstreamLabel {
-    upstream: String,
+pub(super) struct UpstreamLabel {
+    pub(super) upstream: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabels {
-    upstream: String,
-    result: &'static str,
+pub(super) struct ResultLabels {
+    pub(super) upstream: String,
+    pub(super) result: &'static str,
 }
 
 /// Counters of all upstreams, told apart by their name. Clones count together.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamMetrics {
-    requests: Family<RequestLabels, Counter>,
-    body_bytes: Family<BodyLabels, Counter>,
-    sent_bytes: Family<BodyLabels, Counter>,
-    redirect_renewals: Family<UpstreamLabel, Counter>,
-    token_refresh: Family<ResultLabels, Counter>,
-    token_expiry: Family<UpstreamLabel, Gauge>,
-    throttled: Family<UpstreamLabel, Counter>,
-    paced: Family<UpstreamLabel, Counter>,
-    retries: Family<UpstreamLabel, Counter>,
-    truncated: Family<UpstreamLabel, Counter>,
-    stalled: Family<UpstreamLabel, Counter>,
-    breaker_open: Family<UpstreamLabel, Gauge>,
-    breaker_openings: Family<UpstreamLabel, Counter>,
-    turned_away: Family<UpstreamLabel, Counter>,
-    probes: Family<ResultLabels, Counter>,
-    descriptions: Family<ResultLabels, Counter>,
-    ratelimit_limit: Family<UpstreamLabel, Gauge>,
-    ratelimit_remaining: Family<UpstreamLabel, Gauge>,
-    creations: Family<ResultLabels, Counter>,
-    lifecycle_policies: Family<ResultLabels, Counter>,
-    storage_away: Family<UpstreamLabel, Gauge>,
-    held_back: Family<UpstreamLabel, Counter<f64, AtomicU64>>,
+    pub(super) requests: Family<RequestLabels, Counter>,
+    pub(super) body_bytes: Family<BodyLabels, Counter>,
+    pub(super) sent_bytes: Family<BodyLabels, Counter>,
+    pub(super) redirect_renewals: Family<UpstreamLabel, Counter>,
+    pub(super) token_refresh: Family<ResultLabels, Counter>,
+    pub(super) token_expiry: Family<UpstreamLabel, Gauge>,
+    pub(super) throttled: Family<UpstreamLabel, Counter>,
+    pub(super) paced: Family<UpstreamLabel, Counter>,
+    pub(super) retries: Family<UpstreamLabel, Counter>,
+    pub(super) truncated: Family<UpstreamLabel, Counter>,
+    pub(super) stalled: Family<UpstreamLabel, Counter>,
+    pub(super) breaker_open: Family<UpstreamLabel, Gauge>,
+    pub(super) breaker_openings: Family<UpstreamLabel, Counter>,
+    pub(super) turned_away: Family<UpstreamLabel, Counter>,
+    pub(super) probes: Family<ResultLabels, Counter>,
+    pub(super) descriptions: Family<ResultLabels, Counter>,
+    pub(super) ratelimit_limit: Family<UpstreamLabel, Gauge>,
+    pub(super) ratelimit_remaining: Family<UpstreamLabel, Gauge>,
+    pub(super) creations: Family<ResultLabels, Counter>,
+    pub(super) lifecycle_policies: Family<ResultLabels, Counter>,
+    pub(super) storage_away: Family<UpstreamLabel, Gauge>,
+    pub(super) held_back: Family<UpstreamLabel, Counter<f64, AtomicU64>>,
 }
 
 impl UpstreamMetrics {
@@ -227,255 +182,14 @@ impl UpstreamMetrics {
     }
 
     pub(super) fn meter(&self, upstream: Arc<str>) -> Meter {
-        Meter {
-            metrics: self.clone(),
-            upstream,
-            is_shown: Arc::default(),
-        }
-    }
-}
-
-/// The counters of one upstream.
-#[derive(Clone, Debug)]
-pub(super) struct Meter {
-    metrics: UpstreamMetrics,
-    upstream: Arc<str>,
-    /// Its gauges are those of this upstream: another of its name may have been before, or be by now.
-    is_shown: Arc<Mutex<bool>>,
-}
-
-impl Meter {
-    pub(super) fn upstream(&self) -> &Arc<str> {
-        &self.upstream
-    }
-
-    /// The gauges are this upstream's from now on.
-    pub(super) fn begin(&self) {
-        let mut is_shown = self.is_shown();
-        *is_shown = true;
-        let gauges = [&self.metrics.breaker_open, &self.metrics.storage_away];
-        for gauge in gauges {
-            gauge.get_or_create(&self.label()).set(0);
-        }
-    }
-
-    /// The gauges are not this upstream's any more: what it still does is only counted.
-    pub(super) fn end(&self) {
-        let mut is_shown = self.is_shown();
-        *is_shown = false;
-        for gauge in [
-            &self.metrics.breaker_open,
-            &self.metrics.storage_away,
-            &self.metrics.token_expiry,
-            &self.metrics.ratelimit_limit,
-            &self.metrics.ratelimit_remaining,
-        ] {
-            gauge.remove(&self.label());
-        }
-    }
-
-    fn is_shown(&self) -> MutexGuard<'_, bool> {
-        self.is_shown.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn show(&self, gauge: &Family<UpstreamLabel, Gauge>, value: i64) {
-        let is_shown = self.is_shown();
-        if *is_shown {
-            gauge.get_or_create(&self.label()).set(value);
-        }
-    }
-
-    pub(super) fn requested(&self, kind: Kind, status: Option<http::StatusCode>) {
-        let status = match status.map(|status| status.as_u16() / 100) {
-            Some(1) => "1xx",
-            Some(2) => "2xx",
-            Some(3) => "3xx",
-            Some(4) => "4xx",
-            Some(5) => "5xx",
-            Some(_) => "other",
-            None => "none",
-        };
-        let labels = RequestLabels {
-            upstream: self.upstream.to_string(),
-            kind,
-            status,
-        };
-        self.metrics.requests.get_or_create(&labels).inc();
-    }
-
-    /// The counter of body bytes for `kind`, for use at every piece of a body.
-    pub(super) fn body_bytes(&self, kind: Kind) -> Counter {
-        let labels = BodyLabels {
-            upstream: self.upstream.to_string(),
-            kind,
-        };
-        self.metrics.body_bytes.get_or_create_owned(&labels)
-    }
-
-    /// The counter of bytes sent for `kind`, for use at every piece of a body.
-    pub(super) fn sent_bytes(&self, kind: Kind) -> Counter {
-        let labels = BodyLabels {
-            upstream: self.upstream.to_string(),
-            kind,
-        };
-        self.metrics.sent_bytes.get_or_create_owned(&labels)
-    }
-
-    pub(super) fn redirect_renewed(&self) {
-        self.metrics
-            .redirect_renewals
-            .get_or_create(&self.label())
-            .inc();
-    }
-
-    pub(super) fn throttled(&self) {
-        self.metrics.throttled.get_or_create(&self.label()).inc();
-    }
-
-    pub(super) fn paced(&self) {
-        self.metrics.paced.get_or_create(&self.label()).inc();
-    }
-
-    pub(super) fn retried(&self) {
-        self.metrics.retries.get_or_create(&self.label()).inc();
-    }
-
-    pub(super) fn truncated(&self) {
-        self.metrics.truncated.get_or_create(&self.label()).inc();
-    }
-
-    pub(super) fn held_back(&self, time: Duration) {
-        // Nothing is the rule, and this is asked at every piece of a body.
-        if time >= Duration::from_millis(1) {
-            let held_back = self.metrics.held_back.get_or_create(&self.label());
-            held_back.inc_by(time.as_secs_f64());
-        }
-    }
-
-    pub(super) fn stalled(&self) {
-        self.metrics.stalled.get_or_create(&self.label()).inc();
-    }
-
-    /// Notes whether the breaker is open, and counts that it opened.
-    pub(super) fn breaker(&self, open: bool) {
-        self.show(&self.metrics.breaker_open, open.into());
-        if open {
-            let openings = &self.metrics.breaker_openings;
-            openings.get_or_create(&self.label()).inc();
-        }
-    }
-
-    /// Notes whether storage is known not to answer.
-    pub(super) fn storage(&self, away: bool) {
-        self.show(&self.metrics.storage_away, away.into());
-    }
-
-    /// A question was not asked, as the breaker is open.
-    pub(super) fn turned_away(&self) {
-        self.metrics.turned_away.get_or_create(&self.label()).inc();
-    }
-
-    /// A repository's description was asked for.
-    pub(super) fn described(&self, result: &'static str) {
-        self.metrics
-            .descriptions
-            .get_or_create(&self.result(result))
-            .inc();
-    }
-
-    /// A registry told how many pulls it still allows.
-    pub(super) fn allowed(&self, allowance: &Allowance) {
-        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let remaining = number(allowance.remaining);
-        self.show(&self.metrics.ratelimit_remaining, remaining);
-        if let Some(limit) = allowance.limit {
-            self.show(&self.metrics.ratelimit_limit, number(limit));
-        }
-    }
-
-    /// A repository was asked for.
-    pub(super) fn created(&self, result: &'static str) {
-        self.metrics
-            .creations
-            .get_or_create(&self.result(result))
-            .inc();
-    }
-
-    /// A repository that was created was to get its lifecycle policy.
-    pub(super) fn lifecycle_policy(&self, result: &'static str) {
-        self.metrics
-            .lifecycle_policies
-            .get_or_create(&self.result(result))
-            .inc();
-    }
-
-    pub(super) fn probed(&self, good: bool) {
-        let result = if good { "ok" } else { "failed" };
-        self.metrics
-            .probes
-            .get_or_create(&self.result(result))
-            .inc();
-    }
-
-    /// Counts refreshes of this upstream's tokens.
-    pub(super) fn tokens(&self) -> TokenMeter {
-        TokenMeter(self.clone())
-    }
-
-    fn label(&self) -> UpstreamLabel {
-        UpstreamLabel {
-            upstream: self.upstream.to_string(),
-        }
-    }
-
-    fn result(&self, result: &'static str) -> ResultLabels {
-        ResultLabels {
-            upstream: self.upstream.to_string(),
-            result,
-        }
-    }
-}
-
-/// Counts refreshes of tokens.
-#[derive(Clone, Debug)]
-pub(super) struct TokenMeter(Meter);
-
-#[cfg(test)]
-impl Default for TokenMeter {
-    fn default() -> Self {
-        UpstreamMetrics::default().meter("test".into()).tokens()
-    }
-}
-
-impl TokenMeter {
-    pub(super) fn upstream(&self) -> &str {
-        &self.0.upstream
-    }
-
-    pub(super) fn refreshed(&self, expires: SystemTime) {
-        let Self(meter) = self;
-        meter
-            .metrics
-            .token_refresh
-            .get_or_create(&meter.result("ok"))
-            .inc();
-        let since_epoch = expires.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let until = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
-        meter.show(&meter.metrics.token_expiry, until);
-    }
-
-    pub(super) fn failed(&self) {
-        let Self(meter) = self;
-        meter
-            .metrics
-            .token_refresh
-            .get_or_create(&meter.result("failed"))
-            .inc();
+        Meter::new(self.clone(), upstream)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     #[test]

@@ -19,7 +19,7 @@
 //! | `scope`, `realm` | what a token has to be good for; which token services speak for a registry |
 //! | `ecr`, `bearer` | where tokens come from |
 //! | `programs` | that no program run for credentials is left behind |
-//! | `mutability`, `creation` | which tags of a repository may move; repositories that appear when pushed to |
+//! | `mutability`, `creation`, `unfinished` | which tags of a repository may move; repositories that appear when pushed to; those that are being made |
 //! | `quota`, `gate`, `breaker` | keeping to what a registry takes; obeying one that throttles; not waiting for one that does not answer |
 //! | `allowance` | how many pulls a registry still allows, as it tells |
 //! | `redirect`, `storage` | where blobs may be, and whether that answers |
@@ -27,6 +27,7 @@
 //! | `bandwidth` | how fast blobs may come, and who gives way to whom |
 //! | `manifest`, `blob`, `lists`, `check` | the questions |
 //! | `body` | the bytes of a blob as they come |
+//! | `metrics`, `meter` | what operators watch; counting for one upstream |
 //! | `upload`, `sending`, `told` | pushing: what is asked, what it carries, and the registry's own words |
 
 mod allowance;
@@ -50,6 +51,7 @@ mod fetch;
 mod gate;
 mod lists;
 mod manifest;
+mod meter;
 mod metrics;
 mod mutability;
 mod options;
@@ -69,6 +71,7 @@ mod sending;
 mod storage;
 mod token;
 mod told;
+mod unfinished;
 mod upload;
 mod upstreams;
 
@@ -120,9 +123,10 @@ use creation::Creator;
 use credentials::Credentials;
 use ecr::{EcrApi, Outside, PublicApi};
 use gate::{Gate, RetryBudget};
-use metrics::{Kind, Meter};
+use meter::Meter;
 use options::Terms;
 use origin::{Origin, Reach};
+use question::Kind;
 use quota::Pace;
 use realm::Realms;
 use redirect::RedirectPolicy;
@@ -193,6 +197,7 @@ impl Upstream {
             redirect_hosts,
             token_hosts,
             creation,
+            creation_notes,
             quotas,
             limits,
             ..
@@ -277,7 +282,13 @@ impl Upstream {
         let creator = match (creation, &ecr) {
             (None, _) => None,
             (Some(creation), Some(api)) => {
-                Some(Creator::new(Arc::clone(api), creation, meter.clone()))
+                let notes = creation_notes;
+                Some(Creator::new(
+                    Arc::clone(api),
+                    creation,
+                    notes,
+                    meter.clone(),
+                ))
             }
             (Some(_), None) => return Err(SetupError::CreationElsewhere),
         };

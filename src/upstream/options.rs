@@ -1,5 +1,6 @@
 //! One upstream as it is configured, and what of that may change while it is in use.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub struct UpstreamOptions {
     /// Repositories that are made when they are pushed to, if any are. For private ECR registries that are
     /// logged in to by AWS.
     pub creation: Option<Creation>,
+    /// A folder for notes of what is being made, so that one that was begun is ended after a restart.
+    pub creation_notes: Option<PathBuf>,
     /// Upstreams that have the same repositories, asked in this order where this one cannot answer.
     pub fallback: Vec<Arc<str>>,
     /// Deadlines and sizes.
@@ -66,6 +69,7 @@ impl UpstreamOptions {
             max_bandwidth: None,
             offline: false.into(),
             creation: None,
+            creation_notes: None,
             fallback: Vec::new(),
             quotas: Quotas::unlimited(),
             limits: Limits::default(),

@@ -1,11 +1,61 @@
 //! What is asked of a registry.
 
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
-use super::metrics::Kind;
 use super::scope::Scope;
 use super::sending::Carried;
+
+/// What a request to an upstream is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    ManifestHead,
+    Manifest,
+    Blob,
+    /// Whether a blob is there, or how large it is.
+    BlobProbe,
+    Tags,
+    Catalog,
+    Referrers,
+    /// At a Bearer token service; AWS is asked by its own SDK.
+    Token,
+    Ping,
+    /// Where the registry redirects to.
+    Storage,
+    /// The beginning, end and giving up of an upload.
+    Upload,
+    /// A part of an upload, or all of it.
+    UploadBody,
+    ManifestPut,
+    /// Of a manifest or blob.
+    Delete,
+}
+
+impl EncodeLabelValue for Kind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::ManifestHead => "manifest_head",
+            Self::Manifest => "manifest",
+            Self::Blob => "blob",
+            Self::BlobProbe => "blob_probe",
+            Self::Tags => "tags",
+            Self::Catalog => "catalog",
+            Self::Referrers => "referrers",
+            Self::Token => "token",
+            Self::Ping => "ping",
+            Self::Storage => "storage",
+            Self::Upload => "upload",
+            Self::UploadBody => "upload_body",
+            Self::ManifestPut => "manifest_put",
+            Self::Delete => "delete",
+        })
+    }
+}
 
 /// A question to the registry.
 pub(super) struct Question<'a> {
@@ -25,6 +75,22 @@ pub(super) struct Question<'a> {
     /// Whoever asks looks into that, so it is neither asked again nor told to the breaker.
     pub(super) breaks_where_absent: bool,
     pub(super) scope: Scope<'a>,
+    pub(super) doubt: Doubt,
+}
+
+/// Whether what was asked may have been done although nobody said so: it was sent, and its answer was lost.
+/// Asked again, a registry may say that it cannot be done any more. Clones are about the same question.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Doubt(Arc<AtomicBool>);
+
+impl Doubt {
+    pub(super) fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl<'a> Question<'a> {
@@ -41,6 +107,7 @@ impl<'a> Question<'a> {
             is_push: false,
             breaks_where_absent: false,
             scope,
+            doubt: Doubt::default(),
         }
     }
 }

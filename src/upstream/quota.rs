@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::Method;
 use tokio::time::{Instant, sleep_until};
 
-use super::metrics::Kind;
+use super::question::Kind;
 
 /// As much of a quota may be used at once.
 const BURST: Duration = Duration::from_secs(1);

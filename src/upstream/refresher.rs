@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::error::{OddToken, TokenError};
-use super::metrics::TokenMeter;
+use super::meter::TokenMeter;
 use super::origin::Origin;
 use super::token::Token;
 
@@ -25,7 +25,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(20);
 /// A token refused upstream is replaced no more often than this, so that a registry that refuses every
 /// token does not turn requests into token calls one to one.
 const MIN_REPLACE_INTERVAL: Duration = Duration::from_secs(1);
-/// Between attempts when the link has just returned.
+/// Between attempts when the link has just returned, or may have.
 const SOON: Duration = Duration::from_millis(500);
 /// An attempt that takes longer was begun in an outage, if there was one.
 const USUAL: Duration = Duration::from_secs(1);
@@ -81,6 +81,8 @@ struct State {
     failing: Option<(SystemTime, TokenError)>,
     /// Not before this; set by failures.
     next_attempt: Option<Instant>,
+    /// When the last attempt failed.
+    failed: Option<Instant>,
 }
 
 impl State {
@@ -92,6 +94,15 @@ impl State {
     /// There is a token that upstream takes, as far as is known.
     fn is_equipped(&self) -> bool {
         !self.refused && self.token.as_ref().is_some_and(|token| token.is_usable())
+    }
+
+    /// Whoever asks now is told why there is no token, and waits for none. A service that could not be reached
+    /// a while ago may be back, and one that is not says so at once: that is worth another attempt.
+    fn is_held_back(&self) -> bool {
+        let is_early = self.next_attempt.is_some_and(|next| Instant::now() < next);
+        let was_away = matches!(self.failing, Some((_, TokenError::Unreachable)));
+        let is_long_ago = self.failed.is_some_and(|failed| failed.elapsed() >= SOON);
+        is_early && !(was_away && is_long_ago)
     }
 }
 
@@ -126,12 +137,30 @@ impl Refresher {
     ///
     /// # Errors
     /// When there is no valid token: with the reason of the last failure, at once while refreshes are
-    /// held back after one.
+    /// held back after one. Where the service could not be reached, that is for half a second.
     ///
     /// # Cancel safety
     /// Leaving changes nothing; a refresh that was begun goes on.
     pub(super) async fn token(&self, deadline: Instant) -> Result<Arc<Token>, TokenError> {
         self.wait_for(deadline, |_| true).await
+    }
+
+    /// A token to send where upstream rejected `sent`, or that nothing was sent.
+    ///
+    /// # Errors
+    /// As [`Refresher::token`].
+    ///
+    /// # Cancel safety
+    /// As [`Refresher::token`].
+    pub(super) async fn instead_of(
+        &self,
+        sent: Option<&Arc<Token>>,
+        deadline: Instant,
+    ) -> Result<Arc<Token>, TokenError> {
+        match sent {
+            Some(sent) => self.replace(sent, deadline).await,
+            None => self.token(deadline).await,
+        }
     }
 
     /// Another token than `refused`, which upstream rejected: the current one if it is newer, otherwise
@@ -183,8 +212,7 @@ impl Refresher {
                 {
                     return Ok(Arc::clone(token));
                 }
-                let held_back = state.next_attempt.is_some_and(|next| Instant::now() < next);
-                if state.refreshing.is_none() && (waited || held_back) {
+                if state.refreshing.is_none() && (waited || state.is_held_back()) {
                     let reason = state.failing.as_ref().map(|(_, reason)| *reason);
                     return Err(reason.unwrap_or(TokenError::Pending));
                 }
@@ -356,6 +384,7 @@ impl Inner {
                     .saturating_mul(1 << state.failures.min(10))
                     .min(MAX_BACKOFF);
                 state.failures = state.failures.saturating_add(1);
+                state.failed = Some(Instant::now());
                 state.next_attempt =
                     Some(Instant::now() + wait.mul_f64(0.75 + 0.5 * fastrand::f64()));
             }

@@ -38,6 +38,14 @@ impl Carried {
         matches!(self, Self::Stream(_))
     }
 
+    /// True once all of it was taken; what is held whole always is.
+    pub(super) fn is_whole(&self) -> bool {
+        match self {
+            Self::Nothing | Self::Document(_) => true,
+            Self::Stream(stream) => stream.shared.progress.borrow().is_whole,
+        }
+    }
+
     /// Returns when all of it was taken.
     pub(super) async fn is_taken(&self) {
         if let Self::Stream(stream) = self {

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::breaker::{LIMIT, Outage, weight};
 use super::error::UpstreamError;
-use super::metrics::Meter;
+use super::meter::Meter;
 
 /// What is known of an upstream's storage.
 pub(super) struct Storage {

@@ -1,6 +1,6 @@
 //! Faults, gates and outages do what they say, and the journal tells of it.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use ecr_proxy::simulator::{
     BlobSource, End, Entry, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern, Simulator,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::client::{Client, start, start_with_blob, storage};
 
@@ -277,4 +277,20 @@ async fn it_comes_back_at_the_same_addresses() {
     assert_eq!(simulator.address(Listener::Registry), registry);
     let client = Client::new(&simulator, FULL_ACCESS_KEY);
     assert_eq!(client.get("/v2/").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_port_that_refuses_is_given_to_nobody_else() {
+    let simulator = start().await;
+    let address = simulator.address(Listener::Registry);
+    for outage in [Outage::None, Outage::Refused] {
+        simulator.outage(outage).await;
+        let other = TcpSocket::new_v4().unwrap();
+        let taken = other.bind(address).unwrap_err();
+        assert_eq!(taken.kind(), ErrorKind::AddrInUse, "{outage:?}");
+    }
+    let refused = TcpStream::connect(address).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    simulator.outage(Outage::None).await;
+    TcpStream::connect(address).await.unwrap();
 }

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http_body::Body;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
@@ -103,7 +104,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 pub struct Connection {
     stream: Box<dyn Stream>,
     /// Read and not yet taken.
-    buffered: Vec<u8>,
+    buffered: BytesMut,
 }
 
 /// How a body is framed.
@@ -134,7 +135,7 @@ impl Connection {
     pub fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         Self {
             stream: Box::new(stream),
-            buffered: Vec::new(),
+            buffered: BytesMut::new(),
         }
     }
 
@@ -180,8 +181,7 @@ impl Connection {
                 .windows(4)
                 .position(|four| four == b"\r\n\r\n")
             {
-                let rest = self.buffered.split_off(at + 4);
-                let text = std::mem::replace(&mut self.buffered, rest);
+                let text = self.buffered.split_to(at + 4);
                 return parse_head(&text[..at]);
             }
             if self.fill().await? == 0 {
@@ -208,7 +208,7 @@ impl Connection {
             Framing::Length(length) => self.take_into(&mut body, length).await.is_ok(),
             Framing::Chunked => self.chunks_into(&mut body).await.is_ok(),
             Framing::Close => loop {
-                body.append(&mut self.buffered);
+                body.extend_from_slice(&self.buffered.split());
                 match self.fill().await {
                     Ok(0) => break true,
                     Ok(_) => {}
@@ -243,9 +243,9 @@ impl Connection {
     pub async fn until_closed(&mut self) -> (Vec<u8>, bool) {
         loop {
             match self.fill().await {
-                Ok(0) => return (std::mem::take(&mut self.buffered), true),
+                Ok(0) => return (self.buffered.split().into(), true),
                 Ok(_) => {}
-                Err(_) => return (std::mem::take(&mut self.buffered), false),
+                Err(_) => return (self.buffered.split().into(), false),
             }
         }
     }
@@ -257,7 +257,7 @@ impl Connection {
                 .buffered
                 .len()
                 .min(usize::try_from(left).unwrap_or(usize::MAX));
-            into.extend(self.buffered.drain(..now));
+            into.extend_from_slice(&self.buffered.split_to(now));
             left -= now as u64;
             if left == 0 {
                 return Ok(());
@@ -295,10 +295,8 @@ impl Connection {
 
     /// Reads once; 0 means the peer closed in order.
     async fn fill(&mut self) -> io::Result<usize> {
-        let mut piece = vec![0; 64 * 1024];
-        let read = within("bytes of an answer", self.stream.read(&mut piece)).await?;
-        self.buffered.extend_from_slice(&piece[..read]);
-        Ok(read)
+        let mut piece = (&mut self.buffered).limit(64 * 1024);
+        within("bytes of an answer", self.stream.read_buf(&mut piece)).await
     }
 }
 
@@ -457,25 +455,41 @@ impl Client {
         stream.expect("a trusted server")
     }
 
-    /// GET over HTTP/2, which needs TLS; an answer that ends by RST_STREAM has no clean end.
+    /// GET over HTTP/2.
     pub async fn get_h2(&self, target: &str) -> Answer {
+        let answer = self.ask_h2("GET", target, &[], Empty::new()).await;
+        answer.expect("an answer")
+    }
+
+    /// Over HTTP/2, which needs TLS, on a connection of its own; an answer that ends by RST_STREAM has no clean
+    /// end. The body is sent for as long as somebody takes it; one that fails resets its stream.
+    pub async fn ask_h2<B>(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: B,
+    ) -> hyper::Result<Answer>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let io = TokioIo::new(self.h2_stream().await);
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
                 .await
                 .expect("h2");
         let driver = tokio::spawn(connection);
-        let mut request =
-            http::Request::get(format!("https://{DOMAIN}{target}")).body(Empty::<Bytes>::new());
-        for (name, value) in &self.headers {
-            let headers = request.as_mut().expect("a valid request").headers_mut();
-            let name = http::HeaderName::try_from(name).expect("a field name");
-            headers.append(name, value.parse().expect("a field value"));
+        let mut request = http::Request::builder()
+            .method(method)
+            .uri(format!("https://{DOMAIN}{target}"));
+        let own = self.headers.iter();
+        let own = own.map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in own.chain(headers.iter().copied()) {
+            request = request.header(name, value);
         }
-        let request = request.expect("a valid request");
-        let answer = within("an h2 answer", sender.send_request(request))
-            .await
-            .expect("an answer");
+        let request = request.body(body).expect("a valid request");
+        let answer = within("an h2 answer", sender.send_request(request)).await?;
         let headers = answer.headers().iter().map(|(name, value)| {
             (
                 name.to_string(),
@@ -492,15 +506,15 @@ impl Client {
             match within("an h2 frame", incoming.frame()).await {
                 None => break true,
                 Some(Err(_)) => break false,
-                Some(Ok(frame)) => body.extend(frame.into_data().unwrap_or_default()),
+                Some(Ok(frame)) => body.extend_from_slice(&frame.into_data().unwrap_or_default()),
             }
         };
         driver.abort();
-        Answer {
+        Ok(Answer {
             status: head.status,
             head,
             body,
             clean_end,
-        }
+        })
     }
 }

@@ -52,13 +52,17 @@ pub fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &bytes.collect::<Vec<u8>>())
 }
 
-/// A header field that no table holds (RFC 7541, 6.2.2), both of its parts short.
+/// A header field that no table holds (RFC 7541, 6.2.2).
 pub fn field(name: &str, value: &[u8]) -> Vec<u8> {
-    let short = |length: usize| u8::try_from(length).expect("a short text") & 0x7f;
-    let mut field = vec![0, short(name.len())];
-    field.extend(name.as_bytes());
-    field.push(short(value.len()));
-    field.extend(value);
+    let mut field = vec![0];
+    for text in [name.as_bytes(), value] {
+        // A number that is less than 127, or 127 and the rest (RFC 7541, 5.1).
+        match u8::try_from(text.len()).expect("a short text") {
+            length @ 0..127 => field.push(length),
+            length @ 127.. => field.extend([127, length - 127]),
+        }
+        field.extend(text);
+    }
     field
 }
 

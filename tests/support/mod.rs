@@ -20,8 +20,10 @@ pub mod disk;
 pub mod h2;
 pub mod image;
 pub mod large;
+pub mod names;
 pub mod pebble;
 pub mod pki;
+pub mod port;
 pub mod proxy;
 pub mod push;
 pub mod pushed;
@@ -31,6 +33,7 @@ pub mod registries;
 pub mod sandbox;
 pub mod scene;
 pub mod stage;
+pub mod stopwatch;
 pub mod store;
 pub mod token_service;
 pub mod two;
@@ -46,13 +49,14 @@ pub use self::pki::Pki;
 pub use self::proxy::{Ended, Event, Proxy};
 pub use self::sandbox::Sandbox;
 pub use self::scene::Scene;
+pub use self::stopwatch::Stopwatch;
 pub use self::token_service::TokenService;
 
 /// The name under which every proxy of the tests answers.
 pub const DOMAIN: &str = "registry.mydomain.test";
 
 /// How long anything that has to happen may take on a busy machine before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Awaits `future`, or fails the test after [`PATIENCE`] naming `what` did not happen.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -36,6 +36,9 @@ pub fn free_port() -> u16 {
     }
 }
 
+/// A name of the directory's that nobody can look up.
+pub const FAR: &str = "acme.upstream.test";
+
 /// Where a directory will be, and what it will find.
 pub struct Plan {
     /// The accounts that it knows, each with its key; any where there is none.
@@ -56,7 +59,7 @@ impl Plan {
     pub fn new() -> Self {
         Self {
             known: Vec::new(),
-            pki: Pki::new([DOMAIN, "127.0.0.1"]),
+            pki: Pki::new([DOMAIN, FAR, "127.0.0.1"]),
             directory: free_port(),
             management: free_port(),
             names: [free_port(), free_port()],
@@ -66,6 +69,16 @@ impl Plan {
     /// Its URL.
     pub fn directory(&self) -> String {
         format!("https://127.0.0.1:{}/dir", self.directory)
+    }
+
+    /// Its URL by a name that resolves nowhere, [`FAR`].
+    pub fn far_directory(&self) -> String {
+        format!("https://{FAR}:{}/dir", self.directory)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.directory).into()
     }
 
     /// `[tls.acme]` for it.

@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use ecr_proxy::simulator::{PULL_ONLY_ACCESS_KEY, Simulator};
@@ -45,6 +45,8 @@ pub struct Proxy {
 struct Run {
     child: Child,
     events: watch::Receiver<Vec<Event>>,
+    /// Held by who wants the log not to be read.
+    reading: Arc<Mutex<()>>,
     https: Vec<SocketAddr>,
     http: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
@@ -60,6 +62,9 @@ pub struct Builder {
     env: BTreeMap<String, String>,
     mount: Option<String>,
 }
+
+/// For as long as this is there, nobody reads a program's log. Only its reader waits, on a thread of its own.
+pub struct Unread<'a>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'a, ()>);
 
 impl Proxy {
     /// A proxy for [`DOMAIN`] with a certificate of a test CA, that listens with and without TLS on
@@ -171,6 +176,24 @@ impl Proxy {
     /// The process.
     pub fn pid(&self) -> u32 {
         self.run.child.id()
+    }
+
+    /// Nobody reads its log until what is returned is dropped.
+    pub fn leave_log_unread(&self) -> Unread<'_> {
+        Unread(self.run.reading.lock().expect("no panic"))
+    }
+
+    /// How long it has had a processor, in all.
+    pub fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        let stat = stat.expect("a running process");
+        let (_, fields) = stat.rsplit_once(") ").expect("the name of the program");
+        let ticks = fields.split(' ').skip(11).take(2);
+        let ticks: u64 = ticks
+            .map(|ticks| ticks.parse::<u64>().expect("ticks"))
+            .sum();
+        // A hundred a second, whatever the kernel's own are (proc(5)).
+        Duration::from_millis(10 * ticks)
     }
 
     /// Its anonymous memory, in bytes.
@@ -549,14 +572,18 @@ impl Run {
         let mut child = command.spawn().expect("the program was built");
         let stderr = BufReader::new(child.stderr.take().expect("asked for a pipe"));
         let (sender, events) = watch::channel(Vec::new());
+        let reading = Arc::<Mutex<()>>::default();
+        let may_read = Arc::clone(&reading);
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
+                drop(may_read.lock().expect("no panic"));
                 sender.send_modify(|all: &mut Vec<Event>| all.push(Event::parse(&line)));
             }
         });
         let mut run = Self {
             child,
             events,
+            reading,
             https: Vec::new(),
             http: Vec::new(),
             admin: None,

@@ -3,36 +3,34 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::port::Port;
 use super::users::user_line;
 use super::{Pki, Sandbox, Scene, TokenService, program};
-
-/// Another process may take the port between our looking for one and the registry's binding it.
-const ATTEMPTS: usize = 10;
 
 /// A running docker-registry; killed when dropped.
 pub struct DockerRegistry {
     dir: TempDir,
     child: Child,
-    address: SocketAddr,
+    port: Port,
 }
 
 impl DockerRegistry {
     /// One on 127.0.0.1 without TLS that anybody may read and write.
     pub fn start() -> Self {
-        Self::start_on("127.0.0.1", |_| String::new())
+        Self::start_on(Port::v4(), |_| String::new())
     }
 
     /// One on 127.0.0.1 without TLS that one user may read and write, by HTTP's Basic.
     pub fn start_for(user: &str, password: &str) -> Self {
         // Our own command makes no line for the name that ECR's tokens have.
         let line = user_line("x", password).replacen("x:", &format!("{user}:"), 1);
-        Self::start_on("127.0.0.1", |dir| {
+        Self::start_on(Port::v4(), |dir| {
             let file = dir.join("htpasswd");
             fs::write(&file, &line).expect("the directory is writable");
             let file = file.display();
@@ -48,70 +46,60 @@ impl DockerRegistry {
             certificate.display(),
             key.display()
         );
-        Self::start_on("[::1]", |_| tls.clone())
+        Self::start_on(Port::v6(), |_| tls.clone())
     }
 
     /// One on 127.0.0.1 that lets in who has a token of this service.
     pub fn start_behind(tokens: &TokenService) -> Self {
-        Self::start_on("127.0.0.1", |_| tokens.registry_lines())
+        Self::start_on(Port::v4(), |_| tokens.registry_lines())
     }
 
     /// `more` goes on with the `http` section of its configuration, and is told its directory.
-    fn start_on(host: &str, more: impl Fn(&Path) -> String) -> Self {
-        for _ in 0..ATTEMPTS {
-            let probe = TcpListener::bind(format!("{host}:0")).expect("a free port");
-            let address = probe.local_addr().expect("a bound listener");
-            drop(probe);
-            let dir = TempDir::new().expect("a temporary directory");
-            let config = format!(
-                "version: 0.1\n\
-                 log: {{level: info, accesslog: {{disabled: true}}}}\n\
-                 storage: {{delete: {{enabled: true}}, filesystem: {{rootdirectory: {}}}}}\n\
-                 http:\n  addr: \"{address}\"\n{}",
-                dir.path().join("data").display(),
-                more(dir.path())
-            );
-            let file = dir.path().join("config.yml");
-            fs::write(&file, config).expect("the directory is writable");
-            let mut child = Command::new(program("docker-registry"))
-                .arg("serve")
-                .arg(file)
-                .env_clear()
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()
-                .expect("docker-registry starts");
-            let mut stderr = BufReader::new(child.stderr.take().expect("asked for a pipe"));
-            let mut line = String::new();
-            while !line.contains("listening on") {
-                line.clear();
-                if stderr.read_line(&mut line).unwrap_or(0) == 0 {
-                    break; // it ended: the port was taken
-                }
+    fn start_on(port: Port, more: impl Fn(&Path) -> String) -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        let config = format!(
+            "version: 0.1\n\
+             log: {{level: info, accesslog: {{disabled: true}}}}\n\
+             storage: {{delete: {{enabled: true}}, filesystem: {{rootdirectory: {}}}}}\n\
+             http:\n  addr: \"{}\"\n{}",
+            dir.path().join("data").display(),
+            port.address(),
+            more(dir.path())
+        );
+        let file = dir.path().join("config.yml");
+        fs::write(&file, config).expect("the directory is writable");
+        let mut child = Command::new(program("docker-registry"))
+            .arg("serve")
+            .arg(file)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("docker-registry starts");
+        let stderr = child.stderr.take().expect("asked for a pipe");
+        let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
+        let mut said = String::new();
+        loop {
+            let line = lines.next();
+            let line = line.unwrap_or_else(|| panic!("docker-registry ended at start:\n{said}"));
+            if line.contains("listening on") {
+                break;
             }
-            if line.is_empty() {
-                child.wait().expect("an ended child can be waited for");
-                continue;
-            }
-            std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(drop));
-            return Self {
-                dir,
-                child,
-                address,
-            };
+            said += &format!("  {line}\n");
         }
-        panic!("docker-registry did not start {ATTEMPTS} times");
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { dir, child, port }
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.port.address()
     }
 
     /// Its URL.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.address())
     }
 
     /// Where it keeps what it has.
@@ -178,6 +166,22 @@ impl Dockerd {
     }
 }
 
+/// Starts nginx by this configuration, which is put into `dir` with its first errors. Whoever starts it stops it.
+pub fn nginx(dir: &Path, config: &str) -> Child {
+    let file = dir.join("nginx.conf");
+    fs::write(&file, config).expect("the directory is writable");
+    Command::new(program("nginx"))
+        .arg("-e")
+        .arg(dir.join("error.log"))
+        .arg("-c")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nginx starts")
+}
+
 /// A containerd of the sandbox's own; without the part that serves kubelets, which wants networks.
 pub fn start_containerd(sandbox: &Sandbox) {
     let path = |name: &str| sandbox.path(name).to_string_lossy().into_owned();
@@ -231,6 +235,14 @@ pub fn ctr(sandbox: &Sandbox, arguments: &[&str]) -> String {
             .map(String::as_str)
             .chain(arguments.iter().copied()),
     )
+}
+
+/// Has containerd run an image to its end; returns what it printed.
+///
+/// Control groups are the machine's, whatever the sandbox: a container has the name of its sandbox, so that
+/// no other test's container of the same name takes its group away.
+pub fn ctr_run(sandbox: &Sandbox, image: &str) -> String {
+    ctr(sandbox, &["run", "--rm", image, &sandbox.name()])
 }
 
 /// The words of a podman command with stores of the sandbox's own, which outlive it there.

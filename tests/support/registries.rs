@@ -156,12 +156,14 @@ impl Registries {
         self.proxy.run(words).fine().stdout
     }
 
-    /// Runs it as root of the sandbox, after these lines of shell.
+    /// Runs it as root of the sandbox, after these lines of shell, and what it says of logging in.
     pub fn set_up(&self, client: &str, before: &str) {
-        let script = format!(
-            "set -eu\nsudo() {{ \"$@\"; }}\n{before}\n{}",
-            self.printed(client)
-        );
+        let mut script = format!("set -eu\nsudo() {{ \"$@\"; }}\n{before}\n");
+        for line in self.printed(client).lines() {
+            let command = line.strip_prefix("#   ");
+            let login = command.filter(|command| command.contains(" login "));
+            script += &format!("{}\n", login.unwrap_or(line));
+        }
         self.sandbox.must("sh", ["-c", &script]);
     }
 

@@ -1,6 +1,6 @@
-//! A place of its own for container tools: private mounts over `/etc` and `/run`, private process
-//! ids. The machine's own daemons, stores and settings are neither seen nor touched, and when the
-//! sandbox ends, so does every process in it, however deep it was daemonised.
+//! A place of its own for container tools: private mounts over `/etc`, `/run`, `/dev/shm` and
+//! `/var/lib/containers`, private process ids. The machine's own daemons, stores and settings are neither
+//! seen nor touched, and when the sandbox ends, so does every process in it, however deep it was daemonised.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -24,6 +24,11 @@ cd "$1"
 mkdir etc-upper etc-work home tmp
 mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1/etc-upper,workdir=$1/etc-work" /etc
 mount -t tmpfs tmpfs /run
+# What skopeo and podman remember of blobs, by host and port: another test may have had that port.
+mkdir -p /var/lib/containers
+mount -t tmpfs tmpfs /var/lib/containers
+# Where podman takes a lock for each container, and leaves it to those that end with the sandbox.
+mount -t tmpfs tmpfs /dev/shm
 # crun refuses a machine that has version 1 and 2 side by side.
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 printf '127.0.0.1 localhost\n::1 localhost %s\n' "$2" >/etc/hosts
@@ -94,6 +99,13 @@ impl Sandbox {
             stdin,
             daemons: Mutex::new(Vec::new()),
         }
+    }
+
+    /// A name that no other sandbox of the machine has, of letters and digits.
+    pub fn name(&self) -> String {
+        let folder = self.dir.path().file_name().expect("a folder of /tmp");
+        let letters = |character: &char| character.is_ascii_alphanumeric();
+        folder.to_string_lossy().chars().filter(letters).collect()
     }
 
     /// A path of the sandbox's own folder, as programs in it see it.

@@ -7,6 +7,8 @@ mod lists;
 mod manifests;
 mod origins;
 mod secrets;
+#[path = "../support/stopwatch.rs"]
+mod stopwatch;
 mod support;
 mod tls;
 mod tokens;

@@ -1,5 +1,7 @@
 //! A manifest is verified before anybody sees it; what a tag names is learned as cheaply as may be.
 
+use std::collections::BTreeSet;
+
 use ecr_proxy::oci::{Digest, Reference};
 use ecr_proxy::simulator::{
     DENIED_ACCESS_KEY, Fault, ImageSpec, Listener, PULL_ONLY_ACCESS_KEY, Pattern, path_contains,
@@ -260,4 +262,25 @@ async fn u13_failures_are_retried_and_then_told() {
     assert_eq!(error, UpstreamError::Failing { status: 503 });
     assert!(error.cannot_answer() && !error.says_no());
     assert_eq!(rig.asked(Listener::Registry), 3);
+}
+
+#[tokio::test]
+async fn however_many_ask_there_are_no_more_connections_than_may_be() {
+    let rig = rig_with(|options| options.limits.max_connections = 2).await;
+    rig.sim
+        .push_image("app", "v1", ImageSpec::generated(1, [10]));
+    let rule = rig.sim.faults();
+    let rule = rule.on(Listener::Registry, "GET", Pattern::any());
+    rule.then(Fault::Delay(std::time::Duration::from_millis(20)));
+    let asking = (0..20).map(|_| {
+        let upstream = rig.upstream.clone();
+        tokio::spawn(async move { upstream.manifest(&app(), &v1()).await })
+    });
+    for asked in asking.collect::<Vec<_>>() {
+        asked.await.unwrap().unwrap();
+    }
+    let entries = rig.sim.journal().snapshot();
+    let asked = entries.iter().filter(|e| e.listener == Listener::Registry);
+    let connections: BTreeSet<u64> = asked.map(|entry| entry.connection).collect();
+    assert_eq!(connections.len(), 2);
 }

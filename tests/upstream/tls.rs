@@ -26,15 +26,16 @@ fn certificate(names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> C
     }
 }
 
+async fn showing(certificate: &Certificate) -> Simulator {
+    let simulator = Simulator::builder().tls(certificate.chain.as_str(), certificate.key.as_str());
+    simulator.start().await.unwrap()
+}
+
 async fn ping(
     certificate: &Certificate,
     change: impl FnOnce(&mut UpstreamOptions),
 ) -> Result<(), UpstreamError> {
-    let sim = Simulator::builder()
-        .tls(certificate.chain.as_str(), certificate.key.as_str())
-        .start()
-        .await
-        .unwrap();
+    let sim = showing(certificate).await;
     let mut options = options(&sim, FULL_ACCESS_KEY);
     change(&mut options);
     let pinged = upstream(options).ping().await.map(drop);
@@ -81,11 +82,7 @@ async fn u16_unknown_expired_and_misnamed_certificates_are_refused() {
 #[tokio::test]
 async fn u16_a_handshake_that_hangs_ends_by_its_deadline() {
     let good = certificate(&["127.0.0.1"], |_| {});
-    let sim = Simulator::builder()
-        .tls(good.chain.as_str(), good.key.as_str())
-        .start()
-        .await
-        .unwrap();
+    let sim = showing(&good).await;
     sim.outage_of(Listener::Registry, Outage::Silent).await;
     let mut options = options(&sim, FULL_ACCESS_KEY);
     options.extra_roots = vec![good.der.clone()];
@@ -97,11 +94,7 @@ async fn u16_a_handshake_that_hangs_ends_by_its_deadline() {
 #[tokio::test]
 async fn u16_an_answer_cut_off_without_an_end_is_not_taken_for_whole() {
     let good = certificate(&["127.0.0.1"], |_| {});
-    let sim = Simulator::builder()
-        .tls(good.chain.as_str(), good.key.as_str())
-        .start()
-        .await
-        .unwrap();
+    let sim = showing(&good).await;
     sim.push_image("app", "v1", ImageSpec::generated(1, [10]));
     let mut options = options(&sim, FULL_ACCESS_KEY);
     options.extra_roots = vec![good.der.clone()];

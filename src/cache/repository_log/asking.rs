@@ -13,8 +13,9 @@ use super::reading::read_body;
 use super::{Body, LOG, RepositoryLog};
 
 impl RepositoryLog {
-    pub(in crate::cache) fn has_manifest(&self, digest: &Digest) -> bool {
-        self.manifests.contains_key(digest)
+    /// The media type of a stored manifest; `None` if it is not stored.
+    pub(in crate::cache) fn media_type_of(&self, digest: &Digest) -> Option<&str> {
+        Some(&self.manifests.get(digest)?.media_type)
     }
 
     pub(in crate::cache) fn manifest_checked_at(&self, digest: &Digest) -> Option<SystemTime> {
@@ -49,11 +50,8 @@ impl RepositoryLog {
                 }
             }
         };
-        Ok(Some(StoredManifest {
-            digest: *digest,
-            media_type: manifest.media_type.clone(),
-            bytes,
-        }))
+        let media_type = manifest.media_type.clone();
+        Ok(Some(StoredManifest::new(*digest, media_type, bytes)))
     }
 
     pub(in crate::cache) fn holds(&self, digest: &Digest) -> Option<Held> {

@@ -76,11 +76,9 @@ impl Render for Table {
 
 fn row(image: &ListedImage, now: SystemTime) -> [String; 6] {
     let hex = image.digest.hex();
-    let domain = image.domain.as_ref();
-    let domain = domain.map_or_else(String::new, |domain| format!("{domain}/"));
     let name = match &image.tag {
-        Some(tag) => format!("{domain}{}:{tag}", image.repository),
-        None => format!("{domain}{}@sha256:{}", image.repository, &hex[..12]),
+        Some(tag) => format!("{}:{tag}", image.name()),
+        None => format!("{}@sha256:{}", image.name(), &hex[..12]),
     };
     [
         name,

@@ -11,7 +11,7 @@ use crate::jobs::operations::{Event, Request, Verified};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "What is damaged is taken away and fetched again: at once, or as soon as the upstream answers a running\nproxy. Ends with 1 if there was damage.\n\nExample:\n  ecr-proxy cache verify"
+    after_help = "What is damaged is taken away and fetched again: at once, or as soon as the upstream answers a\nrunning proxy. Ends with 1 if there was damage.\n\nExample:\n  ecr-proxy cache verify"
 )]
 pub(super) struct Args {
     #[command(flatten)]

@@ -55,6 +55,14 @@ impl Finding {
         Self::new(subject, Verdict::Fail, detail, mend)
     }
 
+    /// The same with what others said of it, unless all is well.
+    pub(crate) fn quoting(mut self, said: &[String]) -> Self {
+        if self.verdict != Verdict::Ok && !said.is_empty() {
+            self.detail = format!("{} ({})", self.detail, said.join("; "));
+        }
+        self
+    }
+
     /// The same, of one of several.
     pub(crate) fn of(mut self, name: &str) -> Self {
         self.detail = format!("{name}: {}", self.detail);

@@ -3,9 +3,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use indicatif::BinaryBytes;
 use rustix::fs::statvfs;
 
 use super::Finding;
@@ -14,6 +16,8 @@ use crate::cli::clients::local_ca;
 use crate::clock::{self, Clock};
 use crate::config::{Config, Size, Tls};
 use crate::tls::{ClientCa, Pair, PairFiles, Standing};
+
+const CACHE_DIR: &str = "cache.dir";
 
 /// Less room than this and a single big image displaces the others.
 const SMALL_CACHE_BYTES: u64 = 2 << 30;
@@ -156,7 +160,7 @@ pub(super) fn clock(clock: &Clock) -> Finding {
 pub(super) fn disk(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (subject, folder) in [
-        ("cache.dir", &config.cache.dir),
+        (CACHE_DIR, &config.cache.dir),
         ("server.state_dir", &config.server.state_dir),
     ] {
         findings.push(folder_works(subject, folder));
@@ -171,6 +175,14 @@ fn folder_works(subject: &'static str, folder: &Path) -> Finding {
     let existing = nearest_existing(folder);
     let shown = folder.display();
     match try_folder(&existing) {
+        // `serve` refuses it.
+        Ok(()) if subject == CACHE_DIR && existing == folder && is_anybodys(folder) => {
+            Finding::fail(
+                subject,
+                format!("{shown} is writable by everybody"),
+                format!("`chmod o-w {shown}`, or choose another directory"),
+            )
+        }
         Ok(()) if existing == folder => Finding::ok(subject, format!("{shown} is writable")),
         Ok(()) => Finding::ok(subject, format!("{shown} will be made at the first start")),
         Err(error) => Finding::fail(
@@ -179,6 +191,10 @@ fn folder_works(subject: &'static str, folder: &Path) -> Finding {
             format!("make {shown} and give it to the user that runs the proxy"),
         ),
     }
+}
+
+fn is_anybodys(folder: &Path) -> bool {
+    folder.metadata().is_ok_and(|it| it.mode() & 0o002 != 0)
 }
 
 fn nearest_existing(folder: &Path) -> PathBuf {
@@ -230,10 +246,10 @@ fn space(config: &Config) -> Finding {
     let (limit, free) = (of(config.cache.max_size), of(config.cache.min_free));
     let text = format!(
         "{} of {} available; the cache may take {}, leaving {} free",
-        gib(available),
-        gib(total),
-        gib(limit),
-        gib(free)
+        BinaryBytes(available),
+        BinaryBytes(total),
+        BinaryBytes(limit),
+        BinaryBytes(free)
     );
     if stat.f_files > 0 && stat.f_favail == 0 {
         let text = format!("{} has no inodes left", folder.display());
@@ -267,11 +283,6 @@ fn share(total: u64, percent: f64) -> u64 {
     let millionths = (percent * 10_000.0).round() as u64;
     let share = u128::from(total) * u128::from(millionths) / 1_000_000;
     u64::try_from(share).unwrap_or(total)
-}
-
-fn gib(bytes: u64) -> String {
-    let tenths = bytes / ((1 << 30) / 10);
-    format!("{}.{} GiB", tenths / 10, tenths % 10)
 }
 
 pub(super) fn ports(config: &Config) -> Vec<Finding> {
@@ -308,6 +319,8 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::cli::check::Verdict;
 
@@ -317,6 +330,10 @@ mod tests {
         let finding = folder_works("cache.dir", folder.path());
         assert_eq!(finding.verdict(), Verdict::Ok, "{finding}");
         assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 0);
+        let anybodys = fs::Permissions::from_mode(0o1777);
+        fs::set_permissions(folder.path(), anybodys).expect("the folder is ours");
+        let finding = folder_works("cache.dir", folder.path());
+        assert_eq!(finding.verdict(), Verdict::Fail, "{finding}");
         let deeper = folder.path().join("a/b");
         let finding = folder_works("cache.dir", &deeper);
         assert_eq!(finding.verdict(), Verdict::Ok, "{finding}");

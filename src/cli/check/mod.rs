@@ -17,7 +17,7 @@ use super::settings::Settings;
 use crate::clock::Clock;
 use crate::config::{Config, Files, Strings};
 use crate::oci::{ImageName, RepositoryName};
-use crate::telemetry::{Log, LogFormat, Metrics};
+use crate::telemetry::{Heard, Log, LogFormat, Metrics, StartLogError};
 use crate::upstream::{Upstream, UpstreamMetrics};
 
 #[derive(Debug, clap::Args)]
@@ -85,11 +85,15 @@ pub(super) fn run(
     if let Some(finding) = local::client_ca(&config) {
         report.add(finding)?;
     }
-    // What AWS or the registry says in detail is logged where it is heard.
-    let filter = config.log_filter.as_deref().unwrap_or("warn");
-    let _log = Log::start(LogFormat::Text, Some(filter), Metrics::new().log_dropped)
-        .map_err(|error| Failure::Usage(error.to_string()))?;
-    for finding in remote(&config, args.repository.as_ref())? {
+    // Who asks for a log has it; else what AWS or the registry say in detail is part of the findings.
+    let (_log, heard) = match config.log_filter.as_deref() {
+        Some(filter) => {
+            let log = Log::start(LogFormat::Text, Some(filter), Metrics::new().log_dropped);
+            (Some(log.map_err(unusable)?), Heard::default())
+        }
+        None => (None, Heard::start().map_err(unusable)?),
+    };
+    for finding in remote(&config, args.repository.as_ref(), &heard)? {
         report.add(finding)?;
     }
     report.add(local::clock(&clock))?;
@@ -106,8 +110,16 @@ pub(super) fn run(
     }
 }
 
+fn unusable(error: StartLogError) -> Failure {
+    Failure::Usage(error.to_string())
+}
+
 /// What the upstream says, if it can be set up at all.
-fn remote(config: &Config, repository: Option<&RepositoryName>) -> Result<Vec<Finding>, Failure> {
+fn remote(
+    config: &Config,
+    repository: Option<&RepositoryName>,
+    heard: &Heard,
+) -> Result<Vec<Finding>, Failure> {
     let wrong = |error: &dyn std::error::Error| {
         vec![Finding::fail(
             "upstream",
@@ -123,7 +135,7 @@ fn remote(config: &Config, repository: Option<&RepositoryName>) -> Result<Vec<Fi
         let mut findings = Vec::new();
         for (options, configured) in options.into_iter().zip(&config.upstreams) {
             let found = match Upstream::new(options, &UpstreamMetrics::default()) {
-                Ok(upstream) => remote::upstream(&upstream, configured, repository).await,
+                Ok(upstream) => remote::upstream(&upstream, configured, repository, heard).await,
                 Err(error) => wrong(&error),
             };
             // Whose they are, where there are several.

@@ -6,6 +6,7 @@ use super::Finding;
 use crate::cli::iam_policy::{CREATE_ACTIONS, DESCRIBE_ACTION, PULL_ACTIONS};
 use crate::config::{self, Auth};
 use crate::oci::{Digest, Reference, RepositoryName};
+use crate::telemetry::Heard;
 use crate::upstream::{Ping, Skew, TokenError, Upstream, UpstreamError};
 
 /// Beyond this AWS refuses signed requests.
@@ -24,13 +25,20 @@ pub(super) async fn upstream(
     upstream: &Upstream,
     configured: &config::Upstream,
     repository: Option<&RepositoryName>,
+    heard: &Heard,
 ) -> Vec<Finding> {
+    let quoting = |found: Vec<Finding>| {
+        let said = heard.take();
+        let each = found.into_iter();
+        each.map(|finding| finding.quoting(&said))
+            .collect::<Vec<_>>()
+    };
     let aws = matches!(configured.auth, Auth::Aws { .. });
     let mut findings = Vec::new();
     let mut logged_in = true;
     if aws {
         let (found, good) = token(upstream).await;
-        findings.extend(found);
+        findings.extend(quoting(found));
         logged_in = good;
     } else {
         let how = match &configured.auth {
@@ -48,10 +56,10 @@ pub(super) async fn upstream(
     // ECR Public lets everybody pull.
     let is_private = upstream.registry().ecr().is_some();
     if aws && is_private && ping.is_ok() {
-        findings.extend(actions(upstream, repository).await);
+        findings.extend(quoting(actions(upstream, repository).await));
         findings.extend(configured.create.is_some().then(untried));
     }
-    findings.push(reachable(configured, &ping));
+    findings.extend(quoting(vec![reachable(configured, &ping)]));
     if let Ok(Ping {
         clock: Some(skew), ..
     }) = ping
@@ -77,8 +85,8 @@ async fn token(upstream: &Upstream) -> (Vec<Finding>, bool) {
         Err(error) => error,
     };
     let text = error.to_string();
-    let credentials = "give the proxy AWS credentials: an instance or pod role, AWS_… variables, \
-                       or a profile";
+    let credentials = "none were found, or AWS does not know them: give the proxy an \
+                       instance or pod role, AWS_… variables, or a profile";
     let findings = match &error {
         UpstreamError::NoToken(TokenError::NoCredentials) => {
             vec![Finding::fail(CREDENTIALS, text, credentials)]
@@ -96,11 +104,7 @@ async fn token(upstream: &Upstream) -> (Vec<Finding>, bool) {
             let mend = "log in to the network that is in between, or let the proxy past it";
             vec![Finding::fail(TOKEN, text, mend)]
         }
-        _ => vec![Finding::fail(
-            TOKEN,
-            text,
-            "look at the warnings beside this",
-        )],
+        _ => vec![Finding::fail(TOKEN, text, "")],
     };
     (findings, false)
 }

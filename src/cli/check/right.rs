@@ -3,6 +3,7 @@
 use super::Finding;
 use crate::access::{ANONYMOUS, Action, Deciding, RESERVED_NAME, Who};
 use crate::cli::Failure;
+use crate::cli::clients::quoted;
 use crate::config::Config;
 use crate::oci::{ImageName, RepoKey};
 
@@ -60,7 +61,10 @@ pub(super) fn explain(config: &Config, question: &Question) -> Result<Vec<Findin
         return Ok(vec![of_tokens(config, &repo)]);
     } else if !is_anonymous && !access.users.contains(user) && config.client_certificates.is_none()
     {
-        let mend = format!("`ecr-proxy hash-password {user}` makes a line for the user file");
+        let mend = format!(
+            "`ecr-proxy hash-password {}` makes a line for the user file",
+            quoted(user)
+        );
         let text = format!("{user} is not in the user file, and is not let in");
         return Ok(vec![Finding::fail(SUBJECT, text, mend)]);
     }

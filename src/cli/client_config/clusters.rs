@@ -28,10 +28,10 @@ impl Script<'_> {
                 "\n# Once in each namespace, with the name and the password of a user: a pull secret, which does\n\
                  # not expire, and who pulls with it. Pods that have another service account name the secret in\n\
                  # imagePullSecrets.\n\
-                 kubectl create secret docker-registry {secret} --docker-server={server} \\\n  \
-                 --docker-username=NAME --docker-password=PASSWORD\n\
-                 kubectl patch serviceaccount default \\\n  \
-                 --patch '{{\"imagePullSecrets\": [{{\"name\": \"{secret}\"}}]}}'\n\
+                 #   kubectl create secret docker-registry {secret} --docker-server={server} \\\n\
+                 #     --docker-username=NAME --docker-password=PASSWORD\n\
+                 #   kubectl patch serviceaccount default \\\n\
+                 #     --patch '{{\"imagePullSecrets\": [{{\"name\": \"{secret}\"}}]}}'\n\
                  # Or for all namespaces, without a secret in any: the kubelet of each node takes the same login from\n\
                  # /var/lib/kubelet/config.json, which is what this prints:\n\
                  #   kubectl get secret {secret} --output 'jsonpath={{.data.\\.dockerconfigjson}}' | base64 -d\n"
@@ -115,8 +115,8 @@ impl Script<'_> {
         if asks {
             text.push_str(self.short_lived_tokens());
             text.push_str(&format!(
-                "# NAME and PASSWORD are those of a user; keep them from others:\n\
-                 sudo chmod 600 {path}\nsudoedit {path}\n"
+                "# NAME and PASSWORD are those of a user, to be written there and kept from others:\n\
+                 sudo chmod 600 {path}\n#   sudoedit {path}\n"
             ));
         }
         text.push_str(

@@ -106,11 +106,15 @@ impl<'a> Mirrors<'a> {
     }
 
     /// What stands for the registry of a mirror in the name of an image, for clients that tell of none:
-    /// the host, and a prefix.
+    /// the mirror's host where all it is asked for is of that registry, else a host and a prefix.
     pub(super) fn by_name(&self, mirror: &Mirror) -> Option<String> {
         let domain = self.domain(&mirror.host);
         let probe = name(PROBE)?;
         let led = self.routes.find(domain, Some(&mirror.registry), &probe)?;
+        let untold = self.routes.find(domain, None, &probe);
+        if untold.is_some_and(|untold| untold.repo == led.repo) {
+            return Some(mirror.host.to_string());
+        }
         let written = self.routes.written(&led.repo)?;
         let host = match &written.domain {
             None => &mirror.host,

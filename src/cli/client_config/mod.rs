@@ -26,7 +26,7 @@ use script::Script;
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = true,
-    after_help = "The output is a shell script: read it, then paste it on each client host.\n\nExamples:\n  ecr-proxy client-config docker --config /etc/ecr-proxy/config.toml\n  ecr-proxy client-config containerd    # mirrors as well, so that image names need not change"
+    after_help = "The output is a shell script: read it, then paste it on each client host. What asks for a\npassword, restarts something or is done once stands in it as a comment.\n\nExamples:\n  ecr-proxy client-config docker --config /etc/ecr-proxy/config.toml\n  ecr-proxy client-config containerd    # mirrors as well, so that image names need not change"
 )]
 pub(super) struct Args {
     /// The client to set up

@@ -59,8 +59,10 @@ impl<'a> Script<'a> {
             text.push_str(&self.docker_trust(host));
             text += &self.certificate(host, &Client::Docker.folder(host), INSTEAD_OF_LOGIN);
         }
-        text += "\n# dockerd reads these folders at each pull, its BuildKit when dockerd starts:\n\
-                 #   sudo systemctl restart docker\n";
+        if self.hosts.iter().any(|host| host.tls) {
+            text += "\n# dockerd reads these folders at each pull, its BuildKit when dockerd starts:\n\
+                     #   sudo systemctl restart docker\n";
+        }
         text.push_str(&self.logins("docker login"));
         let mirrors = self.hosts_files(Client::Docker);
         if !mirrors.is_empty() {
@@ -94,10 +96,18 @@ impl<'a> Script<'a> {
     }
 
     pub(super) fn containerd(&self) -> String {
+        let first = self.hosts.first();
+        // ctr takes no notice of nerdctl's login.
+        let user = match first.is_some_and(|host| self.asks(host)) && self.has_passwords() {
+            true => " --user NAME",
+            false => "",
+        };
         "# containerd and this proxy\n".to_owned()
             + &self.containerd_hosts()
             + &self.logins("nerdctl login")
-            + &self.pull("ctr images pull --hosts-dir /etc/containerd/certs.d")
+            + &self.pull(&format!(
+                "ctr images pull --hosts-dir /etc/containerd/certs.d{user}"
+            ))
     }
 
     pub(super) fn podman(&self) -> String {
@@ -337,6 +347,7 @@ impl<'a> Script<'a> {
         each.collect()
     }
 
+    /// How to log in, as comments: what asks for a password would be answered by the next lines of what is pasted.
     pub(super) fn login(&self, host: &ClientHost, command: &str) -> String {
         if clients::admits_anonymous(self.config, host) {
             return self.no_login(host);
@@ -348,14 +359,16 @@ impl<'a> Script<'a> {
         let mut text = String::new();
         if self.config.access.aws_tokens {
             text += &format!(
-                "\n# Log in with an ECR token of your own, which lives for 12 hours:\n\
-                 aws ecr get-login-password | {command} -u AWS --password-stdin {host}\n"
+                "\n# Then log in with an ECR token of your own, which lives for 12 hours:\n\
+                 #   aws ecr get-login-password | {command} -u AWS --password-stdin {host}\n"
             );
             if self.config.access.users_file.is_none() {
                 return text;
             }
         }
-        text + &format!("\n# Log in once; the password does not expire.\n{command} {host}\n")
+        text + &format!(
+            "\n# Then log in once; the password does not expire:\n#   {command} {host}\n"
+        )
     }
 
     pub(super) fn no_login(&self, host: &ClientHost) -> String {

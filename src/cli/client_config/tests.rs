@@ -162,6 +162,11 @@ fn containerd_has_a_file_for_each_registry_that_ns_leads_to() {
         );
         let file = toml(file);
         assert_eq!(file["server"].as_str(), Some(server), "{registry}");
+        // What is mirrored is pushed to where it is from.
+        let capabilities = file["host"][host]["capabilities"].as_array();
+        let pushes =
+            capabilities.is_some_and(|all| all.iter().any(|it| it.as_str() == Some("push")));
+        assert_eq!(pushes, server == host, "{registry}");
         let ca = file["host"][host]["ca"].as_str();
         let name = host.trim_start_matches("https://");
         assert_eq!(ca, Some(&*format!("/etc/containerd/certs.d/{name}/ca.crt")));
@@ -244,7 +249,8 @@ fn podman_is_given_the_prefix_under_which_a_registry_is() {
         mirrors,
         [
             (PROD, "registry.mydomain.com"),
-            ("docker.io", "registry.mydomain.com/hub"),
+            // Where nobody has to log in.
+            ("docker.io", "hub.mydomain.com"),
             ("quay.io", "registry.mydomain.com/quay"),
         ]
     );
@@ -282,6 +288,40 @@ fn kubernetes_has_a_secret_for_each_host_that_asks() {
     assert!(script.contains(secret), "{script}");
     assert!(!script.contains("--docker-server=hub"), "{script}");
     assert!(script.contains("/etc/containerd/certs.d/docker.io/hosts.toml"));
+}
+
+#[test]
+fn nothing_that_is_run_asks_for_anything_or_holds_a_place_for_a_name() {
+    for access in [
+        "",
+        "[access]\naws_tokens = true",
+        "[access]\nusers = 'users'\naws_tokens = true",
+    ] {
+        let config = config(&format!(
+            "[server]\ndomains = ['a.test', 'b.test']\n{access}\n[[upstream]]\nname = 'one'\nregistry = '{PROD}'\n"
+        ));
+        for kind in [
+            Kind::Docker,
+            Kind::Containerd,
+            Kind::Podman,
+            Kind::Buildkit,
+            Kind::Kubernetes,
+            Kind::K3s,
+            Kind::Helm,
+        ] {
+            let script = printed(kind, &config);
+            let commands = script
+                .lines()
+                .filter(|line| !line.trim_start().starts_with('#'));
+            for line in commands {
+                let asks = [" login ", "sudoedit", "kubectl", "aws "];
+                assert!(
+                    !asks.iter().any(|word| line.contains(word)),
+                    "{line} in {script}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -340,17 +380,35 @@ fn where_a_certificate_may_stand_for_a_login_each_client_is_told_where_it_goes()
     );
 }
 
+/// The first block of configuration below this heading of the README.
+fn in_readme(heading: &str) -> &'static str {
+    const README: &str = include_str!("../../../README.md");
+    let after = README.split_once(heading).expect(heading).1;
+    let block = after.split_once("```toml\n").expect("a block").1;
+    block.split_once("```").expect("its end").0
+}
+
 /// What the README says to write for mirrors.
 fn readme() -> Config {
-    const README: &str = include_str!("../../../README.md");
-    let toml = |heading: &str| {
-        let after = README.split_once(heading).expect(heading).1;
-        let block = after.split_once("```toml\n").expect("a block").1;
-        block.split_once("```").expect("its end").0
-    };
-    let upstreams = toml("\n### Several registries\n");
+    let upstreams = in_readme("\n### Several registries\n");
     let upstreams = upstreams.split_once("[[route]]").expect("routes").0;
-    config(&format!("{}\n{upstreams}", toml("\n### Mirrors\n")))
+    config(&format!("{}\n{upstreams}", in_readme("\n### Mirrors\n")))
+}
+
+#[test]
+fn what_the_readme_says_of_several_registries_has_each_by_its_own_name_too() {
+    let routes = in_readme("\n### Several registries\n");
+    let readme = config(&format!("[server]\ndomains = ['a.test']\n{routes}"));
+    let script = printed(Kind::Podman, &readme);
+    let conf = toml(file(
+        &script,
+        "/etc/containers/registries.conf.d/ecr-proxy.conf",
+    ));
+    for (number, registry, location) in [(0, PROD, "a.test"), (1, "docker.io", "a.test/base")] {
+        let told = &conf["registry"][number];
+        assert_eq!(told["prefix"].as_str(), Some(registry));
+        assert_eq!(told["mirror"][0]["location"].as_str(), Some(location));
+    }
 }
 
 #[test]
@@ -369,7 +427,7 @@ fn what_the_readme_says_of_mirrors_makes_all_of_them() {
     ));
     for (number, registry, location) in [
         (0, PROD, "registry.mydomain.com"),
-        (1, "docker.io", "registry.mydomain.com/hub"),
+        (1, "docker.io", "hub.mydomain.com"),
     ] {
         let told = &conf["registry"][number];
         assert_eq!(told["prefix"].as_str(), Some(registry));

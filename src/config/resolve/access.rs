@@ -222,9 +222,6 @@ impl Resolver {
             Err(ReadUsersError::Read(error)) => {
                 self.fault("access.users", &format!("cannot read {shown}: {error}"));
             }
-            Err(error @ ReadUsersError::TooLarge(_)) => {
-                self.fault("access.users", &format!("{shown} {error}"));
-            }
         }
         None
     }
@@ -240,6 +237,12 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         warnings.push(format!(
             "server.listen: passwords and tokens cross {plain} unencrypted unless something before \
              it speaks TLS"
+        ));
+    }
+    if let Some(admin) = server.admin.filter(|admin| !admin.ip().is_loopback()) {
+        warnings.push(format!(
+            "server.admin: whoever reaches http://{admin} sees status and metrics, images' names among \
+             them, without a password"
         ));
     }
     let domains = server.domains.iter().map(|name| Some(name.as_str()));

@@ -1,11 +1,11 @@
 //! Settings one by one: text, path or file to a checked value, faults noted with their place.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::config::faults::{Fault, Faults, Origin};
 use crate::config::sources::{self, Settings, Strings, Tables};
 use crate::config::{DEFAULT_FILE, Files, Sources};
+use crate::files;
 
 /// What is being read, and the faults so far.
 pub(super) struct Resolver {
@@ -36,7 +36,7 @@ impl Resolver {
         let mut faults = Vec::new();
         let mut warnings = Vec::new();
         if let Some(file) = &file {
-            match fs::read_to_string(file) {
+            match files::read_text_once(file) {
                 Ok(text) => sources::add_file(&text, &mut settings, &mut tables, &mut faults),
                 Err(error) => faults.push(Fault {
                     origin: Origin::Default,
@@ -52,11 +52,7 @@ impl Resolver {
             tables,
             faults,
             place: Origin::Default,
-            base: file
-                .as_deref()
-                .and_then(Path::parent)
-                .map(Path::to_owned)
-                .unwrap_or_default(),
+            base: file.as_deref().map(base).unwrap_or_default(),
             files: sources.files,
             aws_endpoint: aws_endpoint(sources.environment),
             outside: Outside::of(sources.environment),
@@ -166,17 +162,11 @@ impl Resolver {
         let Some(path) = self.path(key) else {
             return Some(None);
         };
-        if self.files == Files::Required {
-            let opened = fs::File::open(&path).and_then(|file| file.metadata());
-            let reason = match opened {
-                Ok(data) if data.is_dir() => Some("it is a directory".to_owned()),
-                Ok(_) => None,
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(reason) = reason {
-                self.fault(key, &format!("cannot read {}: {reason}", path.display()));
-                return None;
-            }
+        if self.files == Files::Required
+            && let Err(error) = files::open(&path)
+        {
+            self.fault(key, &format!("cannot read {}: {error}", path.display()));
+            return None;
         }
         Some(Some(path))
     }
@@ -198,6 +188,14 @@ impl Resolver {
             reason: reason.to_owned(),
         });
     }
+}
+
+/// The folder to which relative paths in `file` are relative: the file's, and the working directory for what
+/// has no folder, such as `/dev/stdin` and a shell's `/dev/fd/63`.
+fn base(file: &Path) -> PathBuf {
+    let has_none = ["/dev", "/proc"].iter().any(|of| file.starts_with(of));
+    let folder = file.parent().filter(|_| !has_none);
+    folder.map(Path::to_owned).unwrap_or_default()
 }
 
 /// What the environment says of the way out, as it does to other programs.

@@ -1,12 +1,11 @@
 //! `create_repositories` and `[upstream.template]`.
 
-use std::fs;
-
 use serde_json::Value;
 
 use super::Resolver;
 use super::upstream::is_aws_text;
 use crate::config::{Auth, Create, Files, values};
+use crate::files;
 use crate::oci::Pattern;
 use crate::upstream::{Creation, Encryption, Registry, TagsMove, Template};
 
@@ -47,7 +46,7 @@ impl Resolver {
         let lifecycle_policy = self.file("upstream.template.lifecycle_policy");
         let text = match &lifecycle_policy {
             Some(Some(path)) if self.files == Files::Required => {
-                match fs::read_to_string(path).map_err(|error| error.to_string()) {
+                match files::read_text(path).map_err(|error| error.to_string()) {
                     Ok(text) => match is_policy(&text) {
                         Ok(()) => Some(Some(text)),
                         Err(reason) => {
@@ -199,6 +198,8 @@ fn is_policy(text: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use std::collections::BTreeMap;
 
     use super::*;

@@ -110,6 +110,7 @@ impl Resolver {
         });
         let binding = self.external_binding();
         let ca = self.file("tls.acme.ca");
+        let egress = self.egress_of_environment("tls.acme.directory");
         if matches!(directory, Some(None)) {
             self.fault(
                 "tls.acme.directory",
@@ -146,7 +147,7 @@ impl Resolver {
             }
         };
         Some(Some(Tls::Acme {
-            options: AcmeOptions {
+            options: Box::new(AcmeOptions {
                 directory: directory??,
                 email: email?,
                 binding: binding?,
@@ -154,7 +155,8 @@ impl Resolver {
                 domains: server.domains.clone(),
                 state_dir: server.state_dir.clone(),
                 ca: ca?,
-            },
+                egress: egress?,
+            }),
             http_listen,
         }))
     }

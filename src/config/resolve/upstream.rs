@@ -144,22 +144,24 @@ impl Resolver {
             "none" => Ok(None),
             text => parse(text).map(Some),
         })?;
-        let found = match written {
-            Some(written) => written,
-            None => {
-                let found = self.outside.proxy.clone();
-                let found = found.map(|(name, text)| (name, parse(&text)));
-                match found {
-                    None => None,
-                    Some((_, Ok(egress))) => Some(egress),
-                    Some((name, Err(reason))) => {
-                        self.note(Origin::Environment(name), "upstream.proxy", &reason);
-                        return None;
-                    }
-                }
-            }
+        match written {
+            Some(written) => Some(written.map(|egress| egress.except(&self.outside.no_proxy))),
+            None => self.egress_of_environment("upstream.proxy"),
+        }
+    }
+
+    /// The proxy that the environment names for what leaves; `None` if it is faulty, which is told under `key`.
+    pub(super) fn egress_of_environment(&mut self, key: &'static str) -> Option<Option<Egress>> {
+        let Some((name, text)) = self.outside.proxy.clone() else {
+            return Some(None);
         };
-        Some(found.map(|egress| egress.except(&self.outside.no_proxy)))
+        match text.parse::<Egress>() {
+            Ok(egress) => Some(Some(egress.except(&self.outside.no_proxy))),
+            Err(error) => {
+                self.note(Origin::Environment(name), key, &error.to_string());
+                None
+            }
+        }
     }
 
     /// Those of AWS with what is written instead; other registries have none that are known.

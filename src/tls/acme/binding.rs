@@ -1,7 +1,5 @@
 //! The binding of our account to one that the directory's owner knows (RFC 8555, 7.3.4).
 
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -10,15 +8,13 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use instant_acme::{ExternalAccountKey, Problem};
 
 use super::AcmeError;
+use crate::files;
 
 /// As directories hand keys out; some with padding.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
-
-/// Keys are some tens of bytes; what is larger is another file.
-const MAX_KEY_FILE_BYTES: u64 = 4096;
 
 /// What RFC 8555, 6.7 says of an account that has to be bound, and of bindings that are none.
 const WANTED: &str = "urn:ietf:params:acme:error:externalAccountRequired";
@@ -46,13 +42,8 @@ impl ExternalBinding {
             file: self.key_file.clone(),
             reason,
         };
-        let read = || -> io::Result<String> {
-            let mut text = String::new();
-            let file = File::open(&self.key_file)?;
-            file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text)?;
-            Ok(text)
-        };
-        let text = read().map_err(|error| unfit(format!("cannot be read: {error}")))?;
+        let text = files::read_text(&self.key_file);
+        let text = text.map_err(|error| unfit(format!("cannot be read: {error}")))?;
         let key = BASE64URL.decode(text.trim()).unwrap_or_default();
         match key.is_empty() {
             true => Err(unfit("holds no key in base64url".to_owned())),

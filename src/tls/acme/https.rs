@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::oci::header::retry_after;
+use crate::upstream::Egress;
 
 /// For one request, from the look-up of the name to the last byte of its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,14 +34,19 @@ const PROBLEM: &[u8] = b"application/problem+json";
 #[derive(Clone)]
 pub(super) struct Https {
     tls: TlsConnector,
+    egress: Option<Egress>,
     asked: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Https {
-    /// Trusting `extra` besides what the system trusts.
-    pub(super) fn new(extra: &[CertificateDer<'static>]) -> Result<Self, rustls::Error> {
+    /// Trusting `extra` besides what the system trusts, through a proxy on the way out where there is one.
+    pub(super) fn new(
+        extra: &[CertificateDer<'static>],
+        egress: Option<Egress>,
+    ) -> Result<Self, rustls::Error> {
         Ok(Self {
             tls: connector(extra)?,
+            egress,
             asked: Arc::default(),
         })
     }
@@ -52,6 +58,7 @@ impl Https {
     ) -> Result<Self, rustls::Error> {
         Ok(Self {
             tls: connector(extra)?,
+            egress: self.egress.clone(),
             asked: Arc::clone(&self.asked),
         })
     }
@@ -77,7 +84,14 @@ impl Https {
         }
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = authority.port_u16().unwrap_or(443);
-        let stream = TcpStream::connect((host.as_str(), port)).await?;
+        let tunnel = match &self.egress {
+            Some(egress) => egress.tunnel(&head.uri).await?,
+            None => None,
+        };
+        let stream = match tunnel {
+            Some(stream) => stream,
+            None => TcpStream::connect((host.as_str(), port)).await?,
+        };
         let name = ServerName::try_from(host).map_err(io::Error::other)?;
         let stream = self.tls.connect(name, stream).await?;
 

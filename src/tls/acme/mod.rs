@@ -32,6 +32,7 @@ use self::https::Https;
 use super::private_files::{self, PrivateFileError};
 use super::{CertificateMetrics, Certificates, Pair, Standing, TlsError};
 use crate::telemetry::chain;
+use crate::upstream::Egress;
 
 /// Between two looks at the dates; a clock that is corrected counts soon.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -66,6 +67,8 @@ pub struct AcmeOptions {
     pub state_dir: PathBuf,
     /// Further roots to trust for the directory's own certificate, PEM.
     pub ca: Option<PathBuf>,
+    /// The proxy on the way out to the directory.
+    pub egress: Option<Egress>,
 }
 
 /// How names are proven to be ours.
@@ -229,7 +232,7 @@ impl Acme {
             trouble.set("the ACME directory has issued none for these names yet".to_owned());
         }
         Ok(Self {
-            client: Https::new(&roots).map_err(AcmeError::Tls)?,
+            client: Https::new(&roots, options.egress.clone()).map_err(AcmeError::Tls)?,
             stored,
             certificates: certificates.clone(),
             is_retired: Mutex::default(),
@@ -479,6 +482,7 @@ mod tests {
             domains: vec!["a.test".to_owned()],
             state_dir: state_dir.to_owned(),
             ca: None,
+            egress: None,
         }
     }
 

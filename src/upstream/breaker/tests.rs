@@ -179,13 +179,33 @@ async fn the_first_failure_after_a_probe_opens_it_again() {
     let breaker = link.breaker();
     fail(&breaker, LIMIT);
     breaker.answers().await;
-    breaker.failed(&UpstreamError::Failing { status: 500 });
+    breaker.failed(&REFUSED);
     assert!(breaker.outage().is_some());
     breaker.answers().await;
     breaker.answered();
     fail(&breaker, LIMIT - 1);
     assert!(breaker.outage().is_none(), "an answer is worth more");
     assert!(breaker.is_answering());
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_say_failure_open_it_only_where_a_probe_fails_as_well() {
+    const FAILING: UpstreamError = UpstreamError::Failing { status: 500 };
+    let link = Fake::new(Link::Up);
+    let breaker = link.breaker();
+    for _ in 0..2 {
+        for _ in 0..100 {
+            breaker.failed(&FAILING);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(breaker.admit(), Ok(()), "it is one client's matter");
+        }
+        assert_eq!(link.knocks(), 1, "once it is found to answer it is trusted");
+    }
+    link.set(Link::Refused);
+    tokio::time::sleep(TRUST).await;
+    breaker.failed(&FAILING);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(breaker.admit(), Err(away(&REFUSED)));
 }
 
 #[tokio::test(start_paused = true)]

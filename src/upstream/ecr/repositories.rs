@@ -122,6 +122,33 @@ impl EcrApi {
         }
     }
 
+    /// Whether a repository has a lifecycle policy.
+    ///
+    /// # Errors
+    /// As [`EcrApi::create_repository`].
+    pub(in crate::upstream) async fn has_lifecycle_policy(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+    ) -> Result<bool, UpstreamError> {
+        let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
+        let call = async move {
+            let call = api.client().await.get_lifecycle_policy();
+            let call = call.registry_id(&*api.host.account).repository_name(name);
+            call.send().await
+        };
+        let answer = quietly(call).await;
+        let answer = answer.ok_or(UpstreamError::Failing { status: 500 })?;
+        match answer {
+            Ok(_) => Ok(true),
+            Err(error) if error.code() == Some("LifecyclePolicyNotFoundException") => Ok(false),
+            Err(error) => {
+                let reason = self.refusal(&error);
+                self.log_failure("GetLifecyclePolicy", repository, &error, &reason);
+                Err(reason)
+            }
+        }
+    }
+
     /// Gives a repository its lifecycle policy.
     ///
     /// # Errors

@@ -161,6 +161,31 @@ async fn o07_a_service_out_of_reach_is_asked_often_once_the_link_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn o07_who_needs_a_token_finds_out_that_a_service_out_of_reach_is_back() {
+    let source = Scripted::new(&[Err(TokenError::Unreachable)]);
+    let refresher = refresher(&source);
+    let keeper = tokio::spawn({
+        let refresher = refresher.clone();
+        async move { refresher.keep_fresh().await }
+    });
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    keeper.abort();
+    // Many who ask at once cost one attempt.
+    tokio::time::sleep(SOON).await;
+    let before = source.calls();
+    for _ in 0..100 {
+        let asked = refresher.token(soon()).await;
+        assert_eq!(asked.unwrap_err(), TokenError::Unreachable);
+    }
+    assert_eq!(source.calls(), before + 1);
+    // The next would be due in a quarter of a minute.
+    source.lives.lock().unwrap()[0] = Ok(Duration::from_secs(3600));
+    assert!(refresher.token(soon()).await.is_err());
+    tokio::time::sleep(SOON).await;
+    assert!(refresher.token(soon()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn u11_a_token_that_was_refused_is_none_to_go_on_with() {
     let source = Scripted::new(&[Ok(3600), Err(TokenError::Unreachable)]);
     let refresher = refresher(&source);

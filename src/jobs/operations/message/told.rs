@@ -124,6 +124,16 @@ pub struct ListedImage {
     pub last_use: Option<Time>,
 }
 
+impl ListedImage {
+    /// Its repository, with the domain or registry that clients have to name with it.
+    pub fn name(&self) -> String {
+        match &self.domain {
+            Some(domain) => format!("{domain}/{}", self.repository),
+            None => self.repository.to_string(),
+        }
+    }
+}
+
 /// How much of an image is in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -38,7 +38,7 @@ impl FromStr for RepositoryName {
     type Err = ParseNameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.len() <= MAX_NAME_BYTES && text.split('/').all(is_name_component) {
+        if text.len() <= MAX_NAME_BYTES && is_name(text) {
             Ok(Self(text.into()))
         } else {
             Err(ParseNameError)
@@ -46,19 +46,30 @@ impl FromStr for RepositoryName {
     }
 }
 
-/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
-fn is_name_component(component: &str) -> bool {
-    let is_word = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = component.as_bytes();
-    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
-        return false;
-    };
-    is_word(first)
-        && is_word(last)
-        && bytes.split(is_word).all(|separator| match separator {
-            [] | b"." | b"_" | b"__" => true,
-            dashes => dashes.iter().all(|b| *b == b'-'),
-        })
+/// Whether a text is of the grammar of [`RepositoryName`], of any length.
+fn is_name(text: &str) -> bool {
+    /// What the bytes so far end with.
+    enum Last {
+        Slash,
+        Word,
+        Dot,
+        Underscore,
+        TwoUnderscores,
+        Dashes,
+    }
+    let mut last = Last::Slash;
+    for byte in text.bytes() {
+        last = match (last, byte) {
+            (_, b'a'..=b'z' | b'0'..=b'9') => Last::Word,
+            (Last::Word, b'/') => Last::Slash,
+            (Last::Word, b'.') => Last::Dot,
+            (Last::Word, b'_') => Last::Underscore,
+            (Last::Underscore, b'_') => Last::TwoUnderscores,
+            (Last::Word | Last::Dashes, b'-') => Last::Dashes,
+            _ => return false,
+        };
+    }
+    matches!(last, Last::Word)
 }
 
 /// A tag: case is kept.

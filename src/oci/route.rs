@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use memchr::memrchr;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::digest::{Digest, ParseDigestError};
@@ -120,10 +121,8 @@ impl Request {
                 .strip_prefix("/v2/")
                 .ok_or(ParseRequestError::NotFound)?,
         };
-        let Some((before, last)) = rest.rsplit_once('/') else {
-            return Err(ParseRequestError::NotFound);
-        };
-        let (before, word) = before.rsplit_once('/').unwrap_or(("", before));
+        let (before, last) = last_of(rest).ok_or(ParseRequestError::NotFound)?;
+        let (before, word) = last_of(before).unwrap_or(("", before));
         match word {
             "manifests" => Ok(Self::Manifest {
                 repository: before.parse()?,
@@ -210,6 +209,12 @@ impl Request {
             | Self::Upload { repository, .. } => Some(repository),
         }
     }
+}
+
+/// What is before and behind the last slash.
+fn last_of(path: &str) -> Option<(&str, &str)> {
+    let slash = memrchr(b'/', path.as_bytes())?;
+    Some((&path[..slash], &path[slash + 1..]))
 }
 
 fn is_session(text: &str) -> bool {

@@ -537,7 +537,10 @@ fn target(request: &request::Parts) -> String {
 
 fn agent(headers: &HeaderMap) -> Option<String> {
     let agent = headers.get(header::USER_AGENT)?;
-    Some(completion::cut(&String::from_utf8_lossy(agent.as_bytes())))
+    Some(match agent.to_str() {
+        Ok(agent) => completion::cut(agent),
+        Err(_) => completion::cut(&String::from_utf8_lossy(agent.as_bytes())),
+    })
 }
 
 /// What the request is about, for its completion event.

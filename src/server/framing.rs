@@ -1,4 +1,4 @@
-//! The guard in front of hyper: only request heads that [`inspect`] approves of pass.
+//! The guard in front of hyper: only request heads that [`HeadReader`] approves of pass.
 //!
 //! hyper drops a Content-Length that stands beside a Transfer-Encoding, accepts `gzip, chunked`,
 //! several Transfer-Encoding lines, equal Content-Lengths and bare LF, and tells its service
@@ -6,7 +6,7 @@
 //! second request can hide, so such a head never reaches hyper: in its place the guard puts a
 //! harmless one, notes why, and lets no later byte of the connection through.
 //!
-//! Invariant: hyper sees only complete heads that passed [`inspect`], the bodies that they declare,
+//! Invariant: hyper sees only complete heads that passed [`HeadReader`], the bodies that they declare,
 //! and nothing after a refusal. Knows where messages begin and end, and nothing of registries.
 
 use std::io;
@@ -19,7 +19,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::head::{Follows, HeadScan, inspect};
+use super::head::{Follows, HeadReader};
 use super::progress::Pulse;
 
 /// What hyper reads where a request was refused. It is answered by the refusal, never run.
@@ -36,7 +36,7 @@ const LINGER_BYTES: usize = 256 << 20;
 
 #[derive(Debug)]
 enum Reading {
-    Head(HeadScan),
+    Head(HeadReader),
     /// So many bytes of a body are still to come.
     Body(u64),
     /// A chunked body: everything to the end of the connection is hyper's.
@@ -45,7 +45,7 @@ enum Reading {
     Refused,
 }
 
-/// Lets through what [`inspect`] approves of; wraps an HTTP/1.1 connection below hyper.
+/// Lets through what [`HeadReader`] approves of; wraps an HTTP/1.1 connection below hyper.
 pub(super) struct HeadGuard<S> {
     inner: S,
     pulse: Arc<Pulse>,
@@ -95,7 +95,7 @@ impl<S> HeadGuard<S> {
             inner,
             pulse,
             max_head_bytes,
-            reading: Reading::Head(HeadScan::default()),
+            reading: Reading::Head(HeadReader::default()),
             head: 0,
             held: BytesMut::new(),
             approved: 0,
@@ -110,14 +110,10 @@ impl<S> HeadGuard<S> {
         while approved < bytes.len() {
             let rest = &bytes[approved..];
             match &mut self.reading {
-                Reading::Head(scan) => {
-                    let outcome = match scan.end_of(rest, self.max_head_bytes) {
-                        Ok(None) => {
-                            self.pulse.head_began();
-                            return approved;
-                        }
-                        Ok(Some(end)) => inspect(&rest[..end]).map(|follows| (end, follows)),
-                        Err(refusal) => Err(refusal),
+                Reading::Head(reader) => {
+                    let Some(outcome) = reader.read(rest, self.max_head_bytes).transpose() else {
+                        self.pulse.head_began();
+                        return approved;
                     };
                     self.pulse.head_ended();
                     match outcome {
@@ -125,7 +121,7 @@ impl<S> HeadGuard<S> {
                             approved += end;
                             self.reading = match follows {
                                 Follows::Nothing | Follows::Body(0) => {
-                                    Reading::Head(HeadScan::default())
+                                    Reading::Head(HeadReader::default())
                                 }
                                 Follows::Body(length) => {
                                     self.pulse.body_began(self.head);
@@ -151,7 +147,7 @@ impl<S> HeadGuard<S> {
                     *left -= taken as u64;
                     if *left == 0 {
                         self.pulse.body_ended();
-                        self.reading = Reading::Head(HeadScan::default());
+                        self.reading = Reading::Head(HeadReader::default());
                     }
                 }
                 Reading::Rest => return bytes.len(),

@@ -6,7 +6,6 @@
 use std::fmt;
 
 use http::{StatusCode, Uri};
-use memchr::{memchr, memchr_iter};
 
 /// Longest request target. The longest honest one, an upload session with its state, stays under
 /// 2 KiB; an unbounded one fills logs.
@@ -88,96 +87,176 @@ pub(super) enum Follows {
     Chunked,
 }
 
-/// Judges a complete head, from its request line to the empty line.
-pub(super) fn inspect(head: &[u8]) -> Result<Follows, Refusal> {
-    let mut lines = lines_of(head).map(without_cr);
-    let request_line = lines
-        .by_ref()
-        .find(|line| !line.is_empty())
-        .unwrap_or_default();
-    let (method, is_http_11) = request_line_of(request_line)?;
+/// Reads a head wherever it is cut, and looks at each of its bytes once: a line is judged when it is whole.
+#[derive(Debug, Default)]
+pub(super) struct HeadReader {
+    /// Bytes already looked at.
+    seen: usize,
+    /// Where the line that is being read began.
+    line_start: usize,
+    request_line: Option<RequestLine>,
+    header_lines: usize,
+    length: Option<u64>,
+    is_chunked: bool,
+}
 
-    let mut length: Option<u64> = None;
-    let mut chunked = false;
-    for line in lines.filter(|line| !line.is_empty()) {
-        let (name, value) = header_of(line)?;
+/// What is kept of a request line.
+#[derive(Clone, Copy, Debug)]
+struct RequestLine {
+    is_http_11: bool,
+    /// Whether the method is one that only reads.
+    takes_no_body: bool,
+}
+
+impl HeadReader {
+    /// The length of the head at the start of `bytes`, and what follows it, if it is complete. `bytes` are
+    /// those of the call before, and more.
+    ///
+    /// # Errors
+    /// What is wrong with the first line that is, or with the head as a whole. Nothing is to be read then.
+    pub(super) fn read(
+        &mut self,
+        bytes: &[u8],
+        max_bytes: usize,
+    ) -> Result<Option<(usize, Follows)>, Refusal> {
+        if self.seen == 0 && bytes.first() == Some(&TLS_HANDSHAKE) {
+            return Err(Refusal::Tls);
+        }
+        loop {
+            let Some(at) = first_control(&bytes[self.seen..]) else {
+                self.seen = bytes.len();
+                break;
+            };
+            self.seen += at;
+            match bytes[self.seen..] {
+                [b'\r', b'\n', ..] => {}
+                // What follows it is still to come.
+                [b'\r'] => break,
+                [b'\r' | b'\n', ..] => return Err(Refusal::LineEnding),
+                _ if self.request_line.is_none() => return Err(Refusal::RequestLine),
+                _ => return Err(Refusal::HeaderLine),
+            }
+            let line = &bytes[self.line_start..self.seen];
+            self.seen += 2;
+            self.line_start = self.seen;
+            if self.seen > max_bytes {
+                return Err(Refusal::HeadTooLarge);
+            }
+            match self.request_line {
+                // An empty line before a request is passed over (RFC 9112, 2.2).
+                None if line.is_empty() => {}
+                None => self.request_line = Some(RequestLine::read(line)?),
+                Some(request) if line.is_empty() => {
+                    let follows = self.follows(request)?;
+                    return Ok(Some((self.seen, follows)));
+                }
+                Some(request) => self.header(line, request)?,
+            }
+        }
+        if bytes.len() > max_bytes {
+            return Err(match self.request_line {
+                None => Refusal::TargetTooLong,
+                Some(_) => Refusal::HeadTooLarge,
+            });
+        }
+        Ok(None)
+    }
+
+    fn header(&mut self, line: &[u8], request: RequestLine) -> Result<(), Refusal> {
+        self.header_lines += 1;
+        if self.header_lines > MAX_HEADER_LINES {
+            return Err(Refusal::HeadTooLarge);
+        }
+        let (name, value) = token(line, b':').ok_or(Refusal::HeaderLine)?;
         if name.eq_ignore_ascii_case(b"content-length") {
-            if length.is_some() {
+            if self.length.is_some() {
                 return Err(Refusal::ContentLength);
             }
-            length = Some(decimal(value).ok_or(Refusal::ContentLength)?);
+            let length = decimal(value.trim_ascii());
+            self.length = Some(length.ok_or(Refusal::ContentLength)?);
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if chunked || !is_http_11 || !value.eq_ignore_ascii_case(b"chunked") {
+            let is_chunked = value.trim_ascii().eq_ignore_ascii_case(b"chunked");
+            if self.is_chunked || !request.is_http_11 || !is_chunked {
                 return Err(Refusal::TransferEncoding);
             }
-            chunked = true;
+            self.is_chunked = true;
+        }
+        Ok(())
+    }
+
+    fn follows(&self, request: RequestLine) -> Result<Follows, Refusal> {
+        let follows = match (self.length, self.is_chunked) {
+            (Some(_), true) => return Err(Refusal::TwoFramings),
+            (None, true) => Follows::Chunked,
+            (None | Some(0), false) => Follows::Nothing,
+            (Some(length), false) => Follows::Body(length),
+        };
+        if follows != Follows::Nothing && request.takes_no_body {
+            return Err(Refusal::UnexpectedBody);
+        }
+        Ok(follows)
+    }
+}
+
+impl RequestLine {
+    fn read(line: &[u8]) -> Result<Self, Refusal> {
+        let (is_http_11, asked) = match line.strip_suffix(b" HTTP/1.1") {
+            Some(asked) => (true, Some(asked)),
+            None => (false, line.strip_suffix(b" HTTP/1.0")),
+        };
+        let parts = asked.and_then(|asked| token(asked, b' '));
+        let (method, target) = parts.ok_or(Refusal::RequestLine)?;
+        // All bytes are looked at, so that it can be several in one step.
+        let are_plain = |all, byte: &u8| {
+            let byte = *byte;
+            all & (byte > b' ') & (byte < 0x7f) & (byte != b'<') & (byte != b'>') & (byte != b'`')
+        };
+        let is_path = target.starts_with(b"/") && target.iter().fold(true, are_plain);
+        if !is_path && !target.iter().all(u8::is_ascii_graphic) {
+            return Err(Refusal::RequestLine);
+        }
+        if target.len() > MAX_TARGET_BYTES {
+            return Err(Refusal::TargetTooLong);
+        }
+        // What hyper could not read it would refuse by itself, without a word or a line in the log.
+        if !is_path && Uri::try_from(target).is_err() {
+            return Err(Refusal::RequestLine);
+        }
+        Ok(Self {
+            is_http_11,
+            takes_no_body: matches!(method, b"GET" | b"HEAD"),
+        })
+    }
+}
+
+/// Where the first control character is, but for tabs, which may stand in a value (RFC 9110, 5.5).
+fn first_control(bytes: &[u8]) -> Option<usize> {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    const TOP: u64 = 0x80 * EACH;
+    let mut from = 0;
+    loop {
+        let (eights, rest) = bytes[from..].as_chunks::<8>();
+        // The top bit of each byte that is below a space or 0x7f; or of one above such a byte.
+        let marked = |eight: &[u8; 8]| {
+            let eight = u64::from_le_bytes(*eight);
+            let is_low = eight.wrapping_sub(EACH * u64::from(b' '));
+            let is_delete = (eight & !TOP) + EACH;
+            (is_low | is_delete) & !eight & TOP
+        };
+        let found = eights
+            .iter()
+            .map(marked)
+            .enumerate()
+            .find(|(_, marks)| *marks != 0);
+        let at = match found {
+            Some((eight, marks)) => 8 * eight + marks.trailing_zeros() as usize / 8,
+            None => 8 * eights.len() + rest.iter().position(u8::is_ascii_control)?,
+        };
+        from += at + 1;
+        if bytes[from - 1] != b'\t' {
+            return Some(from - 1);
         }
     }
-    let follows = match (length, chunked) {
-        (Some(_), true) => return Err(Refusal::TwoFramings),
-        (None, true) => Follows::Chunked,
-        (None | Some(0), false) => Follows::Nothing,
-        (Some(length), false) => Follows::Body(length),
-    };
-    if follows != Follows::Nothing && matches!(method, b"GET" | b"HEAD") {
-        return Err(Refusal::UnexpectedBody);
-    }
-    Ok(follows)
-}
-
-/// What is before, between and behind the line feeds.
-fn lines_of(head: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let ends = memchr_iter(b'\n', head).chain(std::iter::once(head.len()));
-    ends.scan(0, |from, end| {
-        let line = &head[*from..end];
-        *from = end + 1;
-        Some(line)
-    })
-}
-
-fn without_cr(line: &[u8]) -> &[u8] {
-    line.strip_suffix(b"\r").unwrap_or(line)
-}
-
-/// The method, and whether the version is 1.1 rather than 1.0.
-fn request_line_of(line: &[u8]) -> Result<(&[u8], bool), Refusal> {
-    let mut parts = line.split(|byte| *byte == b' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Err(Refusal::RequestLine);
-    };
-    let is_http_11 = match version {
-        b"HTTP/1.1" => true,
-        b"HTTP/1.0" => false,
-        _ => return Err(Refusal::RequestLine),
-    };
-    let is_target = !target.is_empty() && are_all(target, |byte| byte.is_ascii_graphic());
-    if !is_token(method) || !is_target {
-        return Err(Refusal::RequestLine);
-    }
-    if target.len() > MAX_TARGET_BYTES {
-        return Err(Refusal::TargetTooLong);
-    }
-    // What hyper could not read it would refuse by itself, without a word or a line in the log.
-    let is_plain = target.starts_with(b"/") && are_all(target, |byte| !b"<>`".contains(&byte));
-    if !is_plain && Uri::try_from(target).is_err() {
-        return Err(Refusal::RequestLine);
-    }
-    Ok((method, is_http_11))
-}
-
-fn header_of(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
-    let colon = memchr(b':', line).ok_or(Refusal::HeaderLine)?;
-    let (name, value) = (&line[..colon], &line[colon + 1..]);
-    let is_clean = are_all(value, |byte| !byte.is_ascii_control() || byte == b'\t');
-    if !is_clean && value.contains(&b'\r') {
-        return Err(Refusal::LineEnding);
-    }
-    if !is_token(name) || !is_clean {
-        return Err(Refusal::HeaderLine);
-    }
-    Ok((name, value.trim_ascii()))
 }
 
 /// Which bytes a `token` of RFC 9110, 5.6.2, is made of.
@@ -197,13 +276,11 @@ const TOKEN: [bool; 256] = {
     token
 };
 
-/// Whether all bytes are of this kind. All are looked at, so that it can be several in one step.
-fn are_all(bytes: &[u8], is_one: impl Fn(u8) -> bool) -> bool {
-    bytes.iter().fold(true, |all, byte| all & is_one(*byte))
-}
-
-fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|byte| TOKEN[usize::from(*byte)])
+/// The token at the start of a line, and what is behind the byte that ends it.
+fn token(line: &[u8], end: u8) -> Option<(&[u8], &[u8])> {
+    let at = line.iter().position(|byte| !TOKEN[usize::from(*byte)])?;
+    let is_token = at > 0 && line[at] == end;
+    is_token.then(|| (&line[..at], &line[at + 1..]))
 }
 
 fn decimal(value: &[u8]) -> Option<u64> {
@@ -211,56 +288,6 @@ fn decimal(value: &[u8]) -> Option<u64> {
         return None;
     }
     std::str::from_utf8(value).ok()?.parse().ok()
-}
-
-/// Looks for the end of a head, remembering how far it has looked.
-#[derive(Debug, Default)]
-pub(super) struct HeadScan {
-    /// Bytes of the head already looked at.
-    seen: usize,
-    /// Where the line that is being read began.
-    line_start: usize,
-    lines: usize,
-}
-
-impl HeadScan {
-    /// The length of the head at the start of `bytes`, if it is complete.
-    pub(super) fn end_of(
-        &mut self,
-        bytes: &[u8],
-        max_bytes: usize,
-    ) -> Result<Option<usize>, Refusal> {
-        if self.seen == 0 && bytes.first() == Some(&TLS_HANDSHAKE) {
-            return Err(Refusal::Tls);
-        }
-        while let Some(at) = memchr(b'\n', &bytes[self.seen..]) {
-            let newline = self.seen + at;
-            let line = bytes[self.line_start..newline]
-                .strip_suffix(b"\r")
-                .ok_or(Refusal::LineEnding)?;
-            self.seen = newline + 1;
-            self.line_start = self.seen;
-            if self.seen > max_bytes {
-                return Err(Refusal::HeadTooLarge);
-            }
-            if !line.is_empty() {
-                self.lines += 1;
-                if self.lines > 1 + MAX_HEADER_LINES {
-                    return Err(Refusal::HeadTooLarge);
-                }
-            } else if self.lines > 0 {
-                return Ok(Some(self.seen));
-            }
-        }
-        self.seen = bytes.len();
-        if self.seen > max_bytes {
-            return Err(match self.lines {
-                0 => Refusal::TargetTooLong,
-                _ => Refusal::HeadTooLarge,
-            });
-        }
-        Ok(None)
-    }
 }
 
 /// Any bytes as the head of a request: its end is found wherever it is cut, and hyper's own parser finds no
@@ -271,19 +298,15 @@ pub fn fuzz_head(data: &[u8]) {
     let Some((cut, bytes)) = data.split_first() else {
         return;
     };
-    let end = HeadScan::default().end_of(bytes, MOST);
-    let mut scan = HeadScan::default();
+    let at_once = HeadReader::default().read(bytes, MOST);
+    let mut reader = HeadReader::default();
     let cut = usize::from(*cut).min(bytes.len());
-    let in_two = match scan.end_of(&bytes[..cut], MOST) {
-        Ok(None) => scan.end_of(bytes, MOST),
+    let in_two = match reader.read(&bytes[..cut], MOST) {
+        Ok(None) => reader.read(bytes, MOST),
         early => early,
     };
-    assert_eq!(end.is_ok(), in_two.is_ok());
-    let Ok(Some(end)) = end else {
-        return;
-    };
-    assert_eq!(in_two, Ok(Some(end)));
-    let Ok(follows) = inspect(&bytes[..end]) else {
+    assert_eq!(in_two, at_once);
+    let Ok(Some((end, follows))) = at_once else {
         return;
     };
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADER_LINES];
@@ -314,13 +337,17 @@ pub fn fuzz_head(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     fn judged(head: &str) -> Result<Follows, Refusal> {
-        let mut scan = HeadScan::default();
-        let end = scan.end_of(head.as_bytes(), 32 * 1024)?;
-        assert_eq!(end, Some(head.len()), "one whole head");
-        inspect(head.as_bytes())
+        let read = HeadReader::default().read(head.as_bytes(), 32 * 1024)?;
+        let (end, follows) = read.expect("a whole head");
+        assert_eq!(end, head.len(), "one head");
+        Ok(follows)
     }
 
     fn with_lines(method: &str, lines: &str) -> Result<Follows, Refusal> {
@@ -457,19 +484,29 @@ mod tests {
         assert!(Uri::try_from("/v2/<").is_err() && Uri::try_from("v2/").is_err());
     }
 
+    proptest! {
+        #[test]
+        fn the_first_control_character_is_found(
+            bytes in vec(select(b"aaaaaaa\t\r\n\0\x1f ~\x7f\x80\xa0\xff".to_vec()), 0..40),
+        ) {
+            let is_one = |byte: &u8| byte.is_ascii_control() && *byte != b'\t';
+            prop_assert_eq!(first_control(&bytes), bytes.iter().position(is_one));
+        }
+    }
+
     #[test]
     fn a_tls_handshake_is_told_apart_by_its_first_byte() {
         for bytes in [&b"\x16"[..], b"\x16\x03\x01\x02\x00\x01", b"\x16\r\n\r\n"] {
-            let judged = HeadScan::default().end_of(bytes, 1024);
+            let judged = HeadReader::default().read(bytes, 1024);
             assert_eq!(judged, Err(Refusal::Tls), "{bytes:?}");
         }
-        let late = HeadScan::default().end_of(b"\r\n\x16\r\n\r\n", 1024);
-        assert_eq!(late, Ok(Some(7)));
+        let late = HeadReader::default().read(b"\r\n\x16\r\n\r\n", 1024);
+        assert_eq!(late, Err(Refusal::RequestLine));
     }
 
     #[test]
     fn heads_have_limits() {
-        let judged_to = |head: &str| HeadScan::default().end_of(head.as_bytes(), 1024);
+        let judged_to = |head: &str| HeadReader::default().read(head.as_bytes(), 1024);
         let long = "a".repeat(1100);
         assert_eq!(
             judged_to(&format!("GET /{long}")),

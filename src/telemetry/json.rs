@@ -183,10 +183,10 @@ fn push_fraction(line: &mut String, fraction: u32, digits: usize) {
 /// The shortest text that is read as this number. Those of three decimals, as times in milliseconds are, take
 /// a short way to it.
 fn push_float(line: &mut String, value: f64) {
-    const MOST: f64 = (1_u64 << 52) as f64;
-    let thousandths = (value * 1e3).round();
-    if (0.0..MOST).contains(&thousandths) && thousandths / 1e3 == value {
-        let thousandths = thousandths as u64;
+    const MOST: u64 = 1 << 52;
+    // Of what is below zero or no number this makes 0.
+    let thousandths = (value * 1e3 + 0.5) as u64;
+    if thousandths < MOST && thousandths as f64 / 1e3 == value {
         push_number(line, thousandths / 1000);
         let mut fraction = (thousandths % 1000) as u32;
         if fraction > 0 {
@@ -232,30 +232,40 @@ fn escape(line: &mut String, text: &str) {
     line.push_str(rest);
 }
 
+/// Which bytes a JSON string does not hold as they are.
+const SPECIAL: [bool; 256] = {
+    let mut special = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        special[byte] =
+            (byte as u8).is_ascii_control() || byte == b'"' as usize || byte == b'\\' as usize;
+        byte += 1;
+    }
+    special
+};
+
 fn is_special(byte: u8) -> bool {
-    byte < b' ' || matches!(byte, b'"' | b'\\' | 0x7f)
+    SPECIAL[usize::from(byte)]
 }
 
-/// Whether nothing in there is special, as nearly always. Eight bytes are looked at in one step.
+/// Whether nothing in there is special, as nearly always. Of what is long, sixteen bytes are looked at in one step.
 fn is_plain(bytes: &[u8]) -> bool {
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    const TOP: u64 = 0x8080_8080_8080_8080;
-    // The top bit of each byte that is below `least`, which is no more than 0x80; or of one above such a byte.
-    let below = |eight: u64, least: u8| eight.wrapping_sub(EACH * u64::from(least)) & !eight & TOP;
-    let is = |eight: u64, byte: u8| below(eight ^ (EACH * u64::from(byte)), 1);
-    let special = |eight: &[u8; 8]| {
-        let eight = u64::from_le_bytes(*eight);
-        below(eight, b' ') | is(eight, b'"') | is(eight, b'\\') | is(eight, 0x7f)
+    let Some(last) = bytes.last_chunk::<16>() else {
+        return !bytes
+            .iter()
+            .fold(false, |any, byte| any | is_special(*byte));
     };
-    // The last eight may have been among those before.
-    let Some(last) = bytes.last_chunk::<8>() else {
-        return !bytes.iter().copied().any(is_special);
+    let are_plain = |bytes: &[u8; 16]| {
+        // Written so that it is done without a table.
+        let is_plain =
+            |byte: u8| (byte >= b' ') & (byte != b'"') & (byte != b'\\') & (byte != 0x7f);
+        bytes.iter().fold(true, |all, byte| all & is_plain(*byte))
     };
-    let (eights, _) = bytes.as_chunks::<8>();
-    let all = eights
+    // The last sixteen may have been among those before.
+    let (chunks, _) = bytes.as_chunks::<16>();
+    chunks
         .iter()
-        .fold(special(last), |all, eight| all | special(eight));
-    all == 0
+        .fold(are_plain(last), |all, chunk| all & are_plain(chunk))
 }
 
 /// Text that is formatted into the inside of a JSON string.

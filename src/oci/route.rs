@@ -238,17 +238,12 @@ fn digest(query: Option<&str>) -> Result<Option<Digest>, ParseRequestError> {
         .transpose()?)
 }
 
-/// The raw `name=value` pairs of a query.
-fn pairs(query: Option<&str>) -> impl Iterator<Item = &str> {
-    query
-        .unwrap_or_default()
-        .split('&')
-        .filter(|pair| !pair.is_empty())
-}
-
 /// The decoded value of a parameter that may stand once. Parameters that nobody asks for are dropped.
 fn single(query: Option<&str>, name: &'static str) -> Result<Option<String>, ParseRequestError> {
-    let mut values = pairs(query).filter_map(|pair| {
+    let Some(query) = query else {
+        return Ok(None);
+    };
+    let mut values = query.split('&').filter_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key == name).then_some(value)
     });

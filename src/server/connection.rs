@@ -319,8 +319,14 @@ async fn drive<C: Graceful, R>(
                 continue;
             }
 
-            let now = Instant::now();
             let mut due = pulse.deadline(&limits);
+            let is_before_alarm = due.is_some_and(|(at, _)| at < alarm.deadline());
+            // Nearly always there is nothing to be done before the alarm, and no need to look at a clock.
+            if ending.is_none() && !is_before_alarm && alarm.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+
+            let now = Instant::now();
             if let Some(goodbye) = &mut ending {
                 // The end waits for requests and for a slow client's last bytes, which have a
                 // deadline of their own, and for nothing else.

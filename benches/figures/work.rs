@@ -20,7 +20,7 @@ const BLOB_CONNECTIONS: usize = 4;
 const BLOBS_EACH: usize = 2;
 /// The same for manifests.
 const MANIFEST_CONNECTIONS: usize = 8;
-const MANIFESTS_EACH: usize = 2500;
+const MANIFESTS_EACH: usize = 10_000;
 /// The cold blob, in bytes, and how many clients ask for it at once.
 const COLD_BYTES: u64 = 200 << 20;
 const STAMPEDE: usize = 32;

@@ -511,3 +511,32 @@ async fn u26_what_upstream_took_from_a_client_that_has_left_is_known_at_once() {
         .await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u26_the_end_of_the_program_waits_for_what_upstream_may_have_done() {
+    let mut rig = Rig::with(|proxy| proxy.set("cache.tag_ttl", "1h")).await;
+    let ann = rig.user("ann");
+    let (_, image) = push_image(&ann, APP, "v1", b"layer").await;
+    let path = format!("/v2/{APP}/manifests/{image}");
+    assert_eq!(ann.get(&path).await.status, 200);
+    let gate = Gate::new();
+    let faults = rig.ecr.faults();
+    let late = faults.on(Listener::Registry, "DELETE", path_contains("/manifests/"));
+    late.times(1).then(Fault::Late(gate.clone()));
+    let connection = ann.start("DELETE", &path, &[]).await;
+    within("upstream has done it", gate.arrived(1)).await;
+    drop(connection);
+    let left = rig.proxy.log_until("the client has left", |event| {
+        event.field("http.method").as_deref() == Some("DELETE")
+    });
+    left.await;
+    rig.proxy.terminate();
+    let draining = rig
+        .proxy
+        .log_until("it drains", |event| event.message() == "draining");
+    draining.await;
+    gate.open();
+    assert!(rig.proxy.wait().success());
+    rig.proxy.restart();
+    assert_eq!(rig.user("ann").get(&path).await.status, 404);
+}

@@ -310,6 +310,37 @@ async fn u09_a_range_that_upstream_ignores_is_served_from_a_fill() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn u09_an_upstream_that_ignores_ranges_is_asked_for_one_once_while_a_fill_runs() {
+    let stage = Stage::new().await;
+    let blob = stage.blob(40 * MIB);
+    let gate = Gate::new();
+    stage.spoil_times(&blob, 1, Fault::HoldAfter(MIB, gate.clone()));
+    let (mut first, _) = stage.begin(&blob).await;
+    first.read_exactly(MIB).await.expect("what has come");
+    stage.spoil(&blob, [Fault::IgnoreRange]);
+    let client = stage.proxy.client();
+    let mut readers = Vec::new();
+    for from in [20 * MIB, 30 * MIB, 39 * MIB] {
+        let range = format!("bytes={from}-");
+        let mut reader = client.start("GET", &blob.path, &[("range", &range)]).await;
+        let head = reader.head().await.expect("a head");
+        assert_eq!(head.header("x-cache"), Some("joined"));
+        readers.push((from, reader, head));
+    }
+    assert_eq!(
+        stage.bodies(&blob).len(),
+        2,
+        "{}",
+        stage.simulator.journal()
+    );
+    gate.open();
+    for (from, mut reader, head) in readers {
+        let (body, clean_end) = reader.body("GET", &head).await;
+        assert!(clean_end && body == blob.part(from, 40 * MIB));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn u22_ranges_beyond_4_gib_are_counted_in_all_their_digits() {
     let stage = Stage::new().await;
     let client = stage.proxy.client();

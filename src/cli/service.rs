@@ -281,7 +281,8 @@ impl Service {
             }
         };
         let began = drain_began.borrow_and_update().unwrap_or_else(Instant::now);
-        fills.drain(began + terms.load().drain_timeout).await;
+        let deadline = began + terms.load().drain_timeout;
+        tokio::join!(fills.drain(deadline), self.proxy.drain(deadline));
         stop.send_replace(true);
         background.shutdown().await;
         match tokio::task::spawn_blocking(move || store.flush()).await {

@@ -1,7 +1,7 @@
 //! A blob on its way from an upstream or from an unverified file: what its task and its readers share.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub(super) struct Flow {
     /// How far the fastest reader has come; watched by a fill that goes on without a disk.
     furthest: AtomicU64,
     moved: Notify,
+    /// Upstream was asked for a part and gave the whole.
+    is_without_parts: AtomicBool,
     /// Set when the task of a fill is through: whether the blob is on disk now.
     ended: watch::Sender<Option<bool>>,
 }
@@ -89,6 +91,7 @@ impl Flow {
             readers: watch::Sender::new(0),
             furthest: AtomicU64::new(0),
             moved: Notify::new(),
+            is_without_parts: AtomicBool::new(false),
             ended: watch::Sender::new(None),
         })
     }
@@ -271,6 +274,16 @@ impl Flow {
             .as_ref()
             .filter(|memory| memory.begin == offset)?;
         Some(memory.hash.clone())
+    }
+
+    /// Whether parts of it may be had from upstream, as far as is known.
+    pub(super) fn may_have_parts(&self) -> bool {
+        !self.is_without_parts.load(Ordering::Relaxed)
+    }
+
+    /// Upstream was asked for a part and gave the whole: nobody else has to ask.
+    pub(super) fn note_without_parts(&self) {
+        self.is_without_parts.store(true, Ordering::Relaxed);
     }
 
     /// How far the bytes are that need not be waited for from upstream.

@@ -158,6 +158,9 @@ impl Fills {
         else {
             return Ok(None);
         };
+        if !has_parts {
+            attendance.flow().note_without_parts();
+        }
         let parts = match &want.ranges {
             None => {
                 let whole = (size > 0).then_some(ByteRange {
@@ -168,11 +171,13 @@ impl Fills {
             }
             Some(ranges) => {
                 let range = only(ranges, size)?;
-                if has_parts && range.start > attendance.flow().at_hand() + NEAR {
+                let flow = attendance.flow();
+                if flow.may_have_parts() && range.start > flow.at_hand() + NEAR {
                     let part = self.bypass(pass, size, range, want.client).await?;
                     if part.is_some() {
                         return Ok(part);
                     }
+                    flow.note_without_parts();
                 }
                 Parts::One(range, self.follow(range, attendance))
             }

@@ -33,6 +33,7 @@ use http::request;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 
 pub use body::Body;
 pub use completion::Peer;
@@ -186,6 +187,12 @@ impl Proxy {
             changes: Turns::new(MAX_CHANGES),
             uploads: Uploads::default(),
         }
+    }
+
+    /// Waits until what changes a repository, and goes on without its client, has ended and is noted, until
+    /// `deadline` at the latest.
+    pub async fn drain(&self, deadline: Instant) {
+        let _ = timeout_at(deadline, self.changes.until_unwanted()).await;
     }
 
     /// Answers a request, whatever it is.

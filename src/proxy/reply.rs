@@ -34,6 +34,11 @@ const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 /// How many headers of its own an answer with content has: with room for them the list does not grow.
 const USUAL_HEADERS: usize = 5;
 
+/// How many headers an answer has with those that all have.
+const ALL_HEADERS: usize = 12;
+/// Most room for headers that an answer takes over from its request: hyper keeps it for as long as the connection.
+const MOST_HEADERS: usize = 32;
+
 /// An answer that is not a refusal.
 pub(super) struct Reply {
     pub(super) status: StatusCode,
@@ -103,7 +108,7 @@ impl Reply {
     }
 
     /// The answer on the wire, whose end is `completion`'s. Its headers are put where those of the request were,
-    /// in memory that is there and large enough.
+    /// in memory that is there, unless it is much.
     pub(super) fn finish(
         self,
         mut completion: Box<Completion>,
@@ -112,7 +117,10 @@ impl Reply {
         completion.status = self.status.as_u16();
         completion.outcome = self.outcome;
         completion.length = self.said.len();
-        headers.clear();
+        match headers.capacity() {
+            0..=MOST_HEADERS => headers.clear(),
+            _ => headers = HeaderMap::with_capacity(ALL_HEADERS),
+        }
         headers.insert(DOCKER_DISTRIBUTION_API_VERSION, API_VERSION);
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
         if self.outcome != Outcome::None {
@@ -143,5 +151,28 @@ fn x_cache(outcome: Outcome, is_of_another: bool) -> HeaderValue {
     match is_of_another {
         true => HeaderValue::from_str(&format!("{}; fallback", outcome.as_str())).unwrap_or(plain),
         false => plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::proxy::Peer;
+
+    #[test]
+    fn l13_room_for_many_headers_ends_with_their_request() {
+        for (room, is_kept) in [(8, true), (MOST_HEADERS, false), (1000, false)] {
+            let headers = HeaderMap::with_capacity(room);
+            let had = headers.capacity();
+            let peer = Peer::new((IpAddr::from(Ipv4Addr::LOCALHOST), 1).into());
+            let completion = Completion::begin(Arc::default(), None, peer);
+            let response = Reply::json("{}").finish(completion, headers);
+            let has = response.headers().capacity();
+            assert!(has <= MOST_HEADERS, "{room}: {has}");
+            assert_eq!(has == had, is_kept, "{room}: {had}, {has}");
+        }
     }
 }

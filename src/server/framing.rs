@@ -120,9 +120,7 @@ impl<S> HeadGuard<S> {
                         Ok((end, follows)) => {
                             approved += end;
                             self.reading = match follows {
-                                Follows::Nothing | Follows::Body(0) => {
-                                    Reading::Head(HeadReader::default())
-                                }
+                                Follows::Nothing => Reading::Head(HeadReader::default()),
                                 Follows::Body(length) => {
                                     self.pulse.body_began(self.head);
                                     Reading::Body(length)

@@ -78,6 +78,9 @@ struct Inner {
 struct State {
     /// The weight of the failures since the last answer.
     failures: u32,
+    /// How many answers of failure came since the last other one. They are counted apart: one client may bring them
+    /// about, and then a single lost connection is not to open it.
+    failing: u32,
     outage: Option<Outage>,
     /// A suspicion is being looked into.
     suspected: bool,
@@ -102,6 +105,7 @@ impl State {
     /// How long it was open, if this closed it.
     fn answered(&mut self) -> Option<Outage> {
         self.failures = 0;
+        self.failing = 0;
         self.outage.take()
     }
 
@@ -211,7 +215,11 @@ impl Breaker {
             self.inner.has_answered.store(true, Ordering::Relaxed);
         }
         // The usual case takes no lock for writing.
-        if self.inner.state.borrow().failures > 0 {
+        let (failures, failing) = {
+            let state = self.inner.state.borrow();
+            (state.failures, state.failing)
+        };
+        if failures > 0 || failing > 0 {
             self.inner.close(State::answered);
         }
     }
@@ -222,7 +230,7 @@ impl Breaker {
             if weight(error) > 0 {
                 self.inner.fail(error);
             }
-        } else if self.inner.failed_enough() {
+        } else if self.inner.fails_too_often() {
             // There was an answer, and it may be the matter of one repository, or of what one client sends. Whoever
             // can bring it about must not have all others turned away, so a probe tells.
             self.suspect();
@@ -263,8 +271,9 @@ impl Breaker {
             inner.state.send_if_modified(|state| {
                 state.suspected = false;
                 state.trusted_until = verdict.is_ok().then(|| Instant::now() + TRUST);
-                if verdict.is_err() {
-                    state.failures = LIMIT;
+                match verdict {
+                    Ok(()) => state.failing = 0,
+                    Err(_) => state.failures = LIMIT,
                 }
                 false
             });
@@ -313,15 +322,15 @@ fn away(cause: &UpstreamError) -> UpstreamError {
 }
 
 impl Inner {
-    /// Counts a failure; true for those that would open it, which are not counted.
-    fn failed_enough(&self) -> bool {
-        let mut is_enough = false;
+    /// Counts an answer of failure; true where a probe is to tell what it means.
+    fn fails_too_often(&self) -> bool {
+        let mut is_too_often = false;
         self.state.send_if_modified(|state| {
-            is_enough = state.failures >= LIMIT - 1;
-            state.failures += u32::from(!is_enough);
+            state.failing = state.failing.saturating_add(1);
+            is_too_often = state.failing.max(state.failures.saturating_add(1)) >= LIMIT;
             false
         });
-        is_enough
+        is_too_often
     }
 
     fn fail(self: &Arc<Self>, error: &UpstreamError) {

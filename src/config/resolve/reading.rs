@@ -193,7 +193,9 @@ impl Resolver {
 /// The folder to which relative paths in `file` are relative: the file's, and the working directory for what
 /// has no folder, such as `/dev/stdin` and a shell's `/dev/fd/63`.
 fn base(file: &Path) -> PathBuf {
-    let has_none = ["/dev", "/proc"].iter().any(|of| file.starts_with(of));
+    let has_none = ["/dev/stdin", "/dev/fd", "/proc"]
+        .iter()
+        .any(|of| file.starts_with(of));
     let folder = file.parent().filter(|_| !has_none);
     folder.map(Path::to_owned).unwrap_or_default()
 }

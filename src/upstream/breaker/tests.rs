@@ -209,6 +209,23 @@ async fn answers_that_say_failure_open_it_only_where_a_probe_fails_as_well() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_one_client_brought_about_makes_no_lost_connection_an_outage() {
+    const FAILING: UpstreamError = UpstreamError::Failing { status: 500 };
+    let link = Fake::new(Link::Up);
+    let breaker = link.breaker();
+    for _ in 0..100 {
+        breaker.failed(&FAILING);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for _ in 1..LIMIT {
+        breaker.failed(&REFUSED);
+        assert_eq!(breaker.admit(), Ok(()));
+    }
+    breaker.failed(&REFUSED);
+    assert_eq!(breaker.admit(), Err(away(&REFUSED)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_question_into_a_black_hole_is_told_by_a_probe() {
     let link = Fake::new(Link::BlackHole);
     let breaker = link.breaker();

@@ -134,8 +134,12 @@ pub fn range(data: &[u8]) {
 
 /// `WWW-Authenticate` of an upstream.
 pub fn challenge(data: &[u8]) {
-    if let Some(Challenge::Bearer { realm, .. }) = Challenge::parse(text(data)) {
-        assert!(realm.len() <= data.len());
+    let challenges = Challenge::all(text(data));
+    assert!(challenges.len() <= data.len());
+    for challenge in challenges {
+        if let Challenge::Bearer { realm, .. } = challenge {
+            assert!(realm.len() <= data.len());
+        }
     }
 }
 

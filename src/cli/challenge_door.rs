@@ -12,8 +12,9 @@ use tokio::net::TcpListener;
 use crate::server::{self, Handler, Listener, Refusal, ServerMetrics, ServerOptions};
 use crate::tls::Challenges;
 
-/// A directory looks from a few places at once.
+/// A directory looks from a few places at once, which behind a balancer have one address.
 const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS_PER_ADDRESS: usize = 16;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -26,6 +27,7 @@ pub(super) async fn run(
     let listeners = vec![Listener { socket, tls: None }];
     let options = ServerOptions {
         max_connections: MAX_CONNECTIONS,
+        max_connections_per_address: MAX_CONNECTIONS_PER_ADDRESS,
         ..ServerOptions::default()
     };
     // What it counts is of no interest beside the registry's own.

@@ -135,7 +135,10 @@ impl Drop for Verdict {
             if *error == FillError::DigestMismatch {
                 self.shared.metrics.digest_mismatches.inc();
             }
-            tracing::warn!(oci.digest = %self.flow.digest, %error, "a cached file is damaged and was removed");
+            // Whoever ends before it knows has removed nothing.
+            if *error != FillError::Lost {
+                tracing::warn!(oci.digest = %self.flow.digest, %error, "a cached file is damaged and was removed");
+            }
         }
         self.flow.enter(phase);
     }

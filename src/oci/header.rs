@@ -115,38 +115,80 @@ pub enum Challenge {
 }
 
 impl Challenge {
-    /// Reads the first challenge of a header; `None` for another scheme, or Bearer without a realm.
-    pub fn parse(header: &str) -> Option<Self> {
-        let header = header.trim();
-        let (scheme, parameters) = header
-            .split_once(|c: char| c.is_ascii_whitespace())
-            .unwrap_or((header, ""));
-        if scheme.eq_ignore_ascii_case("basic") {
-            return Some(Self::Basic);
-        }
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
-        let (mut realm, mut service, mut scope, mut error) = (None, None, None, None);
-        let mut rest = parameters.trim_start();
-        while !rest.is_empty() {
-            let (name, after) = rest.split_once('=')?;
-            let (value, after) = parameter_value(after.trim_start())?;
-            match name.trim().to_ascii_lowercase().as_str() {
-                "realm" => realm = Some(value),
-                "service" => service = Some(value),
-                "scope" => scope = Some(value),
-                "error" => error = Some(value),
-                _ => {}
+    /// Reads the challenges of a header, of which there may be several, with commas between them as between their
+    /// parameters. Other schemes, and Bearer without a realm, are left out, and so is what cannot be read, to the
+    /// end.
+    pub fn all(header: &str) -> Vec<Self> {
+        let mut all = Vec::new();
+        let mut begun: Option<Begun<'_>> = None;
+        let mut rest = header;
+        loop {
+            rest = rest.trim_start_matches(|c: char| c == ',' || c.is_ascii_whitespace());
+            let end = |c: char| matches!(c, ',' | '=' | '"') || c.is_ascii_whitespace();
+            let (word, after) = rest.split_at(rest.find(end).unwrap_or(rest.len()));
+            if word.is_empty() {
+                break;
             }
-            rest = after.trim_start().trim_start_matches(',').trim_start();
+            rest = after.trim_start();
+            match (&mut begun, rest.strip_prefix('=')) {
+                (Some(challenge), Some(value)) => {
+                    let Some((value, after)) = parameter_value(value.trim_start()) else {
+                        break;
+                    };
+                    challenge.parameter(word, value);
+                    rest = after;
+                }
+                // What belongs to no name is a scheme.
+                _ => all.extend(begun.replace(Begun::new(word)).and_then(Begun::end)),
+            }
         }
-        realm.map(|realm| Self::Bearer {
-            realm,
-            service,
-            scope,
-            error,
-        })
+        all.extend(begun.and_then(Begun::end));
+        all
+    }
+}
+
+/// A challenge whose parameters are being read.
+struct Begun<'a> {
+    scheme: &'a str,
+    realm: Option<String>,
+    service: Option<String>,
+    scope: Option<String>,
+    error: Option<String>,
+}
+
+impl<'a> Begun<'a> {
+    fn new(scheme: &'a str) -> Self {
+        Self {
+            scheme,
+            realm: None,
+            service: None,
+            scope: None,
+            error: None,
+        }
+    }
+
+    fn parameter(&mut self, name: &str, value: String) {
+        let place = match name.to_ascii_lowercase().as_str() {
+            "realm" => &mut self.realm,
+            "service" => &mut self.service,
+            "scope" => &mut self.scope,
+            "error" => &mut self.error,
+            _ => return,
+        };
+        *place = Some(value);
+    }
+
+    fn end(self) -> Option<Challenge> {
+        match self.scheme.to_ascii_lowercase().as_str() {
+            "basic" => Some(Challenge::Basic),
+            "bearer" => Some(Challenge::Bearer {
+                realm: self.realm?,
+                service: self.service,
+                scope: self.scope,
+                error: self.error,
+            }),
+            _ => None,
+        }
     }
 }
 
@@ -202,24 +244,56 @@ mod tests {
     fn challenges_of_the_known_registries() {
         let hub = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/alpine:pull,push""#;
         assert_eq!(
-            Challenge::parse(hub),
-            Some(Challenge::Bearer {
+            Challenge::all(hub),
+            [Challenge::Bearer {
                 realm: "https://auth.docker.io/token".into(),
                 service: Some("registry.docker.io".into()),
                 scope: Some("repository:library/alpine:pull,push".into()),
                 error: None,
-            })
+            }]
         );
         let short = r#"Bearer realm="https://auth.docker.io/token",error="insufficient_scope""#;
         assert!(matches!(
-            Challenge::parse(short),
-            Some(Challenge::Bearer { error: Some(error), .. }) if error == "insufficient_scope"
+            &*Challenge::all(short),
+            [Challenge::Bearer { error: Some(error), .. }] if error == "insufficient_scope"
         ));
         let ecr = r#"Basic realm="https://1.dkr.ecr.us-west-2.amazonaws.com/",service="ecr.amazonaws.com""#;
-        assert_eq!(Challenge::parse(ecr), Some(Challenge::Basic));
-        assert_eq!(Challenge::parse("Bearer service=x"), None);
-        assert_eq!(Challenge::parse(r#"Bearer realm="unterminated"#), None);
-        assert_eq!(Challenge::parse("Negotiate abc"), None);
+        assert_eq!(Challenge::all(ecr), [Challenge::Basic]);
+    }
+
+    #[test]
+    fn several_challenges_may_stand_in_one_line() {
+        let bearer = |realm: &str| Challenge::Bearer {
+            realm: realm.into(),
+            service: None,
+            scope: None,
+            error: None,
+        };
+        for (header, challenges) in [
+            (
+                r#"Basic realm="a, b", Bearer realm="c""#,
+                vec![Challenge::Basic, bearer("c")],
+            ),
+            (
+                "bearer realm = a , , charset=x,BASIC",
+                vec![bearer("a"), Challenge::Basic],
+            ),
+            ("Negotiate abc==, Bearer realm=a", vec![bearer("a")]),
+            ("Negotiate, NTLM, Basic realm=a", vec![Challenge::Basic]),
+            (
+                r#"Basic, Bearer realm="unterminated"#,
+                vec![Challenge::Basic],
+            ),
+            (r#"Bearer realm="a\"b\\""#, vec![bearer(r#"a"b\"#)]),
+            (r#"Basic realm="unterminated"#, vec![Challenge::Basic]),
+            ("Bearer service=x", vec![]),
+            ("Bearer =x", vec![]),
+            ("realm=x, Basic", vec![]),
+            ("Negotiate abc", vec![]),
+            ("", vec![]),
+        ] {
+            assert_eq!(Challenge::all(header), challenges, "{header}");
+        }
     }
 
     #[test]
@@ -233,7 +307,7 @@ mod tests {
         #[test]
         fn no_header_makes_the_parsers_panic(text in "(Bearer )?[a-z=\"\\\\,;<> ]{0,40}|.*") {
             let _ = next_link(&text);
-            let _ = Challenge::parse(&text);
+            let _ = Challenge::all(&text);
             let _ = etag_list_matches(&text, "\"x\"");
         }
     }

@@ -291,14 +291,10 @@ pub(super) fn is_insufficient(headers: &HeaderMap) -> bool {
 
 /// The challenge to answer: Bearer where there are several.
 fn challenge(headers: &HeaderMap) -> Option<Challenge> {
-    let challenges: Vec<_> = headers
-        .get_all(header::WWW_AUTHENTICATE)
-        .iter()
-        .filter_map(|value| Challenge::parse(value.to_str().ok()?))
-        .collect();
-    challenges
-        .iter()
-        .find(|challenge| matches!(challenge, Challenge::Bearer { .. }))
-        .or_else(|| challenges.first())
-        .cloned()
+    let lines = headers.get_all(header::WWW_AUTHENTICATE).iter();
+    let lines = lines.filter_map(|line| line.to_str().ok());
+    let mut challenges: Vec<_> = lines.flat_map(Challenge::all).collect();
+    let is_bearer = |challenge: &Challenge| matches!(challenge, Challenge::Bearer { .. });
+    let preferred = challenges.iter().position(is_bearer).unwrap_or(0);
+    challenges.drain(..).nth(preferred)
 }

@@ -18,12 +18,15 @@
 //! | `client.agent` | the client's `User-Agent` |
 //! | `http.method`, `http.status` | of the request and its answer; no method where the head was not understood |
 //! | `http.target` | host and path, where they are not of the API or not ours |
-//! | `oci.repository`, `oci.reference`, `oci.digest` | what was asked for, as the client wrote it |
-//! | `cache.outcome` | `hit`, `miss`, `joined`, `stale` or `bypass` |
-//! | `upstream.host`, `upstream.status`, `upstream.attempt` | of a request to a registry |
+//! | `oci.repository`, `oci.reference` | what was asked for, as the client wrote it |
+//! | `cache.outcome` | `hit`, `miss`, `joined`, `stale` or `bypass`; `none` where the cache took no part |
 //! | `body.bytes` | bytes of the answer's body that were sent |
 //! | `elapsed_ms` | from the request's head to the end of its answer |
+//! | `end` | `clean`, or `aborted` where the client did not get all of it |
 //! | `error` | what went wrong, for operators |
+//! | `upstream.name` | in other events: which upstream they are about, by its configured name |
+//! | `upstream.said` | in other events: what it said when it refused |
+//! | `oci.digest` | in other events: the content that they are about |
 //!
 //! One event per finished request is at `info` and is the audit of who pulled what. `warn` is
 //! degraded service, `error` wants somebody to act.

@@ -21,7 +21,7 @@ const LAST_CALLS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --tls-cert it makes a local CA and prints how clients trust it. Certificates are watched: a renewal is in use within seconds, or at once on SIGHUP. SIGHUP also has the configuration read again; what is wrong with it is told, and changes nothing.\n\nExample:\n  ecr-proxy serve --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com --anonymous-pull"
+    after_help = "Without a certificate of yours (--tls-cert, or [tls]) or one by ACME ([tls.acme]) it makes a local CA and prints how clients trust it. Certificates are watched: a renewal is in use within seconds, or at once on SIGHUP. SIGHUP also has the configuration read again; what is wrong with it is told, and changes nothing.\n\nExample:\n  ecr-proxy serve --upstream 000042290000.dkr.ecr.us-west-2.amazonaws.com \\\n    --domain registry.mydomain.com --anonymous-pull"
 )]
 pub(super) struct Args {
     #[command(flatten)]

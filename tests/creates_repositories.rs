@@ -510,6 +510,41 @@ async fn after_an_hour_nobody_is_sure_whose_repository_it_is_and_it_is_left_as_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_begun_in_one_registry_is_not_ended_in_another_of_the_same_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let mut rig = died_before_the_policy(&format!("lifecycle_policy = {policy:?}")).await;
+    // The name is given to another account's registry, where an operator has made one of the same name.
+    let addresses = [Listener::Registry, Listener::Storage, Listener::Api];
+    let [registry, storage, api] = addresses.map(|it| rig.ecr.address(it));
+    rig.ecr.shutdown().await;
+    rig.ecr = loop {
+        let another = Simulator::builder().account("000042290001");
+        // Somebody may have been given a port in between.
+        match another.bind(registry, storage, api).start().await {
+            Ok(another) => break another,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    rig.ecr.create_repository("team/app");
+    let host = rig.ecr.registry_host();
+    rig.proxy.edit("upstream", |upstreams| {
+        upstreams[0].insert("registry".to_owned(), host.into());
+    });
+    rig.proxy.restart();
+    let ann = rig.user("ann");
+    for repository in ["team/app", "team/second"] {
+        let answer = begin(&ann, repository).await;
+        assert_eq!(answer.status, 202, "{repository}: {}", answer.text());
+    }
+    let given = ["team/app", "team/second"].map(|it| rig.ecr.lifecycle_policy(it));
+    assert_eq!(given, [None, Some(POLICY.to_owned())]);
+    assert_eq!(rig.asked("GetLifecyclePolicy"), 0);
+    assert_eq!(unfinished(&rig.proxy), 1, "it is noted where it was begun");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_note_hides_none_and_what_a_killed_writer_left_is_removed() {
     let folder = tempfile::tempdir().expect("a folder");
     let policy = folder.path().join("lifecycle.json");

@@ -3,8 +3,13 @@
 
 mod support;
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
 use ecr_proxy::simulator::{
-    Action, CannedAnswer, FULL_ACCESS_KEY, Fault, Gate, Listener, Pattern, Principal, Simulator,
+    Action, CannedAnswer, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern, Principal,
+    Simulator,
 };
 use serde_json::{Value, json};
 use support::blobs::until;
@@ -67,6 +72,7 @@ impl Rig {
 fn creating(proxy: Builder, template: &str) -> Builder {
     let template: Table = toml::from_str(template).expect("TOML");
     proxy
+        .upstream_key("name", "prod")
         .upstream_key("create_repositories", vec!["team/**"])
         .upstream_key("template", template)
 }
@@ -364,6 +370,213 @@ async fn c12_a_repository_that_was_made_when_the_proxy_died_gets_its_policy_with
     // It was done once.
     assert_eq!(begin(&ann, "team/app").await.status, 202);
     assert_eq!(rig.asked("GetLifecyclePolicy"), 2);
+}
+
+/// Where the notes of the only registry are.
+fn notes(proxy: &Proxy) -> PathBuf {
+    let folders = std::fs::read_dir(proxy.state_dir().join("creating")).expect("a folder");
+    let folders: Vec<_> = folders.map(|it| it.expect("an entry").path()).collect();
+    assert_eq!(folders.len(), 1, "{folders:?}");
+    folders[0].clone()
+}
+
+/// This was written so long ago.
+fn is_of(path: &Path, ago: Duration) {
+    let file = File::options().write(true).open(path).expect("a file");
+    let at = SystemTime::now() - ago;
+    file.set_modified(at).expect("a time of modification");
+}
+
+/// A proxy that died when it had made `team/app` and not given it its policy.
+async fn died_before_the_policy(template: &str) -> Rig {
+    let mut rig = Rig::start(FULL_ACCESS_KEY, template).await;
+    let gate = Gate::new();
+    let faults = rig.ecr.faults();
+    let held = faults.on(Listener::Api, "POST", "PutLifecyclePolicy");
+    let held = held.then(Fault::Hold(gate.clone()));
+    let target = "/v2/team/app/blobs/uploads/";
+    let waiting = rig.user("ann").start("POST", target, &[]).await;
+    within("it is made", gate.arrived(1)).await;
+    rig.proxy.kill9();
+    drop(waiting);
+    held.remove();
+    assert_eq!(unfinished(&rig.proxy), 1);
+    rig
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_made_by_hand_after_aws_certainly_made_none_is_left_as_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let ann = rig.user("ann");
+    rig.ecr.create_repository("team/there");
+    assert_eq!(begin(&ann, "team/there").await.status, 202);
+    let throttled = Fault::refused_by_aws("ThrottlingException", "Rate exceeded");
+    let unknown = Fault::refused_by_aws("UnrecognizedClientException", "invalid token");
+    for (repository, fault) in [
+        ("team/throttled", Some(throttled)),
+        ("team/stranger", Some(unknown)),
+        ("team/unreachable", None),
+    ] {
+        let faults = rig.ecr.faults();
+        match fault {
+            Some(fault) => drop(
+                faults
+                    .on(Listener::Api, "POST", "CreateRepository")
+                    .then(fault),
+            ),
+            None => rig.ecr.outage_of(Listener::Api, Outage::Refused).await,
+        }
+        let answer = begin(&ann, repository).await;
+        assert_ne!(answer.status, 202, "{repository}");
+        faults.clear();
+        rig.ecr.outage_of(Listener::Api, Outage::None).await;
+        rig.ecr.create_repository(repository);
+        let answer = begin(&ann, repository).await;
+        assert_eq!(answer.status, 202, "{repository}: {}", answer.text());
+        until("nothing is left to do", async || {
+            unfinished(&rig.proxy) == 0
+        })
+        .await;
+        assert_eq!(rig.ecr.lifecycle_policy(repository), None, "{repository}");
+    }
+    assert_eq!(rig.asked("GetLifecyclePolicy"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_been_made_is_kept_in_mind_until_aws_refuses_to_make_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let ann = rig.user("ann");
+    let faults = rig.ecr.faults();
+    let creating = || faults.on(Listener::Api, "POST", "CreateRepository");
+    let throttled = || Fault::refused_by_aws("ThrottlingException", "Rate exceeded");
+    // It is made, nobody hears of it, and then AWS has no time.
+    creating().times(1).then(Fault::Lost);
+    creating().then(throttled());
+    assert_ne!(begin(&ann, "team/app").await.status, 202);
+    faults.clear();
+    assert_eq!(unfinished(&rig.proxy), 1);
+    assert_eq!(begin(&ann, "team/app").await.status, 202);
+    until("nothing is left to do", async || {
+        unfinished(&rig.proxy) == 0
+    })
+    .await;
+    let found = rig.ecr.lifecycle_policy("team/app");
+    assert_eq!(found.as_deref(), Some(POLICY));
+    // What failed may have been done; a throttle says nothing of that, and a refusal that it was not.
+    let failing = || Fault::status(500, "");
+    let full = || Fault::refused_by_aws("LimitExceededException", "no more");
+    for (fault, left) in [(failing(), 1), (throttled(), 1), (full(), 0)] {
+        creating().then(fault);
+        assert_ne!(begin(&ann, "team/other").await.status, 202);
+        faults.clear();
+        assert_eq!(unfinished(&rig.proxy), left);
+    }
+    // Where the registry has closed the connection, and not said that there is none, it may be there.
+    for (fault, is_closed) in [(failing(), false), (full(), true)] {
+        creating().then(fault);
+        if is_closed {
+            let closed = faults.on(Listener::Registry, "POST", Pattern::from("/uploads/"));
+            closed.then(Fault::Raw("".into()));
+        }
+        assert_ne!(begin(&ann, "team/closed").await.status, 202);
+        faults.clear();
+        assert_eq!(unfinished(&rig.proxy), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_hour_nobody_is_sure_whose_repository_it_is_and_it_is_left_as_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let mut rig = died_before_the_policy(&format!("lifecycle_policy = {policy:?}")).await;
+    for note in files_below(&notes(&rig.proxy)) {
+        is_of(&note, Duration::from_secs(3660));
+    }
+    rig.proxy.restart();
+    assert_eq!(begin(&rig.user("ann"), "team/app").await.status, 202);
+    until("nothing is left to do", async || {
+        unfinished(&rig.proxy) == 0
+    })
+    .await;
+    assert_eq!(rig.ecr.lifecycle_policy("team/app"), None);
+    assert_eq!(rig.asked("GetLifecyclePolicy"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_begun_in_one_registry_is_not_ended_in_another_of_the_same_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let mut rig = died_before_the_policy(&format!("lifecycle_policy = {policy:?}")).await;
+    // The name is given to another account's registry, where an operator has made one of the same name.
+    let addresses = [Listener::Registry, Listener::Storage, Listener::Api];
+    let [registry, storage, api] = addresses.map(|it| rig.ecr.address(it));
+    rig.ecr.shutdown().await;
+    rig.ecr = loop {
+        let another = Simulator::builder().account("000042290001");
+        // Somebody may have been given a port in between.
+        match another.bind(registry, storage, api).start().await {
+            Ok(another) => break another,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    rig.ecr.create_repository("team/app");
+    let host = rig.ecr.registry_host();
+    rig.proxy.edit("upstream", |upstreams| {
+        upstreams[0].insert("registry".to_owned(), host.into());
+    });
+    rig.proxy.restart();
+    let ann = rig.user("ann");
+    for repository in ["team/app", "team/second"] {
+        let answer = begin(&ann, repository).await;
+        assert_eq!(answer.status, 202, "{repository}: {}", answer.text());
+    }
+    let given = ["team/app", "team/second"].map(|it| rig.ecr.lifecycle_policy(it));
+    assert_eq!(given, [None, Some(POLICY.to_owned())]);
+    assert_eq!(rig.asked("GetLifecyclePolicy"), 0);
+    assert_eq!(unfinished(&rig.proxy), 1, "it is noted where it was begun");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_note_hides_none_and_what_a_killed_writer_left_is_removed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("lifecycle.json");
+    std::fs::write(&policy, POLICY).expect("a file");
+    let mut rig = died_before_the_policy(&format!("lifecycle_policy = {policy:?}")).await;
+    let notes = notes(&rig.proxy);
+    std::fs::create_dir(notes.join("lost+found")).expect("a folder");
+    std::fs::write(notes.join("bytes"), b"\xff\xfe").expect("a file");
+    // All of a name, some of it, and nothing, by those who did not live to say that it is whole.
+    let left = [("a", "team/b"), ("b", "team/"), ("c", "")].map(|(name, content)| {
+        let left = notes.join(format!(".tmp{name}"));
+        std::fs::write(&left, content).expect("a file");
+        is_of(&left, Duration::from_secs(120));
+        left
+    });
+    // Another may be writing this one.
+    let written = notes.join(".tmpd");
+    std::fs::write(&written, "team/").expect("a file");
+    rig.proxy.restart();
+    assert_eq!(begin(&rig.user("ann"), "team/app").await.status, 202);
+    until("it is given", async || {
+        rig.ecr.lifecycle_policy("team/app").is_some()
+    })
+    .await;
+    assert!(left.iter().all(|left| !left.exists()), "{left:?}");
+    assert!(written.exists());
+    let is_told = |event: &support::proxy::Event| {
+        event.message() == "cannot read which repositories were being made"
+    };
+    rig.proxy.log_until("what was not read", is_told).await;
+    let told = rig.proxy.logs();
+    assert_eq!(told.iter().filter(|event| is_told(event)).count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

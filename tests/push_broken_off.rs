@@ -5,12 +5,14 @@ mod support;
 
 use std::path::PathBuf;
 
-use ecr_proxy::simulator::{Fault, Gate, Listener, path_contains};
+use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, Gate, Listener, Simulator, path_contains};
 use support::blobs::{metric, outcome, until};
 use support::disk::Injection;
-use support::push::{APP, MANIFEST, OTHER, Rig, begin, bytes, manifest, push_image, put, send};
+use support::push::{
+    APP, MANIFEST, OTHER, Rig, begin, bytes, manifest, push_image, put, send, users,
+};
 use support::store::{digest, files_below};
-use support::{Proxy, within};
+use support::{Answer, Proxy, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn u24_an_early_refusal_reaches_a_client_that_still_sends() {
@@ -439,6 +441,52 @@ async fn u13_what_upstream_took_is_no_error_where_only_its_answer_was_lost() {
     lost(&rig, "DELETE", "/manifests/");
     let deleted = ann.ask("DELETE", &path, &[]).await;
     assert_eq!(deleted.status, 202, "{}", deleted.text());
+}
+
+/// Pushes what refers to an image to a repository whose tags do not move, by an answer that is lost; what is
+/// told, and the subject.
+async fn put_referrer_unheard(rig: &Rig) -> (Answer, String) {
+    rig.ecr.set_immutable(APP, true);
+    let ann = rig.user("ann");
+    let (answer, subject) = push_image(&ann, APP, "v1", b"layer").await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let image = manifest(b"layer");
+    let referrer = format!(
+        r#"{},"subject":{{"mediaType":"{MANIFEST}","digest":"{subject}","size":{}}}}}"#,
+        &image[..image.len() - 1],
+        image.len()
+    );
+    lost(rig, "PUT", "/manifests/sbom");
+    let target = format!("/v2/{APP}/manifests/sbom");
+    let headers = [("content-type", MANIFEST)];
+    let answer = put(&ann, &target, &headers, referrer.as_bytes()).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    assert_eq!(rig.asked("PUT", "/manifests/sbom"), 2);
+    (answer, subject)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u13_a_lost_answer_takes_no_subject_from_what_ecr_lists_as_a_referrer() {
+    let (answer, subject) = put_referrer_unheard(&Rig::start().await).await;
+    assert_eq!(answer.header("oci-subject"), Some(&*subject));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u13_a_lost_answer_promises_no_referrers_of_a_registry_that_may_keep_none() {
+    let ecr = Simulator::builder().start().await.expect("a simulator");
+    ecr.create_repository(APP);
+    let token = ecr.token(FULL_ACCESS_KEY).expect("a token");
+    let folder = tempfile::tempdir().expect("a folder");
+    let password = folder.path().join("password");
+    std::fs::write(&password, &token.password).expect("a file");
+    let proxy = users(Proxy::builder())
+        .registry("registry.upstream.test", &ecr.endpoint())
+        .upstream_key("auth", "basic")
+        .upstream_key("username", "AWS")
+        .upstream_key("password_file", password.to_str().expect("a UTF-8 path"))
+        .start();
+    let (answer, _) = put_referrer_unheard(&Rig { ecr, proxy }).await;
+    assert_eq!(answer.header("oci-subject"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -224,7 +224,12 @@ impl Config {
                 .map(|name| Arc::from(name.as_str()))
                 .collect(),
             creation: upstream.create.as_ref().map(|it| it.creation.clone()),
-            creation_notes: Some(self.server.state_dir.join(CREATING).join(&upstream.name)),
+            // Of this registry: the name may be given to another one, whose repositories are none of ours.
+            creation_notes: Some(self.server.state_dir.join(CREATING).join(format!(
+                "{}@{}",
+                upstream.name,
+                upstream.registry.authority()
+            ))),
             offline: self.routed(upstream, |freshness| freshness.offline),
             limits: Limits {
                 manifest_max_bytes: manifest_max_bytes.unwrap_or(limits.manifest_max_bytes),

@@ -146,7 +146,7 @@ impl Completion {
 /// A client's text, as far as it is logged. Control characters are spelled out: JSON has no need to
 /// escape those above U+007F, and a terminal that shows the log takes U+009B for an escape sequence.
 pub(super) fn cut(text: &str) -> String {
-    let are_plain = |all, byte: u8| all & (byte >= b' ') & (byte < 0x7f);
+    let are_plain = |all, byte: u8| all & (b' '..0x7f).contains(&byte);
     if text.len() <= LONGEST_TEXT && text.bytes().fold(true, are_plain) {
         return text.to_owned();
     }

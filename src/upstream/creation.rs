@@ -3,7 +3,8 @@
 //! Invariants: nothing is created but for a push that is permitted, in the proxy's own name, where the
 //! operator wants it, and after the registry has said that there is no such repository; however many push
 //! at once, it is asked for once, and what was begun is ended, whoever leaves. What the program does not live
-//! to end, or AWS does not let it, is ended with a push to that repository later, unless an operator was first.
+//! to end, or AWS does not let it, is ended with a push to that repository within the hour, unless an operator
+//! was first. What AWS certainly did not make is nothing of ours to end.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use super::ecr::EcrApi;
 use super::error::{Unreachable, UpstreamError};
 use super::gate::backoff;
 use super::meter::Meter;
-use super::unfinished::Unfinished;
+use super::unfinished::{Noted, Unfinished};
 
 /// For how long a refusal stands: it lasts until an operator does something, and each push would ask again.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
@@ -92,6 +93,13 @@ pub(super) enum Created {
     Existed,
 }
 
+/// Why a repository was not made, as far as anybody knows.
+pub(super) struct NotMade {
+    pub(super) error: UpstreamError,
+    /// It may have been made all the same: something was sent of which nobody said that it was refused.
+    pub(super) is_unclear: bool,
+}
+
 /// Makes repositories of one registry.
 pub(super) struct Creator {
     api: Arc<EcrApi>,
@@ -133,22 +141,28 @@ impl Creator {
         patterns.any(|pattern| pattern.matches(repository.as_str()))
     }
 
-    /// Makes a repository, or takes the word of whoever does or did just now.
+    /// Makes a repository, or takes the word of whoever does or did just now. `is_absent` where the registry
+    /// has said so much.
     ///
     /// # Cancel safety
     /// Leaving changes nothing: what was begun is ended.
     async fn create(
         self: &Arc<Self>,
         repository: &RepositoryName,
+        is_absent: bool,
     ) -> Result<Created, UpstreamError> {
         let (creator, repository) = (Arc::clone(self), repository.clone());
-        let making = tokio::spawn(async move { creator.turn(&repository).await });
+        let making = tokio::spawn(async move { creator.turn(&repository, is_absent).await });
         making
             .await
             .unwrap_or(Err(UpstreamError::Failing { status: 500 }))
     }
 
-    async fn turn(&self, repository: &RepositoryName) -> Result<Created, UpstreamError> {
+    async fn turn(
+        &self,
+        repository: &RepositoryName,
+        is_absent: bool,
+    ) -> Result<Created, UpstreamError> {
         let slot = self.recent.get_with_by_ref(repository, Arc::default);
         let mut known = slot.lock().await;
         if let Some(known) = &*known
@@ -156,7 +170,7 @@ impl Creator {
         {
             return known.word.clone();
         }
-        let word = self.make(repository).await;
+        let word = self.make(repository, is_absent).await;
         let stands = match &word {
             Ok(_) => MADE_FOR,
             Err(UpstreamError::Refused | UpstreamError::Told(_)) => REFUSED_FOR,
@@ -169,31 +183,43 @@ impl Creator {
         word
     }
 
-    async fn make(&self, repository: &RepositoryName) -> Result<Created, UpstreamError> {
+    async fn make(
+        &self,
+        repository: &RepositoryName,
+        is_absent: bool,
+    ) -> Result<Created, UpstreamError> {
         let template = &self.creation.template;
-        let was_noted = self.unfinished.contains(repository);
-        if template.lifecycle_policy.is_some() {
-            self.unfinished.note(repository, TURN).await;
-        }
-        let word = self.api.create_repository(repository, template).await;
+        let was_noted = template.lifecycle_policy.is_some()
+            && self.unfinished.note(repository, TURN).await == Noted::Before;
+        let made = self.api.create_repository(repository, template).await;
+        let is_unclear = matches!(&made, Err(not_made) if not_made.is_unclear);
+        let word = made.map_err(|not_made| not_made.error);
         self.meter.created(match &word {
             Ok(Created::New) => "created",
             Ok(Created::Existed) => "existed",
             Err(UpstreamError::Refused | UpstreamError::Told(_)) => "refused",
             Err(_) => "failed",
         });
+        if was_noted && (is_unclear || word == Ok(Created::New)) {
+            self.unfinished.renew(repository).await;
+        }
+        // What was noted before may be ours, of an attempt that was not heard of. Of that a throttle or a
+        // connection that was never made says nothing; a refusal does where the registry has none, either.
+        let may_be_ours = is_unclear
+            || was_noted
+                && match &word {
+                    Err(UpstreamError::Refused | UpstreamError::Told(_)) => !is_absent,
+                    Ok(_) | Err(_) => true,
+                };
         match &word {
             Ok(Created::New) => {}
-            // Another made it, or nobody did.
-            Ok(Created::Existed) | Err(UpstreamError::Refused | UpstreamError::Told(_))
-                if !was_noted =>
-            {
-                self.unfinished.forget(repository).await;
+            Ok(Created::Existed) | Err(_) if may_be_ours => {
+                self.unfinished.put_off(repository, Duration::ZERO);
                 return word;
             }
-            // It may be our own: of an attempt that was not heard of.
+            // Another made it, or nobody did: who makes it from now on has it as he likes.
             Ok(Created::Existed) | Err(_) => {
-                self.unfinished.put_off(repository, Duration::ZERO);
+                self.unfinished.forget(repository).await;
                 return word;
             }
         }
@@ -230,7 +256,9 @@ impl Creator {
         }
         let (creator, repository) = (Arc::clone(self), repository.clone());
         tokio::spawn(async move {
-            let Some(policy) = &creator.creation.template.lifecycle_policy else {
+            let policy = creator.creation.template.lifecycle_policy.as_ref();
+            let is_too_old = creator.unfinished.is_too_old(&repository);
+            let Some(policy) = policy.filter(|_| !is_too_old) else {
                 return creator.unfinished.forget(&repository).await;
             };
             match creator.api.has_lifecycle_policy(&repository).await {
@@ -274,7 +302,7 @@ impl Upstream {
         if !says_absent(error) {
             return first;
         }
-        let created = creator.create(repository).await?;
+        let created = creator.create(repository, is_told_absent(error)).await?;
         if is_broken_off(error) && created == Created::Existed {
             // So it meant what it means elsewhere.
             self.shared.breaker.failed(error);

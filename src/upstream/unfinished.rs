@@ -1,7 +1,8 @@
 //! Repositories that are being made, noted on disk: whoever makes one may die before it is as it should be.
 //!
 //! Each has a file of its own, of which the name is a hash and the content is what the repository is called:
-//! nothing is written anew, so whoever else notes at the same time takes nothing away.
+//! nothing is written anew, so whoever else notes at the same time takes nothing away. A note counts for an
+//! hour.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
@@ -9,7 +10,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -17,55 +18,116 @@ use crate::oci::{Digest, RepositoryName};
 
 /// Notes at once: beyond, what is made is not noted, and whoever pushes fills no disk with them.
 const MOST: usize = 1_000;
+/// For how long a note counts: after that nobody can tell whether the repository that is there is still the
+/// one that was begun, or what an operator made of it.
+const COUNTS_FOR: Duration = Duration::from_secs(60 * 60);
+/// For how long another program may be writing a note; what is older was left by one that died.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 
 /// The notes of one registry.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     /// Where they are kept; without, they end with the program.
     directory: Option<PathBuf>,
+    notes: Mutex<HashMap<RepositoryName, Note>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Note {
+    /// When it was begun, as the file's time of modification says.
+    since: SystemTime,
     /// From when on somebody may go on with it.
-    due: Mutex<HashMap<RepositoryName, Instant>>,
+    due: Instant,
+}
+
+/// Since when something is noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Noted {
+    /// For the first time, or what was noted does not count any more.
+    Now,
+    /// It was, and that counts.
+    Before,
 }
 
 impl Unfinished {
-    /// Those kept in `directory`, which need not be there. What cannot be read is told, and left.
+    /// Those kept in `directory`, which need not be there. What cannot be read is told, and left; what does
+    /// not count any more, and what a killed writer left, is removed.
     pub(super) fn open(directory: Option<PathBuf>) -> Self {
-        let found = directory.as_deref().map_or(Ok(Vec::new()), read);
-        let found = found.unwrap_or_else(|error| {
+        let found = directory.as_deref().map_or_else(Found::default, read);
+        if let Some(error) = found.unread {
             tracing::warn!(path = ?directory, %error, "cannot read which repositories were being made");
-            Vec::new()
-        });
-        let now = Instant::now();
-        let due = found.into_iter().map(|repository| (repository, now));
+        }
+        let due = Instant::now();
+        let notes = found.notes.into_iter();
+        let notes = notes.map(|(repository, since)| (repository, Note { since, due }));
         Self {
             directory,
-            due: Mutex::new(due.collect()),
+            notes: Mutex::new(notes.collect()),
         }
     }
 
-    pub(super) fn contains(&self, repository: &RepositoryName) -> bool {
-        self.due().contains_key(repository)
+    #[cfg(test)]
+    fn contains(&self, repository: &RepositoryName) -> bool {
+        self.notes().contains_key(repository)
     }
 
     /// Notes a repository, durably, and as one that nobody else need go on with for `turn`. Where that fails
-    /// it is told: what is to be made matters more.
-    pub(super) async fn note(self: &Arc<Self>, repository: &RepositoryName, turn: Duration) {
-        let is_new = {
-            let mut due = self.due();
-            if due.len() >= MOST && !due.contains_key(repository) {
-                return;
+    /// it is told: what is to be made matters more. What was noted before is so since then.
+    pub(super) async fn note(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+        turn: Duration,
+    ) -> Noted {
+        let due = Instant::now() + turn;
+        self.forget_old().await;
+        {
+            let mut notes = self.notes();
+            if let Some(note) = notes.get_mut(repository) {
+                note.due = due;
+                return Noted::Before;
             }
-            due.insert(repository.clone(), Instant::now() + turn)
-                .is_none()
+            if notes.len() >= MOST {
+                return Noted::Now;
+            }
+            let since = SystemTime::now();
+            notes.insert(repository.clone(), Note { since, due });
+        }
+        self.on_disk(repository, write).await;
+        Noted::Now
+    }
+
+    /// What is noted is so as of now.
+    pub(super) async fn renew(self: &Arc<Self>, repository: &RepositoryName) {
+        if let Some(note) = self.notes().get_mut(repository) {
+            note.since = SystemTime::now();
+        } else {
+            return;
+        }
+        self.on_disk(repository, write).await;
+    }
+
+    /// What is noted does not count any more.
+    pub(super) fn is_too_old(&self, repository: &RepositoryName) -> bool {
+        let note = self.notes().get(repository).copied();
+        note.is_some_and(|note| !is_within(note.since, COUNTS_FOR))
+    }
+
+    async fn forget_old(self: &Arc<Self>) {
+        let old: Vec<RepositoryName> = {
+            let notes = self.notes();
+            let old = notes
+                .iter()
+                .filter(|(_, note)| !is_within(note.since, COUNTS_FOR));
+            old.map(|(repository, _)| repository.clone()).collect()
         };
-        if is_new {
-            self.on_disk(repository, write).await;
+        for repository in old {
+            self.forget(&repository).await;
         }
     }
 
     /// It is as it should be, or is not there.
     pub(super) async fn forget(self: &Arc<Self>, repository: &RepositoryName) {
-        if self.due().remove(repository).is_some() {
+        if self.notes().remove(repository).is_some() {
             self.on_disk(repository, remove).await;
         }
     }
@@ -74,9 +136,9 @@ impl Unfinished {
     /// has the turn.
     pub(super) fn take(&self, repository: &RepositoryName, turn: Duration) -> bool {
         let now = Instant::now();
-        match self.due().get_mut(repository) {
-            Some(due) if *due <= now => {
-                *due = now + turn;
+        match self.notes().get_mut(repository) {
+            Some(note) if note.due <= now => {
+                note.due = now + turn;
                 true
             }
             Some(_) | None => false,
@@ -85,8 +147,8 @@ impl Unfinished {
 
     /// Nobody need go on with it for so long.
     pub(super) fn put_off(&self, repository: &RepositoryName, pause: Duration) {
-        if let Some(due) = self.due().get_mut(repository) {
-            *due = Instant::now() + pause;
+        if let Some(note) = self.notes().get_mut(repository) {
+            note.due = Instant::now() + pause;
         }
     }
 
@@ -109,8 +171,8 @@ impl Unfinished {
         let _ = changing.await;
     }
 
-    fn due(&self) -> MutexGuard<'_, HashMap<RepositoryName, Instant>> {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    fn notes(&self) -> MutexGuard<'_, HashMap<RepositoryName, Note>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,19 +199,73 @@ fn remove(directory: &Path, repository: &str) -> io::Result<()> {
     }
 }
 
-fn read(directory: &Path) -> io::Result<Vec<RepositoryName>> {
+/// What is in a folder of notes.
+#[derive(Default)]
+struct Found {
+    /// Since when each is noted.
+    notes: Vec<(RepositoryName, SystemTime)>,
+    /// Why some of it, or all, was not read.
+    unread: Option<io::Error>,
+}
+
+fn read(directory: &Path) -> Found {
+    let mut found = Found::default();
     let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return found,
+        Err(error) => {
+            found.unread = Some(error);
+            return found;
+        }
+        Ok(entries) => entries,
     };
-    let mut found = Vec::new();
     for entry in entries {
-        let path = entry?.path();
-        // What was being written when the program died names nothing, and nothing was made by it.
-        let named = fs::read_to_string(&path)?.parse::<RepositoryName>();
-        found.extend(named.ok().filter(|it| file(directory, it.as_str()) == path));
+        let path = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => {
+                found.unread = Some(error);
+                continue;
+            }
+        };
+        match read_note(directory, &path) {
+            Ok(note) => found.notes.extend(note),
+            // Another has ended with it meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let reason = format!("{}: {error}", path.display());
+                found.unread = Some(io::Error::new(error.kind(), reason));
+            }
+        }
     }
-    Ok(found)
+    found
+}
+
+/// A note that counts, and since when; what is none is removed.
+fn read_note(directory: &Path, path: &Path) -> io::Result<Option<(RepositoryName, SystemTime)>> {
+    let about = fs::symlink_metadata(path)?;
+    if !about.is_file() {
+        return Err(io::Error::other("no file"));
+    }
+    let named = fs::read_to_string(path)?.parse::<RepositoryName>().ok();
+    let named = named.filter(|named| file(directory, named.as_str()) == path);
+    let since = about.modified()?;
+    let counts_for = match named {
+        Some(_) => COUNTS_FOR,
+        // What was being written when a program died names nothing, and nothing was made by it.
+        None => WRITTEN_WITHIN,
+    };
+    if !is_within(since, counts_for) {
+        fs::remove_file(path)?;
+        return Ok(None);
+    }
+    Ok(named.map(|named| (named, since)))
+}
+
+/// Whether a time is no further from now than this: also in the future, as clocks are set.
+fn is_within(at: SystemTime, limit: Duration) -> bool {
+    let distance = SystemTime::now()
+        .duration_since(at)
+        .unwrap_or_else(|ahead| ahead.duration());
+    distance < limit
 }
 
 #[cfg(test)]
@@ -159,7 +275,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_noted_is_there_after_a_restart_and_what_was_forgotten_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let directory = folder.path().join("creating").join("prod");
+        let directory = folder.path().join("creating").join("prod@registry.test");
         let open = || Arc::new(Unfinished::open(Some(directory.clone())));
         let [first, second] = ["team/a", "team/b"].map(|name| name.parse().unwrap());
         let notes = open();
@@ -178,6 +294,30 @@ mod tests {
         tokio::time::advance(turn).await;
         assert!(again.take(&first, turn));
         assert!(!again.take(&second, turn));
+    }
+
+    #[tokio::test]
+    async fn what_was_noted_an_hour_ago_does_not_count_and_makes_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = Arc::new(Unfinished::open(Some(folder.path().to_owned())));
+        let [old, other] = ["team/a", "team/b"].map(|name| name.parse().unwrap());
+        let turn = Duration::ZERO;
+        assert_eq!(notes.note(&old, turn).await, Noted::Now);
+        assert_eq!(notes.note(&old, turn).await, Noted::Before);
+        let made_old = || {
+            let ago = SystemTime::now() - COUNTS_FOR;
+            notes.notes().get_mut(&old).unwrap().since = ago;
+        };
+        made_old();
+        assert!(notes.is_too_old(&old));
+        notes.renew(&old).await;
+        assert!(!notes.is_too_old(&old));
+        made_old();
+        assert_eq!(notes.note(&old, turn).await, Noted::Now);
+        assert!(!notes.is_too_old(&old) && file(folder.path(), "team/a").exists());
+        made_old();
+        notes.note(&other, turn).await;
+        assert!(!notes.contains(&old) && !file(folder.path(), "team/a").exists());
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use bytes::Bytes;
 
 use crate::oci::header::{OCI_CHUNK_MIN_LENGTH, OCI_SUBJECT};
-use crate::oci::{ByteRange, Digest, Reference, RepositoryName};
+use crate::oci::{ByteRange, Digest, Manifest, Reference, RepositoryName};
 
 use super::client::{Answer, path_and_query};
 use super::creation::{is_told_absent, may_be_absent};
@@ -222,7 +222,7 @@ impl Upstream {
         let path = path_and_query(format!("/v2/{repository}/manifests/{reference}"))?;
         let question = Question {
             carried: Carried::Document(bytes.clone()),
-            content_type: Some(media_type),
+            content_type: Some(media_type.clone()),
             ..push(
                 Kind::ManifestPut,
                 Method::PUT,
@@ -238,7 +238,8 @@ impl Upstream {
             && let Ok(head) = self.head_manifest(repository, reference).await
             && head.digest == Digest::of(&bytes)
         {
-            return Ok(PutManifest { subject: None });
+            let subject = self.shared.kept_subject(&media_type, &bytes);
+            return Ok(PutManifest { subject });
         }
         put
     }
@@ -353,6 +354,15 @@ fn with_body<'a>(
 }
 
 impl Shared {
+    /// The subject that the registry told with an answer that was lost: where none is told, clients take it
+    /// that the registry keeps no referrers, and keep a list of their own in a tag (distribution-spec,
+    /// "Pushing Manifests with Subject"). ECR keeps them; of others nobody knows.
+    fn kept_subject(&self, media_type: &HeaderValue, bytes: &[u8]) -> Option<Digest> {
+        self.options.registry.ecr()?;
+        let manifest = Manifest::parse(media_type.to_str().ok()?, bytes).ok()?;
+        manifest.subject.map(|subject| subject.digest)
+    }
+
     /// What an answer that is no success says to a push.
     async fn refusal(&self, answer: Answer) -> UpstreamError {
         let status = answer.status();

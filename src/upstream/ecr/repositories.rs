@@ -1,11 +1,15 @@
 //! What the API tells of repositories, and making new ones.
 
+use std::error::Error as _;
+use std::iter;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use aws_sdk_ecr::config::Config;
+use aws_sdk_ecr::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_ecr::config::retry::RetryConfig;
-use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ecr::config::{Config, ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_ecr::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::operation::create_repository::builders::CreateRepositoryFluentBuilder;
 use aws_sdk_ecr::types::{
     EncryptionConfiguration, EncryptionType, ImageScanningConfiguration, ImageTagMutability,
@@ -15,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{EcrApi, quietly};
 use crate::oci::RepositoryName;
-use crate::upstream::creation::{Created, Encryption, Template};
+use crate::upstream::creation::{Created, Encryption, NotMade, Template};
 use crate::upstream::error::{Absent, Deadline, Unreachable, UpstreamError};
 use crate::upstream::gate::backoff;
 use crate::upstream::mutability::TagMutability;
@@ -76,28 +80,36 @@ impl EcrApi {
     ///
     /// # Errors
     /// [`UpstreamError::Refused`] without the permission, [`UpstreamError::Told`] where AWS refuses this
-    /// one; otherwise that nobody answered as it should.
+    /// one; otherwise that nobody answered as it should. Each with whether it may have been made.
     pub(in crate::upstream) async fn create_repository(
         self: &Arc<Self>,
         repository: &RepositoryName,
         template: &Template,
-    ) -> Result<Created, UpstreamError> {
+    ) -> Result<Created, NotMade> {
         let began = Instant::now();
         let mut is_unclear = false;
         let mut attempt = 1;
         loop {
             let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
             let template = template.clone();
+            let sent = Sent::default();
+            let seen = sent.clone();
             let call = async move {
                 let call = api.client().await.create_repository();
                 let call = call.registry_id(&*api.host.account).repository_name(name);
                 let call = filled_in(call, &template).map_err(SdkError::construction_failure)?;
                 // The SDK would not tell which attempt it was that found it there.
                 let once = Config::builder().retry_config(RetryConfig::disabled());
-                call.customize().config_override(once).send().await
+                let call = call.customize().config_override(once);
+                call.interceptor(seen).send().await
             };
-            let answer = quietly(call).await;
-            let Err(error) = answer.ok_or(UpstreamError::Failing { status: 500 })? else {
+            let Some(answer) = quietly(call).await else {
+                return Err(NotMade {
+                    error: UpstreamError::Failing { status: 500 },
+                    is_unclear: is_unclear || sent.is_so(),
+                });
+            };
+            let Err(error) = answer else {
                 return Ok(Created::New);
             };
             if error.code() == Some("RepositoryAlreadyExistsException") {
@@ -108,14 +120,14 @@ impl EcrApi {
                 });
             }
             let reason = self.refusal(&error);
-            is_unclear |= !matches!(
-                reason,
-                UpstreamError::Refused | UpstreamError::Told(_) | UpstreamError::Throttled { .. }
-            );
+            is_unclear |= sent.is_so() && !is_certainly_undone(&error, &reason);
             let is_late = began.elapsed() >= self.aws.timeout;
             if attempt == MAX_ATTEMPTS || is_late || !reason.retryable() {
                 self.log_failure("CreateRepository", repository, &error, &reason);
-                return Err(reason);
+                return Err(NotMade {
+                    error: reason,
+                    is_unclear,
+                });
             }
             tokio::time::sleep(backoff(attempt)).await;
             attempt += 1;
@@ -227,6 +239,54 @@ impl EcrApi {
             error = %reason,
             "a new repository is not as it should be",
         );
+    }
+}
+
+/// Whether a call that failed has certainly changed nothing: it came to nobody, or AWS has refused it.
+fn is_certainly_undone<E>(error: &SdkError<E>, reason: &UpstreamError) -> bool {
+    match error {
+        SdkError::ConstructionFailure(_) => true,
+        SdkError::DispatchFailure(failure) => {
+            let failure = failure.as_connector_error();
+            let first = failure.and_then(|failure| failure.source());
+            let mut causes = iter::successors(first, |cause| (*cause).source());
+            causes.any(|cause| {
+                let cause = cause.downcast_ref::<hyper_util::client::legacy::Error>();
+                cause.is_some_and(hyper_util::client::legacy::Error::is_connect)
+            })
+        }
+        SdkError::ServiceError(answer) => {
+            answer.raw().status().is_client_error()
+                || matches!(reason, UpstreamError::Throttled { .. })
+        }
+        // An answer that did not come, or that nobody can read.
+        _ => false,
+    }
+}
+
+/// Whether a call came as far as a connection: before that there are credentials to obtain.
+#[derive(Clone, Debug, Default)]
+struct Sent(Arc<AtomicBool>);
+
+impl Sent {
+    fn is_so(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Intercept for Sent {
+    fn name(&self) -> &'static str {
+        "Sent"
+    }
+
+    fn read_before_transmit(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.0.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -502,3 +502,36 @@ async fn two_requests_for_one_upload_at_once_do_not_mix() {
     let stored = rig.ecr.blob(APP, &digest(b"helloworld")).expect("in ECR");
     assert_eq!(&stored.read(0..10)[..], b"helloworld");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_says_yes_in_other_words_is_understood() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let faults = rig.ecr.faults();
+    let blob = bytes(200_000);
+    for status in [200, 201, 202, 204] {
+        let say = |method, part| {
+            let rule = faults.on(Listener::Registry, method, path_contains(part));
+            rule.times(1).then(Fault::SetStatus(status))
+        };
+        let part_said = say("PATCH", "/blobs/uploads/");
+        let place = begin(&ann, APP).await;
+        let part = send(&ann, "PATCH", &place, &[], &blob, false).await;
+        assert_eq!(part.status, 202, "{status}: {}", part.text());
+        let target = format!("{}?digest={}", location(&part), digest(&blob));
+        let done = put(&ann, &target, &[], b"").await;
+        assert_eq!(done.status, 201, "{status}: {}", done.text());
+        assert_eq!(part_said.taken(), 1);
+        if status == 204 {
+            continue;
+        }
+        let manifest_said = say("PUT", "/manifests/");
+        let tag = format!("said-{status}");
+        let (pushed, named) = push_image(&ann, APP, &tag, &blob).await;
+        assert_eq!(pushed.status, 201, "{status}: {}", pushed.text());
+        assert_eq!(pushed.header("docker-content-digest"), Some(&*named));
+        assert_eq!(manifest_said.taken(), 1);
+        let pulled = ann.get(&format!("/v2/{APP}/manifests/{tag}")).await;
+        assert_eq!(pulled.status, 200, "{status}: {}", pulled.text());
+    }
+}

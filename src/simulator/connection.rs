@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
-use http::{Request, Response, header};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -377,6 +377,9 @@ fn spoiled(mut reply: Reply, faults: &[Fault]) -> Reply {
                 let whole = reply.content.read(reply.first..reply.first + reply.len);
                 reply.replace_body(super::image::gzip(&whole));
                 reply.set("content-encoding", "gzip");
+            }
+            Fault::SetStatus(status) => {
+                reply.status = StatusCode::from_u16(*status).unwrap_or(reply.status);
             }
             Fault::SetHeader(name, value) => reply.set(name, value),
             Fault::AddHeader(name, value) => reply.add(name, value),

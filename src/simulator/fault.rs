@@ -52,6 +52,8 @@ pub enum Fault {
     Raw(Bytes),
     /// Answers this instead, without doing what was asked.
     Answer(CannedAnswer),
+    /// Does what was asked, and says this status of it; one that HTTP does not know is passed over.
+    SetStatus(u16),
     /// Sets a header of the answer, replacing what was there. A false `content-range`, `etag`,
     /// `docker-content-digest`, `content-type` or `location` is told this way.
     SetHeader(&'static str, String),

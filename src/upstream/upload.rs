@@ -115,7 +115,7 @@ impl Upstream {
                 Ok(Begun::Mounted(digest))
             }
             (StatusCode::ACCEPTED, _) => {
-                let place = self.shared.upload_place(answer.headers());
+                let place = self.shared.upload_place(&question.path, answer.headers());
                 let least_part = answer.headers().get(OCI_CHUNK_MIN_LENGTH);
                 let least_part = least_part.and_then(|least| least.to_str().ok()?.parse().ok());
                 answer.discard().await;
@@ -143,9 +143,12 @@ impl Upstream {
         let question = with_body(Method::PATCH, place.0.clone(), repository, Some(body));
         let answer = self.ask(&question).await?;
         match answer.status() {
-            // ECR says 201, and some say 204.
-            StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::NO_CONTENT => {
-                let next = self.shared.upload_place(answer.headers());
+            // ECR says 201, and others what they like.
+            StatusCode::ACCEPTED
+            | StatusCode::CREATED
+            | StatusCode::OK
+            | StatusCode::NO_CONTENT => {
+                let next = self.shared.upload_place(&question.path, answer.headers());
                 answer.discard().await;
                 Ok(next?.unwrap_or_else(|| place.clone()))
             }
@@ -247,7 +250,7 @@ impl Upstream {
     async fn put(&self, question: &Question<'_>) -> Result<PutManifest, UpstreamError> {
         let answer = self.ask(question).await?;
         match answer.status() {
-            StatusCode::CREATED | StatusCode::OK => {
+            StatusCode::CREATED | StatusCode::OK | StatusCode::ACCEPTED => {
                 let subject = answer.headers().get(OCI_SUBJECT);
                 let subject = subject.and_then(|subject| subject.to_str().ok()?.parse().ok());
                 answer.discard().await;
@@ -374,20 +377,24 @@ impl Shared {
         UpstreamError::Told(told(status, &body, &self.names()))
     }
 
-    /// Where the registry says that an upload goes on, if it says so. It may name itself, or where it is
-    /// reached, or no host; the next request goes where this one went.
+    /// Where the registry says that an upload goes on, if it says so to a request for `asked`. It may name itself,
+    /// or where it is reached, or no host; the next request goes where this one went.
     ///
     /// # Errors
     /// [`UpstreamError::Wrong`] for another host, and for what is no address.
-    fn upload_place(&self, headers: &HeaderMap) -> Result<Option<UploadPlace>, UpstreamError> {
+    fn upload_place(
+        &self,
+        asked: &PathAndQuery,
+        headers: &HeaderMap,
+    ) -> Result<Option<UploadPlace>, UpstreamError> {
         let mut places = headers.get_all(header::LOCATION).iter();
         let place = match (places.next(), places.next()) {
             (None, _) => return Ok(None),
             (Some(place), None) => place,
             (Some(_), Some(_)) => return Err(UpstreamError::Wrong(Wrong::Malformed)),
         };
-        let uri = place.to_str().ok().and_then(|place| place.parse().ok());
-        let uri: Uri = uri.ok_or(UpstreamError::Wrong(Wrong::Malformed))?;
+        let uri = place.to_str().ok().and_then(|place| meant(asked, place));
+        let uri = uri.ok_or(UpstreamError::Wrong(Wrong::Malformed))?;
         if uri.authority().is_some() && !self.is_own(&uri) {
             return Err(UpstreamError::Wrong(Wrong::UploadElsewhere));
         }
@@ -415,6 +422,20 @@ impl Shared {
     }
 }
 
+/// A `Location` as it was given; one that is relative to the path that was asked, resolved against it (RFC 9110,
+/// 10.2.2).
+fn meant(asked: &PathAndQuery, location: &str) -> Option<Uri> {
+    let is_whole = location.starts_with('/') || url::Url::parse(location).is_ok();
+    if is_whole || location.is_empty() {
+        return location.parse().ok();
+    }
+    let asked = url::Url::parse(&format!("http://registry{asked}")).ok()?;
+    let place = asked.join(location).ok()?;
+    place[url::Position::BeforePath..url::Position::AfterQuery]
+        .parse()
+        .ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Auth, Registry, UpstreamMetrics, UpstreamOptions};
@@ -427,7 +448,8 @@ mod tests {
         let upstream = Upstream::new(options, &UpstreamMetrics::default()).unwrap();
         let mut headers = HeaderMap::new();
         headers.insert(header::LOCATION, location.parse().unwrap());
-        let place = upstream.shared.upload_place(&headers)?;
+        let asked = PathAndQuery::from_static("/v2/a/blobs/uploads/?mount=x");
+        let place = upstream.shared.upload_place(&asked, &headers)?;
         Ok(place.unwrap().0.to_string())
     }
 
@@ -442,6 +464,10 @@ mod tests {
             ("https://Registry.Upstream.Test:443/v2/a", "/v2/a"),
             ("http://registry.upstream.test/v2/a", "/v2/a"),
             ("http://127.0.0.1:5000/v2/a", "/v2/a"),
+            ("1?_state=x%3D", "/v2/a/blobs/uploads/1?_state=x%3D"),
+            ("uploads/1", "/v2/a/blobs/uploads/uploads/1"),
+            ("../../b/1", "/v2/a/b/1"),
+            ("?again", "/v2/a/blobs/uploads/?again"),
         ] {
             assert_eq!(place(location).as_deref(), Ok(path), "{location}");
         }
@@ -453,7 +479,8 @@ mod tests {
             "http://127.0.0.1:5001/v2/a",
             "https://user@registry.upstream.test/v2/a",
             "ftp://registry.upstream.test/v2/a",
-            "uploads/1",
+            "http:/v2/a",
+            "javascript:alert(1)",
             "",
         ] {
             assert!(

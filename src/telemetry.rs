@@ -17,14 +17,16 @@
 //! | `client.user` | who was let in; `@anonymous` for nobody in particular |
 //! | `client.agent` | the client's `User-Agent` |
 //! | `http.method`, `http.status` | of the request and its answer; no method where the head was not understood |
-//! | `http.target` | host and path, where they are not of the API or not ours |
+//! | `http.target` | host and path, where they are not of the API or not ours, or lead nowhere |
 //! | `oci.repository`, `oci.reference` | what was asked for, as the client wrote it |
+//! | `oci.ns` | the registry that a mirror was asked for it as (`?ns=`) |
 //! | `cache.outcome` | `hit`, `miss`, `joined`, `stale` or `bypass`; `none` where the cache took no part |
 //! | `body.bytes` | bytes of the answer's body that were sent |
 //! | `elapsed_ms` | from the request's head to the end of its answer |
 //! | `end` | `clean`, or `aborted` where the client did not get all of it |
 //! | `error` | what went wrong, for operators |
-//! | `upstream.name` | in other events: which upstream they are about, by its configured name |
+//! | `upstream.name` | which upstream that leads to, by its configured name; in other events: which they are about |
+//! | `upstream.is_fallback` | true where another upstream answered in its place |
 //! | `upstream.said` | in other events: what it said when it refused |
 //! | `oci.digest` | in other events: the content that they are about |
 //!

@@ -94,6 +94,11 @@ async fn another_region_serves_while_the_first_is_away_and_no_longer() {
     assert!(metric(&proxy, "ecr_proxy_fallback_answers_total", &[]).await >= 2.0);
     let status = Client::operator(proxy.admin()).get("/api/v1/status").await;
     assert_eq!(status.json()["upstreams"][0]["stand_in"], "base");
+    let told = proxy.log_until("who answered", |event| {
+        event.field("upstream.is_fallback").as_deref() == Some("true")
+    });
+    let event = told.await;
+    assert_eq!(event.field("upstream.name").as_deref(), Some("prod"));
 
     two.prod.outage(Outage::None).await;
     until("the first region is back", async || {

@@ -94,6 +94,12 @@ pub(super) struct Completion {
     pub(super) kind: RequestKind,
     pub(super) repository: Option<RepositoryName>,
     pub(super) reference: Option<Reference>,
+    /// containerd's `ns`, as it was given.
+    pub(super) ns: Option<String>,
+    /// The upstream that the name leads to.
+    pub(super) upstream: Option<Arc<str>>,
+    /// Another one answered in its place.
+    pub(super) is_of_another: bool,
     pub(super) outcome: Outcome,
     pub(super) status: u16,
     /// How many bytes the body is to have.
@@ -124,6 +130,9 @@ impl Completion {
             kind: RequestKind::Other,
             repository: None,
             reference: None,
+            ns: None,
+            upstream: None,
+            is_of_another: false,
             outcome: Outcome::None,
             status: 0,
             length: 0,
@@ -198,6 +207,9 @@ impl Drop for Completion {
             http.target = self.target,
             oci.repository = self.repository.as_ref().map(RepositoryName::as_str),
             oci.reference = reference,
+            oci.ns = self.ns,
+            upstream.name = self.upstream.as_deref(),
+            upstream.is_fallback = self.is_of_another.then_some(true),
             cache.outcome = self.outcome.as_str(),
             body.bytes = self.sent,
             elapsed_ms = milliseconds(elapsed),

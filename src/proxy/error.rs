@@ -93,7 +93,11 @@ impl Refusal {
     pub(super) fn is_of_target(&self) -> bool {
         matches!(
             self,
-            Self::Misdirected | Self::Request(_) | Self::NoTag(_) | Self::ForeignNamespace
+            Self::Misdirected
+                | Self::Request(_)
+                | Self::NoTag(_)
+                | Self::ForeignNamespace
+                | Self::Unrouted
         )
     }
 

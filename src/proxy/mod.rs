@@ -313,6 +313,10 @@ impl Proxy {
         // Where a name does not lead anywhere is told only to those who may do this behind it.
         let repo = ns.clone().map_err(Refusal::from);
         let repo = repo.and_then(|ns| route(&policy.routes, domain, ns.as_deref(), repository));
+        completion.upstream = repo.as_ref().ok().map(|repo| Arc::clone(&repo.upstream));
+        if let Ok(Some(ns)) = &ns {
+            completion.ns = Some(completion::cut(ns));
+        }
         let wish = |action| Wanted {
             repository,
             // What leads nowhere is of no upstream that a rule could name.

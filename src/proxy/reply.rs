@@ -116,6 +116,7 @@ impl Reply {
     ) -> Response<Body> {
         completion.status = self.status.as_u16();
         completion.outcome = self.outcome;
+        completion.is_of_another = self.is_of_another;
         completion.length = self.said.len();
         match headers.capacity() {
             0..=MOST_HEADERS => headers.clear(),

@@ -1,6 +1,8 @@
 //! Every command tells what it did on its output, what went wrong on standard error, and how it
 //! ended by its exit code.
 
+mod support;
+
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -565,6 +567,7 @@ async fn check_is_content_with_a_pull_only_role() {
         ("token", "valid until"),
         ("IAM", "ecr:BatchGetImage"),
         ("IAM", "ecr:GetDownloadUrlForLayer"),
+        ("IAM", "ecr:ListImages is not granted, and not needed"),
         ("upstream", "answers"),
         ("clock", ""),
         ("cache.dir", ""),
@@ -574,6 +577,83 @@ async fn check_is_content_with_a_pull_only_role() {
     ] {
         let verdict = verdict(&findings, subject, detail);
         assert_eq!(verdict, "ok", "{subject} {detail} in {said}");
+    }
+    // Nobody may push.
+    assert!(!said.contains("ecr:PutImage"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_the_iam_actions_that_rules_want_and_it_cannot_try() {
+    let simulator = Simulator::builder().start().await.expect("simulator");
+    let proxy = support::Proxy::builder()
+        .simulator(&simulator)
+        .rule("users = ['*']\nactions = ['pull', 'push']")
+        .rule("users = ['*']\nupstreams = ['prod']\nactions = ['delete']")
+        .start();
+    let checked = proxy.run(["check"]);
+    for told in [
+        "ecr:BatchCheckLayerAvailability, ecr:InitiateLayerUpload, ecr:UploadLayerPart, \
+         ecr:CompleteLayerUpload and ecr:PutImage are not tried, which would write",
+        "ecr:BatchDeleteImage is not tried, which would delete",
+    ] {
+        assert!(checked.stdout.contains(told), "{told} in {checked:?}");
+    }
+    assert!(
+        !checked.stdout.contains("ecr:CreateRepository"),
+        "{checked:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_is_content_with_a_site_that_is_offline() {
+    let simulator = Simulator::builder().start().await.expect("simulator");
+    let proxy = support::Proxy::builder()
+        .simulator(&simulator)
+        .set("cache.offline", true)
+        .start();
+    let checked = proxy.run(["check"]);
+    assert!(
+        checked.stdout.contains("is not asked: offline"),
+        "{checked:?}"
+    );
+    assert!(!checked.stdout.contains("FAIL"), "{checked:?}");
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+}
+
+#[test]
+fn check_tells_addresses_that_are_in_each_others_way() {
+    let port = support::pebble::free_port();
+    let folder = tempfile::tempdir().expect("folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    for (listen, admin, key) in [
+        ("http://127.0.0.1", "127.0.0.1", "server.admin"),
+        ("http://0.0.0.0", "127.0.0.1", "server.admin"),
+        ("http://[::]", "0.0.0.0", "server.admin"),
+    ] {
+        let (listen, admin) = (format!("{listen}:{port}"), format!("{admin}:{port}"));
+        let output = ran(&[
+            "check",
+            "--upstream",
+            "docker.io",
+            "--endpoint",
+            &format!("http://127.0.0.1:{port}"),
+            "--domain",
+            "registry.mydomain.test",
+            "--anonymous-pull",
+            "--cache-dir",
+            &at("cache"),
+            "--state-dir",
+            &at("state"),
+            "--listen",
+            &listen,
+            "--admin",
+            &admin,
+        ]);
+        let said = stdout(&output);
+        let told = said.lines().any(|line| {
+            line.starts_with("FAIL") && line.contains(key) && line.contains("do not meet")
+        });
+        assert!(told, "{listen} {admin}: {said}");
     }
 }
 

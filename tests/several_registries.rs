@@ -9,6 +9,7 @@ use ecr_proxy::simulator::{
 use serde_json::Value;
 use support::blobs::{MIB, assert_whole, idle, outcome, until};
 use support::two::{Two, put, side_by_side};
+use support::users::{login, user_line};
 use support::{Client, DOMAIN, Proxy};
 
 async fn status(client: &Client, path: &str) -> u16 {
@@ -430,5 +431,105 @@ async fn a_name_that_is_open_for_one_registry_is_not_for_another_and_a_rule_that
             .stdout
             .contains(&format!("anybody pull from \"prod\" at {OPEN}"));
         assert_eq!(warned, told, "{checked:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_what_is_told_of_the_name_that_clients_write_under_the_domain_that_leads() {
+    const TEAM: &str = "team.mydomain.test";
+    let two = Two::start().await;
+    for name in ["jdk", "secret/jdk"] {
+        put(&two.base, name, "21", BlobSource::generated(2, 1000));
+    }
+    let proxy = two
+        .builder()
+        .set("server.domains", vec![DOMAIN, TEAM])
+        .users(&user_line("ci", "a password"))
+        .rule("users = ['*']\nrepositories = ['base/secret/**']\nactions = []")
+        .rule(&format!(
+            "users = ['*']\nrepositories = ['base/**']\ndomains = ['{TEAM}']\nactions = ['pull']"
+        ))
+        .rule("users = ['*']\nrepositories = ['secret/**']\nactions = ['pull']")
+        .route([
+            ("domain", TEAM),
+            ("repository", "base/**"),
+            ("upstream", "base"),
+            ("strip_prefix", "base"),
+        ])
+        .start();
+    let client = login(proxy.client(), "ci", "a password").with("Host", TEAM);
+    let ns = two.base.registry_host();
+    for (name, named, expected) in [
+        ("base/jdk", None, 200),
+        ("base/secret/jdk", None, 403),
+        ("secret/jdk", Some(&*ns), 200),
+        ("jdk", Some(&*ns), 403),
+    ] {
+        let query = named.map_or_else(String::new, |ns| format!("?ns={ns}"));
+        let path = format!("/v2/{name}/manifests/21{query}");
+        assert_eq!(status(&client, &path).await, expected, "{path}");
+        let image = format!("{TEAM}/{name}");
+        for image in [&*image, name] {
+            let mut arguments = vec!["check", "--as", "ci", image, "pull"];
+            arguments.extend(named.iter().flat_map(|ns| ["--ns", ns]));
+            let ended = proxy.run(arguments.clone());
+            let allows = ended.code == Some(0);
+            assert_eq!(allows, expected == 200, "{arguments:?}: {ended:?}");
+            assert!(
+                ended.stdout.contains(&format!(" pull {name} on ")),
+                "{ended:?}"
+            );
+        }
+    }
+    // That is hardly meant, and told.
+    let checked = proxy.run(["check"]);
+    let told = format!(
+        "[[access.rule]] 1: any user may not pull base/secret/any, and may ([[access.rule]] 3) as secret/any, \
+         its name at its registry, by ?ns={ns}"
+    );
+    assert!(checked.stdout.contains(&told), "{checked:?}");
+
+    let refused = client.get("/v2/elsewhere/manifests/21").await;
+    assert_eq!(refused.status, 403, "{}", refused.text());
+    let ended = |repository: &'static str, status: &'static str, ns: Option<&str>| {
+        let ns = ns.map(str::to_owned);
+        proxy.log_until(repository, move |event| {
+            event.message() == "request"
+                && event.field("oci.repository").as_deref() == Some(repository)
+                && event.field("http.status").as_deref() == Some(status)
+                && event.field("oci.ns") == ns
+        })
+    };
+    for (repository, status, ns) in [
+        ("base/jdk", "200", None),
+        ("base/secret/jdk", "403", None),
+        ("secret/jdk", "200", Some(&*ns)),
+    ] {
+        let event = ended(repository, status, ns).await;
+        assert_eq!(event.field("upstream.name").as_deref(), Some("base"));
+        assert_eq!(event.field("upstream.is_fallback"), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_leads_nowhere_is_logged_with_where_it_was_asked() {
+    let two = Two::start().await;
+    let proxy = two
+        .builder()
+        .route([("repository", "base/**"), ("upstream", "base")])
+        .start();
+    let client = proxy.client().with("Host", DOMAIN);
+    for (path, ns) in [
+        ("/v2/any/manifests/21", None),
+        ("/v2/any/manifests/21?ns=quay.io", Some("quay.io")),
+    ] {
+        assert_eq!(status(&client, path).await, 404, "{path}");
+        let target = format!("{DOMAIN}{path}");
+        let told = proxy.log_until(path, |event| {
+            event.field("http.target").as_deref() == Some(&*target)
+        });
+        let event = told.await;
+        assert_eq!(event.field("oci.ns").as_deref(), ns);
+        assert_eq!(event.field("upstream.name"), None);
     }
 }

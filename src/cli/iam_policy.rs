@@ -29,7 +29,7 @@ pub(super) struct Args {
 pub(super) const PULL_ACTIONS: [&str; 2] = ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"];
 
 /// What pushing takes besides.
-const PUSH_ACTIONS: [&str; 5] = [
+pub(super) const PUSH_ACTIONS: [&str; 5] = [
     "ecr:BatchCheckLayerAvailability",
     "ecr:InitiateLayerUpload",
     "ecr:UploadLayerPart",
@@ -53,6 +53,12 @@ pub(super) const CREATE_ACTIONS: [&str; 4] = [
 
 /// What tells which repositories have immutable tags; nothing depends on it.
 pub(super) const DESCRIBE_ACTION: &str = "ecr:DescribeRepositories";
+
+/// What lists of tags take; nothing else depends on it.
+pub(super) const LIST_ACTION: &str = "ecr:ListImages";
+
+/// What deletes take.
+pub(super) const DELETE_ACTION: &str = "ecr:BatchDeleteImage";
 
 pub(super) fn run(
     args: Args,

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -285,6 +285,7 @@ fn share(total: u64, percent: f64) -> u64 {
     u64::try_from(share).unwrap_or(total)
 }
 
+/// Whether we can listen where we are to. All are held until the last is tried: one may be in another's way.
 pub(super) fn ports(config: &Config) -> Vec<Finding> {
     let admin = config.server.admin.map(|address| ("server.admin", address));
     let challenges = match &config.tls {
@@ -293,19 +294,32 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
     };
     let challenges = challenges.map(|address| ("tls.acme.http_listen", address));
     let listen = config.server.listen.iter();
-    listen
-        .map(|listen| ("server.listen", listen.address))
-        .chain(challenges)
+    let all = listen.map(|listen| ("server.listen", listen.address));
+    let mut held: Vec<(&str, SocketAddr, TcpListener)> = Vec::new();
+    all.chain(challenges)
         .chain(admin)
         .map(|(subject, address)| match TcpListener::bind(address) {
-            Ok(_) => Finding::ok(subject, format!("{address} is free")),
+            Ok(socket) => {
+                held.push((subject, address, socket));
+                Finding::ok(subject, format!("{address} is free"))
+            }
             Err(error) => {
                 let text = format!("{address}: {error}");
-                match error.kind() {
-                    io::ErrorKind::AddrInUse => {
+                let mut ours = held.iter();
+                let ours = ours.find(|(_, other, _)| {
+                    let is_any = |address: &SocketAddr| address.ip().is_unspecified();
+                    let meets = other.ip() == address.ip() || is_any(other) || is_any(&address);
+                    meets && other.port() == address.port() && address.port() != 0
+                });
+                match (error.kind(), ours) {
+                    (io::ErrorKind::AddrInUse, Some((key, other, _))) => {
+                        let mend = format!("{key} is {other}: name addresses that do not meet");
+                        Finding::fail(subject, text, mend)
+                    }
+                    (io::ErrorKind::AddrInUse, None) => {
                         Finding::warn(subject, text, "fine if it is this proxy that runs there")
                     }
-                    io::ErrorKind::PermissionDenied => Finding::fail(
+                    (io::ErrorKind::PermissionDenied, _) => Finding::fail(
                         subject,
                         text,
                         "give the program CAP_NET_BIND_SERVICE, or choose a port from 1024 up",

@@ -22,6 +22,7 @@ use crate::upstream::{Upstream, UpstreamMetrics};
 
 #[derive(Debug, clap::Args)]
 #[command(
+    group = clap::ArgGroup::new("about").args(["as_user", "route"]),
     after_help = "Ends with 0 if nothing fails, 1 if something does, 2 if the configuration is wrong.\n\nExample:\n  ecr-proxy check --config /etc/ecr-proxy/config.toml\n  ecr-proxy check --as ci registry.mydomain.com/team/app:v1 push\n  ecr-proxy check --route library/alpine --ns docker.io"
 )]
 pub(super) struct Args {
@@ -37,10 +38,10 @@ pub(super) struct Args {
     #[arg(long = "as", num_args = 3, value_names = ["USER", "IMAGE", "ACTION"])]
     as_user: Option<Vec<String>>,
     /// Explain instead where IMAGE leads, and by which [[route]]
-    #[arg(long, value_name = "IMAGE", conflicts_with = "as_user")]
+    #[arg(long, value_name = "IMAGE")]
     route: Option<ImageName>,
     /// Ask for it as containerd does for images named after this registry
-    #[arg(long, value_name = "HOST", requires = "route")]
+    #[arg(long, value_name = "HOST", requires = "about")]
     ns: Option<String>,
 }
 
@@ -70,7 +71,7 @@ pub(super) fn run(
         };
     }
     if let Some(question) = question {
-        for finding in right::explain(&config, &question)? {
+        for finding in right::explain(&config, &question, args.ns.as_deref())? {
             report.add(finding)?;
         }
         return match report.end()? {
@@ -135,7 +136,10 @@ fn remote(
         let mut findings = Vec::new();
         for (options, configured) in options.into_iter().zip(&config.upstreams) {
             let found = match Upstream::new(options, &UpstreamMetrics::default()) {
-                Ok(upstream) => remote::upstream(&upstream, configured, repository, heard).await,
+                Ok(upstream) => {
+                    let rules = &config.access.rules;
+                    remote::upstream(&upstream, configured, rules, repository, heard).await
+                }
                 Err(error) => wrong(&error),
             };
             // Whose they are, where there are several.

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::Finding;
-use crate::cli::iam_policy::{CREATE_ACTIONS, DESCRIBE_ACTION, PULL_ACTIONS};
+use crate::access::{Action, Rules};
+use crate::cli::iam_policy::{
+    CREATE_ACTIONS, DELETE_ACTION, DESCRIBE_ACTION, LIST_ACTION, PULL_ACTIONS, PUSH_ACTIONS,
+};
 use crate::config::{self, Auth};
 use crate::oci::{Digest, Reference, RepositoryName};
 use crate::telemetry::Heard;
@@ -20,10 +23,12 @@ const NO_REPOSITORY: &str = "ecr-proxy-check/none";
 
 const TRY_POLICY: &str = "attach what `ecr-proxy iam-policy` prints to the proxy's identity";
 
-/// Everything about the upstream, in the order in which one thing needs another.
+/// Everything about the upstream, in the order in which one thing needs another. What `rules` grant decides what
+/// it has to allow.
 pub(super) async fn upstream(
     upstream: &Upstream,
     configured: &config::Upstream,
+    rules: &Rules,
     repository: Option<&RepositoryName>,
     heard: &Heard,
 ) -> Vec<Finding> {
@@ -57,7 +62,7 @@ pub(super) async fn upstream(
     let is_private = upstream.registry().ecr().is_some();
     if aws && is_private && ping.is_ok() {
         findings.extend(quoting(actions(upstream, repository).await));
-        findings.extend(configured.create.is_some().then(untried));
+        findings.extend(untried(configured, rules));
     }
     findings.extend(quoting(vec![reachable(configured, &ping)]));
     if let Ok(Ping {
@@ -113,15 +118,41 @@ fn missing(action: &str, mend: &str) -> Finding {
     Finding::fail("IAM", format!("{action} is missing"), mend)
 }
 
-/// What making repositories takes cannot be tried without making one.
-fn untried() -> Finding {
-    let [actions @ .., last] = CREATE_ACTIONS;
-    let actions = actions.join(", ");
-    let text = format!(
-        "{actions} and {last} are not tried, which would make a repository: \
-         `ecr-proxy iam-policy --push --create` prints a policy that grants them"
-    );
-    Finding::ok("IAM", text)
+/// What is granted here, and cannot be tried without doing it.
+fn untried(configured: &config::Upstream, rules: &Rules) -> Vec<Finding> {
+    let grants = |action| {
+        let mut all = rules.iter();
+        all.any(|rule| {
+            let is_here = rule.upstreams.is_empty() || rule.upstreams.contains(&configured.name);
+            is_here && rule.actions.contains(&action)
+        })
+    };
+    let untried = |actions: &[&str], would: &str, policy: &str| {
+        let (last, all_but_last) = actions.split_last()?;
+        let (actions, are) = match all_but_last {
+            [] => ((*last).to_owned(), "is"),
+            several => (format!("{} and {last}", several.join(", ")), "are"),
+        };
+        let text = format!("{actions} {are} not tried, which would {would}: {policy}");
+        Some(Finding::ok("IAM", text))
+    };
+    let push = grants(Action::Push).then(|| {
+        let policy = "`ecr-proxy iam-policy --push` prints a policy that grants them";
+        untried(&PUSH_ACTIONS, "write", policy)
+    });
+    let delete = grants(Action::Delete).then(|| {
+        let policy = "grant it beside what `ecr-proxy iam-policy --push` prints";
+        untried(&[DELETE_ACTION], "delete", policy)
+    });
+    let create = configured.create.is_some().then(|| {
+        let policy = "`ecr-proxy iam-policy --push --create` prints a policy that grants them";
+        untried(&CREATE_ACTIONS, "make a repository", policy)
+    });
+    [push, delete, create]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .collect()
 }
 
 /// The actions that a pull takes, each tried where it can do no harm.
@@ -141,23 +172,20 @@ async fn actions(upstream: &Upstream, repository: Option<&RepositoryName>) -> Ve
         Some(_) => TRY_POLICY.to_owned(),
         None => format!("{TRY_POLICY}; if it names repositories, try --repository NAME of one"),
     };
-    let describe = upstream.tag_mutability(name).await;
-    let described = match describe {
-        Ok(_) | Err(UpstreamError::Absent(_)) => {
-            Finding::ok(SUBJECT, format!("{DESCRIBE_ACTION} in {name} (optional)"))
+    let optional = |action: &str, answer: Result<(), UpstreamError>, without: &str| match answer {
+        Ok(()) | Err(UpstreamError::Absent(_)) => {
+            Finding::ok(SUBJECT, format!("{action} in {name} (optional)"))
         }
         Err(UpstreamError::Refused) => Finding::ok(
             SUBJECT,
-            format!(
-                "{DESCRIBE_ACTION} is not granted, and not needed: immutable tags are not learned"
-            ),
+            format!("{action} is not granted, and not needed: {without}"),
         ),
-        Err(error) => Finding::warn(
-            SUBJECT,
-            format!("{DESCRIBE_ACTION} is not known: {error}"),
-            "",
-        ),
+        Err(error) => Finding::warn(SUBJECT, format!("{action} is not known: {error}"), ""),
     };
+    let described = upstream.tag_mutability(name).await.map(drop);
+    let described = optional(DESCRIBE_ACTION, described, "immutable tags are not learned");
+    let listed = upstream.tags(name, Some(1), None).await.map(drop);
+    let listed = optional(LIST_ACTION, listed, "lists of tags are refused");
     PULL_ACTIONS
         .into_iter()
         .zip([manifest, blob])
@@ -168,7 +196,7 @@ async fn actions(upstream: &Upstream, repository: Option<&RepositoryName>) -> Ve
             Err(UpstreamError::Refused) => missing(action, &mend),
             Err(error) => Finding::warn(SUBJECT, format!("{action} is not known: {error}"), ""),
         })
-        .chain([described])
+        .chain([described, listed])
         .collect()
 }
 
@@ -176,6 +204,10 @@ fn reachable(configured: &config::Upstream, ping: &Result<Ping, UpstreamError>) 
     const SUBJECT: &str = "upstream";
     let registry = &configured.registry;
     let error = match ping {
+        Err(UpstreamError::Offline) => {
+            let text = format!("{registry} is not asked: offline by the configuration");
+            return Finding::ok(SUBJECT, text);
+        }
         Ok(ping) => {
             let took = ping.took.as_millis();
             return Finding::ok(SUBJECT, format!("{registry} answers in {took} ms"));
@@ -192,7 +224,7 @@ fn reachable(configured: &config::Upstream, ping: &Result<Ping, UpstreamError>) 
         UpstreamError::Wrong(_) => {
             "look whether it is a registry that answers there, and whether upstream.ca is its CA"
         }
-        UpstreamError::Offline => "nothing to mend: `offline = true` in the configuration",
+        UpstreamError::Offline => "",
         UpstreamError::Unconfigured => "name it in an [[upstream]]",
         UpstreamError::NoToken(_) => "look at the registry's token service",
         UpstreamError::Absent(_)

@@ -33,32 +33,38 @@ impl Question {
     }
 }
 
-/// One line for each place the client may be in that makes a difference.
+/// One line for each place the client may be in that makes a difference. Rules are about names as clients write
+/// them: with `ns`, as containerd does for images named after that registry.
 ///
 /// # Errors
 /// The image is not one that a client could ask this proxy for.
-pub(super) fn explain(config: &Config, question: &Question) -> Result<Vec<Finding>, Failure> {
+pub(super) fn explain(
+    config: &Config,
+    question: &Question,
+    ns: Option<&str>,
+) -> Result<Vec<Finding>, Failure> {
     let Question {
         user,
         image,
         action,
     } = question;
-    let repo = config.names().route(image);
-    let repo = repo.map_err(|error| Failure::Usage(format!("--as: {image}: {error}")))?;
-    let domains = &config.server.domains;
-    let named = domains.iter().find(|ours| image.host() == Some(ours));
-    // An image without a domain is asked for by one of our names.
-    let domain = named.or(domains.first()).map(String::as_str);
+    let names = config.names();
+    let asked = names.asked(image, ns);
+    let asked = asked.map_err(|error| Failure::Usage(format!("--as: {image}: {error}")))?;
+    let (domain, written, repo) = (asked.domain, &image.repository, &asked.led.repo);
     let access = &config.access;
     let is_anonymous = user == ANONYMOUS;
     let on_anonymous = access.rules.admit_anonymous(domain).is_some();
     let on = domain.map_or_else(String::new, |domain| format!(" on {domain}"));
+    let named = asked
+        .ns
+        .map_or_else(String::new, |ns| format!(" with ns={ns}"));
     let mut findings = Vec::new();
     if on_anonymous && !is_anonymous {
         let text = format!("everybody is anonymous{on}: a login counts for nothing there");
         findings.push(Finding::warn(SUBJECT, text, ""));
     } else if user == RESERVED_NAME {
-        return Ok(vec![of_tokens(config, &repo)]);
+        return Ok(vec![of_tokens(config, repo)]);
     } else if !is_anonymous && !access.users.contains(user) && config.client_certificates.is_none()
     {
         let mend = format!(
@@ -73,8 +79,8 @@ pub(super) fn explain(config: &Config, question: &Question) -> Result<Vec<Findin
         false => Who::User(user.as_str().into()),
     };
     let rules = &access.rules;
-    let deciding = rules.explain(&who, domain, &repo.upstream, &repo.repository, *action);
-    let does = format!("{action} {}{on}", repo.repository);
+    let deciding = rules.explain(&who, domain, &repo.upstream, written, *action);
+    let does = format!("{action} {written}{on}{named}");
     let is_settled = deciding
         .last()
         .is_some_and(|last| last.rule.networks.is_empty());

@@ -2,6 +2,7 @@
 
 use super::Finding;
 use crate::config::Config;
+use crate::jobs::operations::Asked;
 use crate::oci::{Because, ImageName, Led};
 
 const SUBJECT: &str = "route";
@@ -10,24 +11,15 @@ const MEND: &str = "write a [[route]] that is about it: what none is about is re
 /// One line: where the image leads, asked as clients do, or as containerd does with `ns`.
 pub(super) fn explain(config: &Config, image: &ImageName, ns: Option<&str>) -> Finding {
     let names = config.names();
-    let led = match ns {
-        None => names.explain(image).map_err(|error| error.to_string()),
-        Some(ns) => {
-            let routes = names.routes();
-            let domain = image.host().and_then(|host| routes.domain(host));
-            let domain = domain.or(names.domains().first().map(String::as_str));
-            let led = routes.find(domain, Some(ns), &image.repository);
-            led.ok_or_else(|| format!("nothing leads from {ns} to an upstream"))
-        }
-    };
+    let asked = names.asked(image, ns);
     let named = ns.map_or_else(String::new, |ns| format!(" with ns={ns}"));
-    match led {
+    match asked {
         Err(why) => Finding::fail(
             SUBJECT,
             format!("{image}{named} leads nowhere: {why}"),
             MEND,
         ),
-        Ok(led) => {
+        Ok(Asked { led, .. }) => {
             let by = reason(config, &led);
             let Led { repo, .. } = led;
             let mut upstreams = config.upstreams.iter();

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr as _;
+use std::sync::Arc;
 
-use super::{Resolver, known_upstream, our_domain};
+use super::{Resolver, known_upstream, our_domain, written_pattern};
 use crate::access::{Action, Network, ReadUsersError, Rule, Rules, Subject, Users, Who};
 use crate::config::{
     Access, Anonymous, Auth, Config, Files, ListenAddress, Server, Upstream, values,
@@ -103,7 +104,9 @@ impl Resolver {
         let networks = self.many("access.rule.networks", |text| {
             text.parse::<Network>().map_err(|error| error.to_string())
         });
-        let repositories = self.many("access.rule.repositories", values::repository_pattern);
+        let repositories = self.many("access.rule.repositories", |text| {
+            written_pattern(text, server)
+        });
         if matches!(&users, Some(users) if users.as_ref().is_none_or(Vec::is_empty)) {
             self.fault(
                 "access.rule.users",
@@ -259,6 +262,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         );
     }
     warnings.extend(open_by_ns(config));
+    warnings.extend(open_by_other_names(config));
     if access.aws_tokens {
         let denials =
             |rule: &&Rule| rule.actions.is_empty() && rule.users.contains(&Subject::Anyone);
@@ -324,4 +328,80 @@ fn open_by_ns(config: &Config) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Rules that keep somebody from a repository by the name that a route's prefix makes, where another rule lets them
+/// have it by the name that it has at its registry.
+fn open_by_other_names(config: &Config) -> Vec<String> {
+    let names = config.names();
+    let routes = names.routes();
+    let domains = names.domains().iter().map(|domain| Some(domain.as_str()));
+    let domains: Vec<_> = match names.domains() {
+        [] => vec![None],
+        _ => domains.collect(),
+    };
+    let mut warnings = Vec::new();
+    for rule in config.access.rules.iter() {
+        let open = rule.repositories.iter().find_map(|pattern| {
+            // A name that the pattern is about.
+            let name = pattern.as_str().replace("**", "any").replace('*', "any");
+            let name = RepositoryName::from_str(&name).ok()?;
+            domains.iter().find_map(|domain| {
+                let repo = routes.find(*domain, None, &name)?.repo;
+                let mut upstreams = config.upstreams.iter();
+                let upstream = upstreams.find(|upstream| *upstream.name == *repo.upstream)?;
+                let registry = upstream.registry.name();
+                let renamings = routes.renamings(*domain, Some(registry), &upstream.name);
+                let others = renamings.iter().filter_map(|way| way.of(&repo.repository));
+                let mut others = others.filter(|other| {
+                    let led = routes.find(*domain, Some(registry), other);
+                    *other != name && led.is_some_and(|led| led.repo == repo)
+                });
+                others.find_map(|other| {
+                    let names = (&name, &other);
+                    let differs = kept_by_one_name(config, rule, *domain, &upstream.name, names)?;
+                    let upstream = &upstream.name;
+                    Some(format!(
+                        "{differs} by ?ns={registry}: add that name to its repositories, and upstreams = \
+                         [{upstream:?}]"
+                    ))
+                })
+            })
+        });
+        warnings.extend(open);
+    }
+    warnings
+}
+
+/// Whom `rule` keeps from a repository by the first of its names and not by the other, and who lets them.
+fn kept_by_one_name(
+    config: &Config,
+    rule: &Rule,
+    domain: Option<&str>,
+    upstream: &str,
+    (name, other): (&RepositoryName, &RepositoryName),
+) -> Option<String> {
+    let rules = &config.access.rules;
+    for subject in &rule.users {
+        let who = match subject {
+            Subject::Anyone => Who::User("any user".into()),
+            Subject::Anonymous => Who::Anonymous,
+            Subject::User(name) => Who::User(Arc::clone(name)),
+        };
+        for action in [Action::Pull, Action::Push, Action::Delete] {
+            let decided = |name| rules.explain(&who, domain, upstream, name, action);
+            let is_kept = decided(name)
+                .iter()
+                .any(|deciding| deciding.rule == rule && !deciding.allows);
+            let open = decided(other);
+            if let (true, Some(open)) = (is_kept, open.iter().find(|deciding| deciding.allows)) {
+                let (rule, by) = (&rule.name, &open.rule.name);
+                return Some(format!(
+                    "{rule}: {who} may not {action} {name}, and may ({by}) as {other}, its name at its \
+                     registry,"
+                ));
+            }
+        }
+    }
+    None
 }

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 
 use super::changes::Written;
 use super::{Config, Faults, Freshness, Server, Sources, Upstream, parts, values};
+use crate::oci::Pattern;
 use reading::Resolver;
 
 pub(super) fn load(sources: Sources<'_>) -> Result<Config, Faults> {
@@ -74,6 +75,7 @@ impl Resolver {
             warm: warm?,
             written,
         };
+        config.warnings.extend(route::warnings(&config));
         config.warnings.extend(access::warnings(&config));
         Some(config)
     }
@@ -87,6 +89,23 @@ fn our_domain(text: &str, server: Option<&Server>) -> Result<String, String> {
             Err(format!("{text:?} is not among server.domains"))
         }
         _ => Ok(domain),
+    }
+}
+
+/// A pattern of repositories as clients write them, behind the domain: one that begins with a name of ours would be
+/// about nothing.
+fn written_pattern(text: &str, server: Option<&Server>) -> Result<Pattern, String> {
+    let pattern = values::repository_pattern(text)?;
+    let domains = server.map(|server| server.domains.as_slice());
+    let (Some(domains), Some((first, rest))) = (domains, pattern.as_str().split_once('/')) else {
+        return Ok(pattern);
+    };
+    match domains.iter().find(|domain| *domain == first) {
+        None => Ok(pattern),
+        Some(domain) => Err(format!(
+            "{text:?} begins with {domain}, and names are matched without it: write {rest:?}, and name the \
+             domain by its own key"
+        )),
     }
 }
 

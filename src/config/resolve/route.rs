@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Resolver, known_upstream, our_domain};
-use crate::config::values;
-use crate::config::{Route, Server, Upstream};
+use super::{Resolver, known_upstream, our_domain, written_pattern};
+use crate::config::{Config, Route, Server, Upstream};
 use crate::oci::{NameRoute, Namespace, RepositoryName};
 use crate::upstream::Registry;
 
@@ -21,11 +20,14 @@ impl Resolver {
         let domain = self.one("route.domain", |text| our_domain(text, server));
         let ns = self.one("route.ns", |text| match text {
             "*" => Ok(Namespace::Any),
+            _ if our_domain(text, server).is_ok_and(|_| server.is_some()) => Err(format!(
+                "{text:?} is a name of ours, and no other registry's: name it by route.domain"
+            )),
             _ => Registry::parse(text)
                 .map(|registry| Namespace::Registry(registry.name().to_owned()))
                 .map_err(|error| format!("{text:?}: {error}")),
         });
-        let repository = self.one("route.repository", values::repository_pattern);
+        let repository = self.one("route.repository", |text| written_pattern(text, server));
         let named = self.one("route.upstream", |text| known_upstream(text, upstreams));
         let strip_prefix = self.one("route.strip_prefix", prefix);
         let add_prefix = self.one("route.add_prefix", prefix);
@@ -85,6 +87,18 @@ impl Resolver {
             freshness: freshness?,
         })
     }
+}
+
+/// Notes what works and is probably not meant.
+pub(super) fn warnings(config: &Config) -> Option<String> {
+    let is_led = config.routes.iter().any(|route| route.leads);
+    (config.upstreams.len() > 1 && !is_led).then(|| {
+        format!(
+            "route: there are {} upstreams, and no [[route]] leads to one: all names are refused but those that \
+             a mirror is asked for by the name of their registry (?ns=)",
+            config.upstreams.len()
+        )
+    })
 }
 
 /// Whole components, with or without a slash at the end.

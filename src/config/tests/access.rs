@@ -146,7 +146,8 @@ fn faults_of_rules_name_their_keys() {
     let faults = with_rules(
         "[[access.rule]]\nusers = [\"AWS\", \"te*m\"]\nactions = [\"read\"]\n\
          domains = [\"c.test\"]\nupstreams = [\"dev\"]\nnetworks = [\"lan\"]\nrepositories = [\"a//b\"]\n\
-         [[access.rule]]\nrepositories = []\nrepository = \"a\"\n",
+         [[access.rule]]\nrepositories = []\nrepository = \"a\"\n\
+         [[access.rule]]\nusers = [\"*\"]\nactions = []\nrepositories = [\"b.test/a\", \"docker.io/a\", \"b.test\"]\n",
     )
     .faults();
     for expected in [
@@ -161,11 +162,12 @@ fn faults_of_rules_name_their_keys() {
         "access.rule.actions: is missing",
         "access.rule.repositories: is empty",
         "access.rule.repository: unknown key; the nearest known one is",
+        "access.rule.repositories: \"b.test/a\" begins with b.test, and names are matched without it: write \"a\"",
     ] {
         let found = faults.iter().any(|fault| fault.contains(expected));
         assert!(found, "{expected} in {faults:#?}");
     }
-    assert_eq!(faults.len(), 11, "{faults:#?}");
+    assert_eq!(faults.len(), 12, "{faults:#?}");
 }
 
 #[test]
@@ -195,4 +197,37 @@ fn faults_of_the_user_file_name_its_lines() {
     assert!(faults[0].contains("line 1: "), "{}", faults[0]);
     assert!(faults[1].contains("line 2: "), "{}", faults[1]);
     assert!(faults.iter().all(|fault| !fault.contains("hunter2")));
+}
+
+#[test]
+fn a_rule_that_keeps_nobody_by_another_name_warns() {
+    let rules = |denied: &str| {
+        with_rules(&format!(
+            "[[upstream]]\nname = \"quay\"\nregistry = \"quay.io\"\n\
+             [[route]]\nrepository = \"hub/**\"\nupstream = \"prod\"\nstrip_prefix = \"hub\"\n\
+             [access]\naws_tokens = false\n\
+             [[access.rule]]\nusers = [\"*\"]\nactions = []\n{denied}\n\
+             [[access.rule]]\nusers = [\"*\"]\nactions = [\"pull\"]\n"
+        ))
+    };
+    let told = |denied| {
+        let warnings = rules(denied).load().expect("config").warnings;
+        let mut told = warnings.into_iter();
+        told.find(|warning| warning.contains("?ns="))
+    };
+    let open = told("repositories = [\"hub/secret/**\"]").expect("a warning");
+    assert!(
+        open.starts_with(
+            "[[access.rule]] 1: any user may not pull hub/secret/any, and may ([[access.rule]] 2) as \
+             secret/any, its name at its registry, by ?ns=docker.io: "
+        ),
+        "{open}"
+    );
+    for closed in [
+        "repositories = [\"hub/secret/**\", \"secret/**\"]\nupstreams = [\"prod\"]",
+        "repositories = [\"secret/**\"]",
+        "upstreams = [\"prod\"]",
+    ] {
+        assert_eq!(told(closed), None, "{closed}");
+    }
 }

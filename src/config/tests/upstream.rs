@@ -243,6 +243,14 @@ fn what_several_upstreams_and_their_routes_have_wrong_is_told_with_its_line() {
             "route.ns: ",
         ),
         (
+            "[[route]]\nupstream = \"one\"\nns = \"A.test\"\n",
+            "route.ns: \"A.test\" is a name of ours",
+        ),
+        (
+            "[[route]]\nupstream = \"one\"\nrepository = \"a.test/x/**\"\n",
+            "route.repository: \"a.test/x/**\" begins with a.test",
+        ),
+        (
             "[[route]]\nupstream = \"one\"\nadd_prefix = \"/x\"\n",
             "route.add_prefix: ",
         ),
@@ -265,6 +273,10 @@ fn what_several_upstreams_and_their_routes_have_wrong_is_told_with_its_line() {
         assert_eq!(faults.len(), 1, "{text}: {faults:#?}");
         assert!(faults[0].contains(fault), "{text}: {faults:#?}");
     }
+    let unrouted = Scene::file(&format!("[server]\ndomains = [\"a.test\"]\n{upstreams}"));
+    let warnings = unrouted.load().expect("mirrors may name either").warnings;
+    let told = "there are 2 upstreams, and no [[route]] leads to one";
+    assert!(warnings.iter().any(|it| it.contains(told)), "{warnings:?}");
     let flagged = Scene::file(&format!("[server]\ndomains = [\"a.test\"]\n{upstreams}"));
     let faults = flagged
         .flag("upstream.registry", "--upstream", ECR)

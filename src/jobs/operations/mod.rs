@@ -39,7 +39,7 @@ pub use message::{
     ListedPlatform, Missing, PinnedBy, Pruned, Reason, Removed, Request, Stats, Time, Verified,
     Warm, WarmDone, WarmProgress, WarmSummary,
 };
-pub use names::{Elsewhere, Names, NoPin, is_pinnable};
+pub use names::{Asked, Elsewhere, Names, NoPin, is_pinnable};
 pub use running::{DATA_BYTES, Gone, Input, Item, OperationError, Output, Running};
 
 use crate::cache::Store;

@@ -28,6 +28,20 @@ pub enum Elsewhere {
     /// It is asked of us, and no route is about it.
     #[error("no [[route]] leads from it to an upstream")]
     Unrouted,
+    /// It is asked of us as an image of this registry.
+    #[error("nothing leads from {0} to an upstream")]
+    Namespace(String),
+}
+
+/// How an image is asked for, and where that leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked<'a> {
+    /// The name of ours; `None` for another, by which only a loopback listener is asked.
+    pub domain: Option<&'a str>,
+    /// The registry that it is named after, where it is not ours.
+    pub ns: Option<&'a str>,
+    /// Where that leads.
+    pub led: Led,
 }
 
 /// Why images cannot be pinned by what they were called.
@@ -71,18 +85,36 @@ impl Names {
     /// # Errors
     /// When its domain is somebody else's, or no route is about it.
     pub fn route(&self, image: &ImageName) -> Result<RepoKey, Elsewhere> {
-        self.explain(image).map(|led| led.repo)
+        self.asked(image, None).map(|asked| asked.led.repo)
     }
 
-    /// The same, with why it leads there.
+    /// The same, with how the image is asked for: as containerd does for images of the registry `ns`, where one
+    /// is given.
     ///
     /// # Errors
     /// As [`Self::route`].
-    pub fn explain(&self, image: &ImageName) -> Result<Led, Elsewhere> {
+    pub fn asked<'a>(
+        &'a self,
+        image: &'a ImageName,
+        ns: Option<&'a str>,
+    ) -> Result<Asked<'a>, Elsewhere> {
         let domain = image.domain.as_deref();
-        let mut ways = self.ways(domain).into_iter();
-        let led = ways.find_map(|(domain, ns)| self.routes.find(domain, ns, &image.repository));
-        led.ok_or_else(|| self.elsewhere(domain))
+        let ways = match ns {
+            None => self.ways(domain),
+            Some(_) => {
+                let named = domain.and_then(|domain| self.routes.domain(host_of(domain)));
+                let ours = self.ways(named).into_iter();
+                ours.map(|(domain, _)| (domain, ns)).collect()
+            }
+        };
+        let found = ways.into_iter().find_map(|(domain, ns)| {
+            let led = self.routes.find(domain, ns, &image.repository)?;
+            Some(Asked { domain, ns, led })
+        });
+        found.ok_or_else(|| match ns {
+            None => self.elsewhere(domain),
+            Some(ns) => Elsewhere::Namespace(ns.to_owned()),
+        })
     }
 
     /// What `images` describes, as its upstreams call it.

@@ -16,7 +16,8 @@ use support::blobs::until;
 use support::proxy::Builder;
 use support::store::files_below;
 use support::users::{login, user_line};
-use support::{Answer, Client, Proxy, Scene, within};
+use support::{Answer, Client, Proxy, Scene, in_place_of, within};
+use tempfile::TempDir;
 use toml::Table;
 
 const PASSWORD: &str = "open-sesame";
@@ -29,11 +30,27 @@ const POLICY: &str = r#"{"rules": [{"rulePriority": 1, "selection": {"tagStatus"
 struct Rig {
     ecr: Simulator,
     proxy: Proxy,
+    /// Where the policy is, if there is one.
+    folder: TempDir,
 }
 
 impl Rig {
     /// Repositories are created below `team/`; `ann` may push there and elsewhere, `bob` may pull.
     async fn start(key: &str, template: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        Self::start_beside(folder, key, template).await
+    }
+
+    /// What is made has [`POLICY`], and what `template` says besides.
+    async fn with_policy(template: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let policy = policy_in(&folder);
+        std::fs::write(&policy, POLICY).expect("a file");
+        let template = format!("lifecycle_policy = {policy:?}\n{template}");
+        Self::start_beside(folder, FULL_ACCESS_KEY, &template).await
+    }
+
+    async fn start_beside(folder: TempDir, key: &str, template: &str) -> Self {
         let ecr = Simulator::builder();
         let actions = Action::ALL.into_iter().filter(|action| {
             !matches!(
@@ -54,7 +71,7 @@ impl Rig {
             .rule("users = ['ann']\nactions = ['pull', 'push']")
             .rule("users = ['bob']\nactions = ['pull']");
         let proxy = creating(proxy, template).start();
-        Self { ecr, proxy }
+        Self { ecr, proxy, folder }
     }
 
     fn user(&self, name: &str) -> Client {
@@ -67,6 +84,10 @@ impl Rig {
             .journal()
             .count(|entry| entry.operation == operation)
     }
+}
+
+fn policy_in(folder: &TempDir) -> PathBuf {
+    folder.path().join("lifecycle.json")
 }
 
 fn creating(proxy: Builder, template: &str) -> Builder {
@@ -123,15 +144,10 @@ async fn skopeo_copies_into_a_repository_that_is_not_there_yet() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_repository_is_as_the_template_says() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let template = format!(
-        "lifecycle_policy = {policy:?}\nmutability = 'immutable'\nmutability_except = ['latest', \
-         'dev-*']\nscan_on_push = true\nencryption = 'kms'\nkms_key = 'alias/images'\ntags = \
-         {{ team = 'a', 'cost center' = '7=8' }}"
-    );
-    let rig = Rig::start(FULL_ACCESS_KEY, &template).await;
+    let template = "mutability = 'immutable'\nmutability_except = ['latest', 'dev-*']\n\
+                    scan_on_push = true\nencryption = 'kms'\nkms_key = 'alias/images'\n\
+                    tags = { team = 'a', 'cost center' = '7=8' }";
+    let rig = Rig::with_policy(template).await;
     let answer = begin(&rig.user("ann"), "team/app").await;
     assert_eq!(answer.status, 202, "{}", answer.text());
     let mut made_with = rig.ecr.made_with("team/app").expect("a repository");
@@ -271,10 +287,7 @@ async fn a_full_registry_says_so_in_words() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_is_refused_does_not_hold_up_the_push() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let rig = Rig::with_policy("").await;
     let refused = Fault::refused_by_aws(
         "InvalidParameterException",
         "Lifecycle policy validation failure",
@@ -298,10 +311,7 @@ async fn a_policy_that_is_refused_does_not_hold_up_the_push() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_was_lost_still_leads_to_a_policy() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let rig = Rig::with_policy("").await;
     // It is made, and nobody hears of it.
     let faults = rig.ecr.faults();
     let lost = faults
@@ -324,11 +334,7 @@ fn unfinished(proxy: &Proxy) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn c12_a_repository_that_was_made_when_the_proxy_died_gets_its_policy_with_the_next_push() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let template = format!("lifecycle_policy = {policy:?}");
-    let mut rig = Rig::start(FULL_ACCESS_KEY, &template).await;
+    let mut rig = Rig::with_policy("").await;
     let another = POLICY.replace("14", "30");
     let gate = Gate::new();
     let faults = rig.ecr.faults();
@@ -388,8 +394,8 @@ fn is_of(path: &Path, ago: Duration) {
 }
 
 /// A proxy that died when it had made `team/app` and not given it its policy.
-async fn died_before_the_policy(template: &str) -> Rig {
-    let mut rig = Rig::start(FULL_ACCESS_KEY, template).await;
+async fn died_before_the_policy() -> Rig {
+    let mut rig = Rig::with_policy("").await;
     let gate = Gate::new();
     let faults = rig.ecr.faults();
     let held = faults.on(Listener::Api, "POST", "PutLifecyclePolicy");
@@ -406,10 +412,7 @@ async fn died_before_the_policy(template: &str) -> Rig {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_made_by_hand_after_aws_certainly_made_none_is_left_as_it_is() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let rig = Rig::with_policy("").await;
     let ann = rig.user("ann");
     rig.ecr.create_repository("team/there");
     assert_eq!(begin(&ann, "team/there").await.status, 202);
@@ -447,10 +450,7 @@ async fn a_repository_made_by_hand_after_aws_certainly_made_none_is_left_as_it_i
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_have_been_made_is_kept_in_mind_until_aws_refuses_to_make_it() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let rig = Rig::with_policy("").await;
     let ann = rig.user("ann");
     let faults = rig.ecr.faults();
     let creating = || faults.on(Listener::Api, "POST", "CreateRepository");
@@ -492,10 +492,7 @@ async fn what_may_have_been_made_is_kept_in_mind_until_aws_refuses_to_make_it() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_an_hour_nobody_is_sure_whose_repository_it_is_and_it_is_left_as_it_is() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let mut rig = died_before_the_policy(&format!("lifecycle_policy = {policy:?}")).await;
+    let mut rig = died_before_the_policy().await;
     for note in files_below(&notes(&rig.proxy)) {
         is_of(&note, Duration::from_secs(3660));
     }
@@ -511,22 +508,11 @@ async fn after_an_hour_nobody_is_sure_whose_repository_it_is_and_it_is_left_as_i
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_begun_in_one_registry_is_not_ended_in_another_of_the_same_name() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let mut rig = died_before_the_policy(&format!("lifecycle_policy = {policy:?}")).await;
+    let mut rig = died_before_the_policy().await;
     // The name is given to another account's registry, where an operator has made one of the same name.
-    let addresses = [Listener::Registry, Listener::Storage, Listener::Api];
-    let [registry, storage, api] = addresses.map(|it| rig.ecr.address(it));
     rig.ecr.shutdown().await;
-    rig.ecr = loop {
-        let another = Simulator::builder().account("000042290001");
-        // Somebody may have been given a port in between.
-        match another.bind(registry, storage, api).start().await {
-            Ok(another) => break another,
-            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-        }
-    };
+    let another = || Simulator::builder().account("000042290001");
+    rig.ecr = in_place_of(&rig.ecr, another).await;
     rig.ecr.create_repository("team/app");
     let host = rig.ecr.registry_host();
     rig.proxy.edit("upstream", |upstreams| {
@@ -546,10 +532,7 @@ async fn what_was_begun_in_one_registry_is_not_ended_in_another_of_the_same_name
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_note_hides_none_and_what_a_killed_writer_left_is_removed() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let mut rig = died_before_the_policy(&format!("lifecycle_policy = {policy:?}")).await;
+    let mut rig = died_before_the_policy().await;
     let notes = notes(&rig.proxy);
     std::fs::create_dir(notes.join("lost+found")).expect("a folder");
     std::fs::write(notes.join("bytes"), b"\xff\xfe").expect("a file");
@@ -581,10 +564,7 @@ async fn what_is_no_note_hides_none_and_what_a_killed_writer_left_is_removed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn u12_a_policy_that_aws_throttles_is_given_as_the_push_goes_on() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let rig = Rig::with_policy("").await;
     let throttled = Fault::refused_by_aws("ThrottlingException", "Rate exceeded");
     let faults = rig.ecr.faults();
     let throttled = faults
@@ -695,14 +675,11 @@ async fn off_by_default() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_is_written_anew_is_that_of_the_next_repository() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let policy = folder.path().join("lifecycle.json");
-    std::fs::write(&policy, POLICY).expect("a file");
-    let rig = Rig::start(FULL_ACCESS_KEY, &format!("lifecycle_policy = {policy:?}")).await;
+    let rig = Rig::with_policy("").await;
     let ann = rig.user("ann");
     assert_eq!(begin(&ann, "team/first").await.status, 202);
     let another = POLICY.replace("14", "30");
-    std::fs::write(&policy, &another).expect("a file");
+    std::fs::write(policy_in(&rig.folder), &another).expect("a file");
     let told = rig.proxy.reload().await;
     assert_eq!(told.message(), "reloaded", "{}", told.line);
     let same = rig.proxy.reload().await;

@@ -13,10 +13,10 @@ use ecr_proxy::simulator::{
     BlobSource, End, Entry, Fault, Gate, Listener, Outage, Pattern, Simulator,
 };
 use sha2::{Digest as _, Sha256};
-use support::Proxy;
 use support::blobs::{MIB, assert_whole, blob_file, idle, metric, until};
 use support::client::Connection;
 use support::image::REPOSITORY;
+use support::{Proxy, in_place_of};
 
 /// How long the blob would take undisturbed: long enough that each mishap comes in its midst, whatever
 /// else the machine does.
@@ -253,20 +253,7 @@ impl Line {
             Mishap::UpstreamRestarts => {
                 self.under_way().await;
                 self.upstream.shutdown().await;
-                let [registry, storage, api] =
-                    [Listener::Registry, Listener::Storage, Listener::Api]
-                        .map(|listener| self.upstream.address(listener));
-                let upstream = loop {
-                    // Somebody may have been given a port in between.
-                    match Simulator::builder()
-                        .bind(registry, storage, api)
-                        .start()
-                        .await
-                    {
-                        Ok(upstream) => break upstream,
-                        Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-                    }
-                };
+                let upstream = in_place_of(&self.upstream, Simulator::builder).await;
                 upstream.put_blob_as(REPOSITORY, &self.digest, self.source.clone());
                 self.earlier
                     .push(std::mem::replace(&mut self.upstream, upstream));

@@ -43,6 +43,8 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ecr_proxy::simulator::{Builder as SimulatorBuilder, Listener, Simulator};
+
 pub use self::client::{Answer, Client, Connection};
 pub use self::clock::Clock;
 pub use self::pki::Pki;
@@ -64,6 +66,22 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_) => panic!("{what}: nothing after {PATIENCE:?}"),
     }
+}
+
+/// A simulator where another was that has ended.
+pub async fn in_place_of(ended: &Simulator, builder: impl Fn() -> SimulatorBuilder) -> Simulator {
+    let addresses = [Listener::Registry, Listener::Storage, Listener::Api];
+    let [registry, storage, api] = addresses.map(|listener| ended.address(listener));
+    within("its addresses are free again", async {
+        loop {
+            match builder().bind(registry, storage, api).start().await {
+                Ok(simulator) => return simulator,
+                // Somebody may have been given a port in between.
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    })
+    .await
 }
 
 /// The program `name` of the system, which `tests/run` installs. The system's own folders come

@@ -131,6 +131,10 @@ impl Rule {
         self.domains.is_empty() || self.domains.iter().any(|d| Some(d.as_str()) == domain)
     }
 
+    fn is_for_upstream(&self, upstream: &str) -> bool {
+        self.upstreams.is_empty() || self.upstreams.iter().any(|name| name == upstream)
+    }
+
     fn is_for_address(&self, address: Option<IpAddr>) -> bool {
         let Some(address) = address.filter(|_| !self.networks.is_empty()) else {
             return true;
@@ -146,11 +150,10 @@ impl Rule {
         upstream: &str,
         repository: &RepositoryName,
     ) -> bool {
-        let has = |list: &[String], name: &str| list.is_empty() || list.iter().any(|n| n == name);
         let (name, patterns) = (repository.as_str(), &self.repositories);
         self.users.iter().any(|subject| subject.is(who))
             && self.is_for_domain(place.domain)
-            && has(&self.upstreams, upstream)
+            && self.is_for_upstream(upstream)
             && self.is_for_address(place.address)
             && (patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name)))
     }
@@ -244,6 +247,12 @@ impl Rules {
             }
         }
         deciding
+    }
+
+    /// Whether any rule allows this to anybody in an upstream.
+    pub fn grant(&self, upstream: &str, action: Action) -> bool {
+        let mut rules = self.0.iter();
+        rules.any(|rule| rule.is_for_upstream(upstream) && rule.actions.contains(&action))
     }
 
     /// The first rule that gives the anonymous rights on a domain, if one does. They belong to it, since

@@ -164,8 +164,7 @@ impl Routes {
     pub fn written(&self, repo: &RepoKey) -> Option<Written> {
         let names = self.candidates(repo);
         let leads = |domain: Option<&str>, ns: Option<&str>, name: &RepositoryName| {
-            self.find(domain, ns, name)
-                .is_some_and(|led| led.repo == *repo)
+            self.leads(domain, ns, name, repo)
         };
         let domains = || self.domains.iter().map(String::as_str);
         let anywhere = |name: &&RepositoryName| match domains().next() {
@@ -230,6 +229,29 @@ impl Routes {
             }
         }
         reached
+    }
+
+    /// What a client may write to be led to `repo` when it asks under `domain` of ours with this `ns`.
+    pub fn names_of(
+        &self,
+        domain: Option<&str>,
+        ns: Option<&str>,
+        repo: &RepoKey,
+    ) -> Vec<RepositoryName> {
+        let mut names = self.candidates(repo);
+        names.retain(|name| self.leads(domain, ns, name, repo));
+        names
+    }
+
+    fn leads(
+        &self,
+        domain: Option<&str>,
+        ns: Option<&str>,
+        name: &RepositoryName,
+        repo: &RepoKey,
+    ) -> bool {
+        self.find(domain, ns, name)
+            .is_some_and(|led| led.repo == *repo)
     }
 
     /// What may be written for a repository somewhere: as each route to its upstream has it, and its own name.

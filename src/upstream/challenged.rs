@@ -293,8 +293,7 @@ pub(super) fn is_insufficient(headers: &HeaderMap) -> bool {
 fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     let lines = headers.get_all(header::WWW_AUTHENTICATE).iter();
     let lines = lines.filter_map(|line| line.to_str().ok());
-    let mut challenges: Vec<_> = lines.flat_map(Challenge::all).collect();
-    let is_bearer = |challenge: &Challenge| matches!(challenge, Challenge::Bearer { .. });
-    let preferred = challenges.iter().position(is_bearer).unwrap_or(0);
-    challenges.drain(..).nth(preferred)
+    lines
+        .flat_map(Challenge::all)
+        .min_by_key(|challenge| !matches!(challenge, Challenge::Bearer { .. }))
 }

@@ -191,7 +191,7 @@ fn ecr_storage(ecr: &EcrHost) -> Vec<HostPattern> {
 }
 
 /// A `Location` against the address that was asked (RFC 9110, 10.2.2).
-fn resolve(base: &Uri, location: &str) -> Option<Uri> {
+pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let base = url::Url::parse(&base.to_string()).ok()?;
     let target = base.join(location).ok()?;
     target.as_str().split('#').next()?.parse().ok()

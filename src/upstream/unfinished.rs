@@ -32,12 +32,18 @@ pub(super) struct Unfinished {
     notes: Mutex<HashMap<RepositoryName, Note>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Note {
     /// When it was begun, as the file's time of modification says.
     since: SystemTime,
     /// From when on somebody may go on with it.
     due: Instant,
+}
+
+impl Note {
+    fn is_too_old(&self) -> bool {
+        !is_within(self.since, COUNTS_FOR)
+    }
 }
 
 /// Since when something is noted.
@@ -98,26 +104,24 @@ impl Unfinished {
 
     /// What is noted is so as of now.
     pub(super) async fn renew(self: &Arc<Self>, repository: &RepositoryName) {
-        if let Some(note) = self.notes().get_mut(repository) {
+        let noted = self.notes().get_mut(repository).map(|note| {
             note.since = SystemTime::now();
-        } else {
-            return;
+        });
+        if noted.is_some() {
+            self.on_disk(repository, write).await;
         }
-        self.on_disk(repository, write).await;
     }
 
     /// What is noted does not count any more.
     pub(super) fn is_too_old(&self, repository: &RepositoryName) -> bool {
-        let note = self.notes().get(repository).copied();
-        note.is_some_and(|note| !is_within(note.since, COUNTS_FOR))
+        let notes = self.notes();
+        notes.get(repository).is_some_and(Note::is_too_old)
     }
 
     async fn forget_old(self: &Arc<Self>) {
         let old: Vec<RepositoryName> = {
             let notes = self.notes();
-            let old = notes
-                .iter()
-                .filter(|(_, note)| !is_within(note.since, COUNTS_FOR));
+            let old = notes.iter().filter(|(_, note)| note.is_too_old());
             old.map(|(repository, _)| repository.clone()).collect()
         };
         for repository in old {

@@ -17,6 +17,7 @@ use super::creation::{is_told_absent, may_be_absent};
 use super::error::{UpstreamError, Wrong};
 use super::origin::Origin;
 use super::question::{Kind, Question};
+use super::redirect;
 use super::said::MAX_ERROR_BODY;
 use super::scope::Scope;
 use super::sending::{self, Carried, Feed, Stream};
@@ -393,7 +394,8 @@ impl Shared {
             (Some(place), None) => place,
             (Some(_), Some(_)) => return Err(UpstreamError::Wrong(Wrong::Malformed)),
         };
-        let uri = place.to_str().ok().and_then(|place| meant(asked, place));
+        let asked = self.at_home(asked)?;
+        let uri = place.to_str().ok().and_then(|place| meant(&asked, place));
         let uri = uri.ok_or(UpstreamError::Wrong(Wrong::Malformed))?;
         if uri.authority().is_some() && !self.is_own(&uri) {
             return Err(UpstreamError::Wrong(Wrong::UploadElsewhere));
@@ -422,18 +424,13 @@ impl Shared {
     }
 }
 
-/// A `Location` as it was given; one that is relative to the path that was asked, resolved against it (RFC 9110,
-/// 10.2.2).
-fn meant(asked: &PathAndQuery, location: &str) -> Option<Uri> {
+/// A `Location` as it was given, letter by letter, unless it is relative to the path that was asked.
+fn meant(asked: &Uri, location: &str) -> Option<Uri> {
     let is_whole = location.starts_with('/') || url::Url::parse(location).is_ok();
-    if is_whole || location.is_empty() {
-        return location.parse().ok();
+    match is_whole || location.is_empty() {
+        true => location.parse().ok(),
+        false => redirect::resolve(asked, location),
     }
-    let asked = url::Url::parse(&format!("http://registry{asked}")).ok()?;
-    let place = asked.join(location).ok()?;
-    place[url::Position::BeforePath..url::Position::AfterQuery]
-        .parse()
-        .ok()
 }
 
 #[cfg(test)]
@@ -481,6 +478,7 @@ mod tests {
             "ftp://registry.upstream.test/v2/a",
             "http:/v2/a",
             "javascript:alert(1)",
+            "\\\\evil.test/v2/a",
             "",
         ] {
             assert!(

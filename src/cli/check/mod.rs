@@ -65,19 +65,13 @@ pub(super) fn run(
     };
     if let Some(image) = &args.route {
         report.add(route::explain(&config, image, args.ns.as_deref()))?;
-        return match report.end()? {
-            true => Err(Failure::Told(1)),
-            false => Ok(()),
-        };
+        return report.conclude();
     }
     if let Some(question) = question {
         for finding in right::explain(&config, &question, args.ns.as_deref())? {
             report.add(finding)?;
         }
-        return match report.end()? {
-            true => Err(Failure::Told(1)),
-            false => Ok(()),
-        };
+        return report.conclude();
     }
     report.add(local::configuration(&config))?;
     for finding in local::certificate(&config, &clock) {
@@ -104,11 +98,7 @@ pub(super) fn run(
     for finding in local::ports(&config) {
         report.add(finding)?;
     }
-    if report.end()? {
-        Err(Failure::Told(1))
-    } else {
-        Ok(())
-    }
+    report.conclude()
 }
 
 fn unusable(error: StartLogError) -> Failure {
@@ -177,6 +167,14 @@ impl<'a> Report<'a> {
         }
         self.findings.push(finding);
         Ok(())
+    }
+
+    /// Ends the output, and the command by what is in it.
+    fn conclude(self) -> Result<(), Failure> {
+        match self.end()? {
+            true => Err(Failure::Told(1)),
+            false => Ok(()),
+        }
     }
 
     /// Ends the output; tells whether anything failed.

@@ -120,39 +120,37 @@ fn missing(action: &str, mend: &str) -> Finding {
 
 /// What is granted here, and cannot be tried without doing it.
 fn untried(configured: &config::Upstream, rules: &Rules) -> Vec<Finding> {
-    let grants = |action| {
-        let mut all = rules.iter();
-        all.any(|rule| {
-            let is_here = rule.upstreams.is_empty() || rule.upstreams.contains(&configured.name);
-            is_here && rule.actions.contains(&action)
-        })
-    };
-    let untried = |actions: &[&str], would: &str, policy: &str| {
-        let (last, all_but_last) = actions.split_last()?;
-        let (actions, are) = match all_but_last {
-            [] => ((*last).to_owned(), "is"),
-            several => (format!("{} and {last}", several.join(", ")), "are"),
+    let all = [
+        (
+            rules.grant(&configured.name, Action::Push),
+            &PUSH_ACTIONS[..],
+            "write: `ecr-proxy iam-policy --push` prints a policy that grants them",
+        ),
+        (
+            rules.grant(&configured.name, Action::Delete),
+            &[DELETE_ACTION],
+            "delete: grant it beside what `ecr-proxy iam-policy --push` prints",
+        ),
+        (
+            configured.create.is_some(),
+            &CREATE_ACTIONS,
+            "make a repository: `ecr-proxy iam-policy --push --create` prints a policy that grants them",
+        ),
+    ];
+    let wanted = all.into_iter().filter(|(is_wanted, ..)| *is_wanted);
+    let told = wanted.map(|(_, actions, would)| {
+        let (actions, are) = match actions {
+            [all @ .., last] if !all.is_empty() => {
+                (format!("{} and {last}", all.join(", ")), "are")
+            }
+            one => (one.concat(), "is"),
         };
-        let text = format!("{actions} {are} not tried, which would {would}: {policy}");
-        Some(Finding::ok("IAM", text))
-    };
-    let push = grants(Action::Push).then(|| {
-        let policy = "`ecr-proxy iam-policy --push` prints a policy that grants them";
-        untried(&PUSH_ACTIONS, "write", policy)
+        Finding::ok(
+            "IAM",
+            format!("{actions} {are} not tried, which would {would}"),
+        )
     });
-    let delete = grants(Action::Delete).then(|| {
-        let policy = "grant it beside what `ecr-proxy iam-policy --push` prints";
-        untried(&[DELETE_ACTION], "delete", policy)
-    });
-    let create = configured.create.is_some().then(|| {
-        let policy = "`ecr-proxy iam-policy --push --create` prints a policy that grants them";
-        untried(&CREATE_ACTIONS, "make a repository", policy)
-    });
-    [push, delete, create]
-        .into_iter()
-        .flatten()
-        .flatten()
-        .collect()
+    told.collect()
 }
 
 /// The actions that a pull takes, each tried where it can do no harm.
@@ -172,42 +170,32 @@ async fn actions(upstream: &Upstream, repository: Option<&RepositoryName>) -> Ve
         Some(_) => TRY_POLICY.to_owned(),
         None => format!("{TRY_POLICY}; if it names repositories, try --repository NAME of one"),
     };
-    let optional = |action: &str, answer: Result<(), UpstreamError>, without: &str| match answer {
+    let described = upstream.tag_mutability(name).await.map(drop);
+    let listed = upstream.tags(name, Some(1), None).await.map(drop);
+    let tried = |action: &str, answer, optional: &str, refused: Finding| match answer {
         Ok(()) | Err(UpstreamError::Absent(_)) => {
-            Finding::ok(SUBJECT, format!("{action} in {name} (optional)"))
+            Finding::ok(SUBJECT, format!("{action} in {name}{optional}"))
         }
-        Err(UpstreamError::Refused) => Finding::ok(
-            SUBJECT,
-            format!("{action} is not granted, and not needed: {without}"),
-        ),
+        Err(UpstreamError::Refused) => refused,
         Err(error) => Finding::warn(SUBJECT, format!("{action} is not known: {error}"), ""),
     };
-    let described = upstream.tag_mutability(name).await.map(drop);
-    let described = optional(DESCRIBE_ACTION, described, "immutable tags are not learned");
-    let listed = upstream.tags(name, Some(1), None).await.map(drop);
-    let listed = optional(LIST_ACTION, listed, "lists of tags are refused");
-    PULL_ACTIONS
-        .into_iter()
-        .zip([manifest, blob])
-        .map(|(action, answer)| match answer {
-            Ok(()) | Err(UpstreamError::Absent(_)) => {
-                Finding::ok(SUBJECT, format!("{action} in {name}"))
-            }
-            Err(UpstreamError::Refused) => missing(action, &mend),
-            Err(error) => Finding::warn(SUBJECT, format!("{action} is not known: {error}"), ""),
-        })
-        .chain([described, listed])
-        .collect()
+    let needed = |(action, answer)| tried(action, answer, "", missing(action, &mend));
+    let optional = |(action, answer, without)| {
+        let text = format!("{action} is not granted, and not needed: {without}");
+        tried(action, answer, " (optional)", Finding::ok(SUBJECT, text))
+    };
+    let pull = PULL_ACTIONS.into_iter().zip([manifest, blob]).map(needed);
+    let others = [
+        (DESCRIBE_ACTION, described, "immutable tags are not learned"),
+        (LIST_ACTION, listed, "lists of tags are refused"),
+    ];
+    pull.chain(others.map(optional)).collect()
 }
 
 fn reachable(configured: &config::Upstream, ping: &Result<Ping, UpstreamError>) -> Finding {
     const SUBJECT: &str = "upstream";
     let registry = &configured.registry;
     let error = match ping {
-        Err(UpstreamError::Offline) => {
-            let text = format!("{registry} is not asked: offline by the configuration");
-            return Finding::ok(SUBJECT, text);
-        }
         Ok(ping) => {
             let took = ping.took.as_millis();
             return Finding::ok(SUBJECT, format!("{registry} answers in {took} ms"));
@@ -224,7 +212,10 @@ fn reachable(configured: &config::Upstream, ping: &Result<Ping, UpstreamError>) 
         UpstreamError::Wrong(_) => {
             "look whether it is a registry that answers there, and whether upstream.ca is its CA"
         }
-        UpstreamError::Offline => "",
+        UpstreamError::Offline => {
+            let text = format!("{registry} is not asked: offline by the configuration");
+            return Finding::ok(SUBJECT, text);
+        }
         UpstreamError::Unconfigured => "name it in an [[upstream]]",
         UpstreamError::NoToken(_) => "look at the registry's token service",
         UpstreamError::Absent(_)

@@ -10,7 +10,7 @@ use crate::access::{Action, Network, ReadUsersError, Rule, Rules, Subject, Users
 use crate::config::{
     Access, Anonymous, Auth, Config, Files, ListenAddress, Server, Upstream, values,
 };
-use crate::oci::RepositoryName;
+use crate::oci::{RepositoryName, Routes};
 
 impl Resolver {
     pub(super) fn access(
@@ -157,13 +157,8 @@ impl Resolver {
         let named = server
             .map(|server| server.domains.as_slice())
             .unwrap_or_default();
-        let mut domains: Vec<Option<&str>> = named.iter().map(|name| Some(name.as_str())).collect();
-        // Rules without domains hold on every name, also on one that only loopback clients use.
-        if domains.is_empty() {
-            domains.push(None);
-        }
         let mut told = BTreeMap::new();
-        for domain in domains {
+        for domain in places(named) {
             let both = rules.admit_anonymous(domain).zip(rules.admit_users(domain));
             if let Some((anonymous, users)) = both {
                 let pair = (anonymous.name.as_str(), users.name.as_str());
@@ -334,43 +329,56 @@ fn open_by_ns(config: &Config) -> Vec<String> {
 /// have it by the name that it has at its registry.
 fn open_by_other_names(config: &Config) -> Vec<String> {
     let names = config.names();
-    let routes = names.routes();
-    let domains = names.domains().iter().map(|domain| Some(domain.as_str()));
-    let domains: Vec<_> = match names.domains() {
-        [] => vec![None],
-        _ => domains.collect(),
-    };
+    let domains = places(&config.server.domains);
     let mut warnings = Vec::new();
     for rule in config.access.rules.iter() {
-        let open = rule.repositories.iter().find_map(|pattern| {
+        let mut patterns = rule.repositories.iter();
+        warnings.extend(patterns.find_map(|pattern| {
             // A name that the pattern is about.
             let name = pattern.as_str().replace("**", "any").replace('*', "any");
             let name = RepositoryName::from_str(&name).ok()?;
-            domains.iter().find_map(|domain| {
-                let repo = routes.find(*domain, None, &name)?.repo;
-                let mut upstreams = config.upstreams.iter();
-                let upstream = upstreams.find(|upstream| *upstream.name == *repo.upstream)?;
-                let registry = upstream.registry.name();
-                let renamings = routes.renamings(*domain, Some(registry), &upstream.name);
-                let others = renamings.iter().filter_map(|way| way.of(&repo.repository));
-                let mut others = others.filter(|other| {
-                    let led = routes.find(*domain, Some(registry), other);
-                    *other != name && led.is_some_and(|led| led.repo == repo)
-                });
-                others.find_map(|other| {
-                    let names = (&name, &other);
-                    let differs = kept_by_one_name(config, rule, *domain, &upstream.name, names)?;
-                    let upstream = &upstream.name;
-                    Some(format!(
-                        "{differs} by ?ns={registry}: add that name to its repositories, and upstreams = \
-                         [{upstream:?}]"
-                    ))
-                })
+            let mut domains = domains.iter();
+            domains.find_map(|domain| {
+                open_by_another_name(config, names.routes(), rule, *domain, &name)
             })
-        });
-        warnings.extend(open);
+        }));
     }
     warnings
+}
+
+/// The same of one rule and one name.
+fn open_by_another_name(
+    config: &Config,
+    routes: &Routes,
+    rule: &Rule,
+    domain: Option<&str>,
+    name: &RepositoryName,
+) -> Option<String> {
+    let repo = routes.find(domain, None, name)?.repo;
+    let mut upstreams = config.upstreams.iter();
+    let Upstream {
+        name: upstream,
+        registry,
+        ..
+    } = upstreams.find(|upstream| *upstream.name == *repo.upstream)?;
+    let registry = registry.name();
+    let others = routes.names_of(domain, Some(registry), &repo);
+    let mut others = others.iter().filter(|other| *other != name);
+    others.find_map(|other| {
+        let differs = kept_by_one_name(config, rule, domain, upstream, (name, other))?;
+        Some(format!(
+            "{differs} by ?ns={registry}: add that name to its repositories, and upstreams = [{upstream:?}]"
+        ))
+    })
+}
+
+/// Where rules may differ: on each of our names. Without any they hold on every name, also on one that only
+/// loopback clients use.
+fn places(domains: &[String]) -> Vec<Option<&str>> {
+    match domains {
+        [] => vec![None],
+        _ => domains.iter().map(|name| Some(name.as_str())).collect(),
+    }
 }
 
 /// Whom `rule` keeps from a repository by the first of its names and not by the other, and who lets them.

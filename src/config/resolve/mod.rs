@@ -92,20 +92,21 @@ fn our_domain(text: &str, server: Option<&Server>) -> Result<String, String> {
     }
 }
 
+/// Whether a text is a name of ours, as far as these are known.
+fn is_ours(text: &str, server: Option<&Server>) -> bool {
+    server.is_some() && our_domain(text, server).is_ok()
+}
+
 /// A pattern of repositories as clients write them, behind the domain: one that begins with a name of ours would be
 /// about nothing.
 fn written_pattern(text: &str, server: Option<&Server>) -> Result<Pattern, String> {
     let pattern = values::repository_pattern(text)?;
-    let domains = server.map(|server| server.domains.as_slice());
-    let (Some(domains), Some((first, rest))) = (domains, pattern.as_str().split_once('/')) else {
-        return Ok(pattern);
-    };
-    match domains.iter().find(|domain| *domain == first) {
-        None => Ok(pattern),
-        Some(domain) => Err(format!(
-            "{text:?} begins with {domain}, and names are matched without it: write {rest:?}, and name the \
+    match pattern.as_str().split_once('/') {
+        Some((first, rest)) if is_ours(first, server) => Err(format!(
+            "{text:?} begins with {first}, and names are matched without it: write {rest:?}, and name the \
              domain by its own key"
         )),
+        _ => Ok(pattern),
     }
 }
 

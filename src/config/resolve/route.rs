@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Resolver, known_upstream, our_domain, written_pattern};
+use super::{Resolver, is_ours, known_upstream, our_domain, written_pattern};
 use crate::config::{Config, Route, Server, Upstream};
 use crate::oci::{NameRoute, Namespace, RepositoryName};
 use crate::upstream::Registry;
@@ -20,7 +20,7 @@ impl Resolver {
         let domain = self.one("route.domain", |text| our_domain(text, server));
         let ns = self.one("route.ns", |text| match text {
             "*" => Ok(Namespace::Any),
-            _ if our_domain(text, server).is_ok_and(|_| server.is_some()) => Err(format!(
+            _ if is_ours(text, server) => Err(format!(
                 "{text:?} is a name of ours, and no other registry's: name it by route.domain"
             )),
             _ => Registry::parse(text)

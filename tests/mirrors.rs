@@ -67,22 +67,35 @@ fn uncommented(script: &str, what: &str) -> String {
     lines.collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn containerd_gets_images_of_a_registry_by_its_name() {
-    let scene = scene(REGISTRY).await;
+/// containerd has no image of this registry before what is printed is run, and has it after.
+async fn containerd_gets_images_of(registry: &str, scene: Scene) {
     start_containerd(&scene.sandbox);
-    let image = format!("{REGISTRY}/{REPOSITORY}:{TAG}");
+    let image = format!("{registry}/{REPOSITORY}:{TAG}");
     let hosts = "/etc/containerd/certs.d";
     let pull = ["images", "pull", "--hosts-dir", hosts, &image];
     let socket = scene.sandbox.path("containerd.sock");
     let address = ["--address", &socket.to_string_lossy()].map(str::to_owned);
     let before = address.iter().map(String::as_str).chain(pull);
-    scene.sandbox.must_fail(REGISTRY, "ctr", before);
+    scene.sandbox.must_fail(registry, "ctr", before);
     set_up(&scene, "containerd");
     ctr(&scene.sandbox, &pull);
     let ran = ctr_run(&scene.sandbox, &image);
     assert_eq!(ran, GREETING);
     scene.assert_promises().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_gets_images_of_a_registry_by_its_name() {
+    containerd_gets_images_of(REGISTRY, scene(REGISTRY).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_gets_images_of_any_registry_where_a_route_is_for_any() {
+    let any = Scene::docker_registry_with(|proxy| {
+        let proxy = proxy.route([("ns", "*"), ("upstream", "prod")]);
+        proxy.local_ca()
+    });
+    containerd_gets_images_of("nobody-named.test", any.await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -125,23 +125,29 @@ pub(super) fn trust_lines(client: Client, host: &ClientHost, ca: &Path) -> Strin
     let mut lines = format!("sudo mkdir -p {quoted_folder}\nsudo cp {ca} {quoted_folder}/ca.crt\n");
     if client == Client::Containerd {
         let ca = format!("  ca = \"{folder}/ca.crt\"\n");
-        lines.push_str(&hosts_toml(&folder, &host.url(), host, &ca));
+        lines.push_str(&hosts_toml(&folder, Some(&host.url()), host, &ca));
     }
     lines
 }
 
 /// The lines that write containerd's `hosts.toml` to `folder`: what is not had from `host` is asked of
-/// `server`. What is pushed goes to the host where it is the server itself, as by its own name; what is had from
-/// a mirror is pushed to where it is from. `more` is what else there is to say of the host, lines of TOML.
-pub(super) fn hosts_toml(folder: &str, server: &str, host: &ClientHost, more: &str) -> String {
+/// `server`, or of each image's own registry. What is pushed goes to the host where it is the server itself, as
+/// by its own name; what is had from a mirror is pushed to where it is from. `more` is what else there is to say
+/// of the host, lines of TOML.
+pub(super) fn hosts_toml(
+    folder: &str,
+    server: Option<&str>,
+    host: &ClientHost,
+    more: &str,
+) -> String {
     let url = host.url();
-    let push = match url == server {
+    let push = match server == Some(&url) {
         true => ", \"push\"",
         false => "",
     };
-    let toml = format!(
-        "server = \"{server}\"\n\n[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"{push}]\n{more}"
-    );
+    let server = server.map_or_else(String::new, |server| format!("server = \"{server}\"\n\n"));
+    let toml =
+        format!("{server}[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"{push}]\n{more}");
     here_document(&format!("{folder}/hosts.toml"), &toml)
 }
 

@@ -12,6 +12,8 @@ use crate::oci::{Because, Namespace, RepositoryName, Routes};
 use crate::upstream::Registry;
 
 const DOCKER_HUB: &str = "docker.io";
+/// Every registry that is not named by itself, as a route's `ns` has it.
+const ANY: &str = "*";
 /// Two components: with one, Docker Hub's `library/` comes before it.
 const PROBE: &str = "ecr-proxy/any-name";
 /// dockerd puts `library/` before it by itself.
@@ -20,7 +22,7 @@ const PROBE_OF_DOCKER: &str = "library/any-name";
 /// A registry whose images can be had through the proxy by clients that tell which registry they are of.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mirror {
-    /// As images are written with it.
+    /// As images are written with it, or `*`.
     pub(super) registry: String,
     /// Where to ask.
     pub(super) host: ClientHost,
@@ -33,6 +35,20 @@ pub(super) struct Mirror {
 impl Mirror {
     pub(super) fn is_docker_hub(&self) -> bool {
         self.registry == DOCKER_HUB
+    }
+
+    /// Whether it is that of all registries that have none of their own.
+    pub(super) fn is_of_any(&self) -> bool {
+        self.registry == ANY
+    }
+
+    /// Where the registry itself is asked; `None` for any, of which each has its own.
+    pub(super) fn server(&self) -> Option<String> {
+        match self.registry.as_str() {
+            ANY => None,
+            DOCKER_HUB => Some("https://registry-1.docker.io".to_owned()),
+            registry => Some(format!("https://{registry}")),
+        }
     }
 }
 
@@ -66,7 +82,7 @@ impl<'a> Mirrors<'a> {
     }
 
     /// Each registry whose images can be had by telling of it, at a host where anybody may pull anything if
-    /// there is one.
+    /// there is one; and last, where a route is for any, what stands for those that no key names.
     pub(super) fn by_registry(&self) -> Vec<Mirror> {
         let mut mirrors = Vec::new();
         for registry in self.registries() {
@@ -155,7 +171,7 @@ impl<'a> Mirrors<'a> {
         is_same && self.leads_name(domain, DOCKER_HUB, &probe) == Some(true)
     }
 
-    /// Every registry that the configuration names, once.
+    /// Every registry that the configuration names, once, and after them what stands for any other.
     fn registries(&self) -> Vec<String> {
         let homes = self.config.upstreams.iter();
         let homes = homes.map(|upstream| upstream.registry.name().to_owned());
@@ -164,8 +180,10 @@ impl<'a> Mirrors<'a> {
             Some(Namespace::Registry(registry)) => Some(canonical(registry)),
             Some(Namespace::Any) | None => None,
         });
+        let is_any = |route: &&&Route| route.names.ns == Some(Namespace::Any);
+        let any = self.leading.iter().find(is_any).map(|_| ANY.to_owned());
         let mut registries = Vec::new();
-        for registry in homes.chain(named) {
+        for registry in homes.chain(named).chain(any) {
             if !registries.contains(&registry) {
                 registries.push(registry);
             }
@@ -202,19 +220,23 @@ impl<'a> Mirrors<'a> {
     /// names elsewhere.
     fn exceptions(&self, domain: Option<&str>, registry: &str) -> (Vec<String>, Vec<String>) {
         let (mut only, mut elsewhere) = (Vec::new(), Vec::new());
-        let leads_all = name(PROBE)
-            .and_then(|probe| self.leads_name(domain, registry, &probe))
-            .is_some();
-        for route in &self.leading {
+        let all = name(PROBE).and_then(|probe| self.routes.find(domain, Some(registry), &probe));
+        for (number, route) in self.leading.iter().enumerate() {
             let names = &route.names;
+            if all.as_ref().map(|led| led.because) == Some(Because::Route(number)) {
+                continue;
+            }
             if names.domain.is_some() && names.domain.as_deref() != domain {
                 continue;
             }
             match &names.ns {
-                Some(Namespace::Registry(own)) if canonical(own) == registry && !leads_all => {
+                Some(Namespace::Registry(own)) if canonical(own) == registry && all.is_none() => {
                     only.push(route.to_string());
                 }
-                None if names.repository.is_some() && !self.is_home(route, registry) => {
+                Some(Namespace::Any) if all.is_none() => only.push(route.to_string()),
+                Some(Namespace::Any) | None
+                    if names.repository.is_some() && !self.is_home(route, registry) =>
+                {
                     elsewhere.push(route.to_string());
                 }
                 Some(_) | None => {}

@@ -14,6 +14,12 @@ const CONTAINERD_CONFIG_PATH: &str = "\
 #                   config_path = \"/etc/containerd/certs.d\"
 ";
 
+/// What is said where `[[route]] ns = "*"` cannot be told to a client.
+const NO_MIRROR_OF_ANY: &str = "\
+# Of any other registry, which a [[route]] with ns = \"*\" leads as well, this client has a mirror only where the
+# registry is named here: by a [[route]] with its ns.
+";
+
 /// How a sentence about a client certificate begins.
 pub(super) const INSTEAD_OF_LOGIN: &str = "Instead of a login";
 /// The same where a line is commented out that names it.
@@ -126,6 +132,10 @@ impl<'a> Script<'a> {
         let mut missing = String::new();
         for mirror in self.mirrors.by_registry() {
             let registry = &mirror.registry;
+            if mirror.is_of_any() {
+                missing += NO_MIRROR_OF_ANY;
+                continue;
+            }
             let Some(location) = self.mirrors.by_name(&mirror) else {
                 missing += &format!(
                     "# Not of {registry}: podman tells no proxy which registry an image is of, and no [[route]]\n\
@@ -167,6 +177,10 @@ impl<'a> Script<'a> {
         let mut text = "# BuildKit and this proxy\n".to_owned();
         let mut toml = String::new();
         for mirror in self.mirrors.by_registry() {
+            if mirror.is_of_any() {
+                toml += NO_MIRROR_OF_ANY;
+                continue;
+            }
             toml += &mirror.remarks();
             toml += &format!(
                 "[registry.\"{}\"]\n  mirrors = [\"{}\"]\n",
@@ -212,7 +226,7 @@ impl<'a> Script<'a> {
             text += &self.certificate(host, &folder, OR_UNCOMMENTED);
             text.push_str(&format!("sudo mkdir -p {}\n", quoted(&folder)));
             let more = self.host_keys(host, &folder);
-            text.push_str(&hosts_toml(&folder, &host.url(), host, &more));
+            text.push_str(&hosts_toml(&folder, Some(&host.url()), host, &more));
         }
         text + &self.hosts_files(Client::Containerd) + CONTAINERD_CONFIG_PATH
     }
@@ -221,12 +235,12 @@ impl<'a> Script<'a> {
     fn hosts_files(&self, client: Client) -> String {
         let mut text = String::new();
         for mirror in self.mirrors.by_registry() {
-            let Mirror { registry, host, .. } = &mirror;
-            let folder = client.folder(registry);
-            let server = match mirror.is_docker_hub() {
-                true => "https://registry-1.docker.io".to_owned(),
-                false => format!("https://{registry}"),
+            let host = &mirror.host;
+            let (folder, whose) = match mirror.is_of_any() {
+                true => ("_default", "any other registry"),
+                false => (&*mirror.registry, &*mirror.registry),
             };
+            let folder = client.folder(&folder);
             let mut more = self.host_keys(host, &client.folder(host));
             if self.asks(host) && self.has_passwords() {
                 more += "  # There is no login for a mirror but what is written here:\n  \
@@ -236,12 +250,17 @@ impl<'a> Script<'a> {
                     .as_str();
             }
             text.push_str(&format!(
-                "\n# Images of {registry} by their own names; what is not had here is asked of it.\n{}\
+                "\n# Images of {whose} by their own names; what is not had here is asked of it.\n{}\
                  sudo mkdir -p {}\n",
                 mirror.remarks(),
                 quoted(&folder)
             ));
-            text.push_str(&hosts_toml(&folder, &server, host, &more));
+            text.push_str(&hosts_toml(
+                &folder,
+                mirror.server().as_deref(),
+                host,
+                &more,
+            ));
         }
         text
     }

@@ -228,6 +228,76 @@ fn a_host_where_anybody_may_pull_some_repositories_is_not_preferred() {
     );
 }
 
+/// One upstream for images of any registry, and a route before it for some of these.
+fn any_registry(first: &str, any: &str) -> Config {
+    config(&format!(
+        "[server]\ndomains = ['a.test']\n[access]\nanonymous = 'pull'\n\
+         [[upstream]]\nname = 'one'\nregistry = '{PROD}'\n\
+         [[upstream]]\nname = 'hub'\nregistry = 'docker.io'\nauth = 'anonymous'\n\
+         {first}\n[[route]]\nns = '*'\nupstream = 'one'\n{any}\n"
+    ))
+}
+
+#[test]
+fn where_a_route_is_for_any_registry_the_clients_that_can_ask_for_any() {
+    let any = any_registry("[[route]]\nns = 'docker.io'\nupstream = 'hub'", "");
+    for (kind, root) in [(Kind::Containerd, "containerd"), (Kind::Docker, "docker")] {
+        let script = printed(kind, &any);
+        let others = toml(file(
+            &script,
+            &format!("/etc/{root}/certs.d/_default/hosts.toml"),
+        ));
+        // What is not had here is asked of each image's own registry.
+        assert_eq!(others.get("server"), None, "{script}");
+        let host = &others["host"]["https://a.test"];
+        let ca = format!("/etc/{root}/certs.d/a.test/ca.crt");
+        assert_eq!(host["ca"].as_str(), Some(&*ca));
+        let docker_io = format!("/etc/{root}/certs.d/docker.io/hosts.toml");
+        let server = &toml(file(&script, &docker_io))["server"];
+        assert_eq!(server.as_str(), Some("https://registry-1.docker.io"));
+        assert!(!script.contains("certs.d/*"), "{script}");
+    }
+    let script = printed(Kind::K3s, &any);
+    let yaml = file(&script, "/etc/rancher/k3s/registries.yaml");
+    let others = "  \"*\":\n    endpoint:\n      - \"https://a.test\"\n";
+    assert!(yaml.contains(others), "{yaml}");
+    for (kind, path) in [
+        (
+            Kind::Podman,
+            "/etc/containers/registries.conf.d/ecr-proxy.conf",
+        ),
+        (Kind::Buildkit, "/etc/buildkit/buildkitd.toml"),
+    ] {
+        let script = printed(kind, &any);
+        assert!(script.contains("[[route]] with ns = \"*\""), "{script}");
+        assert!(!toml(file(&script, path)).is_empty());
+        assert!(!script.contains("\"*\"]") && !script.contains("prefix = \"*\""));
+    }
+    let without = printed(Kind::Containerd, &teams());
+    assert!(!without.contains("_default"), "{without}");
+}
+
+#[test]
+fn of_any_registry_it_is_told_which_routes_are_about_some_of_its_names() {
+    let default = |config: &Config| {
+        let script = printed(Kind::Containerd, config);
+        let (before, _) = script
+            .split_once("sudo mkdir -p /etc/containerd/certs.d/_default")
+            .expect("a file for any");
+        before.rsplit_once("\n\n").expect("remarks").1.to_owned()
+    };
+    let some = default(&any_registry("", "repository = 'team/**'"));
+    assert!(some.contains("# Only by [[route]]"), "{some}");
+    let all = default(&any_registry("", ""));
+    assert!(!all.contains("[[route]]"), "{all}");
+    let first = "[[route]]\nns = '*'\nrepository = 'base/**'\nupstream = 'hub'";
+    let but = default(&any_registry(first, ""));
+    assert!(
+        but.contains("# But what [[route]]") && but.contains("base/**"),
+        "{but}"
+    );
+}
+
 #[test]
 fn podman_is_given_the_prefix_under_which_a_registry_is() {
     let script = printed(Kind::Podman, &teams());

@@ -34,4 +34,4 @@ pub use reference::{
 pub use referrers::Referrers;
 pub use route::{ParseRequestError, Request, escaped, query_value};
 pub use routed::Routed;
-pub use routing::{Because, Home, Led, NameRoute, Namespace, Renaming, Routes, Written};
+pub use routing::{Because, Home, Led, NameRoute, Namespace, Renaming, Routes, Taken, Written};

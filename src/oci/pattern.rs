@@ -89,20 +89,30 @@ impl Pattern {
     pub fn matches(&self, name: &str) -> bool {
         let pattern: Vec<&str> = self.0.split('/').collect();
         let name: Vec<&str> = name.split('/').collect();
-        glob(
-            &pattern,
-            &name,
-            |component| *component == "**",
-            |pattern, component| {
-                glob(
-                    pattern.as_bytes(),
-                    component.as_bytes(),
-                    |b| *b == b'*',
-                    |a, b| a == b,
-                )
-            },
-        )
+        glob(&pattern, &name, is_any_components, component_fits)
     }
+
+    /// True if all that the other describes is what this one does. It may be false where that takes more than
+    /// one star of this one for a star of the other's.
+    pub fn covers(&self, other: &Self) -> bool {
+        let pattern: Vec<&str> = self.0.split('/').collect();
+        let other: Vec<&str> = other.0.split('/').collect();
+        // What a star of the other stands for is taken by a star of ours, or by nothing.
+        let fits = |pattern: &&str, component: &&str| {
+            !is_any_components(component) && component_fits(pattern, component)
+        };
+        glob(&pattern, &other, is_any_components, fits)
+    }
+}
+
+fn is_any_components(component: &&str) -> bool {
+    *component == "**"
+}
+
+/// Whether a component, of a name or of a pattern, is what this one of a pattern describes. Names have no stars.
+fn component_fits(pattern: &&str, component: &&str) -> bool {
+    let (pattern, component) = (pattern.as_bytes(), component.as_bytes());
+    glob(pattern, component, |b| *b == b'*', |a, b| a == b)
 }
 
 impl FromStr for Pattern {
@@ -202,6 +212,31 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_covers_what_is_about_no_more() {
+        for (pattern, other, covers) in [
+            ("**", "team/**", true),
+            ("**", "**", true),
+            ("team/**", "team", true),
+            ("team/**", "team/*/x", true),
+            ("team/**", "team/**/x", true),
+            ("team/*", "team/app-*", true),
+            ("team/*", "team/**", false),
+            ("team/**", "**", false),
+            ("team/**", "*/x", false),
+            ("team/app", "team/*", false),
+            ("a*c", "a*", false),
+            ("*/x", "**/x", false),
+        ] {
+            let parsed = |text: &str| text.parse::<Pattern>().expect(text);
+            assert_eq!(
+                parsed(pattern).covers(&parsed(other)),
+                covers,
+                "{pattern} {other}"
+            );
+        }
+    }
+
+    #[test]
     fn a_pattern_that_no_repository_could_match_is_refused() {
         assert!(Pattern::of_repositories("team/app-*").is_ok());
         assert_eq!(
@@ -232,6 +267,21 @@ mod tests {
             let below = format!("{name}/**");
             let within = format!("{name}/x");
             prop_assert!(matches(&below, &within));
+        }
+
+        #[test]
+        fn what_a_covered_pattern_describes_the_one_that_covers_it_does(
+            pattern in "([ab*]|ab|\\*a|a\\*|\\*\\*)(/([ab*]|\\*a|a\\*|\\*\\*)){0,3}",
+            other in "([ab*]|ab|\\*a|a\\*|\\*\\*)(/([ab*]|\\*a|a\\*|\\*\\*)){0,3}",
+            names in proptest::collection::vec("(a|b|ab|ba)(/(a|b|ab|ba)){0,3}", 20),
+        ) {
+            let [pattern, other] = [pattern, other].map(|it| it.parse::<Pattern>().unwrap());
+            prop_assert!(pattern.covers(&pattern));
+            if pattern.covers(&other) {
+                for name in names {
+                    prop_assert!(!other.matches(&name) || pattern.matches(&name), "{name}");
+                }
+            }
         }
 
         #[test]

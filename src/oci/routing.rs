@@ -70,6 +70,15 @@ pub struct Led {
     pub because: Because,
 }
 
+/// What an earlier route takes of what a later one is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// All, so the later one leads nothing.
+    All,
+    /// All but what is asked for with another registry's `ns`.
+    Untold,
+}
+
 /// What clients may write for a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -374,6 +383,38 @@ impl Routes {
 }
 
 impl NameRoute {
+    /// What this route takes of what another is about that is tried after it; `None` if something is left that
+    /// clients ask for without `ns`, or if the other is for what is asked for with one.
+    pub fn takes(&self, later: &Self) -> Option<Taken> {
+        let is_of_domain = self.domain.is_none() || self.domain == later.domain;
+        let later_names = later.conditions();
+        let is_of_names = |own: &Pattern| later_names.iter().any(|names| own.covers(names));
+        if !is_of_domain || !self.conditions().iter().all(is_of_names) {
+            return None;
+        }
+        match (&self.ns, &later.ns) {
+            (Some(Namespace::Any), _) => Some(Taken::All),
+            (Some(Namespace::Registry(own)), Some(Namespace::Registry(other))) => {
+                is_same_registry(own, other).then_some(Taken::All)
+            }
+            (Some(Namespace::Registry(_)), Some(Namespace::Any) | None) => None,
+            // It is for its names whatever `ns` is.
+            (None, _) if self.repository.is_some() => Some(Taken::All),
+            (None, None) if later.repository.is_none() && self.upstream == later.upstream => {
+                Some(Taken::All)
+            }
+            (None, None) => Some(Taken::Untold),
+            (None, Some(_)) => None,
+        }
+    }
+
+    /// What each name has to be that it is about: of its pattern, and below what is stripped.
+    fn conditions(&self) -> [Pattern; 2] {
+        let below = |prefix: &RepositoryName| format!("{prefix}/*/**").parse().ok();
+        let stripped = self.strip_prefix.as_ref().and_then(below);
+        [&self.repository, &stripped].map(|it| it.clone().unwrap_or_else(Pattern::any))
+    }
+
     /// What the upstream calls a repository that the route is about; `None` if it is about none such.
     fn rewritten(&self, name: &RepositoryName) -> Option<RepositoryName> {
         moved(name, self.strip_prefix.as_ref(), self.add_prefix.as_ref())

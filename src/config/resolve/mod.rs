@@ -75,6 +75,7 @@ impl Resolver {
             warm: warm?,
             written,
         };
+        config.warnings.extend(upstream::warnings(&config));
         config.warnings.extend(route::warnings(&config));
         config.warnings.extend(access::warnings(&config));
         Some(config)

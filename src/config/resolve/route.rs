@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Resolver, is_ours, known_upstream, our_domain, written_pattern};
 use crate::config::{Config, Route, Server, Upstream};
-use crate::oci::{NameRoute, Namespace, RepositoryName};
+use crate::oci::{NameRoute, Namespace, RepositoryName, Taken};
 use crate::upstream::Registry;
 
 impl Resolver {
@@ -90,15 +90,29 @@ impl Resolver {
 }
 
 /// Notes what works and is probably not meant.
-pub(super) fn warnings(config: &Config) -> Option<String> {
-    let is_led = config.routes.iter().any(|route| route.leads);
-    (config.upstreams.len() > 1 && !is_led).then(|| {
-        format!(
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let leading: Vec<&Route> = config.routes.iter().filter(|route| route.leads).collect();
+    if config.upstreams.len() > 1 && leading.is_empty() {
+        return vec![format!(
             "route: there are {} upstreams, and no [[route]] leads to one: all names are refused but those that \
              a mirror is asked for by the name of their registry (?ns=)",
             config.upstreams.len()
-        )
-    })
+        )];
+    }
+    let later = leading.iter().enumerate();
+    let hidden = later.filter_map(|(number, route)| {
+        let mut earlier = leading[..number].iter();
+        let (first, taken) = earlier.find_map(|it| Some((it, it.names.takes(&route.names)?)))?;
+        let leads = match taken {
+            Taken::All => "nothing",
+            Taken::Untold => "nothing but what is asked for by the name of a registry (?ns=)",
+        };
+        Some(format!(
+            "route: [[route]] {route} leads {leads}: [[route]] {first} comes before it and is about the same \
+             names; put the narrower one first"
+        ))
+    });
+    hidden.collect()
 }
 
 /// Whole components, with or without a slash at the end.

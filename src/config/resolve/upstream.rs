@@ -6,8 +6,27 @@ use super::Resolver;
 use crate::config::faults::Origin;
 use crate::config::sources::{Settings, Table};
 use crate::config::values;
-use crate::config::{Auth, Freshness, Upstream};
+use crate::config::{Auth, Config, Freshness, Upstream};
 use crate::upstream::{Egress, Quota, Quotas, Registry, RegistryKind, Role};
+
+/// Notes what works and is probably not meant.
+pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let ours = config.upstreams.iter().filter(|upstream| {
+        let named = upstream.registry.name();
+        let host = named.rsplit_once(':').map_or(named, |(host, _)| host);
+        let mut domains = config.server.domains.iter();
+        // Of many names for loopback, each port is somebody else's.
+        upstream.endpoint.is_none() && domains.any(|ours| ours == host && ours != "localhost")
+    });
+    let warned = ours.map(|upstream| {
+        format!(
+            "upstream.registry: {} is a name of ours, too (server.domains): where it leads here again, the proxy \
+             asks itself and nothing is had; upstream.endpoint says where the registry is",
+            upstream.registry
+        )
+    });
+    warned.collect()
+}
 
 impl Resolver {
     /// Flags set keys of the one upstream, in the file or not: of several it is not said which.

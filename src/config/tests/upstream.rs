@@ -286,3 +286,57 @@ fn what_several_upstreams_and_their_routes_have_wrong_is_told_with_its_line() {
         "{faults:?}"
     );
 }
+
+#[test]
+fn a_route_that_an_earlier_one_leaves_nothing_is_told() {
+    let warnings = |routes: &str| {
+        let file = format!(
+            "[server]\ndomains = [\"a.test\"]\n[access]\nanonymous = \"pull\"\n\
+             [[upstream]]\nname = \"one\"\nregistry = \"{ECR}\"\n\
+             [[upstream]]\nname = \"hub\"\nregistry = \"docker.io\"\nauth = \"anonymous\"\n{routes}"
+        );
+        let warnings = Scene::file(&file).load().expect("no fault").warnings;
+        let routes = warnings.into_iter().filter(|it| it.starts_with("route: "));
+        routes.collect::<Vec<_>>()
+    };
+    let base = "[[route]]\nrepository = \"base/**\"\nupstream = \"hub\"\n";
+    let rest = "[[route]]\nupstream = \"one\"\n";
+    assert_eq!(warnings(&format!("{base}{rest}")), [""; 0]);
+    let told = warnings(&format!("{rest}{base}"));
+    assert_eq!(told.len(), 1, "{told:?}");
+    for words in [
+        "[[route]] repository = \"base/**\", upstream = \"hub\" leads nothing but what",
+        "[[route]] upstream = \"one\" comes before it",
+    ] {
+        assert!(told[0].contains(words), "{told:?}");
+    }
+    let told = warnings(&format!("{base}{base}{rest}"));
+    assert!(
+        told.len() == 1 && told[0].contains("leads nothing: "),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn an_upstream_that_has_a_name_of_ours_is_told() {
+    let warnings = |registry: &str, more: &str| {
+        let file = format!(
+            "[server]\ndomains = [\"a.test\", \"localhost\"]\n[access]\nanonymous = \"pull\"\n\
+             [[upstream]]\nregistry = \"{registry}\"\nauth = \"anonymous\"\n{more}"
+        );
+        Scene::file(&file).load().expect("no fault").warnings
+    };
+    for registry in ["a.test", "A.test:5000"] {
+        let told = warnings(registry, "");
+        let told = told.first().expect("a warning");
+        assert!(told.contains("is a name of ours, too"), "{told}");
+    }
+    let elsewhere = "endpoint = \"https://b.test\"\n";
+    for (registry, more) in [
+        ("a.test", elsewhere),
+        ("b.test", ""),
+        ("localhost:5000", ""),
+    ] {
+        assert_eq!(warnings(registry, more), [""; 0], "{registry}");
+    }
+}

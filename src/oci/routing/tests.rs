@@ -309,4 +309,67 @@ proptest! {
             prop_assert!(renamed.unwrap().matches(rewritten.as_str()));
         }
     }
+
+    #[test]
+    fn what_an_earlier_route_takes_a_later_one_does_not_lead(
+        first in any_route(),
+        later in any_route(),
+        ns in prop::option::of(prop::sample::select(vec!["docker.io", "quay.io", "dev.example"])),
+        asked in prop::collection::vec("[ab]{1,2}(/[ab]{1,2}){0,3}", 20),
+    ) {
+        let Some(taken) = first.takes(&later) else { return Ok(()) };
+        let routes = routes(vec![first, later]);
+        for (domain, asked) in asked.iter().flat_map(|it| [("a.test", it), ("hub.test", it)]) {
+            let led = routes.find(Some(domain), ns, &name(asked));
+            let is_later = led.is_some_and(|led| led.because == Because::Route(1));
+            prop_assert!(!is_later || (taken == Taken::Untold && ns.is_some()));
+        }
+    }
+}
+
+#[test]
+fn a_route_takes_all_of_a_later_one_that_is_about_no_more() {
+    let of = |repository: &str| NameRoute {
+        repository: Some(repository.parse().unwrap()),
+        ..route("hub")
+    };
+    let below = |prefix: &str| NameRoute {
+        strip_prefix: Some(name(prefix)),
+        ..route("hub")
+    };
+    let at = |domain: &str| NameRoute {
+        domain: Some(domain.to_owned()),
+        ..route("hub")
+    };
+    let ns = |ns: Namespace| NameRoute {
+        ns: Some(ns),
+        ..route("hub")
+    };
+    let told = |registry: &str| ns(Namespace::Registry(registry.to_owned()));
+    for (first, later, taken) in [
+        (route("prod"), route("prod"), Some(Taken::All)),
+        (route("prod"), route("hub"), Some(Taken::Untold)),
+        (route("prod"), of("a/**"), Some(Taken::Untold)),
+        (route("prod"), below("a"), Some(Taken::Untold)),
+        (route("prod"), at("a.test"), Some(Taken::Untold)),
+        (route("prod"), told("quay.io"), None),
+        (route("prod"), ns(Namespace::Any), None),
+        (at("a.test"), route("hub"), None),
+        (at("a.test"), at("hub.test"), None),
+        (at("a.test"), at("a.test"), Some(Taken::All)),
+        (of("a/**"), route("prod"), None),
+        (of("a/**"), of("a/b"), Some(Taken::All)),
+        (of("a/**"), below("a"), Some(Taken::All)),
+        (of("**"), told("quay.io"), Some(Taken::All)),
+        (of("a/b"), of("a/**"), None),
+        (below("a"), of("a/**"), None),
+        (below("a"), of("a/b/*"), Some(Taken::Untold)),
+        (below("a"), below("a/b"), Some(Taken::All)),
+        (ns(Namespace::Any), of("a/**"), Some(Taken::All)),
+        (told("quay.io"), told("Quay.io"), Some(Taken::All)),
+        (told("quay.io"), told("gcr.io"), None),
+        (told("quay.io"), route("hub"), None),
+    ] {
+        assert_eq!(first.takes(&later), taken, "{first:?} {later:?}");
+    }
 }

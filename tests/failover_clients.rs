@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ecr_proxy::simulator::{Outage, Simulator};
-use support::blobs::until;
+use support::blobs::{metric, until};
 use support::image::spec_saying;
 use support::real::{podman, podman_greeting};
 use support::two::Two;
 use support::{DOMAIN, Sandbox};
+
+const BREAKER_OPEN: &str = "ecr_proxy_upstream_breaker_open";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn podman_pulls_one_image_after_another_while_the_first_region_is_cut_and_comes_back() {
@@ -33,8 +35,13 @@ async fn podman_pulls_one_image_after_another_while_the_first_region_is_cut_and_
     let certs = Path::new("/etc/containers/certs.d").join(&host);
     sandbox.trust(&proxy.pki().ca(), &certs.join("ca.crt"));
     let done = AtomicUsize::new(0);
-    let client = || {
+    let (noticed, is_noticed) = std::sync::mpsc::channel();
+    let done = &done;
+    let client = move || {
         for tag in 0..TAGS {
+            if tag == TAGS - 1 {
+                is_noticed.recv().expect("the return of the region");
+            }
             let image = format!("{host}/team/app:v{tag}");
             podman(&sandbox, &["pull", "--quiet", &image]);
             let greeting = podman_greeting(&sandbox, &image);
@@ -53,6 +60,11 @@ async fn podman_pulls_one_image_after_another_while_the_first_region_is_cut_and_
         two.prod.outage(Outage::Refused).await;
         pulled(2 * TAGS / 3).await;
         two.prod.outage(Outage::None).await;
+        until("the return of the region is noticed", async || {
+            metric(&proxy, BREAKER_OPEN, &[r#"upstream="prod""#]).await == 0.0
+        })
+        .await;
+        noticed.send(()).expect("podman waits");
         pulled(TAGS).await;
     };
     std::thread::scope(|scope| {

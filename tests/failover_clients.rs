@@ -56,6 +56,8 @@ async fn podman_pulls_one_image_after_another_while_the_first_region_is_cut_and_
         .await;
     };
     let region = async {
+        // Where this ends early, podman does not wait for ever.
+        let noticed = noticed;
         pulled(TAGS / 3).await;
         two.prod.outage(Outage::Refused).await;
         pulled(2 * TAGS / 3).await;

@@ -148,7 +148,23 @@ impl Routes {
         ns: Option<&str>,
         repository: &RepositoryName,
     ) -> Option<Led> {
-        let ns = self.foreign(ns);
+        let led = self.find_at(domain, self.foreign(ns), repository)?;
+        // Images of another name of ours, asked for at this one, are what they are there or nothing.
+        let other = ns.and_then(|ns| self.domain(without_port(ns)));
+        let other = other.filter(|other| Some(*other) != domain);
+        let is_there = |other| {
+            let there = self.find_at(Some(other), None, repository);
+            there.is_some_and(|there| there.repo == led.repo)
+        };
+        other.is_none_or(is_there).then_some(led)
+    }
+
+    fn find_at(
+        &self,
+        domain: Option<&str>,
+        ns: Option<&str>,
+        repository: &RepositoryName,
+    ) -> Option<Led> {
         let routes = self.routes.iter().enumerate();
         let mut routed = routes.filter(|(_, route)| self.applies(route, domain, ns, repository));
         let led = routed.find_map(|(number, route)| {
@@ -329,6 +345,35 @@ impl Routes {
         ns.filter(|ns| self.domain(without_port(ns)).is_none())
     }
 
+    /// What a route takes of what another is about that is tried after it; `None` if something is left that
+    /// clients ask for without `ns`, or if the other is for what is asked for with one. Names that are too long
+    /// with what the first puts before them do not count.
+    pub fn taken(&self, first: &NameRoute, later: &NameRoute) -> Option<Taken> {
+        let is_of_domain = first.domain.is_none() || first.domain == later.domain;
+        let names = later.conditions();
+        let is_of_names = |own: &Pattern| names.iter().any(|names| own.covers(names));
+        if !is_of_domain || !first.conditions().iter().all(is_of_names) {
+            return None;
+        }
+        match (&first.ns, &later.ns) {
+            (Some(Namespace::Any), _) => Some(Taken::All),
+            (Some(Namespace::Registry(own)), Some(Namespace::Registry(other))) => {
+                is_same_registry(own, other).then_some(Taken::All)
+            }
+            (Some(Namespace::Registry(_)), Some(Namespace::Any) | None) => None,
+            // It is for its names whatever `ns` is.
+            (None, _) if first.repository.is_some() => Some(Taken::All),
+            (None, None) if later.repository.is_none() && first.upstream == later.upstream => {
+                Some(Taken::All)
+            }
+            (None, None) => Some(Taken::Untold),
+            (None, Some(Namespace::Registry(other))) => {
+                self.is_of(&first.upstream, other).then_some(Taken::All)
+            }
+            (None, Some(Namespace::Any)) => None,
+        }
+    }
+
     /// Whether the registry of an upstream is the one of this name.
     fn is_of(&self, upstream: &str, registry: &str) -> bool {
         let mut homes = self.homes.iter();
@@ -383,31 +428,6 @@ impl Routes {
 }
 
 impl NameRoute {
-    /// What this route takes of what another is about that is tried after it; `None` if something is left that
-    /// clients ask for without `ns`, or if the other is for what is asked for with one.
-    pub fn takes(&self, later: &Self) -> Option<Taken> {
-        let is_of_domain = self.domain.is_none() || self.domain == later.domain;
-        let later_names = later.conditions();
-        let is_of_names = |own: &Pattern| later_names.iter().any(|names| own.covers(names));
-        if !is_of_domain || !self.conditions().iter().all(is_of_names) {
-            return None;
-        }
-        match (&self.ns, &later.ns) {
-            (Some(Namespace::Any), _) => Some(Taken::All),
-            (Some(Namespace::Registry(own)), Some(Namespace::Registry(other))) => {
-                is_same_registry(own, other).then_some(Taken::All)
-            }
-            (Some(Namespace::Registry(_)), Some(Namespace::Any) | None) => None,
-            // It is for its names whatever `ns` is.
-            (None, _) if self.repository.is_some() => Some(Taken::All),
-            (None, None) if later.repository.is_none() && self.upstream == later.upstream => {
-                Some(Taken::All)
-            }
-            (None, None) => Some(Taken::Untold),
-            (None, Some(_)) => None,
-        }
-    }
-
     /// What each name has to be that it is about: of its pattern, and below what is stripped.
     fn conditions(&self) -> [Pattern; 2] {
         let below = |prefix: &RepositoryName| format!("{prefix}/*/**").parse().ok();

@@ -115,6 +115,12 @@ impl Registry {
         }
     }
 
+    /// The host of [`Self::name`], an IPv6 address without its brackets, and its port where it has one.
+    pub fn host_and_port(&self) -> (&str, Option<u16>) {
+        let (host, port) = split_port(self.name()).unwrap_or((self.name(), None));
+        (host.trim_matches(['[', ']']), port)
+    }
+
     /// The authority of the registry's API: where to connect, and the `Host` of requests.
     pub fn authority(&self) -> &str {
         match self.kind {

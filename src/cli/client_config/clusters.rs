@@ -1,6 +1,6 @@
 //! What is printed for Kubernetes, k3s and Helm.
 
-use super::script::{OR_UNCOMMENTED, Script, Trust};
+use super::script::{MIRROR_OF_ANY, OR_UNCOMMENTED, Script, Trust};
 use crate::cli::clients::{new_file, quoted};
 
 impl Script<'_> {
@@ -49,12 +49,19 @@ impl Script<'_> {
         let mut text = "# k3s and this proxy, on each node\n".to_owned();
         let (mut endpoints, mut configs) = (String::new(), String::new());
         for mirror in self.mirrors.by_registry() {
-            endpoints += &mirror.remarks();
-            endpoints += &format!(
+            let entry = format!(
                 "  \"{}\":\n    endpoint:\n      - \"{}\"\n",
                 mirror.registry,
                 mirror.host.url()
             );
+            if mirror.is_of_any() {
+                endpoints += MIRROR_OF_ANY;
+                endpoints += &mirror.remarks();
+                endpoints.extend(entry.lines().map(|line| format!("# {line}\n")));
+            } else {
+                endpoints += &mirror.remarks();
+                endpoints += &entry;
+            }
         }
         let mut asks = false;
         for host in self.hosts {

@@ -88,6 +88,10 @@ impl<'a> Mirrors<'a> {
         for registry in self.registries() {
             let mut at: Vec<&ClientHost> = self.hosts.iter().collect();
             at.retain(|host| self.leads(self.domain(host), &registry));
+            let leads_all = |host: &&ClientHost| self.leads_all(self.domain(host), &registry);
+            if at.iter().any(leads_all) {
+                at.retain(leads_all);
+            }
             // Where only some of it is anybody's, nobody gets the rest.
             let is_open = |host: &&&ClientHost| self.is_open(host, &registry, PROBE);
             let asks = |host: &&&ClientHost| !clients::admits_anonymous(self.config, host);
@@ -199,6 +203,11 @@ impl<'a> Mirrors<'a> {
         led.unwrap_or_else(|| !self.exceptions(domain, registry).0.is_empty())
     }
 
+    /// The same of names that no pattern is about.
+    fn leads_all(&self, domain: Option<&str>, registry: &str) -> bool {
+        name(PROBE).and_then(|probe| self.leads_name(domain, registry, &probe)) == Some(true)
+    }
+
     /// Whether a name of the registry leads to what the operator means by it; `None` if nowhere.
     fn leads_name(
         &self,
@@ -217,14 +226,14 @@ impl<'a> Mirrors<'a> {
     }
 
     /// The routes of some of the registry's names, where there is none of all; and those that take such
-    /// names elsewhere.
+    /// names elsewhere, before the one of all.
     fn exceptions(&self, domain: Option<&str>, registry: &str) -> (Vec<String>, Vec<String>) {
         let (mut only, mut elsewhere) = (Vec::new(), Vec::new());
         let all = name(PROBE).and_then(|probe| self.routes.find(domain, Some(registry), &probe));
         for (number, route) in self.leading.iter().enumerate() {
             let names = &route.names;
             if all.as_ref().map(|led| led.because) == Some(Because::Route(number)) {
-                continue;
+                break;
             }
             if names.domain.is_some() && names.domain.as_deref() != domain {
                 continue;
@@ -234,12 +243,12 @@ impl<'a> Mirrors<'a> {
                     only.push(route.to_string());
                 }
                 Some(Namespace::Any) if all.is_none() => only.push(route.to_string()),
-                Some(Namespace::Any) | None
-                    if names.repository.is_some() && !self.is_home(route, registry) =>
-                {
-                    elsewhere.push(route.to_string());
-                }
-                Some(_) | None => {}
+                // That of the registry itself, where there is one.
+                Some(Namespace::Registry(_)) => {}
+                Some(Namespace::Any) | None if self.is_home(route, registry) => {}
+                Some(Namespace::Any) => elsewhere.push(route.to_string()),
+                None if names.repository.is_some() => elsewhere.push(route.to_string()),
+                None => {}
             }
         }
         (only, elsewhere)

@@ -14,10 +14,17 @@ const CONTAINERD_CONFIG_PATH: &str = "\
 #                   config_path = \"/etc/containerd/certs.d\"
 ";
 
-/// What is said where `[[route]] ns = "*"` cannot be told to a client.
+/// What is said of a `[[route]]` with `ns = "*"` where a client has no mirror but for registries by name.
 const NO_MIRROR_OF_ANY: &str = "\
-# Of any other registry, which a [[route]] with ns = \"*\" leads as well, this client has a mirror only where the
-# registry is named here: by a [[route]] with its ns.
+# Images of other registries, which a [[route]] with ns = \"*\" leads as well, come from here where the registry is
+# named by the ns of a [[route]] before that one.
+";
+
+/// What is said of it where a client has. It stands in comments: a registry's images would silently come from an
+/// upstream that has others of the same name.
+pub(super) const MIRROR_OF_ANY: &str = "\
+# Images of all registries that are not named, localhost's and private ones among them, by the [[route]] with
+# ns = \"*\": for where it leads to what has them all by their names. Then take the marks from these lines:
 ";
 
 /// How a sentence about a client certificate begins.
@@ -133,7 +140,8 @@ impl<'a> Script<'a> {
         for mirror in self.mirrors.by_registry() {
             let registry = &mirror.registry;
             if mirror.is_of_any() {
-                missing += NO_MIRROR_OF_ANY;
+                missing += "# Not of other registries, which a [[route]] with ns = \"*\" leads: podman tells no proxy which\n\
+                            # registry an image is of.\n";
                 continue;
             }
             let Some(location) = self.mirrors.by_name(&mirror) else {
@@ -235,34 +243,45 @@ impl<'a> Script<'a> {
     fn hosts_files(&self, client: Client) -> String {
         let mut text = String::new();
         for mirror in self.mirrors.by_registry() {
-            let host = &mirror.host;
-            let (folder, whose) = match mirror.is_of_any() {
-                true => ("_default", "any other registry"),
-                false => (&*mirror.registry, &*mirror.registry),
-            };
-            let folder = client.folder(&folder);
-            let mut more = self.host_keys(host, &client.folder(host));
-            if self.asks(host) && self.has_passwords() {
-                more += "  # There is no login for a mirror but what is written here:\n  \
-                     # [host.\"HOST\".header]\n  \
-                     #   authorization = [\"Basic BASE64_OF_NAME:PASSWORD\"]\n"
-                    .replace("HOST", &host.url())
-                    .as_str();
+            if mirror.is_of_any() {
+                text += &match client {
+                    Client::Containerd => self.default_hosts(&mirror),
+                    // It would pass over insecure-registries and registry-mirrors then.
+                    Client::Docker | Client::Podman => format!("\n{NO_MIRROR_OF_ANY}"),
+                };
+                continue;
             }
-            text.push_str(&format!(
-                "\n# Images of {whose} by their own names; what is not had here is asked of it.\n{}\
-                 sudo mkdir -p {}\n",
+            let registry = &mirror.registry;
+            text += &format!(
+                "\n# Images of {registry} by their own names; what is not had here is asked of it.\n{}{}",
                 mirror.remarks(),
-                quoted(&folder)
-            ));
-            text.push_str(&hosts_toml(
-                &folder,
-                mirror.server().as_deref(),
-                host,
-                &more,
-            ));
+                self.hosts_file(client, &mirror, registry)
+            );
         }
         text
+    }
+
+    /// containerd's file for registries that have none of their own, as comments.
+    fn default_hosts(&self, mirror: &Mirror) -> String {
+        let lines = self.hosts_file(Client::Containerd, mirror, "_default");
+        let lines = lines.lines().map(|line| format!("#   {line}\n"));
+        let lines: String = lines.collect();
+        format!("\n{MIRROR_OF_ANY}{}{lines}", mirror.remarks())
+    }
+
+    fn hosts_file(&self, client: Client, mirror: &Mirror, folder: &str) -> String {
+        let host = &mirror.host;
+        let folder = client.folder(&folder);
+        let mut more = self.host_keys(host, &client.folder(host));
+        if self.asks(host) && self.has_passwords() {
+            more += "  # There is no login for a mirror but what is written here:\n  \
+                 # [host.\"HOST\".header]\n  \
+                 #   authorization = [\"Basic BASE64_OF_NAME:PASSWORD\"]\n"
+                .replace("HOST", &host.url())
+                .as_str();
+        }
+        let file = hosts_toml(&folder, mirror.server().as_deref(), host, &more);
+        format!("sudo mkdir -p {}\n{file}", quoted(&folder))
     }
 
     /// What a `hosts.toml` says of the host besides where it is: whom to trust, and who one is.

@@ -238,64 +238,111 @@ fn any_registry(first: &str, any: &str) -> Config {
     ))
 }
 
+/// The lines behind this one, up to the next that is none of these, without their marks.
+fn unmarked(script: &str, behind: &str, mark: &str) -> String {
+    let (_, lines) = script
+        .split_once(behind)
+        .unwrap_or_else(|| panic!("no {behind:?} in {script}"));
+    let lines = lines.lines().skip(1);
+    let lines = lines.map_while(|line| line.strip_prefix(mark));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
 #[test]
-fn where_a_route_is_for_any_registry_the_clients_that_can_ask_for_any() {
+fn where_a_route_is_for_any_registry_a_default_stands_in_comments_for_clients_that_have_one() {
     let any = any_registry("[[route]]\nns = 'docker.io'\nupstream = 'hub'", "");
-    for (kind, root) in [(Kind::Containerd, "containerd"), (Kind::Docker, "docker")] {
-        let script = printed(kind, &any);
-        let others = toml(file(
-            &script,
-            &format!("/etc/{root}/certs.d/_default/hosts.toml"),
-        ));
-        // What is not had here is asked of each image's own registry.
-        assert_eq!(others.get("server"), None, "{script}");
-        let host = &others["host"]["https://a.test"];
-        let ca = format!("/etc/{root}/certs.d/a.test/ca.crt");
-        assert_eq!(host["ca"].as_str(), Some(&*ca));
-        let docker_io = format!("/etc/{root}/certs.d/docker.io/hosts.toml");
-        let server = &toml(file(&script, &docker_io))["server"];
-        assert_eq!(server.as_str(), Some("https://registry-1.docker.io"));
-        assert!(!script.contains("certs.d/*"), "{script}");
-    }
+    let script = printed(Kind::Containerd, &any);
+    let lines = unmarked(&script, "take the marks from these lines", "#   ");
+    let others = toml(file(&lines, "/etc/containerd/certs.d/_default/hosts.toml"));
+    // What is not had here is asked of each image's own registry.
+    assert_eq!(others.get("server"), None, "{script}");
+    let ca = others["host"]["https://a.test"]["ca"].as_str();
+    assert_eq!(ca, Some("/etc/containerd/certs.d/a.test/ca.crt"));
+    let docker_io = "/etc/containerd/certs.d/docker.io/hosts.toml";
+    let server = &toml(file(&script, docker_io))["server"];
+    assert_eq!(server.as_str(), Some("https://registry-1.docker.io"));
+
     let script = printed(Kind::K3s, &any);
     let yaml = file(&script, "/etc/rancher/k3s/registries.yaml");
-    let others = "  \"*\":\n    endpoint:\n      - \"https://a.test\"\n";
-    assert!(yaml.contains(others), "{yaml}");
-    for (kind, path) in [
-        (
-            Kind::Podman,
-            "/etc/containers/registries.conf.d/ecr-proxy.conf",
-        ),
-        (Kind::Buildkit, "/etc/buildkit/buildkitd.toml"),
-    ] {
+    let others = unmarked(yaml, "take the marks from these lines", "# ");
+    assert_eq!(
+        others,
+        "  \"*\":\n    endpoint:\n      - \"https://a.test\"\n"
+    );
+
+    for kind in [Kind::Docker, Kind::Podman, Kind::Buildkit] {
         let script = printed(kind, &any);
         assert!(script.contains("[[route]] with ns = \"*\""), "{script}");
-        assert!(!toml(file(&script, path)).is_empty());
-        assert!(!script.contains("\"*\"]") && !script.contains("prefix = \"*\""));
     }
-    let without = printed(Kind::Containerd, &teams());
-    assert!(!without.contains("_default"), "{without}");
+    // Nothing that is run is about any registry.
+    for kind in [
+        Kind::Docker,
+        Kind::Containerd,
+        Kind::Kubernetes,
+        Kind::Podman,
+        Kind::Buildkit,
+        Kind::K3s,
+    ] {
+        let script = printed(kind, &any);
+        let mut run = script
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'));
+        assert!(
+            run.all(|line| !line.contains("_default") && !line.contains("\"*\"")),
+            "{script}"
+        );
+    }
+    for kind in [Kind::Containerd, Kind::Docker, Kind::K3s] {
+        let without = printed(kind, &teams());
+        assert!(
+            !without.contains("_default") && !without.contains("ns = \"*\""),
+            "{without}"
+        );
+    }
 }
 
 #[test]
 fn of_any_registry_it_is_told_which_routes_are_about_some_of_its_names() {
     let default = |config: &Config| {
         let script = printed(Kind::Containerd, config);
-        let (before, _) = script
-            .split_once("sudo mkdir -p /etc/containerd/certs.d/_default")
+        let (_, behind) = script
+            .split_once("take the marks from these lines")
             .expect("a file for any");
-        before.rsplit_once("\n\n").expect("remarks").1.to_owned()
+        behind
+            .split_once("#   sudo mkdir")
+            .expect("lines")
+            .0
+            .to_owned()
     };
     let some = default(&any_registry("", "repository = 'team/**'"));
     assert!(some.contains("# Only by [[route]]"), "{some}");
     let all = default(&any_registry("", ""));
     assert!(!all.contains("[[route]]"), "{all}");
-    let first = "[[route]]\nns = '*'\nrepository = 'base/**'\nupstream = 'hub'";
-    let but = default(&any_registry(first, ""));
-    assert!(
-        but.contains("# But what [[route]]") && but.contains("base/**"),
-        "{but}"
-    );
+    for narrower in ["repository = 'base/**'", "strip_prefix = 'base'"] {
+        let first = format!("[[route]]\nns = '*'\n{narrower}\nupstream = 'hub'");
+        let but = default(&any_registry(&first, ""));
+        assert!(
+            but.contains("# But what [[route]]") && but.contains("base"),
+            "{but}"
+        );
+    }
+}
+
+#[test]
+fn a_registry_is_mirrored_where_all_of_it_is_led_and_no_later_route_takes_of_it() {
+    let config = config(&format!(
+        "[server]\ndomains = ['a.test', 'b.test']\n\
+         [[upstream]]\nname = 'one'\nregistry = '{PROD}'\n\
+         [[route]]\ndomain = 'b.test'\nns = 'quay.io'\nupstream = 'one'\n\
+         [[route]]\nns = '*'\nrepository = 'team/**'\nupstream = 'one'\n"
+    ));
+    let script = printed(Kind::Containerd, &config);
+    let hosts = toml(file(&script, "/etc/containerd/certs.d/quay.io/hosts.toml"));
+    let hosts = hosts["host"].as_table().expect("hosts");
+    assert_eq!(hosts.keys().collect::<Vec<_>>(), ["https://b.test"]);
+    let (_, quay) = script.split_once("# Images of quay.io").expect("a file");
+    let (remarks, _) = quay.split_once("sudo").expect("lines");
+    assert!(!remarks.contains("[[route]]"), "{remarks}");
 }
 
 #[test]

@@ -91,7 +91,8 @@ impl Resolver {
 
 /// Notes what works and is probably not meant.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
-    let leading: Vec<&Route> = config.routes.iter().filter(|route| route.leads).collect();
+    let leading = config.routes.iter().zip(1..);
+    let leading: Vec<(&Route, usize)> = leading.filter(|(route, _)| route.leads).collect();
     if config.upstreams.len() > 1 && leading.is_empty() {
         return vec![format!(
             "route: there are {} upstreams, and no [[route]] leads to one: all names are refused but those that \
@@ -99,17 +100,23 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             config.upstreams.len()
         )];
     }
+    let names = config.names();
+    let routes = names.routes();
     let later = leading.iter().enumerate();
-    let hidden = later.filter_map(|(number, route)| {
-        let mut earlier = leading[..number].iter();
-        let (first, taken) = earlier.find_map(|it| Some((it, it.names.takes(&route.names)?)))?;
+    let hidden = later.filter_map(|(at, (route, number))| {
+        let taken = |(first, number): &(&Route, usize)| {
+            let taken = routes.taken(&first.names, &route.names)?;
+            Some((taken, format!("[[route]] {number}: {first}")))
+        };
+        let taken = leading[..at].iter().filter_map(taken);
+        let (taken, first) = taken.min_by_key(|(taken, _)| *taken != Taken::All)?;
         let leads = match taken {
             Taken::All => "nothing",
-            Taken::Untold => "nothing but what is asked for by the name of a registry (?ns=)",
+            Taken::Untold => "only what is asked for by the name of a registry (?ns=)",
         };
         Some(format!(
-            "route: [[route]] {route} leads {leads}: [[route]] {first} comes before it and is about the same \
-             names; put the narrower one first"
+            "route: [[route]] {number}: {route} leads {leads}, for the same names are led by {first} before it: \
+             put the narrower one first, give it an ns, or leave it out"
         ))
     });
     hidden.collect()

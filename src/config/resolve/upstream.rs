@@ -11,12 +11,14 @@ use crate::upstream::{Egress, Quota, Quotas, Registry, RegistryKind, Role};
 
 /// Notes what works and is probably not meant.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
+    let server = &config.server;
     let ours = config.upstreams.iter().filter(|upstream| {
-        let named = upstream.registry.name();
-        let host = named.rsplit_once(':').map_or(named, |(host, _)| host);
-        let mut domains = config.server.domains.iter();
-        // Of many names for loopback, each port is somebody else's.
-        upstream.endpoint.is_none() && domains.any(|ours| ours == host && ours != "localhost")
+        let (host, port) = upstream.registry.host_and_port();
+        let mut listen = server.listen.iter();
+        // Where no port is said, something before us may listen on the usual one.
+        let is_port = port.is_none_or(|port| listen.any(|listen| listen.address.port() == port));
+        let is_name = server.domains.iter().any(|domain| domain == host);
+        upstream.endpoint.is_none() && is_name && is_port
     });
     let warned = ours.map(|upstream| {
         format!(

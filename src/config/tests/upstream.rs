@@ -305,14 +305,14 @@ fn a_route_that_an_earlier_one_leaves_nothing_is_told() {
     let told = warnings(&format!("{rest}{base}"));
     assert_eq!(told.len(), 1, "{told:?}");
     for words in [
-        "[[route]] repository = \"base/**\", upstream = \"hub\" leads nothing but what",
-        "[[route]] upstream = \"one\" comes before it",
+        "[[route]] 2: repository = \"base/**\", upstream = \"hub\" leads only what",
+        "are led by [[route]] 1: upstream = \"one\" before it",
     ] {
         assert!(told[0].contains(words), "{told:?}");
     }
     let told = warnings(&format!("{base}{base}{rest}"));
     assert!(
-        told.len() == 1 && told[0].contains("leads nothing: "),
+        told.len() == 1 && told[0].contains("leads nothing, "),
         "{told:?}"
     );
 }
@@ -321,21 +321,25 @@ fn a_route_that_an_earlier_one_leaves_nothing_is_told() {
 fn an_upstream_that_has_a_name_of_ours_is_told() {
     let warnings = |registry: &str, more: &str| {
         let file = format!(
-            "[server]\ndomains = [\"a.test\", \"localhost\"]\n[access]\nanonymous = \"pull\"\n\
+            "[server]\ndomains = [\"a.test\", \"localhost\", \"::1\"]\nlisten = [\"https://[::]:8443\"]\n\
+             [access]\nanonymous = \"pull\"\n\
              [[upstream]]\nregistry = \"{registry}\"\nauth = \"anonymous\"\n{more}"
         );
         Scene::file(&file).load().expect("no fault").warnings
     };
-    for registry in ["a.test", "A.test:5000"] {
+    for registry in ["a.test", "A.test:8443", "localhost:8443", "[::1]:8443"] {
         let told = warnings(registry, "");
-        let told = told.first().expect("a warning");
+        let told = told.first().expect(registry);
         assert!(told.contains("is a name of ours, too"), "{told}");
     }
     let elsewhere = "endpoint = \"https://b.test\"\n";
     for (registry, more) in [
         ("a.test", elsewhere),
         ("b.test", ""),
+        // Another server on the same machine.
+        ("a.test:5000", ""),
         ("localhost:5000", ""),
+        ("[::1]:5000", ""),
     ] {
         assert_eq!(warnings(registry, more), [""; 0], "{registry}");
     }

@@ -317,7 +317,7 @@ proptest! {
         ns in prop::option::of(prop::sample::select(vec!["docker.io", "quay.io", "dev.example"])),
         asked in prop::collection::vec("[ab]{1,2}(/[ab]{1,2}){0,3}", 20),
     ) {
-        let Some(taken) = first.takes(&later) else { return Ok(()) };
+        let Some(taken) = routes(Vec::new()).taken(&first, &later) else { return Ok(()) };
         let routes = routes(vec![first, later]);
         for (domain, asked) in asked.iter().flat_map(|it| [("a.test", it), ("hub.test", it)]) {
             let led = routes.find(Some(domain), ns, &name(asked));
@@ -346,8 +346,10 @@ fn a_route_takes_all_of_a_later_one_that_is_about_no_more() {
         ..route("hub")
     };
     let told = |registry: &str| ns(Namespace::Registry(registry.to_owned()));
+    let routes = routes(Vec::new());
     for (first, later, taken) in [
         (route("prod"), route("prod"), Some(Taken::All)),
+        (route("hub"), told("docker.io"), Some(Taken::All)),
         (route("prod"), route("hub"), Some(Taken::Untold)),
         (route("prod"), of("a/**"), Some(Taken::Untold)),
         (route("prod"), below("a"), Some(Taken::Untold)),
@@ -370,6 +372,39 @@ fn a_route_takes_all_of_a_later_one_that_is_about_no_more() {
         (told("quay.io"), told("gcr.io"), None),
         (told("quay.io"), route("hub"), None),
     ] {
-        assert_eq!(first.takes(&later), taken, "{first:?} {later:?}");
+        assert_eq!(routes.taken(&first, &later), taken, "{first:?} {later:?}");
+    }
+}
+
+#[test]
+fn images_of_another_name_of_ours_are_what_they_are_there_or_nothing() {
+    let routes = routes(vec![
+        NameRoute {
+            domain: Some("hub.test".to_owned()),
+            ..route("hub")
+        },
+        NameRoute {
+            repository: Some("base/**".parse().unwrap()),
+            ..route("hub")
+        },
+        route("prod"),
+    ]);
+    for (domain, ns, repository, expected) in [
+        ("hub.test", Some("hub.test"), "team/app", "hub/team/app"),
+        (
+            "hub.test",
+            Some("hub.test:5000"),
+            "team/app",
+            "hub/team/app",
+        ),
+        ("hub.test", Some("a.test"), "team/app", "nowhere"),
+        ("a.test", Some("HUB.test"), "team/app", "nowhere"),
+        ("a.test", Some("hub.test:443"), "base/x", "hub/base/x"),
+    ] {
+        assert_eq!(
+            found(&routes, domain, ns, repository),
+            expected,
+            "{domain} {ns:?}"
+        );
     }
 }

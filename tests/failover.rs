@@ -443,6 +443,12 @@ async fn a_push_and_a_delete_go_to_their_own_region_or_nowhere() {
     }
     assert_eq!((asked(&two.prod), asked(&two.base)), (0, 0));
     assert_eq!(ann.get(&tag).await.status, 200, "it is there still");
+    // Who pushes is not told that it is there where only another region has it.
+    let (_, manifest) = two.base.manifest(APP, "v2").expect("an image");
+    two.base.tag(APP, "elsewhere", &store::digest(&manifest));
+    let elsewhere = format!("/v2/{APP}/manifests/elsewhere");
+    assert_eq!(ann.head(&elsewhere).await.status, 503);
+    assert_eq!(ann.get(&elsewhere).await.status, 200);
     two.prod.outage(Outage::None).await;
     until("the first region is back", async || {
         ann.ask("POST", &uploads, &[]).await.status == 202
@@ -452,4 +458,38 @@ async fn a_push_and_a_delete_go_to_their_own_region_or_nowhere() {
     assert_eq!(pushed.status, 201, "{}", pushed.text());
     assert!(two.prod.manifest(APP, "new").is_some() && two.base.manifest(APP, "new").is_none());
     assert_eq!(asked(&two.base), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_first_stand_in_is_away_too_the_second_is_asked() {
+    let two = Two::start().await;
+    let third = Simulator::builder().public().start().await;
+    let third = third.expect("a simulator");
+    let upstream = [
+        ("name", "third".to_owned()),
+        ("registry", third.registry_host()),
+        ("endpoint", third.endpoint()),
+        ("auth", "anonymous".to_owned()),
+    ];
+    let upstream = upstream.map(|(key, value)| (key.to_owned(), value.into()));
+    let proxy = two
+        .builder()
+        .upstream_key("fallback", vec!["base", "third"])
+        .another_upstream(upstream.into_iter().collect())
+        .route([("repository", "**"), ("upstream", "prod")])
+        .start();
+    let mut layer = String::new();
+    for simulator in [&two.prod, &two.base, &third] {
+        (layer, _) = put(simulator, APP, "v1", BlobSource::generated(7, SIZE));
+    }
+    let path = format!("/v2/{APP}/blobs/{layer}");
+    let client = proxy.client();
+    two.prod.outage(Outage::Refused).await;
+    let head = client.head(&path).await;
+    assert_eq!((head.status, sent(&two.base, &layer)), (200, 0));
+    // It is recorded as the second one's, which is away now.
+    two.base.outage(Outage::Refused).await;
+    let blob = client.get(&path).await;
+    assert_eq!(blob.status, 200, "{}", blob.text());
+    assert_eq!((blob.digest(), sent(&third, &layer)), (layer, SIZE));
 }

@@ -80,10 +80,11 @@ async fn containerd_gets_images_of(registry: &str, scene: Scene) {
     // What is for any registry is printed as comments.
     let script = printed(&scene, "containerd");
     let lines = script.split_once("take the marks from these lines");
-    let lines = lines.map_or("", |(_, lines)| lines).lines();
-    let unmarked = lines.filter_map(|line| line.strip_prefix("#   "));
-    let unmarked: Vec<&str> = unmarked.take_while(|line| *line != "END").collect();
-    run(&scene, &format!("{script}\n{}\nEND\n", unmarked.join("\n")));
+    let lines = lines.map_or("", |(_, lines)| lines).lines().skip(1);
+    let lines = lines.skip_while(|line| !line.starts_with("#   "));
+    let unmarked = lines.map_while(|line| line.strip_prefix("#   "));
+    let unmarked: Vec<&str> = unmarked.collect();
+    run(&scene, &format!("{script}\n{}\n", unmarked.join("\n")));
     ctr(&scene.sandbox, &pull);
     let ran = ctr_run(&scene.sandbox, &image);
     assert_eq!(ran, GREETING);

@@ -3,7 +3,11 @@
 
 mod support;
 
-use ecr_proxy::simulator::{Fault, Listener, path_contains};
+use std::time::Duration;
+
+use ecr_proxy::simulator::{Fault, Gate, Listener, Outage, path_contains};
+use support::Clock;
+use support::image::spec_saying;
 use support::push::{
     APP, MANIFEST, OTHER, Rig, begin, bytes, location, manifest, push_image, put, send,
 };
@@ -400,14 +404,133 @@ async fn what_was_deleted_behind_us_is_gone_once_somebody_wants_it_deleted() {
     assert_eq!(ann.get(&by_digest).await.status, 404);
     let by_tag = format!("/v2/{APP}/manifests/v1");
     assert_eq!(ann.get(&by_tag).await.status, 404);
-    // A no of another kind takes nothing away.
+    // A no of another kind takes nothing away, nor does what is no word of the registry's.
     let (_, manifest) = push_image(&ann, APP, "v2", b"another layer").await;
     let by_digest = format!("/v2/{APP}/manifests/{manifest}");
-    let deletes = path_contains("/manifests/");
-    let rule = rig.ecr.faults().on(Listener::Registry, "DELETE", deletes);
-    let _rule = rule.then(Fault::status(405, "no"));
-    assert_eq!(ann.ask("DELETE", &by_digest, &[]).await.status, 405);
-    assert_eq!(ann.get(&by_digest).await.status, 200);
+    for (status, words) in [(405, "no"), (404, "404 page not found")] {
+        let deletes = path_contains("/manifests/");
+        let rule = rig.ecr.faults().on(Listener::Registry, "DELETE", deletes);
+        let _rule = rule.times(1).then(Fault::status(status, words));
+        assert_eq!(ann.ask("DELETE", &by_digest, &[]).await.status, status);
+        assert_eq!(ann.get(&by_digest).await.header("x-cache"), Some("hit"));
+    }
+}
+
+/// Longer than upstream's word counts for whoever pushes.
+const NOT_FRESH: Duration = Duration::from_secs(61);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_ecr_has_lost_is_not_left_out_of_the_next_push() {
+    let clock = Clock::right();
+    let rig = Rig::with(|proxy| clock.govern(proxy)).await;
+    let ann = rig.user("ann");
+    let (_, lost) = push_image(&ann, APP, "v1", b"a layer").await;
+    let (_, kept) = push_image(&ann, APP, "v2", b"another layer").await;
+    rig.ecr.delete_manifest(APP, &lost);
+    clock.ahead(NOT_FRESH);
+    let head = async |reference: &str| {
+        let path = format!("/v2/{APP}/manifests/{reference}");
+        ann.head(&path).await.status
+    };
+    assert_eq!(head(&lost).await, 404);
+    assert_eq!(head("v1").await, 404);
+    assert_eq!(head(&kept).await, 200);
+    // Where upstream cannot tell, the record does.
+    clock.ahead(2 * NOT_FRESH);
+    rig.ecr.outage(Outage::Refused).await;
+    assert_eq!((head(&kept).await, head("v2").await), (200, 200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_ecr_deletes_with_its_last_tag_is_gone_here_too() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let (_, manifest) = push_image(&ann, APP, "v1", b"a layer").await;
+    let by_digest = format!("/v2/{APP}/manifests/{manifest}");
+    assert_eq!(ann.get(&by_digest).await.header("x-cache"), Some("hit"));
+    let by_tag = format!("/v2/{APP}/manifests/v1");
+    // As if the tag had been the last.
+    rig.ecr.delete_manifest(APP, &manifest);
+    let deleted = ann.ask("DELETE", &by_tag, &[]).await;
+    let said = (deleted.status, deleted.error_code());
+    assert_eq!(said, (404, "MANIFEST_UNKNOWN".into()));
+    support::blobs::until("it is gone by digest", async || {
+        ann.get(&by_digest).await.status == 404
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_of_a_push_that_came_to_no_end_is_not_sent_again() {
+    let clock = Clock::right();
+    let rig = Rig::with(|proxy| clock.govern(proxy)).await;
+    let ann = rig.user("ann");
+    let layer = b"a layer";
+    let target = format!("{}?digest={}", begin(&ann, APP).await, digest(layer));
+    assert_eq!(put(&ann, &target, &[], layer).await.status, 201);
+    clock.ahead(NOT_FRESH);
+    // ECR has it, and does not hand it out before an image names it.
+    let path = format!("/v2/{APP}/blobs/{}", digest(layer));
+    assert_eq!(ann.head(&path).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u17_a_no_from_before_a_push_does_not_take_it_away() {
+    let rig = Rig::start().await;
+    let (ann, bob) = (rig.user("ann"), rig.user("bob"));
+    let layer = b"a layer";
+    let path = format!("/v2/{APP}/blobs/{}", digest(layer));
+    let gate = Gate::new();
+    let blobs = path_contains("/blobs/sha256");
+    let rule = rig.ecr.faults().on(Listener::Registry, "*", blobs);
+    let _held = rule.times(1).then(Fault::HoldAfter(1, gate.clone()));
+    let asking = tokio::spawn({
+        let path = path.clone();
+        async move { bob.get(&path).await.status }
+    });
+    gate.arrived(1).await;
+    let target = format!("{}?digest={}", begin(&ann, APP).await, digest(layer));
+    assert_eq!(put(&ann, &target, &[], layer).await.status, 201);
+    gate.open();
+    assert_eq!(asking.await.expect("no panic"), 404, "it was not there");
+    assert_eq!(ann.head(&path).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u17_what_was_asked_before_a_delete_is_not_kept_after_it() {
+    let rig = Rig::start().await;
+    let (ann, bob) = (rig.user("ann"), rig.user("bob"));
+    let image = rig.ecr.push_image(APP, "v1", spec_saying("hello"));
+    let path = format!("/v2/{APP}/manifests/{}", image.manifests[0].manifest.digest);
+    let gate = Gate::new();
+    let manifests = path_contains("/manifests/");
+    let rule = rig.ecr.faults().on(Listener::Registry, "GET", manifests);
+    let _held = rule.times(1).then(Fault::HoldAfter(1, gate.clone()));
+    let asking = tokio::spawn({
+        let path = path.clone();
+        async move { bob.get(&path).await.status }
+    });
+    gate.arrived(1).await;
+    assert_eq!(ann.ask("DELETE", &path, &[]).await.status, 202);
+    gate.open();
+    assert_eq!(asking.await.expect("no panic"), 200, "it was there");
+    assert_eq!(ann.get(&path).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_knows_of_no_referrers_is_understood_in_other_words() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let (_, manifest) = push_image(&ann, APP, "v1", b"a layer").await;
+    for status in [404, 405, 406] {
+        let referrers = path_contains("/referrers/");
+        let rule = rig.ecr.faults().on(Listener::Registry, "GET", referrers);
+        let rule = rule.times(1).then(Fault::status(status, "no such thing"));
+        let path = format!("/v2/{APP}/referrers/{manifest}");
+        // Clients look under the tag for them then.
+        assert_eq!(ann.get(&path).await.status, 404, "{status}");
+        assert_eq!(rule.taken(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -161,6 +161,101 @@ async fn u12_throttling_of_what_has_begun_to_flow_is_told_and_it_is_never_sent_t
     }
 }
 
+/// An upload of which a part flows, and no more comes for now.
+async fn flowing<'a>(
+    rig: &Rig,
+    ann: &Client,
+    place: &str,
+    layer: &'a [u8],
+) -> (support::Connection, &'a [u8]) {
+    let before = sent(rig).await;
+    let length = layer.len().to_string();
+    let headers = [("content-length", &*length)];
+    let mut connection = ann.start("PATCH", place, &headers).await;
+    let (first, rest) = layer.split_at(layer.len() / 2);
+    connection.send(first).await.expect("send");
+    until("it flows", async || sent(rig).await > before).await;
+    (connection, rest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u12_an_upload_that_finds_out_whether_throttling_has_ended_holds_up_nobody() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let layer = bytes(300_000);
+    let gate = Gate::new();
+    let uploads = rig.ecr.faults();
+    let uploads = uploads.on(Listener::Registry, "PATCH", "/blobs/uploads/");
+    let throttled = uploads.times(1);
+    let throttled = throttled.all([Fault::Hold(gate.clone()), Fault::throttled(Some("1"))]);
+    let places = [begin(&ann, APP).await, begin(&ann, APP).await];
+    let (mut first, rest) = flowing(&rig, &ann, &places[0], &layer).await;
+    gate.open();
+    first.send(rest).await.expect("it is taken");
+    let told = first.answer("PATCH").await.expect("an answer");
+    assert_eq!(
+        (told.status, throttled.taken()),
+        (503, 1),
+        "{}",
+        told.text()
+    );
+    // The next upload is the first to be let through, and takes its time.
+    let (mut second, rest) = flowing(&rig, &ann, &places[1], &layer).await;
+    let tag = format!("/v2/{APP}/manifests/none");
+    let told = ann.get(&tag).await;
+    assert_eq!(told.status, 404, "{}", told.text());
+    second.send(rest).await.expect("send");
+    let answer = second.answer("PATCH").await.expect("an answer");
+    assert_eq!(answer.status, 202, "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o10_an_upload_that_flows_goes_on_where_nothing_else_is_answered() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let layer = bytes(300_000);
+    let place = begin(&ann, APP).await;
+    let (mut upload, rest) = flowing(&rig, &ann, &place, &layer).await;
+    let gate = Gate::new();
+    let questions = |entry: &Entry| entry.method != "PATCH";
+    let faults = rig.ecr.faults();
+    let silent = faults.on(Listener::Registry, "*", Pattern::matching(questions));
+    let _silent = silent.then(Fault::Hold(gate.clone()));
+    let open = "ecr_proxy_upstream_breaker_open";
+    until("upstream is given up", async || {
+        let told = ann.get(&format!("/v2/{APP}/manifests/none")).await;
+        assert_eq!(told.status, 503, "{}", told.text());
+        metric(&rig.proxy, open, &[]).await == 1.0
+    })
+    .await;
+    upload.send(rest).await.expect("send");
+    let answer = upload.answer("PATCH").await.expect("an answer");
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    gate.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_end_upstream_did_not_hear_of_can_be_ended_again() {
+    let rig = Rig::start().await;
+    let ann = rig.user("ann");
+    let layer = bytes(300_000);
+    let place = begin(&ann, APP).await;
+    let sent = send(&ann, "PATCH", &place, &[], &layer, false).await;
+    assert_eq!(sent.status, 202, "{}", sent.text());
+    let faults = rig.ecr.faults();
+    let ends = faults.on(Listener::Registry, "PUT", is("PUT", "/blobs/uploads/"));
+    let failing = ends.times(3).then(Fault::status(503, "later"));
+    let end = format!("{place}?digest={}", digest(&layer));
+    let told = put(&ann, &end, &[], b"").await;
+    assert_eq!(told.status, 503, "{}", told.text());
+    assert!(told.header("retry-after").is_some() && failing.taken() > 0);
+    until("it is ended", async || {
+        put(&ann, &end, &[], b"").await.status == 201
+    })
+    .await;
+    assert!(rig.ecr.blob(APP, &digest(&layer)).is_some());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn l05_a_body_that_trickles_ends_and_upstream_is_free_of_it() {
     let clock = Clock::right();

@@ -56,7 +56,7 @@ impl Asker {
                     .await;
             }
             Err(error) => {
-                if matches!(error, UpstreamError::Absent(_)) {
+                if matches!(error, UpstreamError::Absent(_)) && !self.was_overtaken(&reference) {
                     if self.recorded.is_pinned(&self.repo, &reference).await {
                         self.upstreams.note(&self.upstream, || {
                             self.gone.note(&self.repo, manifest.digest, Instant::now());
@@ -84,7 +84,7 @@ impl Asker {
         match (found, record) {
             (Err(error), Some(record)) if is_pinned => self.stale(&record).await.ok_or(error),
             (Err(UpstreamError::Absent(absent)), _) if !is_pinned => {
-                if !self.was_overtaken(&tag) {
+                if !self.was_overtaken(&reference) {
                     self.recorded.forget_tag(&self.repo, &tag).await;
                 }
                 Err(UpstreamError::Absent(absent))
@@ -144,14 +144,16 @@ impl Asker {
         let bytes = fetched.bytes.clone();
         let manifest = StoredManifest::new(fetched.digest, media_type, bytes);
         let (media_type, now) = (fetched.media_type, self.clock.now());
-        self.recorded
-            .note_manifest(&self.upstream, &self.repo, media_type, fetched.bytes, now)
-            .await;
+        if !self.was_overtaken(&Reference::Digest(manifest.digest)) {
+            self.recorded
+                .note_manifest(&self.upstream, &self.repo, media_type, fetched.bytes, now)
+                .await;
+        }
         Found::by(Outcome::Miss, manifest)
     }
 
     async fn note_tag(&self, tag: &Tag, digest: Digest) {
-        if self.was_overtaken(tag) {
+        if self.was_overtaken(&Reference::Tag(tag.clone())) {
             return;
         }
         self.recorded
@@ -159,9 +161,9 @@ impl Asker {
             .await;
     }
 
-    /// True if the tag was changed since this was asked: what upstream says may be what was before.
-    fn was_overtaken(&self, tag: &Tag) -> bool {
-        let changed = self.changed.get(&self.repo, tag.clone());
+    /// True if a tag or manifest was changed since this was asked: what upstream says may be what was before.
+    pub(super) fn was_overtaken(&self, reference: &Reference) -> bool {
+        let changed = self.changed.get(&self.repo, reference.clone());
         changed.is_some_and(|changed| changed >= self.asked_at)
     }
 }

@@ -133,7 +133,7 @@ impl Fills {
         };
         let Found { what: pass, how } = self.shared.first_of(repo, establish).await?;
         Ok(Pass {
-            is_of_another: how.is_of_another(),
+            instead_of: how.is_of_another().then(|| repo.clone()),
             ..pass
         })
     }
@@ -160,14 +160,17 @@ impl Fills {
             found
         };
         let error = match heard(pass.clone()).await {
-            Ok(found) if pass.is_of_another => {
+            Ok(found) if pass.instead_of.is_some() => {
                 self.shared.metrics.stood_in();
                 return Ok(found.of_another());
             }
             Err(error) if error.wants_another() && !pass.stays => error,
             found => return found,
         };
-        for other in pass.repo.stand_ins(&self.shared) {
+        let asked = pass.instead_of.as_ref();
+        let stand_ins = asked.unwrap_or(&pass.repo).stand_ins(&self.shared);
+        let others = asked.cloned().into_iter().chain(stand_ins);
+        for other in others.filter(|other| *other != pass.repo) {
             if let Ok(pass) = self.establish(&other, pass.digest).await
                 && let Ok(found) = heard(pass).await
             {

@@ -15,6 +15,7 @@ use super::found::Found;
 use super::lately::{Lately, Noted};
 use super::learned::Learned;
 use super::policy::TagPolicy;
+use super::proof::FRESH;
 use super::recorded::Recorded;
 use crate::cache::StoredManifest;
 use crate::clock::Clock;
@@ -68,7 +69,8 @@ pub(super) struct Manifests {
     /// Pinned manifests that upstream said it has no more; asked about again after as long as a record is
     /// believed.
     gone: Noted,
-    /// When a tag was last changed through this proxy: an answer to a question asked before then is older.
+    /// When a tag or manifest was last pushed or deleted through this proxy: an answer to a question asked before
+    /// then is older.
     changed: Noted,
 }
 
@@ -126,6 +128,46 @@ impl Manifests {
         }
     }
 
+    /// As [`Self::find`], to somebody who sends what is not there: see [`super::Fills::confirm_manifest`].
+    pub(super) async fn confirm(
+        &self,
+        repo: &RepoKey,
+        reference: &Reference,
+    ) -> Result<Found<StoredManifest>, FillError> {
+        let is_fresh = |at: SystemTime| self.clock.since(at) <= FRESH;
+        let asked = match reference {
+            Reference::Digest(digest) => {
+                let checked = self.recorded.manifest_checked(repo, *digest);
+                match self.recorded.kept(repo, *digest).await? {
+                    Some(found) if !checked.is_some_and(is_fresh) => {
+                        let manifest = found.what;
+                        self.ask(repo, reference, move |asker| asker.confirm(manifest))
+                            .await
+                    }
+                    Some(_) | None => return self.find(repo, reference).await,
+                }
+            }
+            Reference::Tag(tag) => match self.recorded.tag(repo, tag).await? {
+                Some(record) if !is_fresh(record.checked_at) => {
+                    let tag = tag.clone();
+                    self.ask(repo, reference, move |asker| {
+                        asker.by_tag(tag, Some(record))
+                    })
+                    .await
+                }
+                Some(_) | None => return self.find(repo, reference).await,
+            },
+        };
+        match asked {
+            // It is kept, and is to be sent again.
+            Ok(found) if found.how.is_stale() => {
+                Err(UpstreamError::Absent(Absent::Manifest).into())
+            }
+            Err(error) if error.stale_reason().is_some() => self.find(repo, reference).await,
+            asked => asked,
+        }
+    }
+
     /// See [`super::Fills::set_options`].
     pub(super) fn forget_absences(&self) {
         self.absent.forget_all();
@@ -176,6 +218,7 @@ impl Manifests {
         let digest = Digest::of(&bytes);
         self.gone.forget(repo, digest);
         let now = self.clock.now();
+        self.changed.note(repo, digest, Instant::now());
         self.recorded
             .note_manifest(by, repo, media_type, bytes, now)
             .await;
@@ -194,10 +237,17 @@ impl Manifests {
 
     /// What `reference` named in `repo` is gone upstream, at somebody's wish.
     pub(super) async fn deleted(&self, repo: &RepoKey, reference: &Reference) {
+        self.changed.note(repo, reference.clone(), Instant::now());
         match reference {
             Reference::Tag(tag) => {
-                self.changed.note(repo, tag.clone(), Instant::now());
+                let meant = self.recorded.tag(repo, tag).await.ok().flatten();
                 self.recorded.forget_tag(repo, tag).await;
+                // ECR deletes an image with its last tag.
+                if let Some(record) = meant
+                    && let Ok(Some(kept)) = self.recorded.kept(repo, record.digest).await
+                {
+                    self.confirm_soon(repo, kept.what);
+                }
             }
             Reference::Digest(digest) => self.recorded.forget_manifest(repo, *digest).await,
         }
@@ -318,19 +368,22 @@ impl Manifests {
     }
 
     /// Asks in the background whether the repository still holds a manifest that was confirmed longer
-    /// ago than records are believed. Only a no removes it.
+    /// ago than records are believed.
     fn confirm_in_time(&self, repo: &RepoKey, manifest: &StoredManifest) {
         let checked = self.recorded.manifest_checked(repo, manifest.digest);
         if checked.is_none_or(|at| self.clock.since(at) <= self.options.load().record_ttl) {
             return;
         }
-        if !self.checked.is_first(repo, manifest.digest) {
-            return;
+        if self.checked.is_first(repo, manifest.digest) {
+            self.confirm_soon(repo, manifest.clone());
         }
+    }
+
+    /// Asks so now. Only a no removes it.
+    fn confirm_soon(&self, repo: &RepoKey, manifest: StoredManifest) {
         let (Ok(asker), questions) = (self.asker(repo), self.questions.clone()) else {
             return;
         };
-        let manifest = manifest.clone();
         let key = (repo.clone(), Reference::Digest(manifest.digest));
         tokio::spawn(async move { questions.run(key, || asker.confirm(manifest)).await });
     }
@@ -352,13 +405,16 @@ impl Manifests {
         let (absences, slow) = (self.absent.clone(), self.slow.clone());
         let noted = key.clone();
         let question = move || {
-            let (upstreams, upstream) = (asker.upstreams.clone(), asker.upstream.clone());
+            let asked = asker.clone();
             let question = question(asker);
             async move {
                 let found = question.await;
                 slow.forget(&noted.0, noted.1.clone());
-                if let Err(UpstreamError::Absent(absent)) = &found {
-                    upstreams.note(&upstream, || absences.note(&noted.0, noted.1, *absent));
+                if let Err(UpstreamError::Absent(absent)) = &found
+                    && !asked.was_overtaken(&noted.1)
+                {
+                    let note = || absences.note(&noted.0, noted.1, *absent);
+                    asked.upstreams.note(&asked.upstream, note);
                 }
                 found
             }

@@ -261,6 +261,25 @@ impl Fills {
         }
     }
 
+    /// As [`Self::manifest`], to somebody who sends what is not there: a record counts only while upstream's word
+    /// is fresh, for the image may have been deleted since, and what another upstream has is not where it is
+    /// pushed to. Where upstream cannot answer the record does.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::manifest`].
+    pub async fn confirm_manifest(
+        &self,
+        right: &Right,
+        repo: &RepoKey,
+        reference: &Reference,
+    ) -> Result<Found<StoredManifest>, FillError> {
+        debug_assert_eq!(right.action(), crate::access::Action::Push);
+        self.shared.manifests.confirm(repo, reference).await
+    }
+
     /// Tags that were answered as they last were since upstream last confirmed one, if a moment ago.
     pub fn stale_tags(&self) -> Option<Staleness> {
         self.shared.manifests.stale()

@@ -4,7 +4,7 @@
 //! upstream's no takes a proof away.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::error::FillError;
 use super::flight::Lost;
@@ -15,7 +15,7 @@ use crate::oci::{Digest, Reference, RepoKey};
 use crate::upstream::{Absent, Upstream, UpstreamError};
 
 /// How long upstream's word counts for a push that asks what it may leave out.
-const FRESH: Duration = Duration::from_secs(60);
+pub(super) const FRESH: Duration = Duration::from_secs(60);
 
 /// Proof that somebody may have a blob: a right, and a repository that holds the digest. Made by
 /// [`Fills::prove`] alone.
@@ -26,8 +26,8 @@ pub struct Pass {
     pub(super) size: KnownSize,
     /// The repository's upstream when it was proven.
     pub(super) upstream: Option<Upstream>,
-    /// The repository is the same one elsewhere, whose own upstream cannot answer.
-    pub(super) is_of_another: bool,
+    /// The repository that was asked for, where this is the same one elsewhere, as its own upstream cannot answer.
+    pub(super) instead_of: Option<RepoKey>,
     /// Whoever holds it may have it of this repository only: nothing stands in for it.
     pub(super) stays: bool,
 }
@@ -88,7 +88,23 @@ impl Fills {
             held.by == HeldBy::Upstream && self.shared.clock.since(held.checked_at) <= FRESH
         });
         if !is_fresh && held.is_some() {
-            let told = self.shared.ask_whether_held((repo.clone(), digest)).await;
+            // ECR has a layer that no image names yet by HEAD alone, for which whoever pushes has the right.
+            let (asked_at, upstream) = (self.shared.clock.now(), self.shared.upstreams.of(repo)?);
+            let told = match upstream.has_blob(&repo.repository, &digest).await {
+                Err(UpstreamError::Absent(absent)) => {
+                    self.shared
+                        .note_absent(&upstream, repo, digest, absent, asked_at)
+                        .await;
+                    Err(UpstreamError::Absent(absent).into())
+                }
+                Ok(()) => {
+                    let (recorded, now) = (&self.shared.recorded, self.shared.clock.now());
+                    recorded.note_held(&upstream, repo, digest, None, now).await;
+                    Ok(None)
+                }
+                Err(error) if error.cannot_answer() => Ok(None),
+                Err(_) => self.shared.ask_whether_held((repo.clone(), digest)).await,
+            };
             if let Err(error @ FillError::Upstream(UpstreamError::Absent(_))) = told {
                 return Err(error);
             }
@@ -108,7 +124,7 @@ impl Fills {
             repo: repo.clone(),
             digest,
             upstream: upstream.clone(),
-            is_of_another: false,
+            instead_of: None,
             stays: false,
             size: KnownSize {
                 described: held
@@ -153,7 +169,9 @@ impl Shared {
         if let FillError::Upstream(UpstreamError::Absent(absent)) = error
             && let Some(by) = &pass.upstream
         {
-            self.note_absent(by, &pass.repo, pass.digest, *absent).await;
+            let now = self.clock.now();
+            self.note_absent(by, &pass.repo, pass.digest, *absent, now)
+                .await;
         }
     }
 
@@ -162,8 +180,18 @@ impl Shared {
         self.recorded.is_pinned(repo, &reference).await
     }
 
-    async fn note_absent(&self, by: &Upstream, repo: &RepoKey, digest: Digest, absent: Absent) {
-        if self.is_pinned(repo, digest).await {
+    /// Notes what upstream said to a question asked at `asked_at`, unless it has said otherwise since.
+    async fn note_absent(
+        &self,
+        by: &Upstream,
+        repo: &RepoKey,
+        digest: Digest,
+        absent: Absent,
+        asked_at: SystemTime,
+    ) {
+        let held = self.recorded.held(repo, digest).await.ok().flatten();
+        let is_newer = |held: Held| held.by == HeldBy::Upstream && held.checked_at > asked_at;
+        if held.is_some_and(is_newer) || self.is_pinned(repo, digest).await {
             return;
         }
         let note = || self.absent.note(repo, digest, absent);
@@ -181,7 +209,7 @@ impl Shared {
         let answer = self
             .probes
             .run(key.clone(), move || async move {
-                let upstream = shared.upstreams.of(&repo)?;
+                let (asked_at, upstream) = (shared.clock.now(), shared.upstreams.of(&repo)?);
                 let answer = upstream.probe_blob(&repo.repository, &digest).await;
                 match &answer {
                     Ok(size) => {
@@ -192,7 +220,9 @@ impl Shared {
                             .await;
                     }
                     Err(UpstreamError::Absent(absent)) => {
-                        shared.note_absent(&upstream, &repo, digest, *absent).await;
+                        shared
+                            .note_absent(&upstream, &repo, digest, *absent, asked_at)
+                            .await;
                     }
                     Err(_) => {}
                 }

@@ -23,7 +23,10 @@ pub(super) async fn manifest(
     reference: &Reference,
     asked: &Asked<'_>,
 ) -> Result<Reply, Refusal> {
-    let found = fills.manifest(right, repo, reference).await?;
+    let found = match right.action() {
+        Action::Push => fills.confirm_manifest(right, repo, reference).await?,
+        Action::Pull | Action::Delete => fills.manifest(right, repo, reference).await?,
+    };
     let manifest = found.what;
     asked.tell(|| Pulled::Manifest(repo.clone(), manifest.clone()));
     if !accepts(asked.headers, &manifest.media_type) {

@@ -198,25 +198,30 @@ impl Push<'_> {
                 return Err(range.err().unwrap_or(PushFault::NoDigest.into()));
             }
         };
-        let mut session = taken.end().ok_or(PushFault::Unknown)?;
-        let (upstream, repository) = (&session.at.upstream, &self.repo.repository);
-        let ended = if body.is_end_stream() {
+        let repository = &self.repo.repository;
+        let session = taken.session().ok_or(PushFault::Unknown)?;
+        if body.is_end_stream() {
             let found = session.received.digest().await?;
-            match found == digest {
-                true => {
-                    let asking = upstream.end_upload(repository, &session.at.place, &digest, None);
-                    asking.await.map_err(Refusal::from)
+            if found != digest {
+                return Err(PushFault::Digest { found }.into());
+            }
+            let (upstream, place) = (&session.at.upstream, &session.at.place);
+            if let Err(error) = upstream.end_upload(repository, place, &digest, None).await {
+                if error.retryable() {
+                    // Upstream holds it as it was, and the client is told to come again.
+                    taken.give_back();
                 }
-                false => Err(PushFault::Digest { found }.into()),
+                return Err(error.into());
             }
         } else {
             let (feed, part) = upload_body(body.size_hint().exact(), range);
-            let asking = upstream.end_upload(repository, &session.at.place, &digest, Some(part));
+            let (upstream, place) = (&session.at.upstream, &session.at.place);
+            let asking = upstream.end_upload(repository, place, &digest, Some(part));
             let pumping = Incoming::new(body).pump(feed, &mut session.received, Some(digest));
-            both(asking, pumping).await
-        };
-        ended?;
-        let upstream = upstream.clone();
+            both(asking, pumping).await?;
+        }
+        let session = taken.end().ok_or(PushFault::Unknown)?;
+        let upstream = session.at.upstream.clone();
         let received = session.ended();
         self.created_blob(&upstream, digest, Some(received)).await
     }
@@ -431,7 +436,7 @@ fn is_gone(deleted: &Result<(), UpstreamError>) -> bool {
         Ok(()) => true,
         Err(UpstreamError::Told(told)) => {
             let absent = ["MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN"];
-            told.status == 404 && absent.contains(&&*told.code)
+            told.status == 404 && told.is_own && absent.contains(&&*told.code)
         }
         Err(_) => false,
     }

@@ -46,6 +46,10 @@ impl Upstream {
                 Some(token) => self.shared.ask_once(question, token).await,
             }
         };
+        if question.carried.is_stream() {
+            // It ends by limits of its own, for as long as upstream takes it.
+            return answer.await;
+        }
         tokio::select! {
             biased;
             answer = answer => answer,
@@ -72,13 +76,16 @@ impl Shared {
             self.turn(question, absorbed_by).await?;
             let pass = self.gate.pass(absorbed_by).await;
             let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
+            let flows = question.carried.is_stream();
+            let pass = if flows { pass.for_long() } else { pass };
             // Time spent waiting at the gate is not time spent connecting.
             connected_by += at_gate.elapsed();
             let token = match &renewed {
                 Some(token) => Some(Arc::clone(token)),
                 None => {
-                    let once = question.carried.is_stream();
-                    let current = self.credentials.current(question.scope, once, connected_by);
+                    let current = self
+                        .credentials
+                        .current(question.scope, flows, connected_by);
                     current
                         .await
                         .inspect_err(|error| self.without_token(error))?
@@ -86,7 +93,12 @@ impl Shared {
             };
             let outgoing = self.outgoing(question, target.clone(), token.as_deref());
             let sending = self.client.send(&outgoing, connected_by);
-            let answer = match self.breaker.watched(sending).await {
+            // Of what flows an answer comes when all of it has, and a probe beside it would find the line full.
+            let answer = match flows {
+                true => sending.await,
+                false => self.breaker.watched(sending).await,
+            };
+            let answer = match answer {
                 Ok(answer) => answer,
                 Err(error) => {
                     let is_broken = error == UpstreamError::Unreachable(Unreachable::Broken);

@@ -100,6 +100,17 @@ impl Gate {
 }
 
 impl Pass<'_> {
+    /// The same for what takes as long as its sender: if it is a probe, the next one need not wait for its answer.
+    pub(super) fn for_long(mut self) -> Self {
+        if let Some(strikes) = self.probe.take() {
+            let until = Instant::now() + MIN_PAUSE;
+            self.gate
+                .state
+                .send_replace(State::Closed { until, strikes });
+        }
+        self
+    }
+
     /// The request was answered, whatever the answer, without throttling.
     pub(super) fn answered(mut self) {
         if self.probe.take().is_some() {

@@ -143,7 +143,17 @@ impl Upstream {
             accept: Some(HeaderValue::from_static(media_type::OCI_INDEX)),
             ..Question::get(Kind::Referrers, path, Scope::Pull(repository))
         };
-        let answer = self.fetch(&question).await?;
+        let answer = match self.fetch(&question).await {
+            // So some registries say that they know of no referrers, and clients take it for that.
+            Err(UpstreamError::Wrong(Wrong::Status(400))) => {
+                return Err(UpstreamError::Unsupported);
+            }
+            answer => answer?,
+        };
+        if answer.status() == StatusCode::NOT_ACCEPTABLE {
+            answer.discard().await;
+            return Err(UpstreamError::Unsupported);
+        }
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Manifest).await);
         }

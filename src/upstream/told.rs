@@ -25,16 +25,19 @@ pub struct Told {
     pub code: Cow<'static, str>,
     /// Without hosts, ARNs and account ids.
     pub message: String,
+    /// The code is the registry's own, and not what its status usually means.
+    pub is_own: bool,
 }
 
 /// Reads the answer to a push. `names` are hosts, with or without a port, that clients do not get to know.
 pub(super) fn told(status: StatusCode, body: &[u8], names: &[&str]) -> Told {
     let said = said(body);
-    let code = said
+    let own = said
         .as_ref()
         .map(|said| said.code.clone())
-        .filter(|code| is_code(code))
-        .map_or_else(|| Cow::Borrowed(usual_code(status)), Cow::Owned);
+        .filter(|code| is_code(code));
+    let is_own = own.is_some();
+    let code = own.map_or_else(|| Cow::Borrowed(usual_code(status)), Cow::Owned);
     let message = said
         .map(|said| said.message)
         .filter(|message| !message.is_empty())
@@ -46,6 +49,7 @@ pub(super) fn told(status: StatusCode, body: &[u8], names: &[&str]) -> Told {
         status: status.as_u16(),
         code,
         message,
+        is_own,
     }
 }
 

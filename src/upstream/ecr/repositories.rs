@@ -216,6 +216,7 @@ impl EcrApi {
                     message: format!(
                         "there is no such repository, and none can be created: {said}"
                     ),
+                    is_own: true,
                 })
             }
             _ => UpstreamError::Failing { status: 500 },

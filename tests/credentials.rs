@@ -146,6 +146,23 @@ async fn a_program_that_prints_credentials() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn k08_a_profile_comes_before_keys_of_the_environment() {
+    let simulator = simulator().await;
+    let folder = TempDir::new().expect("a folder");
+    let profile = format!(
+        "[profile edge]\naws_access_key_id = {PULL_ONLY_ACCESS_KEY}\naws_secret_access_key = {SECRET}\n"
+    );
+    let config = private(&folder, "config", &profile);
+    let proxy = outside_aws(&simulator)
+        .upstream_key("profile", "edge")
+        .env("AWS_CONFIG_FILE", path(&config))
+        .env("AWS_ACCESS_KEY_ID", "AKIAOFANOTHERUPSTREAM")
+        .env("AWS_SECRET_ACCESS_KEY", "another")
+        .start();
+    assert_pulls(&proxy, &simulator, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_fails_is_told_without_what_it_said() {
     let simulator = simulator().await;
     let folder = TempDir::new().expect("a folder");

@@ -443,12 +443,15 @@ async fn a_push_and_a_delete_go_to_their_own_region_or_nowhere() {
     }
     assert_eq!((asked(&two.prod), asked(&two.base)), (0, 0));
     assert_eq!(ann.get(&tag).await.status, 200, "it is there still");
-    // Who pushes is not told that it is there where only another region has it.
+    // Who may push pulls as others do.
     let (_, manifest) = two.base.manifest(APP, "v2").expect("an image");
-    two.base.tag(APP, "elsewhere", &store::digest(&manifest));
-    let elsewhere = format!("/v2/{APP}/manifests/elsewhere");
-    assert_eq!(ann.head(&elsewhere).await.status, 503);
-    assert_eq!(ann.get(&elsewhere).await.status, 200);
+    let by_digest = store::digest(&manifest);
+    two.base.tag(APP, "elsewhere", &by_digest);
+    for reference in ["elsewhere", &by_digest] {
+        let head = ann.head(&format!("/v2/{APP}/manifests/{reference}")).await;
+        let is_of_another = outcome(&head).is_some_and(|it| it.ends_with("; fallback"));
+        assert_eq!((head.status, is_of_another), (200, true), "{reference}");
+    }
     two.prod.outage(Outage::None).await;
     until("the first region is back", async || {
         ann.ask("POST", &uploads, &[]).await.status == 202
@@ -461,7 +464,7 @@ async fn a_push_and_a_delete_go_to_their_own_region_or_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_first_stand_in_is_away_too_the_second_is_asked() {
+async fn where_the_first_stand_in_is_away_too_or_says_no_the_second_is_asked() {
     let two = Two::start().await;
     let third = Simulator::builder().public().start().await;
     let third = third.expect("a simulator");
@@ -478,18 +481,25 @@ async fn where_the_first_stand_in_is_away_too_the_second_is_asked() {
         .another_upstream(upstream.into_iter().collect())
         .route([("repository", "**"), ("upstream", "prod")])
         .start();
-    let mut layer = String::new();
-    for simulator in [&two.prod, &two.base, &third] {
-        (layer, _) = put(simulator, APP, "v1", BlobSource::generated(7, SIZE));
-    }
-    let path = format!("/v2/{APP}/blobs/{layer}");
     let client = proxy.client();
     two.prod.outage(Outage::Refused).await;
-    let head = client.head(&path).await;
-    assert_eq!((head.status, sent(&two.base, &layer)), (200, 0));
-    // It is recorded as the second one's, which is away now.
-    two.base.outage(Outage::Refused).await;
-    let blob = client.get(&path).await;
-    assert_eq!(blob.status, 200, "{}", blob.text());
-    assert_eq!((blob.digest(), sent(&third, &layer)), (layer, SIZE));
+    for is_away in [false, true] {
+        let mut layer = String::new();
+        let tag = if is_away { "v1" } else { "v2" };
+        for simulator in [&two.prod, &two.base, &third] {
+            let seed = u64::from(is_away);
+            (layer, _) = put(simulator, APP, tag, BlobSource::generated(seed, SIZE));
+        }
+        let path = format!("/v2/{APP}/blobs/{layer}");
+        let head = client.head(&path).await;
+        assert_eq!((head.status, sent(&two.base, &layer)), (200, 0));
+        // It is recorded as the second one's, which is away now, or has it no more.
+        match is_away {
+            true => two.base.outage(Outage::Refused).await,
+            false => two.base.delete_blob(APP, &layer),
+        }
+        let blob = client.get(&path).await;
+        assert_eq!(blob.status, 200, "{}", blob.text());
+        assert_eq!((blob.digest(), sent(&third, &layer)), (layer, SIZE));
+    }
 }

@@ -476,24 +476,37 @@ async fn a_layer_of_a_push_that_came_to_no_end_is_not_sent_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn u17_a_no_from_before_a_push_does_not_take_it_away() {
-    let rig = Rig::start().await;
-    let (ann, bob) = (rig.user("ann"), rig.user("bob"));
-    let layer = b"a layer";
-    let path = format!("/v2/{APP}/blobs/{}", digest(layer));
-    let gate = Gate::new();
-    let blobs = path_contains("/blobs/sha256");
-    let rule = rig.ecr.faults().on(Listener::Registry, "*", blobs);
-    let _held = rule.times(1).then(Fault::HoldAfter(1, gate.clone()));
-    let asking = tokio::spawn({
-        let path = path.clone();
-        async move { bob.get(&path).await.status }
-    });
-    gate.arrived(1).await;
-    let target = format!("{}?digest={}", begin(&ann, APP).await, digest(layer));
-    assert_eq!(put(&ann, &target, &[], layer).await.status, 201);
-    gate.open();
-    assert_eq!(asking.await.expect("no panic"), 404, "it was not there");
-    assert_eq!(ann.head(&path).await.status, 200);
+    // Whether or not an image is recorded that names the layer, which ECR has lost.
+    for is_named in [false, true] {
+        let rig = Rig::start().await;
+        let (ann, bob) = (rig.user("ann"), rig.user("bob"));
+        let layer = b"a layer";
+        let path = format!("/v2/{APP}/blobs/{}", digest(layer));
+        if is_named {
+            rig.ecr.put_blob(APP, "{}");
+            rig.ecr.put_blob(APP, "a layer");
+            rig.ecr
+                .put_manifest(APP, "v1", MANIFEST, manifest(layer).into_bytes());
+            let tag = format!("/v2/{APP}/manifests/v1");
+            assert_eq!(bob.get(&tag).await.status, 200);
+            rig.ecr.delete_blob(APP, &digest(layer));
+        }
+        let gate = Gate::new();
+        let blobs = path_contains("/blobs/sha256");
+        let rule = rig.ecr.faults().on(Listener::Registry, "GET", blobs);
+        let _held = rule.times(1).then(Fault::HoldAfter(1, gate.clone()));
+        let asking = tokio::spawn({
+            let path = path.clone();
+            async move { bob.get(&path).await.status }
+        });
+        gate.arrived(1).await;
+        let target = format!("{}?digest={}", begin(&ann, APP).await, digest(layer));
+        assert_eq!(put(&ann, &target, &[], layer).await.status, 201);
+        gate.open();
+        let told = asking.await.expect("no panic");
+        assert!(is_named || told == 404, "it was not there: {told}");
+        assert_eq!(ann.head(&path).await.status, 200, "named: {is_named}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,7 @@ impl Asker {
     pub(super) async fn confirm(self, manifest: StoredManifest) -> Answer {
         let reference = Reference::Digest(manifest.digest);
         match self.head(&reference).await {
+            Ok(_) if self.was_overtaken(&reference) => {}
             Ok(_) => {
                 let (media_type, bytes) = (manifest.media_type.to_string(), manifest.bytes.clone());
                 let now = self.clock.now();

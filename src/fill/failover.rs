@@ -153,29 +153,39 @@ impl Fills {
     {
         let ask = &ask;
         let heard = |pass: Pass| async move {
+            let asked_at = self.shared.clock.now();
             let found = ask(pass.clone()).await;
             if let Err(error) = &found {
-                self.shared.hear(&pass, error).await;
+                self.shared.hear(&pass, asked_at, error).await;
             }
             found
         };
-        let error = match heard(pass.clone()).await {
-            Ok(found) if pass.instead_of.is_some() => {
+        let own = pass.instead_of.as_ref();
+        let mut error = match heard(pass.clone()).await {
+            Ok(found) if own.is_some() => {
                 self.shared.metrics.stood_in();
                 return Ok(found.of_another());
             }
-            Err(error) if error.wants_another() && !pass.stays => error,
+            // A no of what stands in is none.
+            Err(error) if (error.wants_another() || own.is_some()) && !pass.stays => error,
             found => return found,
         };
-        let asked = pass.instead_of.as_ref();
-        let stand_ins = asked.unwrap_or(&pass.repo).stand_ins(&self.shared);
-        let others = asked.cloned().into_iter().chain(stand_ins);
+        let stand_ins = own.unwrap_or(&pass.repo).stand_ins(&self.shared);
+        let others = own.cloned().into_iter().chain(stand_ins);
         for other in others.filter(|other| *other != pass.repo) {
-            if let Ok(pass) = self.establish(&other, pass.digest).await
-                && let Ok(found) = heard(pass).await
-            {
-                self.shared.metrics.stood_in();
-                return Ok(found.of_another());
+            let is_own = own == Some(&other);
+            let found = match self.establish(&other, pass.digest).await {
+                Ok(pass) => heard(pass).await,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(found) if is_own => return Ok(found),
+                Ok(found) => {
+                    self.shared.metrics.stood_in();
+                    return Ok(found.of_another());
+                }
+                Err(told) if is_own => error = told,
+                Err(_) => {}
             }
         }
         Err(error)

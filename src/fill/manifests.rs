@@ -15,7 +15,7 @@ use super::found::Found;
 use super::lately::{Lately, Noted};
 use super::learned::Learned;
 use super::policy::TagPolicy;
-use super::proof::FRESH;
+use super::proof::is_fresh;
 use super::recorded::Recorded;
 use crate::cache::StoredManifest;
 use crate::clock::Clock;
@@ -128,43 +128,25 @@ impl Manifests {
         }
     }
 
-    /// As [`Self::find`], to somebody who sends what is not there: see [`super::Fills::confirm_manifest`].
-    pub(super) async fn confirm(
-        &self,
-        repo: &RepoKey,
-        reference: &Reference,
-    ) -> Result<Found<StoredManifest>, FillError> {
-        let is_fresh = |at: SystemTime| self.clock.since(at) <= FRESH;
-        let asked = match reference {
-            Reference::Digest(digest) => {
-                let checked = self.recorded.manifest_checked(repo, *digest);
-                match self.recorded.kept(repo, *digest).await? {
-                    Some(found) if !checked.is_some_and(is_fresh) => {
-                        let manifest = found.what;
-                        self.ask(repo, reference, move |asker| asker.confirm(manifest))
-                            .await
-                    }
-                    Some(_) | None => return self.find(repo, reference).await,
-                }
-            }
-            Reference::Tag(tag) => match self.recorded.tag(repo, tag).await? {
-                Some(record) if !is_fresh(record.checked_at) => {
-                    let tag = tag.clone();
-                    self.ask(repo, reference, move |asker| {
-                        asker.by_tag(tag, Some(record))
-                    })
-                    .await
-                }
-                Some(_) | None => return self.find(repo, reference).await,
-            },
+    /// Whether upstream still has a manifest that is recorded, unless its word is fresh; where it does not say so in
+    /// the time that a tag is waited for, the record counts.
+    ///
+    /// # Errors
+    /// Upstream's no.
+    pub(super) async fn confirm(&self, repo: &RepoKey, digest: Digest) -> Result<(), FillError> {
+        let Some(kept) = self.recorded.kept(repo, digest).await? else {
+            return Ok(());
         };
-        match asked {
-            // It is kept, and is to be sent again.
-            Ok(found) if found.how.is_stale() => {
-                Err(UpstreamError::Absent(Absent::Manifest).into())
-            }
-            Err(error) if error.stale_reason().is_some() => self.find(repo, reference).await,
-            asked => asked,
+        let checked = self.recorded.manifest_checked(repo, digest);
+        if checked.is_some_and(|at| is_fresh(&self.clock, at)) {
+            return Ok(());
+        }
+        let reference = Reference::Digest(digest);
+        let asking = self.ask(repo, &reference, move |asker| asker.confirm(kept.what));
+        let wait = self.options.load().tag_wait;
+        match timeout(wait, asking).await {
+            Ok(Err(error @ FillError::Upstream(UpstreamError::Absent(_)))) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 

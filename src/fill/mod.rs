@@ -261,9 +261,9 @@ impl Fills {
         }
     }
 
-    /// As [`Self::manifest`], to somebody who sends what is not there: a record counts only while upstream's word
-    /// is fresh, for the image may have been deleted since, and what another upstream has is not where it is
-    /// pushed to. Where upstream cannot answer the record does.
+    /// As [`Self::manifest`], to somebody who sends what is not there: what is recorded under a digest counts only
+    /// while upstream's word is fresh, for the image may have been deleted since. Where upstream cannot answer the
+    /// record does.
     ///
     /// # Errors
     /// As [`Self::manifest`].
@@ -277,7 +277,10 @@ impl Fills {
         reference: &Reference,
     ) -> Result<Found<StoredManifest>, FillError> {
         debug_assert_eq!(right.action(), crate::access::Action::Push);
-        self.shared.manifests.confirm(repo, reference).await
+        if let Reference::Digest(digest) = reference {
+            self.shared.manifests.confirm(repo, *digest).await?;
+        }
+        self.manifest(right, repo, reference).await
     }
 
     /// Tags that were answered as they last were since upstream last confirmed one, if a moment ago.

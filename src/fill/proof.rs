@@ -11,11 +11,18 @@ use super::flight::Lost;
 use super::{Fills, Shared};
 use crate::access::Right;
 use crate::cache::{Held, HeldBy};
+use crate::clock::Clock;
 use crate::oci::{Digest, Reference, RepoKey};
 use crate::upstream::{Absent, Upstream, UpstreamError};
 
 /// How long upstream's word counts for a push that asks what it may leave out.
-pub(super) const FRESH: Duration = Duration::from_secs(60);
+const FRESH: Duration = Duration::from_secs(60);
+
+/// Whether it does still, for who pushes. What was noted while the clock was ahead is not.
+pub(super) fn is_fresh(clock: &Clock, checked_at: SystemTime) -> bool {
+    let age = clock.now().duration_since(checked_at);
+    age.is_ok_and(|age| age <= FRESH)
+}
 
 /// Proof that somebody may have a blob: a right, and a repository that holds the digest. Made by
 /// [`Fills::prove`] alone.
@@ -85,31 +92,42 @@ impl Fills {
         debug_assert_eq!(right.action(), crate::access::Action::Push);
         let held = self.shared.recorded.held(repo, digest).await?;
         let is_fresh = held.is_some_and(|held| {
-            held.by == HeldBy::Upstream && self.shared.clock.since(held.checked_at) <= FRESH
+            held.by == HeldBy::Upstream && is_fresh(&self.shared.clock, held.checked_at)
         });
         if !is_fresh && held.is_some() {
-            // ECR has a layer that no image names yet by HEAD alone, for which whoever pushes has the right.
-            let (asked_at, upstream) = (self.shared.clock.now(), self.shared.upstreams.of(repo)?);
-            let told = match upstream.has_blob(&repo.repository, &digest).await {
-                Err(UpstreamError::Absent(absent)) => {
-                    self.shared
-                        .note_absent(&upstream, repo, digest, absent, asked_at)
-                        .await;
-                    Err(UpstreamError::Absent(absent).into())
-                }
-                Ok(()) => {
-                    let (recorded, now) = (&self.shared.recorded, self.shared.clock.now());
-                    recorded.note_held(&upstream, repo, digest, None, now).await;
-                    Ok(None)
-                }
-                Err(error) if error.cannot_answer() => Ok(None),
-                Err(_) => self.shared.ask_whether_held((repo.clone(), digest)).await,
-            };
+            let told = self.ask_for_push(repo, digest).await;
             if let Err(error @ FillError::Upstream(UpstreamError::Absent(_))) = told {
                 return Err(error);
             }
         }
         self.establish(repo, digest).await
+    }
+
+    /// Whether upstream holds a blob, as whoever pushes is told: ECR has a layer that no image names yet by HEAD
+    /// alone, for which they have the right.
+    async fn ask_for_push(&self, repo: &RepoKey, digest: Digest) -> Result<Option<u64>, FillError> {
+        let shared = &self.shared;
+        let (asked_at, upstream) = (shared.clock.now(), shared.upstreams.of(repo)?);
+        if !upstream.is_ecr() {
+            return shared.ask_whether_held((repo.clone(), digest)).await;
+        }
+        match upstream.has_blob(&repo.repository, &digest).await {
+            Ok(()) => {
+                let now = shared.clock.now();
+                let noting = shared
+                    .recorded
+                    .note_held(&upstream, repo, digest, None, now);
+                noting.await;
+                Ok(None)
+            }
+            Err(UpstreamError::Absent(absent)) => {
+                let noting = shared.note_absent(&upstream, repo, digest, absent, asked_at);
+                noting.await;
+                Err(UpstreamError::Absent(absent).into())
+            }
+            Err(error) if error.cannot_answer() => Err(error.into()),
+            Err(_) => shared.ask_whether_held((repo.clone(), digest)).await,
+        }
     }
 
     /// The repository's part of the proof, which is all there is to show where nobody gets to see the
@@ -165,12 +183,11 @@ impl Fills {
 impl Shared {
     /// Upstream's no to the repository's own question is remembered, whichever question it was: a
     /// record of a blob that is gone would be a yes to HEAD and a no to GET.
-    pub(super) async fn hear(&self, pass: &Pass, error: &FillError) {
+    pub(super) async fn hear(&self, pass: &Pass, asked_at: SystemTime, error: &FillError) {
         if let FillError::Upstream(UpstreamError::Absent(absent)) = error
             && let Some(by) = &pass.upstream
         {
-            let now = self.clock.now();
-            self.note_absent(by, &pass.repo, pass.digest, *absent, now)
+            self.note_absent(by, &pass.repo, pass.digest, *absent, asked_at)
                 .await;
         }
     }
@@ -190,7 +207,10 @@ impl Shared {
         asked_at: SystemTime,
     ) {
         let held = self.recorded.held(repo, digest).await.ok().flatten();
-        let is_newer = |held: Held| held.by == HeldBy::Upstream && held.checked_at > asked_at;
+        let now = self.clock.now();
+        let is_newer = |held: Held| {
+            held.by == HeldBy::Upstream && held.checked_at > asked_at && held.checked_at <= now
+        };
         if held.is_some_and(is_newer) || self.is_pinned(repo, digest).await {
             return;
         }

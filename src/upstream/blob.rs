@@ -30,11 +30,9 @@ impl Upstream {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<u64>, UpstreamError> {
-        let by_head = match self.shared.options.registry.kind() {
-            RegistryKind::Ecr(_) | RegistryKind::EcrPublic => None,
-            RegistryKind::DockerHub | RegistryKind::Other => {
-                self.head_blob(repository, digest).await?
-            }
+        let by_head = match self.is_ecr() {
+            true => None,
+            false => self.head_blob(repository, digest).await?,
         };
         if by_head.is_some() {
             return Ok(by_head);
@@ -52,6 +50,14 @@ impl Upstream {
                 Ok(None)
             }
             _ => Err(unanswered(answer, Absent::Blob).await),
+        }
+    }
+
+    /// True for ECR, private or public, which hands out a blob once an image names it.
+    pub fn is_ecr(&self) -> bool {
+        match self.shared.options.registry.kind() {
+            RegistryKind::Ecr(_) | RegistryKind::EcrPublic => true,
+            RegistryKind::DockerHub | RegistryKind::Other => false,
         }
     }
 

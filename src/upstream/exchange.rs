@@ -111,6 +111,10 @@ impl Shared {
                     if !(again && self.may_retry(&mut attempt).await) {
                         return Err(error);
                     }
+                    if is_broken {
+                        // There was a connection, for however long.
+                        connected_by = Instant::now() + self.options.limits.connect;
+                    }
                     continue;
                 }
             };
@@ -174,6 +178,10 @@ impl Shared {
                     );
                     let instead = instead.await.map_err(|error| match error {
                         UpstreamError::Refused => self.refused(question, &body),
+                        // There are no others, and nothing says that it is about these.
+                        UpstreamError::BadCredentials if status == StatusCode::BAD_REQUEST => {
+                            UpstreamError::Wrong(Wrong::Status(status.as_u16()))
+                        }
                         error => error,
                     });
                     renewed = Some(instead.inspect_err(|error| self.without_token(error))?);

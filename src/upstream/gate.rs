@@ -36,8 +36,9 @@ enum State {
 /// The right to send one request. Dropped without a verdict, a probe's pass lets the next probe go.
 pub(super) struct Pass<'a> {
     gate: &'a Gate,
-    /// `Some` for a probe.
-    probe: Option<u32>,
+    is_probe: bool,
+    /// How many times in a row throttling was told before it.
+    strikes: u32,
 }
 
 impl Gate {
@@ -67,15 +68,20 @@ impl Gate {
                 }
                 State::Open | State::Closed { .. } | State::Probing { .. } => false,
             });
-            if probe.is_some() {
-                return Ok(Pass { gate: self, probe });
+            if let Some(strikes) = probe {
+                return Ok(Pass {
+                    gate: self,
+                    is_probe: true,
+                    strikes,
+                });
             }
             let state = *changes.borrow_and_update();
             match state {
                 State::Open => {
                     return Ok(Pass {
                         gate: self,
-                        probe: None,
+                        is_probe: false,
+                        strikes: 0,
                     });
                 }
                 State::Closed { until, .. } if until > deadline => return Err(until - now),
@@ -102,8 +108,9 @@ impl Gate {
 impl Pass<'_> {
     /// The same for what takes as long as its sender: if it is a probe, the next one need not wait for its answer.
     pub(super) fn for_long(mut self) -> Self {
-        if let Some(strikes) = self.probe.take() {
-            let until = Instant::now() + MIN_PAUSE;
+        if std::mem::take(&mut self.is_probe) {
+            let strikes = self.strikes;
+            let until = Instant::now() + pause_after(strikes);
             self.gate
                 .state
                 .send_replace(State::Closed { until, strikes });
@@ -113,7 +120,7 @@ impl Pass<'_> {
 
     /// The request was answered, whatever the answer, without throttling.
     pub(super) fn answered(mut self) {
-        if self.probe.take().is_some() {
+        if std::mem::take(&mut self.is_probe) {
             self.gate.state.send_replace(State::Open);
         }
     }
@@ -122,12 +129,10 @@ impl Pass<'_> {
     /// nothing for a time that doubles. Returns how long.
     pub(super) fn throttled(mut self, headers: &HeaderMap) -> Duration {
         let asked = retry_after(headers, SystemTime::now());
-        let strikes = self.probe.take();
-        let mut pause = MIN_PAUSE;
+        self.is_probe = false;
+        let strikes = self.strikes;
+        let pause = asked.unwrap_or_else(|| pause_after(strikes));
         self.gate.state.send_modify(|state| {
-            let strikes = strikes.unwrap_or(0);
-            pause = asked
-                .unwrap_or_else(|| MIN_PAUSE.saturating_mul(1 << strikes.min(6)).min(MAX_PAUSE));
             let until = Instant::now() + pause;
             // Answers to requests sent before the gate closed must not open it earlier.
             let until = match *state {
@@ -151,13 +156,18 @@ impl Pass<'_> {
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        if let Some(strikes) = self.probe {
+        if self.is_probe {
             self.gate.state.send_replace(State::Closed {
                 until: Instant::now(),
-                strikes,
+                strikes: self.strikes,
             });
         }
     }
+}
+
+/// How long nothing goes after so many times in a row, where the upstream does not say.
+fn pause_after(strikes: u32) -> Duration {
+    MIN_PAUSE.saturating_mul(1 << strikes.min(6)).min(MAX_PAUSE)
 }
 
 /// How long `Retry-After` asks for, within our bounds; `None` without a usable one.
@@ -262,7 +272,26 @@ mod tests {
         );
         drop(probe);
         gate.pass(deadline).await.ok().unwrap().answered();
-        assert!(gate.pass(deadline).await.ok().unwrap().probe.is_none());
+        assert!(!gate.pass(deadline).await.ok().unwrap().is_probe);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn u12_a_probe_that_takes_long_keeps_back_no_other_and_counts_all_the_same() {
+        let gate = Gate::open();
+        let began = Instant::now();
+        let deadline = began + Duration::from_secs(60);
+        let pass = async || gate.pass(deadline).await.ok().unwrap();
+        let nothing = HeaderMap::new();
+        pass().await.throttled(&nothing);
+        let upload = pass().await.for_long();
+        assert_eq!(began.elapsed(), Duration::from_secs(1));
+        let probe = pass().await;
+        assert!(probe.is_probe);
+        assert_eq!(began.elapsed(), Duration::from_secs(3));
+        probe.answered();
+        // Its answer closes the gate for as long as if it had been waited for.
+        assert_eq!(upload.throttled(&nothing), Duration::from_secs(2));
+        assert_eq!(pass().await.strikes, 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
@@ -158,15 +162,23 @@ impl Aws {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(self.region.clone()))
             .timeout_config(timeouts);
+        let mut provider = ProviderConfig::without_region()
+            .with_region(Some(Region::new(self.region.clone())))
+            .with_behavior_version(Some(BehaviorVersion::latest()));
         if let Some(client) = self.outside.client(has_own_endpoint) {
-            loader = loader.http_client(client);
+            loader = loader.http_client(client.clone());
+            provider = provider.with_http_client(client);
         }
         if !has_own_endpoint {
             // The SDK refuses these together with an endpoint of one's own.
             loader = loader.use_fips(self.fips).use_dual_stack(self.dual_stack);
+            provider = provider
+                .with_use_fips(Some(self.fips))
+                .with_use_dual_stack(Some(self.dual_stack));
         }
         if let Some(profile) = &self.options.profile {
             loader = loader.profile_name(profile);
+            loader = loader.credentials_provider(of_profile(profile, &provider).await);
         }
         if let Some(keys) = &self.options.keys {
             let credentials = Credentials::new(
@@ -191,6 +203,19 @@ impl Aws {
         let assumed = SharedCredentialsProvider::new(assumed.build().await);
         shared.into_builder().credentials_provider(assumed).build()
     }
+}
+
+/// The credentials of a profile, and only where it has none what else there is: by themselves keys in the
+/// environment come before any profile, and would be those of all upstreams.
+async fn of_profile(profile: &str, provider: &ProviderConfig) -> CredentialsProviderChain {
+    let own = ProfileFileCredentialsProvider::builder()
+        .configure(provider)
+        .profile_name(profile)
+        .build();
+    let others = DefaultCredentialsChain::builder()
+        .configure(provider.clone())
+        .profile_name(profile);
+    CredentialsProviderChain::first_try("Profile", own).or_else("Default", others.build().await)
 }
 
 /// Makes a call of the SDK's, which at its finest level logs whole answers, tokens among them, and so logs

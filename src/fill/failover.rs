@@ -166,8 +166,9 @@ impl Fills {
                 self.shared.metrics.stood_in();
                 return Ok(found.of_another());
             }
+            Err(error) if error.wants_another() && !pass.stays => error,
             // A no of what stands in is none.
-            Err(error) if (error.wants_another() || own.is_some()) && !pass.stays => error,
+            Err(FillError::Upstream(error)) if own.is_some() && error.says_no() => error.into(),
             found => return found,
         };
         let stand_ins = own.unwrap_or(&pass.repo).stand_ins(&self.shared);

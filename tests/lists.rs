@@ -5,11 +5,13 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use ecr_proxy::simulator::{
     CannedAnswer, FULL_ACCESS_KEY, Fault, Listener, Outage, Pattern, Simulator, Stored,
 };
-use support::image::REPOSITORY;
+use support::image::{REPOSITORY, TAG};
 use support::real::DockerRegistry;
 use support::users::{login, user_line};
 use support::{Answer, Client, Connection, Proxy, image, store};
@@ -515,6 +517,40 @@ async fn referrers_that_were_pulled_are_listed_when_upstream_cannot() {
     assert_stale(&stale);
     assert_eq!(listed(&stale), BTreeSet::from([never_pulled]));
     assert_eq!(stale.header("oci-filters-applied"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_knows_of_no_referrers_is_understood_in_other_words() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    image::push(&simulator);
+    let token = simulator.token(FULL_ACCESS_KEY).expect("a principal");
+    let folder = tempfile::tempdir().expect("a folder");
+    let password = folder.path().join("password");
+    fs::write(&password, token.password).expect("a writable folder");
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).expect("one's own file");
+    let by_basic = Proxy::builder()
+        .registry("registry.upstream.test", &simulator.endpoint())
+        .upstream_key("auth", "basic")
+        .upstream_key("username", "AWS")
+        .upstream_key("password_file", password.to_str().expect("a UTF-8 path"));
+    let tag = format!("/v2/{REPOSITORY}/manifests/{TAG}");
+    for (number, proxy) in [by_basic.start(), before(&simulator).await]
+        .into_iter()
+        .enumerate()
+    {
+        assert_eq!(proxy.client().get(&tag).await.status, 200, "it is let in");
+        for status in [400, 404, 405, 406] {
+            // Of an image of its own each, for what was said of one is remembered.
+            let subject = store::digest(format!("{number} {status}").as_bytes());
+            let path = format!("/v2/{REPOSITORY}/referrers/{subject}");
+            let rule = simulator.faults().on(Listener::Registry, "GET", &*path);
+            let rule = rule.then(Fault::status(status, "no such thing"));
+            // Clients look under the tag for them then.
+            let answer = proxy.client().get(&path).await;
+            assert_eq!(answer.status, 404, "{status}: {}", answer.text());
+            assert!(rule.taken() > 0);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -531,19 +531,32 @@ async fn u17_what_was_asked_before_a_delete_is_not_kept_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_knows_of_no_referrers_is_understood_in_other_words() {
-    let rig = Rig::start().await;
-    let ann = rig.user("ann");
-    let (_, manifest) = push_image(&ann, APP, "v1", b"a layer").await;
-    for status in [404, 405, 406] {
-        let referrers = path_contains("/referrers/");
-        let rule = rig.ecr.faults().on(Listener::Registry, "GET", referrers);
-        let rule = rule.times(1).then(Fault::status(status, "no such thing"));
-        let path = format!("/v2/{APP}/referrers/{manifest}");
-        // Clients look under the tag for them then.
-        assert_eq!(ann.get(&path).await.status, 404, "{status}");
-        assert_eq!(rule.taken(), 1);
-    }
+async fn u17_a_yes_from_before_a_delete_does_not_bring_it_back() {
+    let clock = Clock::right();
+    let rig = Rig::with(|proxy| clock.govern(proxy)).await;
+    let (ann, bob) = (rig.user("ann"), rig.user("bob"));
+    let (_, deleted) = push_image(&ann, APP, "v1", b"a layer").await;
+    let path = format!("/v2/{APP}/manifests/{deleted}");
+    clock.ahead(NOT_FRESH);
+    let gate = Gate::new();
+    let manifests = path_contains("/manifests/");
+    let rule = rig.ecr.faults().on(Listener::Registry, "HEAD", manifests);
+    let _held = rule.times(1).then(Fault::Hold(gate.clone()));
+    // Who asks leaves; what upstream says is heard all the same.
+    let asking = bob.start("HEAD", &path, &[]).await;
+    gate.arrived(1).await;
+    drop(asking);
+    assert_eq!(ann.ask("DELETE", &path, &[]).await.status, 202);
+    let kept = manifest(b"a layer").into_bytes();
+    rig.ecr.put_manifest(APP, "v2", MANIFEST, kept);
+    gate.open();
+    support::blobs::until("it is said", async || {
+        let journal = rig.ecr.journal();
+        journal.count(|entry| entry.method == "HEAD" && entry.status == Some(200)) == 1
+    })
+    .await;
+    let asked = ann.get(&path).await;
+    assert_eq!((asked.status, asked.header("x-cache")), (200, Some("miss")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,12 +6,13 @@ mod support;
 use std::time::Duration;
 
 use ecr_proxy::simulator::{Fault, Gate, Listener, Outage, path_contains};
-use support::Clock;
 use support::image::spec_saying;
 use support::push::{
     APP, MANIFEST, OTHER, Rig, begin, bytes, location, manifest, push_image, put, send,
 };
 use support::store::digest;
+use support::{Client, Clock};
+use tokio::task::JoinHandle;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_in_chunks_is_told_the_truth_where_ecr_is_not() {
@@ -474,6 +475,18 @@ async fn a_layer_of_a_push_that_came_to_no_end_is_not_sent_again() {
     assert_eq!(ann.head(&path).await.status, 200);
 }
 
+/// A GET to which upstream has begun to answer, and goes on once the gate opens; the status that it is told.
+async fn asks(rig: &Rig, client: Client, path: &str) -> (JoinHandle<u16>, Gate) {
+    let gate = Gate::new();
+    let faults = rig.ecr.faults();
+    let rule = faults.on(Listener::Registry, "GET", path);
+    let _held = rule.times(1).then(Fault::HoldAfter(1, gate.clone()));
+    let path = path.to_owned();
+    let asking = tokio::spawn(async move { client.get(&path).await.status });
+    gate.arrived(1).await;
+    (asking, gate)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn u17_a_no_from_before_a_push_does_not_take_it_away() {
     // Whether or not an image is recorded that names the layer, which ECR has lost.
@@ -491,15 +504,7 @@ async fn u17_a_no_from_before_a_push_does_not_take_it_away() {
             assert_eq!(bob.get(&tag).await.status, 200);
             rig.ecr.delete_blob(APP, &digest(layer));
         }
-        let gate = Gate::new();
-        let blobs = path_contains("/blobs/sha256");
-        let rule = rig.ecr.faults().on(Listener::Registry, "GET", blobs);
-        let _held = rule.times(1).then(Fault::HoldAfter(1, gate.clone()));
-        let asking = tokio::spawn({
-            let path = path.clone();
-            async move { bob.get(&path).await.status }
-        });
-        gate.arrived(1).await;
+        let (asking, gate) = asks(&rig, bob, &path).await;
         let target = format!("{}?digest={}", begin(&ann, APP).await, digest(layer));
         assert_eq!(put(&ann, &target, &[], layer).await.status, 201);
         gate.open();
@@ -515,15 +520,7 @@ async fn u17_what_was_asked_before_a_delete_is_not_kept_after_it() {
     let (ann, bob) = (rig.user("ann"), rig.user("bob"));
     let image = rig.ecr.push_image(APP, "v1", spec_saying("hello"));
     let path = format!("/v2/{APP}/manifests/{}", image.manifests[0].manifest.digest);
-    let gate = Gate::new();
-    let manifests = path_contains("/manifests/");
-    let rule = rig.ecr.faults().on(Listener::Registry, "GET", manifests);
-    let _held = rule.times(1).then(Fault::HoldAfter(1, gate.clone()));
-    let asking = tokio::spawn({
-        let path = path.clone();
-        async move { bob.get(&path).await.status }
-    });
-    gate.arrived(1).await;
+    let (asking, gate) = asks(&rig, bob, &path).await;
     assert_eq!(ann.ask("DELETE", &path, &[]).await.status, 202);
     gate.open();
     assert_eq!(asking.await.expect("no panic"), 200, "it was there");

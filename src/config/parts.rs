@@ -70,6 +70,12 @@ impl Config {
         }
     }
 
+    /// The routes that lead names, each with its number in the file, in the order that
+    /// [`Because::Route`](crate::oci::Because) counts them in.
+    pub fn leading_routes(&self) -> impl Iterator<Item = (usize, &Route)> {
+        leading(&self.routes)
+    }
+
     /// For the names of images on the command line.
     pub fn names(&self) -> Names {
         names(&self.server.domains, &self.routes, &self.upstreams)
@@ -240,9 +246,13 @@ impl Config {
     }
 }
 
+fn leading(routes: &[Route]) -> impl Iterator<Item = (usize, &Route)> {
+    (1..).zip(routes).filter(|(_, route)| route.leads)
+}
+
 /// What images are called by clients who know the proxy by these domains.
 pub(super) fn names(domains: &[String], routes: &[Route], upstreams: &[Upstream]) -> Names {
-    let leading = routes.iter().filter(|route| route.leads);
+    let leading = leading(routes).map(|(_, route)| route);
     let homes = upstreams.iter().map(|upstream| Home {
         upstream: Arc::from(upstream.name.as_str()),
         registry: upstream.registry.name().to_owned(),

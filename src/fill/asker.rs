@@ -48,14 +48,7 @@ impl Asker {
     pub(super) async fn confirm(self, manifest: StoredManifest) -> Answer {
         let reference = Reference::Digest(manifest.digest);
         match self.head(&reference).await {
-            Ok(_) if self.was_overtaken(&reference) => {}
-            Ok(_) => {
-                let (media_type, bytes) = (manifest.media_type.to_string(), manifest.bytes.clone());
-                let now = self.clock.now();
-                self.recorded
-                    .note_manifest(&self.upstream, &self.repo, media_type, bytes, now)
-                    .await;
-            }
+            Ok(_) => self.note_manifest(&manifest).await,
             Err(error) => {
                 if matches!(error, UpstreamError::Absent(_)) && !self.was_overtaken(&reference) {
                     if self.recorded.is_pinned(&self.repo, &reference).await {
@@ -142,15 +135,20 @@ impl Asker {
 
     async fn keep(&self, fetched: FetchedManifest) -> Found<StoredManifest> {
         let media_type = fetched.media_type.as_str().into();
-        let bytes = fetched.bytes.clone();
-        let manifest = StoredManifest::new(fetched.digest, media_type, bytes);
-        let (media_type, now) = (fetched.media_type, self.clock.now());
-        if !self.was_overtaken(&Reference::Digest(manifest.digest)) {
-            self.recorded
-                .note_manifest(&self.upstream, &self.repo, media_type, fetched.bytes, now)
-                .await;
-        }
+        let manifest = StoredManifest::new(fetched.digest, media_type, fetched.bytes);
+        self.note_manifest(&manifest).await;
         Found::by(Outcome::Miss, manifest)
+    }
+
+    async fn note_manifest(&self, manifest: &StoredManifest) {
+        if self.was_overtaken(&Reference::Digest(manifest.digest)) {
+            return;
+        }
+        let (media_type, bytes) = (manifest.media_type.to_string(), manifest.bytes.clone());
+        let now = self.clock.now();
+        self.recorded
+            .note_manifest(&self.upstream, &self.repo, media_type, bytes, now)
+            .await;
     }
 
     async fn note_tag(&self, tag: &Tag, digest: Digest) {

@@ -105,20 +105,21 @@ impl Fills {
 
     /// Whether upstream holds a blob, as whoever pushes is told: ECR has a layer that no image names yet by HEAD
     /// alone, for which they have the right.
-    async fn ask_for_push(&self, repo: &RepoKey, digest: Digest) -> Result<Option<u64>, FillError> {
+    async fn ask_for_push(&self, repo: &RepoKey, digest: Digest) -> Result<(), FillError> {
         let shared = &self.shared;
         let (asked_at, upstream) = (shared.clock.now(), shared.upstreams.of(repo)?);
-        if !upstream.is_ecr() {
-            return shared.ask_whether_held((repo.clone(), digest)).await;
-        }
-        match upstream.has_blob(&repo.repository, &digest).await {
+        let told = match upstream.is_ecr() {
+            true => upstream.has_blob(&repo.repository, &digest).await,
+            false => Err(UpstreamError::Unsupported),
+        };
+        match told {
             Ok(()) => {
                 let now = shared.clock.now();
                 let noting = shared
                     .recorded
                     .note_held(&upstream, repo, digest, None, now);
                 noting.await;
-                Ok(None)
+                Ok(())
             }
             Err(UpstreamError::Absent(absent)) => {
                 let noting = shared.note_absent(&upstream, repo, digest, absent, asked_at);
@@ -126,7 +127,10 @@ impl Fills {
                 Err(UpstreamError::Absent(absent).into())
             }
             Err(error) if error.cannot_answer() => Err(error.into()),
-            Err(_) => shared.ask_whether_held((repo.clone(), digest)).await,
+            Err(_) => {
+                let asking = shared.ask_whether_held((repo.clone(), digest));
+                asking.await.map(drop)
+            }
         }
     }
 

@@ -436,7 +436,7 @@ fn is_gone(deleted: &Result<(), UpstreamError>) -> bool {
         Ok(()) => true,
         Err(UpstreamError::Told(told)) => {
             let absent = ["MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN"];
-            told.status == 404 && told.is_own && absent.contains(&&*told.code)
+            told.absent().is_some_and(|code| absent.contains(&code))
         }
         Err(_) => false,
     }

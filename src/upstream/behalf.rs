@@ -62,17 +62,10 @@ impl Shared {
         self.breaker.admit()?;
         let connected_by = Instant::now() + self.options.limits.connect;
         self.turn(question, connected_by).await?;
-        let pass = self.gate.pass(connected_by).await;
-        let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
-        let flows = question.carried.is_stream();
-        let pass = if flows { pass.for_long() } else { pass };
+        let pass = self.pass(question, connected_by).await?;
         let target = self.at_home(&question.path)?;
         let outgoing = self.outgoing(question, target, Some(caller));
-        let sending = self.client.send(&outgoing, connected_by);
-        let answer = match flows {
-            true => sending.await,
-            false => self.breaker.watched(sending).await,
-        };
+        let answer = self.sent(&outgoing, connected_by).await;
         let answer = answer.inspect_err(|error| self.breaker.failed(error))?;
         let status = answer.status();
         let answer = self.of_the_registry(answer).await?;

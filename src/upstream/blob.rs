@@ -40,8 +40,10 @@ impl Upstream {
         let question = blob_question(Kind::BlobProbe, repository, digest)?;
         let answer = self.ask(&question).await?;
         match answer.status() {
-            StatusCode::OK if self.may_serve_blobs() => Ok(answer.content_length()),
-            StatusCode::OK => Err(UpstreamError::Wrong(Wrong::Malformed)),
+            // ECR sends every blob from storage: this is somebody else's, such as the page of a network that wants
+            // a login, and must prove nothing.
+            StatusCode::OK if self.is_ecr() => Err(UpstreamError::Wrong(Wrong::Malformed)),
+            StatusCode::OK => Ok(answer.content_length()),
             status if is_redirect(status) => {
                 // One that leads elsewhere is no word of the registry that it holds it.
                 let home = self.shared.at_home(&question.path)?;
@@ -53,7 +55,7 @@ impl Upstream {
         }
     }
 
-    /// True for ECR, private or public, which hands out a blob once an image names it.
+    /// True for ECR, private or public, which hands out a blob once an image names it, and from storage.
     pub fn is_ecr(&self) -> bool {
         match self.shared.options.registry.kind() {
             RegistryKind::Ecr(_) | RegistryKind::EcrPublic => true,
@@ -110,15 +112,6 @@ impl Upstream {
             Err(UpstreamError::ContentChanged) => Ok(0),
             Err(error) => Err(error),
             Ok(body) => body.total().ok_or(UpstreamError::Wrong(Wrong::Malformed)),
-        }
-    }
-
-    /// ECR sends every blob from storage: a 200 to GET is somebody else's, such as the page of a network
-    /// that wants a login, and must prove nothing.
-    fn may_serve_blobs(&self) -> bool {
-        match self.shared.options.registry.kind() {
-            RegistryKind::Ecr(_) | RegistryKind::EcrPublic => false,
-            RegistryKind::DockerHub | RegistryKind::Other => true,
         }
     }
 

@@ -330,7 +330,7 @@ impl Upstream {
 
 /// The registry says that there is no such repository.
 pub(super) fn is_told_absent(error: &UpstreamError) -> bool {
-    matches!(error, UpstreamError::Told(told) if told.status == 404 && told.is_own && told.code == "NAME_UNKNOWN")
+    matches!(error, UpstreamError::Told(told) if told.absent() == Some("NAME_UNKNOWN"))
 }
 
 /// The same, or what ECR does now and then to say so. Of what carries a body it says nothing: that may have

@@ -15,7 +15,7 @@ use super::allowance::Allowance;
 use super::client::{Answer, Outgoing};
 use super::credentials::{MOST_LOGINS, Verdict, verdict};
 use super::error::{Unreachable, UpstreamError, Wrong};
-use super::gate::backoff;
+use super::gate::{Pass, backoff};
 use super::portal::stands_in;
 use super::question::{Kind, Question};
 use super::said::{MAX_ERROR_BODY, concerns_credentials, is_failure, said};
@@ -74,31 +74,21 @@ impl Shared {
             self.breaker.admit()?;
             let at_gate = Instant::now();
             self.turn(question, absorbed_by).await?;
-            let pass = self.gate.pass(absorbed_by).await;
-            let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
-            let flows = question.carried.is_stream();
-            let pass = if flows { pass.for_long() } else { pass };
+            let pass = self.pass(question, absorbed_by).await?;
             // Time spent waiting at the gate is not time spent connecting.
             connected_by += at_gate.elapsed();
             let token = match &renewed {
                 Some(token) => Some(Arc::clone(token)),
                 None => {
-                    let current = self
-                        .credentials
-                        .current(question.scope, flows, connected_by);
+                    let once = question.carried.is_stream();
+                    let current = self.credentials.current(question.scope, once, connected_by);
                     current
                         .await
                         .inspect_err(|error| self.without_token(error))?
                 }
             };
             let outgoing = self.outgoing(question, target.clone(), token.as_deref());
-            let sending = self.client.send(&outgoing, connected_by);
-            // Of what flows an answer comes when all of it has, and a probe beside it would find the line full.
-            let answer = match flows {
-                true => sending.await,
-                false => self.breaker.watched(sending).await,
-            };
-            let answer = match answer {
+            let answer = match self.sent(&outgoing, connected_by).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     let is_broken = error == UpstreamError::Unreachable(Unreachable::Broken);
@@ -200,6 +190,34 @@ impl Shared {
                     return Err(UpstreamError::Wrong(Wrong::Status(status.as_u16())));
                 }
             }
+        }
+    }
+
+    /// What a question needs to go, by `deadline` at the latest.
+    pub(super) async fn pass(
+        &self,
+        question: &Question<'_>,
+        deadline: Instant,
+    ) -> Result<Pass<'_>, UpstreamError> {
+        let pass = self.gate.pass(deadline).await;
+        let pass = pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })?;
+        Ok(match question.carried.is_stream() {
+            true => pass.for_long(),
+            false => pass,
+        })
+    }
+
+    /// The answer to what is sent; where it takes longer than usual, a probe tells whether in vain. Of what flows
+    /// it comes when all of that has, and a probe beside it would find the line full.
+    pub(super) async fn sent(
+        &self,
+        outgoing: &Outgoing<'_>,
+        connected_by: Instant,
+    ) -> Result<Answer, UpstreamError> {
+        let sending = self.client.send(outgoing, connected_by);
+        match outgoing.carried.is_stream() {
+            true => sending.await,
+            false => self.breaker.watched(sending).await,
         }
     }
 

@@ -26,7 +26,14 @@ pub struct Told {
     /// Without hosts, ARNs and account ids.
     pub message: String,
     /// The code is the registry's own, and not what its status usually means.
-    pub is_own: bool,
+    pub(super) is_own: bool,
+}
+
+impl Told {
+    /// The code by which the registry itself says that something is not there.
+    pub fn absent(&self) -> Option<&str> {
+        (self.status == 404 && self.is_own).then_some(&*self.code)
+    }
 }
 
 /// Reads the answer to a push. `names` are hosts, with or without a port, that clients do not get to know.

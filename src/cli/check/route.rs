@@ -37,10 +37,9 @@ pub(super) fn explain(config: &Config, image: &ImageName, ns: Option<&str>) -> F
 fn reason(config: &Config, led: &Led) -> String {
     match led.because {
         Because::Route(number) => {
-            let routes = config.routes.iter().enumerate();
-            let route = routes.filter(|(_, route)| route.leads).nth(number);
-            route.map_or_else(String::new, |(index, route)| {
-                format!("[[route]] {}: {route}", index + 1)
+            let route = config.leading_routes().nth(number);
+            route.map_or_else(String::new, |(number, route)| {
+                format!("[[route]] {number}: {route}")
             })
         }
         Because::Registry => "the registry that it is named after".to_owned(),

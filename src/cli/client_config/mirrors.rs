@@ -77,7 +77,7 @@ impl<'a> Mirrors<'a> {
             config,
             hosts,
             routes: config.names().routes().as_ref().clone(),
-            leading: config.routes.iter().filter(|route| route.leads).collect(),
+            leading: config.leading_routes().map(|(_, route)| route).collect(),
         }
     }
 

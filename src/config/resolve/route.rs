@@ -91,8 +91,7 @@ impl Resolver {
 
 /// Notes what works and is probably not meant.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
-    let leading = config.routes.iter().zip(1..);
-    let leading: Vec<(&Route, usize)> = leading.filter(|(route, _)| route.leads).collect();
+    let leading: Vec<(usize, &Route)> = config.leading_routes().collect();
     if config.upstreams.len() > 1 && leading.is_empty() {
         return vec![format!(
             "route: there are {} upstreams, and no [[route]] leads to one: all names are refused but those that \
@@ -103,8 +102,8 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     let names = config.names();
     let routes = names.routes();
     let later = leading.iter().enumerate();
-    let hidden = later.filter_map(|(at, (route, number))| {
-        let taken = |(first, number): &(&Route, usize)| {
+    let hidden = later.filter_map(|(at, (number, route))| {
+        let taken = |(number, first): &(usize, &Route)| {
             let taken = routes.taken(&first.names, &route.names)?;
             Some((taken, format!("[[route]] {number}: {first}")))
         };

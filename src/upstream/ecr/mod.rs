@@ -162,21 +162,23 @@ impl Aws {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(self.region.clone()))
             .timeout_config(timeouts);
-        let mut provider = ProviderConfig::without_region()
-            .with_region(Some(Region::new(self.region.clone())))
-            .with_behavior_version(Some(BehaviorVersion::latest()));
-        if let Some(client) = self.outside.client(has_own_endpoint) {
+        let client = self.outside.client(has_own_endpoint);
+        if let Some(client) = &client {
             loader = loader.http_client(client.clone());
-            provider = provider.with_http_client(client);
         }
         if !has_own_endpoint {
             // The SDK refuses these together with an endpoint of one's own.
             loader = loader.use_fips(self.fips).use_dual_stack(self.dual_stack);
-            provider = provider
-                .with_use_fips(Some(self.fips))
-                .with_use_dual_stack(Some(self.dual_stack));
         }
         if let Some(profile) = &self.options.profile {
+            let mut provider = ProviderConfig::without_region()
+                .with_region(Some(Region::new(self.region.clone())))
+                .with_behavior_version(Some(BehaviorVersion::latest()))
+                .with_use_fips((!has_own_endpoint).then_some(self.fips))
+                .with_use_dual_stack((!has_own_endpoint).then_some(self.dual_stack));
+            if let Some(client) = client {
+                provider = provider.with_http_client(client);
+            }
             loader = loader.profile_name(profile);
             loader = loader.credentials_provider(of_profile(profile, &provider).await);
         }

@@ -5,10 +5,12 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use support::blobs::{metric, until};
+use support::challenger::{Manner, challenge_like};
 use support::proxy::Builder;
 use support::push::{APP, OTHER};
 use support::push::{MANIFEST, begin, bytes, location, manifest, push_image, put, send, users};
@@ -34,11 +36,31 @@ impl Rig {
         Self::with(|tokens, proxy| proxy.account(tokens)).await
     }
 
+    /// The registry does not say why it refuses a token.
+    async fn telling_like(manner: Manner) -> Self {
+        let tokens = TokenService::start().await;
+        let registry = DockerRegistry::start_behind(&tokens);
+        let front = challenge_like(manner, registry.address()).await;
+        Self::of(tokens, registry, front, |tokens, proxy| {
+            proxy.account(tokens)
+        })
+    }
+
     async fn with(set: impl FnOnce(&TokenService, Builder) -> Builder) -> Self {
         let tokens = TokenService::start().await;
         let registry = DockerRegistry::start_behind(&tokens);
+        let address = registry.address();
+        Self::of(tokens, registry, address, set)
+    }
+
+    fn of(
+        tokens: TokenService,
+        registry: DockerRegistry,
+        reached_at: SocketAddr,
+        set: impl FnOnce(&TokenService, Builder) -> Builder,
+    ) -> Self {
         let proxy = Proxy::builder()
-            .registry("registry.upstream.test", &registry.endpoint())
+            .registry("registry.upstream.test", &format!("http://{reached_at}"))
             .set("cache.tag_ttl", "0s");
         let proxy = set(&tokens, users(proxy)).start();
         Self {
@@ -246,6 +268,44 @@ async fn an_account_that_may_only_pull_is_told_so_and_goes_on_pulling() {
         rig.tokens.deny_nothing();
         until("the right is noticed", async || {
             ann.ask("POST", &into("team/denied"), &[]).await.status == 202
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u11_a_registry_that_does_not_say_why_it_refuses_a_token_says_no_all_the_same() {
+    let life = long_enough_to_push().await;
+    for manner in [Manner::Quay, Manner::Harbor] {
+        let rig = Rig::telling_like(manner).await;
+        let ann = rig.ann();
+        rig.tokens.set_life(life);
+        push_image(&ann, APP, "v1", &bytes(1000)).await;
+        rig.tokens.deny("repository:team/denied");
+        for _ in 0..3 {
+            for (method, target) in [
+                ("GET", "/v2/team/denied/manifests/v1"),
+                ("POST", "/v2/team/denied/blobs/uploads/"),
+            ] {
+                let refused = ann.ask(method, target, &[]).await;
+                let told = (refused.status, &*refused.error_code());
+                assert_eq!(told, (403, "DENIED"), "{manner:?} {method} {target}");
+            }
+        }
+        // Tokens that ended are told from those that grant nothing.
+        outlive_tokens(&rig, &ann).await;
+        assert_eq!(ann.get(&tag("v1")).await.header("x-cache"), Some("hit"));
+        rig.tokens.deny("repository:team/app");
+        until("the right has ended", async || {
+            let pulled = ann.get(&tag("v1")).await;
+            assert_ne!(pulled.header("x-cache"), Some("stale"), "{manner:?}");
+            assert!([200, 403].contains(&pulled.status), "{}", pulled.text());
+            pulled.status == 403
+        })
+        .await;
+        rig.tokens.deny_nothing();
+        until("the right is back", async || {
+            ann.get(&tag("v1")).await.status == 200
         })
         .await;
     }

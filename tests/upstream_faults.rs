@@ -228,7 +228,7 @@ async fn u12_lasting_throttling_is_503_at_once_and_leaves_upstream_in_peace() {
 #[tokio::test(flavor = "multi_thread")]
 async fn u13_a_failure_for_a_moment_is_not_seen() {
     let stage = Stage::new().await;
-    for (number, status) in [500, 502, 503, 504].into_iter().enumerate() {
+    for (number, status) in [500, 502, 503, 504, 507, 520, 529].into_iter().enumerate() {
         for listener in [Listener::Registry, Listener::Storage] {
             let blob =
                 stage.blob(4000 + 2 * number as u64 + u64::from(listener == Listener::Storage));
@@ -261,6 +261,24 @@ async fn u13_o07_a_failing_upstream_is_asked_a_few_times_and_not_remembered() {
     assert!(rule.taken() <= 3, "{}", rule.taken());
     rule.remove();
     stage.assert_pulls(&blob).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u13_whatever_number_a_balancer_has_for_it_a_failure_is_one() {
+    let stage = Stage::with(|builder| builder.set("cache.tag_ttl", "0s")).await;
+    let named = stage.manifest_of("v1", &stage.blob(1000));
+    let client = stage.proxy.client();
+    assert_eq!(client.get(&manifest_path("v1")).await.digest(), named);
+    for status in [507, 520, 522, 530] {
+        let faults = stage.simulator.faults();
+        let rule = faults
+            .on(Listener::Registry, "HEAD", "/manifests/")
+            .then(Fault::status(status, "oops"));
+        let stale = client.get(&manifest_path("v1")).await;
+        let told = (stale.status, stale.header("x-cache"));
+        assert_eq!(told, (200, Some("stale")), "{status}");
+        rule.remove();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

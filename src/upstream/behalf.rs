@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::client::Answer;
-use super::credentials::{Verdict, verdict};
+use super::credentials::{Sent, Verdict, verdict};
 use super::error::{UpstreamError, Wrong};
 use super::origin::Origin;
 use super::question::Question;
@@ -91,7 +91,7 @@ impl Shared {
         if question.is_push && status == StatusCode::BAD_REQUEST && said(&body).is_some() {
             return Err(UpstreamError::Told(told(status, &body, &self.names())));
         }
-        Err(match verdict(status, &headers, &body, true) {
+        Err(match verdict(status, &headers, &body, Sent::Token) {
             Some(Verdict::Final | Verdict::Insufficient) => UpstreamError::Refused,
             Some(Verdict::Renew) if status != StatusCode::BAD_REQUEST => {
                 UpstreamError::BadCredentials

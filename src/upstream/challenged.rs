@@ -144,6 +144,15 @@ impl Challenged {
             Some(Challenge::Basic) => match known {
                 // Others were challenged at once.
                 Some(way @ Way::Basic(_)) => way,
+                // So Harbor answers whatever came; without a token service it is the registry that changed.
+                Some(Way::Bearer(bearer)) if sent.is_some() => {
+                    match bearer.refresher.instead_of(sent, deadline).await {
+                        Ok(token) => return Ok(token),
+                        Err(TokenError::NotGranted) => return Err(UpstreamError::Refused),
+                        Err(_) => self.basic_way(scope)?,
+                    }
+                }
+                // It changed how it is logged in to.
                 Some(Way::Bearer(_)) | None => self.basic_way(scope)?,
             },
             Some(Challenge::Bearer {
@@ -181,6 +190,14 @@ impl Challenged {
                 let token = bearer.refresher.instead_of(sent, deadline).await;
                 token.map_err(without_token)
             }
+        }
+    }
+
+    /// Whether `token` is a Bearer token that was obtained just now, for this scope.
+    pub(super) fn has_just(&self, token: &Arc<Token>, scope: Scope<'_>) -> bool {
+        match self.ways.get(&scope.to_string()) {
+            Some(Way::Bearer(bearer)) => bearer.refresher.has_just(token, YOUNG),
+            Some(Way::Basic(_)) | None => false,
         }
     }
 
@@ -283,9 +300,18 @@ fn without_token(error: TokenError) -> UpstreamError {
 
 /// True if the token that came is good, and grants too little (RFC 6750, 3.1).
 pub(super) fn is_insufficient(headers: &HeaderMap) -> bool {
+    says(headers, "insufficient_scope")
+}
+
+/// True if what came is said to be no good token at all (RFC 6750, 3.1).
+pub(super) fn is_invalid(headers: &HeaderMap) -> bool {
+    says(headers, "invalid_token") || says(headers, "invalid_request")
+}
+
+fn says(headers: &HeaderMap, wanted: &str) -> bool {
     matches!(
         challenge(headers),
-        Some(Challenge::Bearer { error: Some(error), .. }) if error == "insufficient_scope"
+        Some(Challenge::Bearer { error: Some(error), .. }) if error == wanted
     )
 }
 

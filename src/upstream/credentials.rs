@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use super::challenged::{Challenged, is_insufficient};
+use super::challenged::{Challenged, is_insufficient, is_invalid};
 use super::error::UpstreamError;
 use super::refresher::{Refresher, TokenStatus};
 use super::scope::Scope;
@@ -35,20 +35,38 @@ pub(super) enum Verdict {
 /// then for one that is good for more, where the registry says that it takes more.
 pub(super) const MOST_LOGINS: u32 = 2;
 
+/// What a question had with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    Nothing,
+    /// Credentials that may have ended.
+    Token,
+    /// A Bearer token that cannot have: it was obtained just now, for this.
+    YoungBearer,
+}
+
 /// Reads an answer with one of the statuses that concern credentials; `None` for others.
 pub(super) fn verdict(
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
-    sent: bool,
+    sent: Sent,
 ) -> Option<Verdict> {
+    let sent_any = sent != Sent::Nothing;
     match status {
-        StatusCode::UNAUTHORIZED if sent && is_insufficient(headers) => Some(Verdict::Insufficient),
+        StatusCode::UNAUTHORIZED if sent_any && is_insufficient(headers) => {
+            Some(Verdict::Insufficient)
+        }
+        // Token services such as Harbor's and Quay's grant nothing in a token that is good otherwise, and
+        // their registries do not say what is wrong with it.
+        StatusCode::UNAUTHORIZED if sent == Sent::YoungBearer && !is_invalid(headers) => {
+            Some(Verdict::Final)
+        }
         StatusCode::UNAUTHORIZED => Some(Verdict::Renew),
         StatusCode::FORBIDDEN if says_expired(body) => Some(Verdict::Renew),
         StatusCode::FORBIDDEN => Some(Verdict::Final),
         // ECR Public answers so to an expired token, without a challenge.
-        StatusCode::BAD_REQUEST if sent => Some(Verdict::Renew),
+        StatusCode::BAD_REQUEST if sent_any => Some(Verdict::Renew),
         _ => None,
     }
 }
@@ -106,6 +124,17 @@ impl Credentials {
         }
     }
 
+    /// What it is that was sent with a question about `scope`.
+    pub(super) fn sent(&self, token: Option<&Arc<Token>>, scope: Scope<'_>) -> Sent {
+        match (token, self) {
+            (None, _) => Sent::Nothing,
+            (Some(token), Self::Challenged(challenged)) if challenged.has_just(token, scope) => {
+                Sent::YoungBearer
+            }
+            (Some(_), _) => Sent::Token,
+        }
+    }
+
     /// What is known about the token; for challenged registries, where tokens are many and short, only
     /// that nothing is wrong.
     pub(super) fn status(&self) -> TokenStatus {
@@ -151,7 +180,7 @@ mod tests {
     fn u11_expiry_is_told_from_denial_by_its_text() {
         let none = HeaderMap::new();
         let verdict = |status, body: &[u8], sent| verdict(status, &none, body, sent);
-        let forbidden = |body: &str| verdict(StatusCode::FORBIDDEN, body.as_bytes(), true);
+        let forbidden = |body: &str| verdict(StatusCode::FORBIDDEN, body.as_bytes(), Sent::Token);
         let plain = "Your Authorization Token has expired. Please run 'aws ecr get-login'";
         assert_eq!(forbidden(plain), Some(Verdict::Renew));
         let json = r#"{"errors":[{"code":"DENIED","message":"Your authorization token has expired. Reauthenticate and try again."}]}"#;
@@ -160,15 +189,17 @@ mod tests {
         assert_eq!(forbidden(denied), Some(Verdict::Final));
         assert_eq!(forbidden(""), Some(Verdict::Final));
         assert_eq!(
-            verdict(StatusCode::UNAUTHORIZED, b"", true),
+            verdict(StatusCode::UNAUTHORIZED, b"", Sent::Token),
             Some(Verdict::Renew)
         );
         assert_eq!(
-            verdict(StatusCode::BAD_REQUEST, b"", true),
+            verdict(StatusCode::BAD_REQUEST, b"", Sent::Token),
             Some(Verdict::Renew)
         );
-        assert_eq!(verdict(StatusCode::BAD_REQUEST, b"", false), None);
-        assert_eq!(verdict(StatusCode::NOT_FOUND, plain.as_bytes(), true), None);
+        let sent_nothing = verdict(StatusCode::BAD_REQUEST, b"", Sent::Nothing);
+        assert_eq!(sent_nothing, None);
+        let absent = verdict(StatusCode::NOT_FOUND, plain.as_bytes(), Sent::Token);
+        assert_eq!(absent, None);
     }
 
     #[test]
@@ -180,10 +211,33 @@ mod tests {
             verdict(StatusCode::UNAUTHORIZED, &headers, b"", sent)
         };
         assert_eq!(
-            said("insufficient_scope", true),
+            said("insufficient_scope", Sent::Token),
             Some(Verdict::Insufficient)
         );
-        assert_eq!(said("insufficient_scope", false), Some(Verdict::Renew));
-        assert_eq!(said("invalid_token", true), Some(Verdict::Renew));
+        assert_eq!(
+            said("insufficient_scope", Sent::Nothing),
+            Some(Verdict::Renew)
+        );
+        for sent in [Sent::Token, Sent::YoungBearer] {
+            assert_eq!(said("invalid_token", sent), Some(Verdict::Renew));
+        }
+    }
+
+    #[test]
+    fn a_token_made_just_now_that_is_refused_without_a_word_does_not_do_for_this() {
+        let said = |challenge: &str, sent| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::WWW_AUTHENTICATE, challenge.parse().unwrap());
+            verdict(StatusCode::UNAUTHORIZED, &headers, b"", sent)
+        };
+        for challenge in [
+            r#"Basic realm="harbor""#,
+            r#"Bearer realm="https://a.example/token",service="quay""#,
+        ] {
+            let young = said(challenge, Sent::YoungBearer);
+            assert_eq!(young, Some(Verdict::Final), "{challenge}");
+            let old = said(challenge, Sent::Token);
+            assert_eq!(old, Some(Verdict::Renew), "{challenge}");
+        }
     }
 }

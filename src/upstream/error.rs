@@ -35,7 +35,7 @@ pub enum UpstreamError {
     /// The registry fails: the last status after all attempts.
     #[error("upstream fails with status {status}")]
     Failing {
-        /// 500, 502, 503 or 504.
+        /// One of 500 to 599; 429 of storage, which has no gate.
         status: u16,
     },
     /// No connection.

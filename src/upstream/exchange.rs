@@ -145,7 +145,8 @@ impl Shared {
             // Without a readable body a 403 is a denial.
             let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
             let told = || told::told(status, &body, &self.names());
-            match verdict(status, &headers, &body, token.is_some()) {
+            let sent = self.credentials.sent(token.as_ref(), question.scope);
+            match verdict(status, &headers, &body, sent) {
                 // What a push is told in so many words is about the push.
                 Some(Verdict::Renew) | None
                     if question.is_push

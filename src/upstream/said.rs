@@ -28,14 +28,16 @@ pub(super) fn concerns_credentials(status: StatusCode) -> bool {
     )
 }
 
+/// True for statuses that say that whoever answers fails, those of balancers too, which have their own
+/// (520 to 530). What is not offered is no failure, and 511 is a network's.
 pub(super) fn is_failure(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::INTERNAL_SERVER_ERROR
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT
-    )
+    status.is_server_error()
+        && !matches!(
+            status,
+            StatusCode::NOT_IMPLEMENTED
+                | StatusCode::HTTP_VERSION_NOT_SUPPORTED
+                | StatusCode::NETWORK_AUTHENTICATION_REQUIRED
+        )
 }
 
 /// What an answer that is neither content nor an error of [`Upstream::ask`](super::Upstream) means, when `what` was asked.

@@ -13,6 +13,7 @@
 
 pub mod blobs;
 pub mod bundle;
+pub mod challenger;
 pub mod client;
 pub mod clock;
 pub mod connect_proxy;

@@ -437,6 +437,27 @@ async fn k05_while_the_service_fails_what_is_cached_is_served_and_no_push_begins
     assert_eq!(end(&ann, &place, &content, b"").await.status, 201);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn u12_a_service_that_throttles_is_left_alone_by_all_and_nobody_is_told() {
+    let rig = Rig::start().await;
+    let ann = rig.ann();
+    let (_, named) = push_image(&ann, APP, "v1", &bytes(1000)).await;
+    rig.tokens.throttle_once();
+    let missing: Vec<_> = (0..20)
+        .map(|number| format!("/v2/team/missing{number}/manifests/v1"))
+        .collect();
+    let (first, others) = tokio::join!(ann.get(&missing[0]), async {
+        until("the service throttles", async || rig.tokens.has_throttled()).await;
+        let asking = missing[1..].iter().map(|path| ann.get(path));
+        futures_util::future::join_all(asking).await
+    });
+    for answer in others.into_iter().chain([first]) {
+        assert_eq!(answer.status, 404, "{}", answer.text());
+    }
+    assert_eq!(rig.tokens.early(), 0);
+    assert_eq!(ann.get(&tag("v1")).await.digest(), named);
+}
+
 /// Begins an upload, as often as it takes.
 async fn until_begun(ann: &Client) -> String {
     let target = format!("/v2/{APP}/blobs/uploads/");

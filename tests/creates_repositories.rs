@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ecr_proxy::simulator::{
-    Action, CannedAnswer, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern, Principal,
-    Simulator,
+    Action, CannedAnswer, Entry, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern,
+    Principal, Simulator,
 };
 use serde_json::{Value, json};
-use support::blobs::until;
+use support::blobs::{metric, until};
 use support::proxy::Builder;
 use support::store::files_below;
 use support::users::{login, user_line};
@@ -196,6 +196,34 @@ async fn twenty_pushes_at_once_create_one_repository() {
         assert_eq!(answer.status, 202, "{}", answer.text());
     }
     assert_eq!(rig.asked("CreateRepository"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_that_wait_for_aws_take_its_word_together() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let ann = rig.user("ann");
+    let gate = Gate::new();
+    let faults = rig.ecr.faults();
+    let failing = faults.on(Listener::Api, "POST", "CreateRepository");
+    failing.all([Fault::Hold(gate.clone()), Fault::status(500, "")]);
+    let pushes = (0..20).map(|_| begin(&ann, "team/app"));
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(pushes), async {
+        until("all of them know that there is none", async || {
+            let begun = |entry: &Entry| entry.method == "POST" && entry.path.contains("/uploads/");
+            rig.ecr.journal().count(begun) >= 20
+        })
+        .await;
+        gate.open();
+    });
+    for answer in answers {
+        assert_eq!(answer.status, 503, "{}", answer.text());
+    }
+    // What is asked for once is tried three times; one who came late may ask anew.
+    assert!(
+        rig.asked("CreateRepository") <= 6,
+        "{}",
+        rig.asked("CreateRepository")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -657,6 +685,24 @@ async fn whoever_brings_a_token_of_their_own_creates_nothing_by_ours() {
     };
     assert_eq!(ecr.journal().count(asked), 1);
     assert!(ecr.repositories().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_none_is_created_pushes_to_missing_ones_turn_nobody_else_away() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let ann = rig.user("ann");
+    let faults = rig.ecr.faults();
+    let closed = faults.on(Listener::Registry, "POST", Pattern::from("/uploads/"));
+    let closed = closed.then(Fault::Raw("".into()));
+    for number in 0..10 {
+        let answer = begin(&ann, &format!("elsewhere/app{number}")).await;
+        assert!([502, 503].contains(&answer.status), "{}", answer.text());
+    }
+    closed.remove();
+    let opened = "ecr_proxy_upstream_breaker_openings_total";
+    assert_eq!(metric(&rig.proxy, opened, &[]).await, 0.0);
+    rig.ecr.create_repository("elsewhere/app");
+    assert_eq!(begin(&ann, "elsewhere/app").await.status, 202);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,11 +7,14 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use ecr_proxy::simulator::{
     CannedAnswer, FULL_ACCESS_KEY, Fault, Listener, Outage, Pattern, Simulator, Stored,
 };
+use support::blobs::metric;
 use support::image::{REPOSITORY, TAG};
+use support::proxy::Builder;
 use support::real::DockerRegistry;
 use support::users::{login, user_line};
 use support::{Answer, Client, Connection, Proxy, image, store};
@@ -519,20 +522,86 @@ async fn referrers_that_were_pulled_are_listed_when_upstream_cannot() {
     assert_eq!(stale.header("oci-filters-applied"), None);
 }
 
+/// The same registry as one of no known kind.
+fn by_basic(simulator: &Simulator, folder: &Path) -> Builder {
+    let token = simulator.token(FULL_ACCESS_KEY).expect("a principal");
+    let password = folder.join("password");
+    fs::write(&password, token.password).expect("a writable folder");
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).expect("one's own file");
+    Proxy::builder()
+        .registry("registry.upstream.test", &simulator.endpoint())
+        .upstream_key("auth", "basic")
+        .upstream_key("username", "AWS")
+        .upstream_key("password_file", password.to_str().expect("a UTF-8 path"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_has_pages_where_referrers_would_be_knows_of_none_and_is_there() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    image::push(&simulator);
+    let folder = tempfile::tempdir().expect("a folder");
+    let proxy = by_basic(&simulator, folder.path()).start();
+    let other = |body: &'static str| {
+        Fault::Answer(CannedAnswer {
+            status: 200,
+            headers: vec![("content-type", "application/json".into())],
+            body: body.into(),
+        })
+    };
+    for (number, fault) in [
+        Fault::rubbish(),
+        Fault::redirect("https://login.upstream.test/?next=x"),
+        other(r#"{"message":"not here"}"#),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let faults = simulator.faults();
+        let rule = faults.on(Listener::Registry, "GET", "/referrers/");
+        let rule = rule.then(fault);
+        for lookup in 0..10 {
+            let subject = store::digest(format!("{number} {lookup}").as_bytes());
+            let path = format!("/v2/{REPOSITORY}/referrers/{subject}");
+            let answer = proxy.client().get(&path).await;
+            assert_eq!(answer.status, 404, "{number}: {}", answer.text());
+        }
+        rule.remove();
+    }
+    let opened = "ecr_proxy_upstream_breaker_openings_total";
+    assert_eq!(metric(&proxy, opened, &[]).await, 0.0);
+    let tag = format!("/v2/{REPOSITORY}/manifests/{TAG}");
+    assert_eq!(proxy.client().get(&tag).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_host_of_the_registry_says_is_not_there_is_not() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let other = Simulator::builder().start().await.expect("a simulator");
+    let folder = tempfile::tempdir().expect("a folder");
+    let proxy = by_basic(&simulator, folder.path()).start();
+    for (path, code) in [
+        ("/v2/team/app/manifests/v1", "MANIFEST_UNKNOWN"),
+        ("/v2/team/gone/manifests/v1", "NAME_UNKNOWN"),
+        ("/v2/team/gone/tags/list", "NAME_UNKNOWN"),
+    ] {
+        let sent = simulator.faults();
+        let sent = sent.on(Listener::Registry, "GET", path);
+        sent.then(Fault::redirect(&format!("{}{path}", other.endpoint())));
+        let told = other.faults().on(Listener::Registry, "GET", path);
+        let body = format!(r#"{{"errors":[{{"code":"{code}","message":"none"}}]}}"#);
+        told.then(Fault::status(404, &body));
+        let answer = proxy.client().get(path).await;
+        let told = (answer.status, &*answer.error_code());
+        assert_eq!(told, (404, code), "{path}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_knows_of_no_referrers_is_understood_in_other_words() {
     let simulator = Simulator::builder().start().await.expect("a simulator");
     image::push(&simulator);
-    let token = simulator.token(FULL_ACCESS_KEY).expect("a principal");
     let folder = tempfile::tempdir().expect("a folder");
-    let password = folder.path().join("password");
-    fs::write(&password, token.password).expect("a writable folder");
-    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).expect("one's own file");
-    let by_basic = Proxy::builder()
-        .registry("registry.upstream.test", &simulator.endpoint())
-        .upstream_key("auth", "basic")
-        .upstream_key("username", "AWS")
-        .upstream_key("password_file", password.to_str().expect("a UTF-8 path"));
+    let by_basic = by_basic(&simulator, folder.path());
     let tag = format!("/v2/{REPOSITORY}/manifests/{TAG}");
     for (number, proxy) in [by_basic.start(), before(&simulator).await]
         .into_iter()

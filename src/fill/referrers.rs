@@ -105,7 +105,9 @@ impl Fills {
         let manifests = &self.shared.manifests;
         match manifests.find(repo, &Reference::Tag(tag)).await {
             Ok(found) if *found.what.media_type == *media_type::OCI_INDEX => {
-                Ok(read(&found.what.bytes)?)
+                // One that cannot be read is not one that names nothing.
+                let malformed = |_| UpstreamError::Wrong(Wrong::Malformed);
+                Ok(Referrers::from_index(&found.what.bytes).map_err(malformed)?)
             }
             // Some call images by their own digests in this way.
             Ok(_) => Ok(Referrers::default()),
@@ -113,12 +115,6 @@ impl Fills {
             Err(error) => Err(error),
         }
     }
-}
-
-/// What a list names. One that cannot be read is not one that names nothing.
-fn read(index: &[u8]) -> Result<Referrers, UpstreamError> {
-    let malformed = |_| UpstreamError::Wrong(Wrong::Malformed);
-    Referrers::from_index(index).map_err(malformed)
 }
 
 impl Shared {
@@ -136,11 +132,11 @@ impl Shared {
                 let page = upstream
                     .referrers(&repo.repository, &subject, next.as_deref())
                     .await?;
-                bytes += page.bytes.len();
+                bytes += page.size;
                 if bytes > MAX_BYTES {
                     break;
                 }
-                list.extend(read(&page.bytes)?);
+                list.extend(page.list);
                 next = page.next;
                 if next.is_none() {
                     return Ok(list);

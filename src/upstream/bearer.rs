@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::client::{Client, Outgoing};
 use super::error::{OddToken, TokenError, UpstreamError, Wrong};
+use super::gate::Gate;
 use super::origin::Origin;
 use super::portal::is_page;
 use super::question::Kind;
@@ -31,6 +32,10 @@ pub(super) struct BearerTokens {
     pub(super) realm: Realm,
     /// The value of `Authorization` for the realm; anonymous without.
     pub(super) login: Option<HeaderValue>,
+    /// One for all that is asked for: a service that throttles does so whatever the scope.
+    pub(super) gate: Arc<Gate>,
+    /// For how long throttling is waited out before an attempt fails of it.
+    pub(super) patience: Duration,
 }
 
 #[derive(Deserialize)]
@@ -53,11 +58,22 @@ impl BearerTokens {
             token: login.as_ref(),
             ..Outgoing::get(Kind::Token, target.clone())
         };
-        let answer = self
-            .client
-            .send(&outgoing, Instant::now() + CONNECT_TIMEOUT)
-            .await
-            .map_err(|error| explain(&error))?;
+        let patient_until = Instant::now() + self.patience;
+        let answer = loop {
+            let pass = self.gate.pass(patient_until).await;
+            let pass = pass.map_err(|_retry_after| TokenError::Throttled)?;
+            let answer = self
+                .client
+                .send(&outgoing, Instant::now() + CONNECT_TIMEOUT)
+                .await
+                .map_err(|error| explain(&error))?;
+            if answer.status() != StatusCode::TOO_MANY_REQUESTS {
+                pass.answered();
+                break answer;
+            }
+            pass.throttled(answer.headers());
+            answer.discard().await;
+        };
         match answer.status() {
             status if is_redirect(status) => return Err(TokenError::Intercepted),
             _ if is_page(answer.headers()) => return Err(TokenError::Intercepted),
@@ -73,7 +89,6 @@ impl BearerTokens {
                     },
                 );
             }
-            StatusCode::TOO_MANY_REQUESTS => return Err(TokenError::Throttled),
             status if status.is_server_error() => return Err(TokenError::Failing),
             _ => return Err(TokenError::Odd(OddToken::Missing)),
         }

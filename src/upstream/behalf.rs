@@ -60,9 +60,10 @@ impl Shared {
         caller: &Token,
     ) -> Result<Answer, UpstreamError> {
         self.breaker.admit()?;
+        let waited_by = Instant::now() + self.options.limits.connect;
+        self.turn(question, waited_by).await?;
+        let pass = self.pass(question, waited_by).await?;
         let connected_by = Instant::now() + self.options.limits.connect;
-        self.turn(question, connected_by).await?;
-        let pass = self.pass(question, connected_by).await?;
         let target = self.at_home(&question.path)?;
         let outgoing = self.outgoing(question, target, Some(caller));
         let answer = self.sent(&outgoing, connected_by).await;

@@ -84,6 +84,8 @@ struct State {
     outage: Option<Outage>,
     /// A suspicion is being looked into.
     suspected: bool,
+    /// An answer came since that began.
+    cleared: bool,
     /// Nobody is suspected before.
     trusted_until: Option<Instant>,
 }
@@ -106,6 +108,7 @@ impl State {
     fn answered(&mut self) -> Option<Outage> {
         self.failures = 0;
         self.failing = 0;
+        self.cleared = true;
         self.outage.take()
     }
 
@@ -215,11 +218,11 @@ impl Breaker {
             self.inner.has_answered.store(true, Ordering::Relaxed);
         }
         // The usual case takes no lock for writing.
-        let (failures, failing) = {
+        let is_news = {
             let state = self.inner.state.borrow();
-            (state.failures, state.failing)
+            state.failures > 0 || state.failing > 0 || (state.suspected && !state.cleared)
         };
-        if failures > 0 || failing > 0 {
+        if is_news {
             self.inner.close(State::answered);
         }
     }
@@ -259,7 +262,9 @@ impl Breaker {
         self.inner.state.send_if_modified(|state| {
             let is_trusted = state.trusted_until.is_some_and(|until| now < until);
             is_new = !(is_trusted || state.suspected || state.outage.is_some());
-            state.suspected |= is_new;
+            if is_new {
+                (state.suspected, state.cleared) = (true, false);
+            }
             false
         });
         if !is_new {
@@ -268,16 +273,21 @@ impl Breaker {
         let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
             let verdict = inner.knock(SUSPECT_TIME).await;
+            let mut is_guilty = false;
             inner.state.send_if_modified(|state| {
                 state.suspected = false;
                 state.trusted_until = verdict.is_ok().then(|| Instant::now() + TRUST);
-                match verdict {
-                    Ok(()) => state.failing = 0,
-                    Err(_) => state.failures = LIMIT,
+                // Where others were answered meanwhile, there is somebody, whatever becomes of probes.
+                is_guilty = verdict.is_err() && !state.cleared;
+                match is_guilty {
+                    true => state.failures = LIMIT,
+                    false => state.failing = 0,
                 }
                 false
             });
-            if let Err(error) = verdict {
+            if let Err(error) = verdict
+                && is_guilty
+            {
                 inner.fail(&error);
             }
         });

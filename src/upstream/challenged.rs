@@ -17,6 +17,7 @@ use crate::oci::header::Challenge;
 use super::bearer::BearerTokens;
 use super::client::Client;
 use super::error::{RefusedRealm, TokenError, UpstreamError, Wrong};
+use super::gate::Gate;
 use super::meter::Meter;
 use super::origin::Origin;
 use super::realm::{Realm, Realms};
@@ -56,6 +57,7 @@ pub(super) struct Challenged {
     client: Arc<Client>,
     token_timeout: Duration,
     meter: Meter,
+    gate: Arc<Gate>,
     /// By what a scope is written as.
     ways: Cache<String, Way>,
     last: Mutex<Option<Asked>>,
@@ -105,6 +107,7 @@ impl Challenged {
             client,
             token_timeout,
             meter,
+            gate: Arc::new(Gate::open()),
             ways: Cache::new(MAX_SCOPES),
             last: Mutex::default(),
             refused: Mutex::default(),
@@ -249,6 +252,8 @@ impl Challenged {
             client: Arc::clone(&self.client),
             realm: realm.clone(),
             login: self.login.as_ref().map(Login::header).transpose()?,
+            gate: Arc::clone(&self.gate),
+            patience: self.token_timeout / 2,
         };
         let refresher = Refresher::new(
             source,

@@ -27,6 +27,7 @@ use tower_service::Service as _;
 use super::connect::{ConnectError, Dialer, HasAnswered};
 use super::error::{Deadline, Unreachable, UpstreamError, Wrong};
 use super::meter::Meter;
+use super::options::Limits;
 use super::question::{Doubt, Kind};
 use super::sending::{Carried, Sending};
 use super::token::Token;
@@ -56,6 +57,8 @@ pub(super) struct Client {
     /// Connections that carry blobs, which may take hours, do not crowd out the others.
     bodies: Arc<Semaphore>,
     short: Arc<Semaphore>,
+    /// Connecting that was tried for less says nothing of whom it was tried with: the time went before.
+    fair_try: Duration,
     first_byte: Duration,
     progress: Duration,
     meter: Meter,
@@ -121,20 +124,15 @@ pub(super) struct Answer {
 }
 
 impl Client {
-    pub(super) fn new(
-        dialer: Dialer,
-        max_connections: usize,
-        first_byte: Duration,
-        progress: Duration,
-        meter: Meter,
-    ) -> Self {
+    pub(super) fn new(dialer: Dialer, limits: &Limits, meter: Meter) -> Self {
         Self {
             http: ArcSwap::from_pointee(http(dialer.clone())),
             dialer,
-            bodies: Arc::new(Semaphore::new(max_connections)),
-            short: Arc::new(Semaphore::new(max_connections)),
-            first_byte,
-            progress,
+            bodies: Arc::new(Semaphore::new(limits.max_connections)),
+            short: Arc::new(Semaphore::new(limits.max_connections)),
+            fair_try: limits.connect / 2,
+            first_byte: limits.first_byte,
+            progress: limits.progress,
             meter,
         }
     }
@@ -244,6 +242,7 @@ impl Client {
         outgoing: &Outgoing<'_>,
         connected_by: Instant,
     ) -> Result<(Response<Incoming>, CaptureConnection), UpstreamError> {
+        let began = Instant::now();
         let mut stale = 0;
         loop {
             let mut request = self.build(outgoing)?;
@@ -264,7 +263,10 @@ impl Client {
                     }
                 }
                 () = tokio::time::sleep_until(connected_by) => {
-                    return Err(UpstreamError::TooSlow(Deadline::Connect));
+                    return Err(UpstreamError::TooSlow(match began.elapsed() < self.fair_try {
+                        true => Deadline::Slot,
+                        false => Deadline::Connect,
+                    }));
                 }
             };
             let has_answered = connection

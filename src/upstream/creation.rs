@@ -114,6 +114,7 @@ pub(super) struct Creator {
 #[derive(Clone)]
 struct Known {
     word: Result<Created, UpstreamError>,
+    spoken: Instant,
     until: Instant,
 }
 
@@ -163,10 +164,13 @@ impl Creator {
         repository: &RepositoryName,
         is_absent: bool,
     ) -> Result<Created, UpstreamError> {
+        let asked = Instant::now();
         let slot = self.recent.get_with_by_ref(repository, Arc::default);
         let mut known = slot.lock().await;
+        // Whoever waited for it takes it, however soon it is out of date: what failed for one is not tried by
+        // each in turn.
         if let Some(known) = &*known
-            && Instant::now() < known.until
+            && (asked <= known.spoken || Instant::now() < known.until)
         {
             return known.word.clone();
         }
@@ -176,9 +180,11 @@ impl Creator {
             Err(UpstreamError::Refused | UpstreamError::Told(_)) => REFUSED_FOR,
             Err(_) => Duration::ZERO,
         };
+        let spoken = Instant::now();
         *known = Some(Known {
             word: word.clone(),
-            until: Instant::now() + stands,
+            spoken,
+            until: spoken + stands,
         });
         word
     }

@@ -104,7 +104,7 @@ pub enum Unreachable {
 /// Which deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deadline {
-    /// A free connection slot.
+    /// A free connection slot, or what else goes before connecting.
     Slot,
     /// Token and connection together.
     Connect,

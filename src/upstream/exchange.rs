@@ -17,7 +17,8 @@ use super::credentials::{MOST_LOGINS, Verdict, verdict};
 use super::error::{Unreachable, UpstreamError, Wrong};
 use super::gate::{Pass, backoff};
 use super::portal::stands_in;
-use super::question::{Kind, Question};
+use super::question::{Breaks, Kind, Question};
+use super::registry::RegistryKind;
 use super::said::{MAX_ERROR_BODY, concerns_credentials, is_failure, said};
 use super::token::Token;
 use super::told;
@@ -92,10 +93,11 @@ impl Shared {
                 Ok(answer) => answer,
                 Err(error) => {
                     let is_broken = error == UpstreamError::Unreachable(Unreachable::Broken);
-                    if is_broken && question.breaks_where_absent {
-                        return Err(error);
+                    match question.breaks {
+                        Breaks::LookedInto if is_broken => return Err(error),
+                        Breaks::MayBeAbsent if is_broken => self.breaker.suspect(),
+                        _ => self.breaker.failed(&error),
                     }
-                    self.breaker.failed(&error);
                     let again = matches!(error, UpstreamError::Unreachable(_))
                         && question.carried.may_be_repeated();
                     if !(again && self.may_retry(&mut attempt).await) {
@@ -121,6 +123,7 @@ impl Shared {
                 if !question.carried.may_be_repeated() {
                     return Err(UpstreamError::Throttled { retry_after: pause });
                 }
+                connected_by = Instant::now() + self.options.limits.connect;
                 continue;
             }
             pass.answered();
@@ -258,7 +261,11 @@ impl Shared {
         }
         answer.discard().await;
         let error = UpstreamError::Wrong(Wrong::Intercepted);
-        self.breaker.failed(&error);
+        match self.options.registry.kind() {
+            // It may be the registry's after all: some have pages where they do not offer something.
+            RegistryKind::Other => self.breaker.suspect(),
+            _ => self.breaker.failed(&error),
+        }
         Err(error)
     }
 

@@ -116,6 +116,12 @@ impl Shared {
                 | StatusCode::RANGE_NOT_SATISFIABLE => {
                     return Ok(Followed::Content(answer));
                 }
+                // Registries that are spread over several hosts send on to whichever has the rest of the API.
+                StatusCode::NOT_FOUND
+                    if question.kind != Kind::Blob && !redirect::is_signed(&target) =>
+                {
+                    return Ok(Followed::Content(answer));
+                }
                 // That storage does not have what the registry says it has is no word of the registry.
                 status => return Err(UpstreamError::Wrong(Wrong::Status(status.as_u16()))),
             }

@@ -135,13 +135,17 @@ impl Pass<'_> {
         self.gate.state.send_modify(|state| {
             let until = Instant::now() + pause;
             // Answers to requests sent before the gate closed must not open it earlier.
-            let until = match *state {
-                State::Closed { until: already, .. } => already.max(until),
-                State::Open | State::Probing { .. } => until,
+            let (until, known) = match *state {
+                State::Closed {
+                    until: already,
+                    strikes,
+                } => (already.max(until), strikes),
+                State::Probing { strikes } => (until, strikes),
+                State::Open => (until, 0),
             };
             *state = State::Closed {
                 until,
-                strikes: strikes.saturating_add(1),
+                strikes: strikes.saturating_add(1).max(known),
             };
         });
         pause
@@ -157,9 +161,16 @@ impl Pass<'_> {
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
         if self.is_probe {
-            self.gate.state.send_replace(State::Closed {
-                until: Instant::now(),
-                strikes: self.strikes,
+            self.gate.state.send_if_modified(|state| {
+                // Others may have been told meanwhile to wait.
+                let is_probing = matches!(state, State::Probing { .. });
+                if is_probing {
+                    *state = State::Closed {
+                        until: Instant::now(),
+                        strikes: self.strikes,
+                    };
+                }
+                is_probing
             });
         }
     }
@@ -292,6 +303,27 @@ mod tests {
         // Its answer closes the gate for as long as if it had been waited for.
         assert_eq!(upload.throttled(&nothing), Duration::from_secs(2));
         assert_eq!(pass().await.strikes, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn u12_what_was_sent_before_says_no_less_than_a_probe() {
+        let gate = Gate::open();
+        let began = Instant::now();
+        let deadline = began + Duration::from_secs(60);
+        let pass = async || gate.pass(deadline).await.ok().unwrap();
+        let nothing = HeaderMap::new();
+        let [first, second, third] = [pass().await, pass().await, pass().await];
+        first.throttled(&nothing);
+        let probe = pass().await;
+        assert_eq!(began.elapsed(), Duration::from_secs(1));
+        // One that was sent while the gate was open is answered only now, and the probe is given up.
+        second.throttled(&headers("10"));
+        drop(probe);
+        let probe = pass().await;
+        assert_eq!(began.elapsed(), Duration::from_secs(11));
+        assert_eq!(probe.throttled(&nothing), Duration::from_secs(2));
+        third.throttled(&nothing);
+        assert_eq!(pass().await.strikes, 2, "it was told twice in a row");
     }
 
     #[tokio::test(start_paused = true)]

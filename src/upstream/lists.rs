@@ -3,7 +3,6 @@
 //! How a registry pages is its own affair: what names the next page is opaque here, and given back as
 //! it was.
 
-use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
@@ -11,12 +10,13 @@ use serde::de::DeserializeOwned;
 
 use crate::oci::header::next_link;
 use crate::oci::media_type;
-use crate::oci::{Digest, RepositoryName};
+use crate::oci::{Digest, Referrers, RepositoryName};
 
 use super::Upstream;
 use super::client::{Answer, path_and_query};
 use super::error::{Absent, UpstreamError, Wrong};
 use super::question::{Kind, Question};
+use super::registry::RegistryKind;
 use super::said::unanswered;
 use super::scope::Scope;
 
@@ -35,10 +35,12 @@ pub struct NamePage {
 }
 
 /// One page of the manifests that refer to another.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct ReferrersPage {
-    /// An image index, as it came.
-    pub bytes: Bytes,
+    /// What the page names.
+    pub list: Referrers,
+    /// How long it was, in bytes.
+    pub size: usize,
     /// What to give as `page` for the next page.
     pub next: Option<String>,
 }
@@ -92,7 +94,7 @@ impl Upstream {
         let question = |path| Question::get(Kind::Catalog, path, Scope::Catalog);
         match self.names(path, n, page, question).await {
             Ok(page) => page.read(|list: Repositories| list.repositories).await,
-            // Registries with tokens for repositories have none for this. ECR has one for everything.
+            // What anybody may pull from may want a login for this. ECR has one for everything.
             Err(UpstreamError::BadCredentials) if !self.takes_ecr_tokens() => {
                 Err(UpstreamError::Refused)
             }
@@ -143,9 +145,16 @@ impl Upstream {
             accept: Some(HeaderValue::from_static(media_type::OCI_INDEX)),
             ..Question::get(Kind::Referrers, path, Scope::Pull(repository))
         };
+        // What a registry that knows of no referrers has there may be anything: a page, or a way to one. Clients
+        // take that for what it means, too.
+        let may_be_anything = *self.registry().kind() == RegistryKind::Other;
         let answer = match self.fetch(&question).await {
-            // So some registries say that they know of no referrers, and clients take it for that.
             Err(UpstreamError::Wrong(Wrong::Status(400))) => {
+                return Err(UpstreamError::Unsupported);
+            }
+            Err(UpstreamError::Wrong(Wrong::Intercepted | Wrong::Redirect(_)))
+                if may_be_anything =>
+            {
                 return Err(UpstreamError::Unsupported);
             }
             answer => answer?,
@@ -160,9 +169,15 @@ impl Upstream {
         let next = next_page(answer.headers());
         let bytes = answer.read(MAX_LIST).await?;
         // Distribution-spec, "Listing Referrers": always an image index.
-        crate::oci::Manifest::parse(media_type::OCI_INDEX, &bytes)
-            .map_err(|_| UpstreamError::Wrong(Wrong::Malformed))?;
-        Ok(ReferrersPage { bytes, next })
+        match Referrers::from_index(&bytes) {
+            Ok(list) => Ok(ReferrersPage {
+                list,
+                size: bytes.len(),
+                next,
+            }),
+            Err(_) if may_be_anything => Err(UpstreamError::Unsupported),
+            Err(_) => Err(UpstreamError::Wrong(Wrong::Malformed)),
+        }
     }
 }
 

@@ -231,13 +231,7 @@ impl Upstream {
             timeout: limits.connect,
         })
         .map_err(SetupError::Roots)?;
-        let client = Arc::new(Client::new(
-            dialer,
-            limits.max_connections,
-            limits.first_byte,
-            limits.progress,
-            meter.clone(),
-        ));
+        let client = Arc::new(Client::new(dialer, &limits, meter.clone()));
         let challenged = |login| {
             Credentials::Challenged(Box::new(Challenged::new(
                 login,

@@ -71,11 +71,20 @@ pub(super) struct Question<'a> {
     pub(super) content_range: Option<HeaderValue>,
     /// What the registry says to it is told in its own words, see [`Told`](super::UpstreamError::Told).
     pub(super) is_push: bool,
-    /// A connection that breaks may be all that the registry says where there is no such repository.
-    /// Whoever asks looks into that, so it is neither asked again nor told to the breaker.
-    pub(super) breaks_where_absent: bool,
+    pub(super) breaks: Breaks,
     pub(super) scope: Scope<'a>,
     pub(super) doubt: Doubt,
+}
+
+/// What a connection that breaks before the answer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Breaks {
+    /// That the registry does not answer.
+    AreFailures,
+    /// Perhaps no more than that there is no such repository: anybody can bring that about, so a probe tells.
+    MayBeAbsent,
+    /// The same, and whoever asks looks into it: it is neither asked again nor told to the breaker.
+    LookedInto,
 }
 
 /// Whether what was asked may have been done although nobody said so: it was sent, and its answer was lost.
@@ -105,7 +114,7 @@ impl<'a> Question<'a> {
             content_type: None,
             content_range: None,
             is_push: false,
-            breaks_where_absent: false,
+            breaks: Breaks::AreFailures,
             scope,
             doubt: Doubt::default(),
         }

@@ -259,7 +259,7 @@ impl Refresher {
     /// Leaving changes nothing; a refresh that was begun goes on.
     pub(super) async fn obtain_soon(&self) {
         let mut ended = self.inner.ended.subscribe();
-        self.inner.give_up_slow();
+        self.inner.begin_slow_anew();
         loop {
             {
                 let mut state = self.inner.lock();
@@ -332,15 +332,19 @@ impl Inner {
         });
     }
 
-    /// Ends an attempt that takes longer than usual. It has no outcome.
-    fn give_up_slow(&self) {
-        let slow = self
-            .lock()
+    /// Ends an attempt that takes longer than usual, which has no outcome, and makes another in its place: a
+    /// token in hand, with which nobody asks for the next, is renewed by it all the same.
+    fn begin_slow_anew(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let slow = state
             .refreshing
             .take_if(|attempt| attempt.began.elapsed() > USUAL);
-        if let Some(attempt) = slow {
-            attempt.task.abort();
-        }
+        let Some(slow) = slow else {
+            return;
+        };
+        self.begin(&mut state);
+        drop(state);
+        slow.task.abort();
     }
 
     /// The end of attempt `number`, unless it was given up.

@@ -16,7 +16,7 @@ use super::client::{Answer, path_and_query};
 use super::creation::{is_told_absent, may_be_absent};
 use super::error::{UpstreamError, Wrong};
 use super::origin::Origin;
-use super::question::{Kind, Question};
+use super::question::{Breaks, Kind, Question};
 use super::redirect;
 use super::said::MAX_ERROR_BODY;
 use super::scope::Scope;
@@ -95,8 +95,13 @@ impl Upstream {
             }
         };
         let path = path_and_query(format!("/v2/{repository}/blobs/uploads/{query}"))?;
+        let breaks = match self.creator(repository) {
+            Some(_) => Breaks::LookedInto,
+            None if self.registry().ecr().is_some() => Breaks::MayBeAbsent,
+            None => Breaks::AreFailures,
+        };
         let question = Question {
-            breaks_where_absent: self.creator(repository).is_some(),
+            breaks,
             ..push(Kind::Upload, Method::POST, path, scope)
         };
         let mount = mount.map(|(digest, _)| *digest);

@@ -7,12 +7,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{HeaderValue, Request, Response, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -33,6 +33,8 @@ const SERVICE: &str = "registry.upstream.test";
 const ISSUER: &str = "tokens.upstream.test";
 /// For as long after its end docker-registry still takes a token, for clocks that differ.
 const LEEWAY: Duration = Duration::from_secs(60);
+/// What it says when it throttles.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// See the module. It ends with the test's runtime.
 pub struct TokenService {
@@ -55,6 +57,11 @@ struct State {
     told: Option<Duration>,
     denied: Vec<String>,
     asked: Vec<Asked>,
+    /// How many more are throttled, and when the last was.
+    to_throttle: u32,
+    throttled: Option<Instant>,
+    /// How many came before they should.
+    early: u32,
 }
 
 /// How a token is handed over.
@@ -109,6 +116,9 @@ impl TokenService {
                     told: None,
                     denied: Vec::new(),
                     asked: Vec::new(),
+                    to_throttle: 0,
+                    throttled: None,
+                    early: 0,
                 }),
             }),
         };
@@ -184,6 +194,21 @@ impl TokenService {
         self.inner.state().denied.clear();
     }
 
+    /// The next that comes is told to come again in two seconds.
+    pub fn throttle_once(&self) {
+        self.inner.state().to_throttle = 1;
+    }
+
+    /// Whether that has come.
+    pub fn has_throttled(&self) -> bool {
+        self.inner.state().throttled.is_some()
+    }
+
+    /// How many came in those two seconds.
+    pub fn early(&self) -> u32 {
+        self.inner.state().early
+    }
+
     /// What was asked so far, in order.
     pub fn asked(&self) -> Vec<Asked> {
         self.inner.state().asked.clone()
@@ -220,6 +245,15 @@ impl Inner {
         let mut state = self.state();
         if state.form == Form::Failing {
             return refusal(503, "UNAVAILABLE");
+        }
+        let is_early = state.throttled.is_some_and(|at| at.elapsed() < RETRY_AFTER);
+        state.early += u32::from(is_early);
+        if let Some(rest) = state.to_throttle.checked_sub(1) {
+            (state.to_throttle, state.throttled) = (rest, Some(Instant::now()));
+            let mut answer = refusal(429, "TOOMANYREQUESTS");
+            let seconds = HeaderValue::from(RETRY_AFTER.as_secs());
+            answer.headers_mut().insert(header::RETRY_AFTER, seconds);
+            return answer;
         }
         let access: Vec<Value> = scopes
             .iter()

@@ -247,6 +247,23 @@ async fn a_question_into_a_black_hole_is_told_by_a_probe() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_others_are_answered_probes_in_vain_open_nothing() {
+    let link = Fake::new(Link::BlackHole);
+    let breaker = link.breaker();
+    for _ in 0..3 {
+        breaker.suspect();
+        tokio::time::sleep(SUSPECT_TIME / 2).await;
+        breaker.answered();
+        tokio::time::sleep(SUSPECT_TIME).await;
+        assert_eq!(breaker.admit(), Ok(()));
+    }
+    assert_eq!(link.knocks(), 3, "each suspicion is looked into");
+    breaker.suspect();
+    tokio::time::sleep(2 * SUSPECT_TIME).await;
+    assert!(breaker.admit().is_err(), "nobody was answered");
+}
+
+#[tokio::test(start_paused = true)]
 async fn o11_those_who_waited_do_not_set_out_as_one() {
     let link = Fake::new(Link::Refused);
     let breaker = Arc::new(link.breaker());

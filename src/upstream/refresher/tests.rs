@@ -198,6 +198,31 @@ async fn u11_a_token_that_was_refused_is_none_to_go_on_with() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn k05_what_an_outage_swallows_is_tried_anew_while_there_is_a_token_still() {
+    let source = Scripted::new(&[Ok(3600)]);
+    let refresher = refresher(&source);
+    let keeper = tokio::spawn({
+        let refresher = refresher.clone();
+        async move { refresher.keep_fresh().await }
+    });
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert_eq!(source.calls(), 1);
+    source.hole.store(true, Ordering::SeqCst);
+    while source.calls() == 1 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(2 * USUAL).await;
+    source.hole.store(false, Ordering::SeqCst);
+    refresher.obtain_soon().await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(source.calls(), 3, "the attempt that was lost is made again");
+    // And so on ahead of expiry, as before.
+    tokio::time::sleep(Duration::from_secs(2000)).await;
+    assert_eq!(source.calls(), 4);
+    keeper.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn k07_a_short_life_is_obeyed() {
     let source = Scripted::new(&[Ok(600)]);
     let refresher = refresher(&source);

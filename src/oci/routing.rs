@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Pattern, RepoKey, RepositoryName};
+use super::{Pattern, RepoKey, RepositoryName, host_of};
 
 /// Docker Hub has one name in images and others on the wire.
 const DOCKER_HUB: &str = "docker.io";
@@ -133,6 +133,20 @@ impl Routes {
         domains.find(|domain| domain.eq_ignore_ascii_case(host))
     }
 
+    /// Which of our names an image is named after, with whatever port, if `registry` is no other server on that host
+    /// which an upstream or a route is about.
+    pub fn own_name(&self, registry: &str) -> Option<&str> {
+        let ours = self.domain(host_of(registry))?;
+        let homes = self.homes.iter().map(|home| home.registry.as_str());
+        let routes = self.routes.iter().filter_map(|route| match &route.ns {
+            Some(Namespace::Registry(registry)) => Some(registry.as_str()),
+            Some(Namespace::Any) | None => None,
+        });
+        let is_another = |known: &str| known != without_port(known);
+        let mut others = homes.chain(routes).filter(|known| is_another(known));
+        (!others.any(|known| is_same_registry(known, registry))).then_some(ours)
+    }
+
     /// The registry that images of this domain are of, whose port need not be told. One that is told is its.
     pub fn registry(&self, domain: &str) -> Option<&str> {
         let registries = || self.homes.iter().map(|home| home.registry.as_str());
@@ -150,7 +164,7 @@ impl Routes {
     ) -> Option<Led> {
         let led = self.find_at(domain, self.foreign(ns), repository)?;
         // Images of another name of ours, asked for at this one, are what they are there or nothing.
-        let other = ns.and_then(|ns| self.domain(without_port(ns)));
+        let other = ns.and_then(|ns| self.own_name(ns));
         let other = other.filter(|other| Some(*other) != domain);
         let is_there = |other| {
             let there = self.find_at(Some(other), None, repository);
@@ -342,7 +356,7 @@ impl Routes {
 
     /// An `ns` that names another: clients of ours that name us as the registry name no other.
     fn foreign<'a>(&self, ns: Option<&'a str>) -> Option<&'a str> {
-        ns.filter(|ns| self.domain(without_port(ns)).is_none())
+        ns.filter(|ns| self.own_name(ns).is_none())
     }
 
     /// What a route takes of what another is about that is tried after it; `None` if something is left that
@@ -500,13 +514,12 @@ fn is_same_registry(one: &str, other: &str) -> bool {
     plain(one).eq_ignore_ascii_case(plain(other))
 }
 
-/// The host of `host:port`.
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
-            name
-        }
-        _ => host,
+/// A registry's name without its port.
+fn without_port(registry: &str) -> &str {
+    let is_host = |name: &str| !name.contains(':') || name.ends_with(']');
+    match registry.rsplit_once(':') {
+        Some((name, port)) if is_host(name) && port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => registry,
     }
 }
 

@@ -102,7 +102,7 @@ impl Names {
         let ways = match ns {
             None => self.ways(domain),
             Some(_) => {
-                let named = domain.and_then(|domain| self.routes.domain(host_of(domain)));
+                let named = domain.and_then(|domain| self.routes.own_name(domain));
                 let ours = self.ways(named).into_iter();
                 ours.map(|(domain, _)| (domain, ns)).collect()
             }
@@ -188,7 +188,7 @@ impl Names {
         let Some(domain) = domain else {
             return ours.map(|ours| (ours, None)).collect();
         };
-        if let Some(domain) = self.routes.domain(host_of(domain)) {
+        if let Some(domain) = self.routes.own_name(domain) {
             return vec![(Some(domain), None)];
         }
         match (self.routes.registry(domain), is_loopback(domain)) {
@@ -202,7 +202,7 @@ impl Names {
 
     fn elsewhere(&self, domain: Option<&str>) -> Elsewhere {
         let is_ours = |domain: &str| {
-            self.routes.domain(host_of(domain)).is_some()
+            self.routes.own_name(domain).is_some()
                 || self.routes.registry(domain).is_some()
                 || is_loopback(domain)
         };

@@ -116,6 +116,35 @@ fn without_a_route_one_upstream_gets_all_that_is_asked_of_us_and_several_get_wha
 }
 
 #[test]
+fn another_server_on_a_host_of_ours_is_another_registry() {
+    let home = |upstream: &str, registry: &str| Home {
+        upstream: upstream.into(),
+        registry: registry.to_owned(),
+    };
+    let homes = || vec![home("prod", "prod.example"), home("old", "a.test:5000")];
+    let of = |ns: &str| NameRoute {
+        ns: Some(Namespace::Registry(ns.to_owned())),
+        ..route("old")
+    };
+    for routes in [
+        vec![of("a.test:5000"), route("prod")],
+        // Its own name leads there, too.
+        vec![route("prod")],
+    ] {
+        let routes = Routes::new(vec!["a.test".to_owned()], routes, homes());
+        for (ns, expected) in [
+            (Some("a.test:5000"), "old/app"),
+            (Some("A.test:5000"), "old/app"),
+            (Some("a.test:8443"), "prod/app"),
+            (Some("a.test"), "prod/app"),
+            (None, "prod/app"),
+        ] {
+            assert_eq!(found(&routes, "a.test", ns, "app"), expected, "{ns:?}");
+        }
+    }
+}
+
+#[test]
 fn any_ns_is_any() {
     let routes = routes(vec![NameRoute {
         ns: Some(Namespace::Any),

@@ -149,8 +149,8 @@ impl Aws {
         }
     }
 
-    /// What a client is made of for one call. Calls are hours apart, and the SDK remembers profile files for
-    /// as long as a client lives: made anew, swapped keys take effect by themselves.
+    /// What a client is made of for one call. Calls are few, and the SDK remembers profile files for as long as a
+    /// client lives: made anew, swapped keys take effect by themselves. A role is then assumed with each call.
     async fn load(&self) -> SdkConfig {
         let has_own_endpoint =
             self.options.api_endpoint.is_some() || self.options.endpoint_in_environment;

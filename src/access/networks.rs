@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+/// Bits before an IPv4 address that is mapped into IPv6 (RFC 4291, 2.5.5.2).
+const MAPPED: u8 = 96;
+
 /// A set of addresses, by keyword or as a CIDR block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
@@ -54,10 +57,23 @@ impl FromStr for Network {
                 .parse::<IpNet>()
                 .map(|block| block.trunc())
                 .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-                .map(Self::Block)
+                .map(|block| Self::Block(canonical(block)))
                 .map_err(|_| ParseNetworkError(text.to_owned())),
         }
     }
+}
+
+/// A block of IPv4 addresses as such, where it is written as one of IPv6.
+fn canonical(block: IpNet) -> IpNet {
+    let IpAddr::V4(address) = block.addr().to_canonical() else {
+        return block;
+    };
+    let length = match block {
+        IpNet::V4(_) => Some(block.prefix_len()),
+        IpNet::V6(_) => block.prefix_len().checked_sub(MAPPED),
+    };
+    let v4 = length.and_then(|length| IpNet::new(address.into(), length).ok());
+    v4.unwrap_or(block)
 }
 
 impl fmt::Display for Network {
@@ -73,6 +89,18 @@ impl fmt::Display for Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ipv4_is_ipv4_however_it_is_written() {
+        for network in ["::ffff:192.0.2.7", "::ffff:192.0.2.0/120"] {
+            for address in ["192.0.2.7", "::ffff:192.0.2.7"] {
+                assert!(contains(network, address), "{network} {address}");
+            }
+            assert!(!contains(network, "192.0.3.7"), "{network}");
+        }
+        assert!(contains("::/0", "2001:db8::1"));
+        assert!(!contains("::/0", "192.0.2.7"));
+    }
 
     fn contains(network: &str, address: &str) -> bool {
         let network: Network = network.parse().expect("network");

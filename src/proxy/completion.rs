@@ -26,9 +26,14 @@ pub struct Peer {
 impl Peer {
     /// The client, or balancer, at `address`.
     pub fn new(address: SocketAddr) -> Self {
+        // As rules have it: a listener of both families is told IPv4 addresses as mapped into IPv6.
+        let shown = match address.ip().to_canonical() {
+            ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+            IpAddr::V6(_) => address,
+        };
         Self {
             address,
-            text: address.to_string().into(),
+            text: shown.to_string().into(),
         }
     }
 }

@@ -76,6 +76,9 @@ pub enum ReadUsersError {
     /// It cannot be read, is no regular file, not UTF-8, or far too large.
     #[error("cannot be read")]
     Read(#[from] io::Error),
+    /// It has no byte, as one that could not be written, on a full disk above all.
+    #[error("is empty; if nobody is to be let in, leave a line in it that begins with #")]
+    Empty,
     /// Lines of it are wrong.
     #[error(transparent)]
     Parse(#[from] ParseUsersError),
@@ -87,7 +90,11 @@ impl Users {
     /// # Errors
     /// It cannot be read, as [`files::read_text`] says, or has faulty lines.
     pub fn read(file: &Path) -> Result<Self, ReadUsersError> {
-        Ok(Self::parse(&files::read_text(file)?)?)
+        let text = files::read_text(file)?;
+        match text.is_empty() {
+            true => Err(ReadUsersError::Empty),
+            false => Ok(Self::parse(&text)?),
+        }
     }
 
     /// Parses htpasswd lines: `name:hash`, empty lines and lines that begin with `#` ignored.

@@ -1,6 +1,5 @@
 //! The user file, read again while the proxy runs.
 
-use std::fs;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::chain;
-use crate::access::{Access, Users};
+use crate::access::{Access, ReadUsersError, Users};
 use crate::config::Config;
 use crate::jobs::{Reload, Reread};
 use crate::proxy::Policy;
@@ -41,28 +40,20 @@ pub(super) fn reload_by(
 /// The users of a configuration that takes the place of what is `in_use`.
 ///
 /// # Errors
-/// The user file cannot be used, or has become empty: that is a file which could not be written, on a full
-/// disk above all. A comment in it says that nobody is meant.
+/// The user file cannot be used.
 pub(super) fn read(config: &Config, in_use: &Access) -> Result<Users, String> {
     let Some(file) = &config.access.users_file else {
         return Ok(Users::default());
     };
-    let read = || {
-        let named = |error| format!("access.users: {}: {}", file.display(), chain(&error));
-        Users::read(file).map_err(named)
-    };
-    let users = read()?;
-    if users.len() >= in_use.users().len() {
-        return Ok(users);
+    let named =
+        |error: &ReadUsersError| format!("access.users: {}: {}", file.display(), chain(error));
+    let read = || Users::read(file).map_err(|error| named(&error));
+    match Users::read(file) {
+        Ok(users) if users.len() >= in_use.users().len() => Ok(users),
+        Ok(_) | Err(ReadUsersError::Empty) => {
+            thread::sleep(SETTLING);
+            read()
+        }
+        Err(error) => Err(named(&error)),
     }
-    thread::sleep(SETTLING);
-    let users = read()?;
-    let is_empty = || fs::metadata(file).is_ok_and(|data| data.len() == 0);
-    if users.is_empty() && is_empty() {
-        return Err(format!(
-            "access.users: {}: is empty; if nobody is to be let in, leave a line in it that begins with #",
-            file.display()
-        ));
-    }
-    Ok(users)
 }

@@ -217,6 +217,9 @@ impl Resolver {
                     self.fault("access.users", &reason);
                 }
             }
+            Err(error @ ReadUsersError::Empty) => {
+                self.fault("access.users", &format!("{shown} {error}"));
+            }
             Err(ReadUsersError::Read(error)) => {
                 self.fault("access.users", &format!("cannot read {shown}: {error}"));
             }

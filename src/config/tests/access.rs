@@ -231,3 +231,21 @@ fn a_rule_that_keeps_nobody_by_another_name_warns() {
         assert_eq!(told(closed), None, "{closed}");
     }
 }
+
+#[test]
+fn an_empty_user_file_is_one_that_could_not_be_written() {
+    let scene = |users: &str| {
+        let file = "[server]\ndomains = [\"a.test\"]\n[access]\nusers = \"users\"\n\
+                    [[upstream]]\nregistry = \"docker.io\"\nauth = \"anonymous\"\n";
+        Scene::file(file).beside("users", users)
+    };
+    let faults = scene("").faults();
+    let [fault] = &faults[..] else {
+        panic!("{faults:?}")
+    };
+    assert!(
+        fault.contains("access.users") && fault.contains("is empty"),
+        "{fault}"
+    );
+    assert!(scene("# nobody\n").load().is_ok());
+}

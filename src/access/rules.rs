@@ -261,6 +261,12 @@ impl Rules {
         self.first_for(domain, |subject| *subject == Subject::Anonymous)
     }
 
+    /// All rules that give the anonymous rights on a domain, from whichever networks.
+    pub fn admitting_anonymous(&self, domain: Option<&str>) -> impl Iterator<Item = &Rule> {
+        let rules = self.0.iter();
+        rules.filter(move |rule| rule.lets_in(domain, |subject| *subject == Subject::Anonymous))
+    }
+
     /// The first rule that gives those who are logged in rights on a domain, if one does.
     pub fn admit_users(&self, domain: Option<&str>) -> Option<&Rule> {
         self.first_for(domain, |subject| *subject != Subject::Anonymous)

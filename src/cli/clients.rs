@@ -72,20 +72,23 @@ impl fmt::Display for ClientHost {
     }
 }
 
-/// What clients call us: every domain at the first TLS listener's port; where there is none, at
-/// the first plain one's. `listen` are the configured or the bound addresses.
+/// What clients call us: every domain, at the port of a listener that is not for this host alone, if there is one,
+/// and speaks TLS, if one does; of several at the first's. Where only something before us speaks TLS, at its
+/// usual port. `listen` are the configured or the bound addresses.
 pub(super) fn hosts(config: &Config, listen: &[ListenAddress]) -> Vec<ClientHost> {
-    let first = listen.iter().find(|l| l.tls).or_else(|| listen.first());
-    let Some(listen) = first else {
+    let worse = |listen: &&ListenAddress| (listen.address.ip().is_loopback(), !listen.tls);
+    let Some(listen) = listen.iter().min_by_key(worse) else {
         return Vec::new();
     };
+    let server = &config.server;
+    let is_behind = !listen.tls && !server.trusted_proxies.is_empty() && !server.domains.is_empty();
     let at = |name: &str| {
         let port = listen.address.port();
         let own = if listen.tls { 443 } else { 80 };
         ClientHost {
             name: name.to_owned(),
-            port: (port != own).then_some(port),
-            tls: listen.tls,
+            port: (port != own && !is_behind).then_some(port),
+            tls: listen.tls || is_behind,
         }
     };
     if config.server.domains.is_empty() {
@@ -103,8 +106,21 @@ pub(super) fn admits_anonymous(config: &Config, host: &ClientHost) -> bool {
 pub(super) fn anonymous_networks(config: &Config, host: &ClientHost) -> Option<Vec<String>> {
     let mut domains = config.server.domains.iter();
     let domain = domains.find(|name| **name == host.name).map(String::as_str);
-    let rule = config.access.rules.admit_anonymous(domain)?;
-    Some(rule.networks.iter().map(ToString::to_string).collect())
+    let rules: Vec<_> = config.access.rules.admitting_anonymous(domain).collect();
+    let networks = rules.iter().flat_map(|rule| &rule.networks);
+    match rules.iter().any(|rule| rule.networks.is_empty()) {
+        true => Some(Vec::new()),
+        false if rules.is_empty() => None,
+        false => {
+            let mut named: Vec<String> = Vec::new();
+            for network in networks.map(ToString::to_string) {
+                if !named.contains(&network) {
+                    named.push(network);
+                }
+            }
+            Some(named)
+        }
+    }
 }
 
 /// Where the local CA's certificate is, once there is one.

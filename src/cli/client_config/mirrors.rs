@@ -188,7 +188,8 @@ impl<'a> Mirrors<'a> {
         let any = self.leading.iter().find(is_any).map(|_| ANY.to_owned());
         let mut registries = Vec::new();
         for registry in homes.chain(named).chain(any) {
-            if !registries.contains(&registry) {
+            // What has a name of ours is asked for by that.
+            if self.routes.own_name(&registry).is_none() && !registries.contains(&registry) {
                 registries.push(registry);
             }
         }
@@ -220,7 +221,7 @@ impl<'a> Mirrors<'a> {
             Because::Registry | Because::OnlyUpstream => true,
             Because::Route(number) => {
                 let route = self.leading.get(number)?;
-                route.names.ns.is_some() || self.is_home(route, registry)
+                route.names.ns.is_some() || self.is_of_its_own(route, registry)
             }
         })
     }
@@ -245,7 +246,7 @@ impl<'a> Mirrors<'a> {
                 Some(Namespace::Any) if all.is_none() => only.push(route.to_string()),
                 // That of the registry itself, where there is one.
                 Some(Namespace::Registry(_)) => {}
-                Some(Namespace::Any) | None if self.is_home(route, registry) => {}
+                Some(Namespace::Any) | None if self.is_of_its_own(route, registry) => {}
                 Some(Namespace::Any) => elsewhere.push(route.to_string()),
                 None if names.repository.is_some() => elsewhere.push(route.to_string()),
                 None => {}
@@ -254,11 +255,15 @@ impl<'a> Mirrors<'a> {
         (only, elsewhere)
     }
 
-    fn is_home(&self, route: &Route, registry: &str) -> bool {
+    /// Whether a route leads the registry's names to the registry, as they are.
+    fn is_of_its_own(&self, route: &Route, registry: &str) -> bool {
+        let names = &route.names;
         let mut upstreams = self.config.upstreams.iter();
-        upstreams.any(|it| {
-            *it.name == *route.names.upstream && it.registry.name().eq_ignore_ascii_case(registry)
-        })
+        names.strip_prefix.is_none()
+            && names.add_prefix.is_none()
+            && upstreams.any(|it| {
+                *it.name == *names.upstream && it.registry.name().eq_ignore_ascii_case(registry)
+            })
     }
 
     fn domain(&self, host: &ClientHost) -> Option<&str> {

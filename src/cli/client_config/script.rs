@@ -312,9 +312,10 @@ impl<'a> Script<'a> {
 
     pub(super) fn kind_of_trust(&self, host: &ClientHost) -> Trust {
         match (&self.config.tls, host.tls) {
-            (_, false) | (Tls::Off, _) => Trust::Plain,
+            (_, false) => Trust::Plain,
             (Tls::LocalCa, true) => Trust::Ours,
-            (Tls::Files(_) | Tls::Acme { .. }, true) => Trust::Theirs,
+            // Without any, it is that of something before us.
+            (Tls::Files(_) | Tls::Acme { .. } | Tls::Off, true) => Trust::Theirs,
         }
     }
 
@@ -322,7 +323,7 @@ impl<'a> Script<'a> {
     pub(super) fn trust(&self, host: &ClientHost, folder: &str) -> String {
         let quoted = quoted(folder);
         let from = match (&self.config.tls, host.tls) {
-            (_, false) | (Tls::Off, _) => return format!("\n# {host} is plain HTTP.\n"),
+            (_, false) => return format!("\n# {host} is plain HTTP.\n"),
             (Tls::LocalCa, true) => {
                 let put = match self.ca_pem {
                     Some(pem) => here_document(&format!("{folder}/ca.crt"), pem),
@@ -339,6 +340,7 @@ impl<'a> Script<'a> {
                 format!("is your own, {}", certs.join(", "))
             }
             (Tls::Acme { options, .. }, true) => format!("comes from {}", options.directory),
+            (Tls::Off, true) => "is that of what speaks TLS before the proxy".to_owned(),
         };
         format!(
             "\n# Trust it as {host}.\n# The certificate {from}. If its CA is not one that this host\n\

@@ -563,3 +563,99 @@ fn what_the_readme_says_of_mirrors_makes_all_of_them() {
         }
     }
 }
+
+#[test]
+fn no_name_is_in_a_file_twice() {
+    for more in [
+        // The proxy takes the place of a registry that is reached by its address now.
+        "domains = ['docker.corp']\nlisten = ['https://[::]:443']\n[[upstream]]\nregistry = 'docker.corp'\n\
+         endpoint = 'https://10.0.0.5'\nauth = 'anonymous'\n",
+        "domains = ['docker.corp']\nlisten = ['http://[::]:80']\n[[upstream]]\nregistry = 'docker.corp'\n\
+         endpoint = 'https://10.0.0.5'\nauth = 'anonymous'\n",
+        "domains = ['a.test', 'docker.corp', 'A.test', 'docker.corp']\n[[upstream]]\nregistry = 'b.test'\n\
+         auth = 'anonymous'\n",
+    ] {
+        let config = config(&format!("[access]\nanonymous = 'pull'\n[server]\n{more}"));
+        let script = printed(Kind::Buildkit, &config);
+        let conf = toml(file(&script, "/etc/buildkit/buildkitd.toml"));
+        assert!(conf["registry"].get("docker.corp").is_some(), "{script}");
+        let podman = printed(Kind::Podman, &config);
+        let locations = podman.lines().filter(|line| line.starts_with("location"));
+        let of_it = locations.filter(|line| line.contains("docker.corp"));
+        assert!(of_it.count() <= 1, "{podman}");
+    }
+}
+
+#[test]
+fn a_registry_whose_own_names_a_route_changes_is_mirrored_with_a_word_of_it() {
+    let config = |route: &str| {
+        config(&format!(
+            "[server]\ndomains = ['a.test']\n[[upstream]]\nname = 'prod'\nregistry = '{PROD}'\n\
+             {route}\n[[route]]\nupstream = 'prod'\n"
+        ))
+    };
+    let renaming =
+        config("[[route]]\nrepository = 'legacy/**'\nupstream = 'prod'\nstrip_prefix = 'legacy/'");
+    let script = printed(Kind::Containerd, &renaming);
+    assert!(
+        script.contains("# But what [[route]]") && script.contains("legacy"),
+        "{script}"
+    );
+    let same = config("[[route]]\nrepository = 'legacy/**'\nupstream = 'prod'");
+    let script = printed(Kind::Containerd, &same);
+    assert!(!script.contains("# But"), "{script}");
+}
+
+#[test]
+fn clients_are_told_where_they_can_reach_us() {
+    let listen = |listen: &str, more: &str| {
+        let config = config(&format!(
+            "[server]\ndomains = ['a.test']\nlisten = [{listen}]\n{more}\n[access]\nanonymous = 'pull'\n\
+             [[upstream]]\nregistry = '{PROD}'\n"
+        ));
+        let hosts = clients::hosts(&config, &config.server.listen);
+        hosts.first().expect("a domain").url()
+    };
+    for (addresses, url) in [
+        (
+            "'http://127.0.0.1:5000', 'http://10.0.0.1:80'",
+            "http://a.test",
+        ),
+        (
+            "'https://127.0.0.1:8443', 'https://[::]:443'",
+            "https://a.test",
+        ),
+        (
+            "'http://10.0.0.1:80', 'https://[::]:8443'",
+            "https://a.test:8443",
+        ),
+        ("'https://127.0.0.1:8443'", "https://a.test:8443"),
+    ] {
+        assert_eq!(listen(addresses, ""), url, "{addresses}");
+    }
+    let behind = "trusted_proxies = ['10.0.0.0/8']";
+    assert_eq!(listen("'http://0.0.0.0:8080'", behind), "https://a.test");
+    assert_eq!(listen("'http://0.0.0.0:8080'", ""), "http://a.test:8080");
+}
+
+#[test]
+fn no_network_of_any_rule_is_left_out_where_no_login_is_needed() {
+    let script = |first: &str, second: &str| {
+        let rule = |more: &str| {
+            format!("[[access.rule]]\nusers = ['@anonymous']\nactions = ['pull']\n{more}\n")
+        };
+        let config = config(&format!(
+            "[server]\ndomains = ['a.test']\n{}{}[[upstream]]\nregistry = '{PROD}'\n",
+            rule(first),
+            rule(second)
+        ));
+        printed(Kind::Docker, &config)
+    };
+    let local = "repositories = ['base/**']\nnetworks = ['loopback']";
+    assert!(script(local, "").contains("# No login is needed at a.test.\n"));
+    let both = script(local, "networks = ['10.0.0.0/8', 'loopback']");
+    assert!(
+        both.contains("at a.test from: loopback, 10.0.0.0/8."),
+        "{both}"
+    );
+}

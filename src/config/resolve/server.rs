@@ -22,7 +22,7 @@ impl Resolver {
 
     pub(super) fn server(&mut self) -> Option<Server> {
         let listen = self.many("server.listen", values::listen);
-        let domains = self.many("server.domains", values::domain);
+        let named = self.many("server.domains", values::domain);
         let state_dir = self.state_dir();
         let admin = self.one("server.admin", values::admin);
         let admin_socket = self.admin_socket();
@@ -46,8 +46,12 @@ impl Resolver {
                 self.fault("server.listen", &format!("{address} is there twice"));
             }
         }
-        let mut domains = domains?.unwrap_or_default();
-        domains.dedup();
+        let mut domains: Vec<String> = Vec::new();
+        for domain in named?.unwrap_or_default() {
+            if !domains.contains(&domain) {
+                domains.push(domain);
+            }
+        }
         if domains.is_empty() && !listen.iter().all(|l| l.address.ip().is_loopback()) {
             self.fault(
                 "server.domains",

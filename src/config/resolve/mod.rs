@@ -77,6 +77,7 @@ impl Resolver {
         };
         config.warnings.extend(upstream::warnings(&config));
         config.warnings.extend(route::warnings(&config));
+        config.warnings.extend(tls::warnings(&config));
         config.warnings.extend(access::warnings(&config));
         Some(config)
     }

@@ -101,6 +101,19 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
     }
     let names = config.names();
     let routes = names.routes();
+    let domains = config.server.domains.iter().map(|name| Some(name.as_str()));
+    let at_any = config.server.domains.is_empty().then_some(None);
+    let unled = domains.chain(at_any).filter(|domain| {
+        // Without a route all that is asked is the one upstream's.
+        !leading.is_empty() && routes.reached(*domain, None).is_empty()
+    });
+    let unled = unled.map(|domain| {
+        format!(
+            "route: nothing can be had by its plain name{}: each [[route]] is for another domain or for the name of \
+             a registry (?ns=); one with upstream alone leads all the rest",
+            domain.map_or_else(String::new, |domain| format!(" at {domain}"))
+        )
+    });
     let later = leading.iter().enumerate();
     let hidden = later.filter_map(|(at, (number, route))| {
         let taken = |(number, first): &(usize, &Route)| {
@@ -118,7 +131,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
              put the narrower one first, give it an ns, or leave it out"
         ))
     });
-    hidden.collect()
+    unled.chain(hidden).collect()
 }
 
 /// Whole components, with or without a slash at the end.

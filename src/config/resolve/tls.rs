@@ -3,8 +3,17 @@
 use std::net::IpAddr;
 
 use super::Resolver;
-use crate::config::{ClientCertificates, Server, Tls, values};
+use crate::config::{ClientCertificates, Config, Server, Tls, values};
 use crate::tls::{AcmeOptions, ClientUser, ExternalBinding, PairFiles, Proof};
+
+/// Notes what works and is probably not meant.
+pub(super) fn warnings(config: &Config) -> Option<String> {
+    let is_spoken = config.server.listen.iter().any(|listen| listen.tls);
+    let is_idle = matches!(config.tls, Tls::Files(_)) && !is_spoken;
+    is_idle.then(|| {
+        "tls.cert: is of no use, for no listener speaks TLS: server.listen has http:// addresses alone".to_owned()
+    })
+}
 
 impl Resolver {
     pub(super) fn tls(&mut self, server: Option<&Server>) -> Option<Tls> {

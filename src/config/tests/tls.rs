@@ -196,3 +196,22 @@ fn a_certificate_without_its_key_is_a_fault() {
     assert_eq!(faults.len(), 1);
     assert!(faults[0].starts_with("tls.key: is missing"), "{faults:?}");
 }
+
+#[test]
+fn a_certificate_that_no_listener_shows_warns() {
+    let warnings = |listen: &str| {
+        let file = format!(
+            "[server]\ndomains = [\"a.test\"]\nlisten = [\"{listen}\"]\n[tls]\ncert = \"a.crt\"\nkey = \"a.key\"\n\
+             [access]\nanonymous = \"pull\"\n[[upstream]]\nregistry = \"docker.io\"\nauth = \"anonymous\"\n"
+        );
+        let scene = Scene::file(&file).beside("a.crt", "").beside("a.key", "");
+        scene.load().expect("config").warnings
+    };
+    assert_eq!(warnings("https://[::]:443"), [""; 0]);
+    let told = warnings("http://[::]:443");
+    assert!(
+        told.iter()
+            .any(|it| it.starts_with("tls.cert: is of no use")),
+        "{told:?}"
+    );
+}

@@ -344,3 +344,30 @@ fn an_upstream_that_has_a_name_of_ours_is_told() {
         assert_eq!(warnings(registry, more), [""; 0], "{registry}");
     }
 }
+
+#[test]
+fn names_that_no_route_leads_are_warned_of() {
+    let warnings = |more: &str| {
+        let file = format!(
+            "[server]\ndomains = [\"a.test\", \"b.test\"]\n[access]\nanonymous = \"pull\"\n\
+             [[upstream]]\nname = \"prod\"\nregistry = \"c.test\"\nauth = \"anonymous\"\n{more}"
+        );
+        Scene::file(&file).load().expect("no fault").warnings
+    };
+    let by_ns = "[[route]]\nns = \"docker.io\"\nupstream = \"prod\"\nadd_prefix = \"docker-hub\"\n";
+    let told = warnings(by_ns);
+    let [at_a, at_b] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert!(at_a.contains("plain name at a.test"), "{at_a}");
+    assert!(at_b.contains("plain name at b.test"), "{at_b}");
+    let at_one = format!("{by_ns}[[route]]\ndomain = \"a.test\"\nupstream = \"prod\"\n");
+    let told = warnings(&at_one);
+    assert!(
+        matches!(&told[..], [only] if only.contains("b.test")),
+        "{told:?}"
+    );
+    let all = format!("{by_ns}[[route]]\nupstream = \"prod\"\n");
+    assert_eq!(warnings(&all), [""; 0]);
+    assert_eq!(warnings(""), [""; 0]);
+}

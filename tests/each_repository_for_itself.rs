@@ -5,9 +5,10 @@ mod support;
 
 use std::time::Duration;
 
-use ecr_proxy::simulator::{Fault, Gate, Listener, path_contains};
+use ecr_proxy::simulator::{BlobSource, Fault, Gate, Listener, Pattern, path_contains};
 use support::blobs::{metric, until};
 use support::stage::{REPOSITORY, Stage, TestBlob, assert_whole};
+use support::two::{Two, put, side_by_side};
 use support::within;
 
 const MIB: u64 = 1024 * 1024;
@@ -170,4 +171,33 @@ async fn u08_a_no_to_another_repository_costs_no_download_what_came_of_it() {
     assert_whole(&within("the whole of it", pulled).await, &blob);
     let sent = stage.bytes_sent(&blob);
     assert!(sent <= SIZE + SIZE / 10, "{sent} of {SIZE} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_does_not_answer_keeps_no_other_from_sending_the_same_blob() {
+    let two = Two::start().await;
+    let same = || BlobSource::generated(1, 1 << 20);
+    let (layer, _) = put(&two.prod, "app", "v1", same());
+    put(&two.base, "app", "v1", same());
+    let proxy = side_by_side(two.builder()).start();
+    let never = Gate::new();
+    let faults = two.prod.faults();
+    let held = faults.on(Listener::Storage, "GET", Pattern::any());
+    held.then(Fault::Hold(never.clone()));
+    let (there, here) = (
+        format!("/v2/app/blobs/{layer}"),
+        format!("/v2/base/app/blobs/{layer}"),
+    );
+    let mut first = proxy.client().start("GET", &there, &[]).await;
+    never.arrived(1).await;
+    // Long before the first knows that it waits in vain.
+    let second = tokio::select! {
+        biased;
+        second = async { proxy.client().get(&here).await } => second,
+        first = first.answer("GET") => panic!("{first:?}"),
+    };
+    assert_eq!(support::store::digest(&second.body), layer);
+    never.open();
+    let first = first.answer("GET").await.expect("an answer");
+    assert_eq!(support::store::digest(&first.body), layer);
 }

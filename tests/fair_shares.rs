@@ -102,6 +102,7 @@ async fn l16_whoever_begins_every_fill_leaves_others_theirs() {
     let cold = blob(&simulator, 1, 100_000);
     let never = Gate::new();
     let held: Vec<_> = (0..100).map(|n| blob(&simulator, 100 + n, MIB)).collect();
+    let also_queued = blob(&simulator, 2, 100_001);
     let faults = simulator.faults();
     for (digest, _) in &held {
         let pattern = Pattern::digest(digest.as_str());
@@ -114,8 +115,15 @@ async fn l16_whoever_begins_every_fill_leaves_others_theirs() {
     for (_, target) in &held {
         waiting.push(greedy.start("GET", target, &[]).await);
     }
+    let mut last = greedy.start("GET", &also_queued.1, &[]).await;
     within("fills that hold what they got", never.arrived(32)).await;
     is_served(&proxy.client(), &cold.1, &cold.0).await;
+    // What the greedy one waits for as well waits for nobody else.
+    is_served(&proxy.client(), &also_queued.1, &also_queued.0).await;
+    assert_whole(
+        &last.answer("GET").await.expect("an answer"),
+        &also_queued.0,
+    );
     never.open();
     // And nothing is lost to the greedy one, either.
     let answers = waiting

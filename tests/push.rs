@@ -681,3 +681,64 @@ async fn a_registry_that_says_yes_in_other_words_is_understood() {
         assert_eq!(pulled.status, 200, "{status}: {}", pulled.text());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u17_who_asks_after_a_delete_is_not_answered_by_a_question_from_before() {
+    let rig = Rig::start().await;
+    let (ann, bob) = (rig.user("ann"), rig.user("bob"));
+    let layer = rig.ecr.put_blob(APP, b"a layer".to_vec());
+    assert_eq!(layer, support::store::digest(b"a layer"));
+    rig.ecr.put_blob(APP, b"{}".to_vec());
+    rig.ecr
+        .put_manifest(APP, "v1", MANIFEST, manifest(b"a layer").into_bytes());
+    let path = format!("/v2/{APP}/manifests/v1");
+    let gate = Gate::new();
+    let manifests = path_contains("/manifests/");
+    let rule = rig.ecr.faults().on(Listener::Registry, "GET", manifests);
+    let _late = rule.times(1).then(Fault::Late(gate.clone()));
+    let mut before = bob.start("GET", &path, &[]).await;
+    gate.arrived(1).await;
+    assert_eq!(ann.ask("DELETE", &path, &[]).await.status, 202);
+    let after = support::within("an answer of its own", bob.get(&path)).await;
+    assert_eq!(
+        (after.status, &*after.error_code()),
+        (404, "MANIFEST_UNKNOWN")
+    );
+    gate.open();
+    assert_eq!(before.answer("GET").await.expect("an answer").status, 200);
+    let after = bob.get(&path).await;
+    assert_eq!(after.status, 404, "it is not recorded, either");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u17_a_yes_from_before_a_blob_was_deleted_does_not_bring_it_back() {
+    let rig = Rig::start().await;
+    let (ann, bob) = (rig.user("ann"), rig.user("bob"));
+    let layer = rig.ecr.put_blob(OTHER, b"a layer".to_vec());
+    rig.ecr.put_blob(APP, b"a layer".to_vec());
+    let in_other = format!("/v2/{OTHER}/blobs/{layer}");
+    assert_eq!(bob.get(&in_other).await.status, 200, "it is in the cache");
+    let path = format!("/v2/{APP}/blobs/{layer}");
+    let faults = rig.ecr.faults();
+    let answered = |status, code: &str| {
+        let body = format!(r#"{{"errors":[{{"code":"{code}","message":""}}]}}"#);
+        Fault::status(status, &body)
+    };
+    let gate = Gate::new();
+    for method in ["GET", "HEAD"] {
+        let asked = faults.on(Listener::Registry, method, &*path);
+        asked.times(1).then(Fault::Late(gate.clone()));
+        let gone = faults.on(Listener::Registry, method, &*path);
+        gone.then(answered(404, "BLOB_UNKNOWN"));
+    }
+    let deleted = faults.on(Listener::Registry, "DELETE", &*path);
+    deleted.then(answered(202, ""));
+    let mut before = bob.start("GET", &path, &[]).await;
+    gate.arrived(1).await;
+    assert_eq!(ann.ask("DELETE", &path, &[]).await.status, 202);
+    gate.open();
+    let before = before.answer("GET").await.expect("an answer");
+    assert_eq!(before.status, 200, "{}", before.text());
+    let after = bob.get(&path).await;
+    assert_eq!((after.status, &*after.error_code()), (404, "BLOB_UNKNOWN"));
+}

@@ -16,6 +16,7 @@ use super::front::Phase;
 use super::manifests::Refreshed;
 use super::opening::LOOKS;
 use super::proof::{KnownSize, Pass};
+use super::starting::{Started, Wanted};
 use super::verifying::Belief;
 use crate::cache::StoredManifest;
 use crate::oci::{Digest, Reference, RepoKey, Tag};
@@ -149,11 +150,20 @@ impl Fills {
         loop {
             let slot = self.shared.background_slots.take(None).await;
             let mine = self.shared.asked(repo)?;
-            let Some((outcome, attendance, asked)) =
-                self.start(&mine, digest, size, Slot::Had(slot))
-            else {
+            let want = Wanted {
+                digest,
+                size,
+                not: None,
+            };
+            let Some(started) = self.start(&mine, &want, Slot::Had(slot)) else {
                 return Ok(Carried::Present);
             };
+            let Started {
+                outcome,
+                attendance,
+                asked,
+                ..
+            } = started;
             let flow = Arc::clone(attendance.flow());
             // Nobody reads: without a disk there is nothing to go on for.
             drop(attendance);

@@ -73,8 +73,8 @@ struct Way {
 }
 
 impl Filling {
-    /// Runs in a task of its own, in its turn, until the blob is kept or cannot be had.
-    pub(super) fn launch(self, shared: Arc<Shared>, slot: Slot) {
+    /// Runs in a task of its own, in its turn or one that is `lent`, until the blob is kept or cannot be had.
+    pub(super) fn launch(self, shared: Arc<Shared>, slot: Slot, mut lent: mpsc::Receiver<Turn>) {
         shared.metrics.active.inc();
         let slots = shared.slots.clone();
         let flow = Arc::clone(&self.flow);
@@ -87,8 +87,13 @@ impl Filling {
         tokio::spawn(async move {
             let _turn = match slot {
                 Slot::Had(turn) => turn,
-                Slot::Wanted(client) => slots.take(client).await,
+                Slot::Wanted(client) => tokio::select! {
+                    turn = slots.take(client) => turn,
+                    Some(turn) = lent.recv() => turn,
+                },
             };
+            // No other is wanted.
+            drop(lent);
             landing.outcome = self.run().await;
             // Off the map, told to the readers, and only then out of the slot.
             drop(landing);

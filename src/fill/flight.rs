@@ -74,8 +74,13 @@ where
 
     /// Whoever asks from now on asks anew; work in progress goes on for those who wait for it.
     pub(super) fn abandon(&self) {
+        self.abandon_those(|_| true);
+    }
+
+    /// The same of the keys that `are_meant`.
+    pub(super) fn abandon_those(&self, are_meant: impl Fn(&K) -> bool) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.clear();
+        running.retain(|key, _| !are_meant(key));
     }
 }
 

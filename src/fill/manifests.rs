@@ -200,16 +200,18 @@ impl Manifests {
         let digest = Digest::of(&bytes);
         self.gone.forget(repo, digest);
         let now = self.clock.now();
-        self.changed.note(repo, digest, Instant::now());
+        for name in [Reference::Digest(digest), reference.clone()] {
+            self.changed.note(repo, name, Instant::now());
+        }
+        self.ask_anew(repo);
         self.recorded
             .note_manifest(by, repo, media_type, bytes, now)
             .await;
-        if let Reference::Tag(tag) = reference {
-            self.changed.note(repo, tag.clone(), Instant::now());
-            if !self.recorded.note_tag(by, repo, tag, digest, now).await {
-                // What it means now is to be asked.
-                self.recorded.forget_tag(repo, tag).await;
-            }
+        if let Reference::Tag(tag) = reference
+            && !self.recorded.note_tag(by, repo, tag, digest, now).await
+        {
+            // What it means now is to be asked.
+            self.recorded.forget_tag(repo, tag).await;
         }
         for name in [Reference::Digest(digest), reference.clone()] {
             self.absent.forget(repo, name.clone());
@@ -220,6 +222,7 @@ impl Manifests {
     /// What `reference` named in `repo` is gone upstream, at somebody's wish.
     pub(super) async fn deleted(&self, repo: &RepoKey, reference: &Reference) {
         self.changed.note(repo, reference.clone(), Instant::now());
+        self.ask_anew(repo);
         match reference {
             Reference::Tag(tag) => {
                 let meant = self.recorded.tag(repo, tag).await.ok().flatten();
@@ -233,6 +236,12 @@ impl Manifests {
             }
             Reference::Digest(digest) => self.recorded.forget_manifest(repo, *digest).await,
         }
+    }
+
+    /// Nobody who asks about this repository from now on is answered by what was asked before: a tag, or an image
+    /// by whatever name, may have changed.
+    fn ask_anew(&self, repo: &RepoKey) {
+        self.questions.abandon_those(|(asked, _)| asked == repo);
     }
 
     /// Asks upstream what a tag means, however fresh its record and however lately it was absent.

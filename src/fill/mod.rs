@@ -83,7 +83,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout_at};
 
 pub use catalog::Repositories;
@@ -99,7 +99,7 @@ pub use received::Received;
 pub use referrers::referrers_tag;
 pub use tags::TagPage;
 
-use crate::access::{Right, Turns};
+use crate::access::{Right, Turn, Turns};
 use crate::buffers::BufferPool;
 use crate::cache::{Store, StoredManifest};
 use crate::clock::Clock;
@@ -141,6 +141,8 @@ struct Shared {
     probes: Flights<(RepoKey, Digest), Result<Option<u64>, UpstreamError>>,
     /// Records that are checked in the background, or were a moment ago.
     checked: Noted,
+    /// When a blob was last deleted through this proxy: an answer to a question asked before then is older.
+    deleted: Noted,
     slots: Turns,
     /// For ranges that go past the cache.
     bypasses: Turns,
@@ -156,6 +158,8 @@ struct Shared {
 struct Running {
     asked: Asked,
     flow: Arc<Flow>,
+    /// Where it takes a turn, for as long as it waits for one.
+    turns: mpsc::Sender<Turn>,
 }
 
 /// A repository, and the registry that speaks for it.
@@ -200,6 +204,7 @@ impl Fills {
                 absent: Lately::optional(&options, |options| options.absent_ttl),
                 probes: Flights::default(),
                 checked: Noted::lasting(manifests::CHECK_PAUSE),
+                deleted: Noted::lasting(manifests::CHECK_PAUSE),
                 slots: Turns::new(slots),
                 bypasses: Turns::new(bypasses),
                 background_slots: Turns::new(background_slots),

@@ -89,12 +89,10 @@ impl Fills {
             return Ok(size);
         }
         let repository = &pass.repo.repository;
-        let upstream = self.shared.upstreams.of(&pass.repo)?;
+        let (asked, upstream) = (Instant::now(), self.shared.upstreams.of(&pass.repo)?);
         let size = upstream.blob_size(repository, &pass.digest).await?;
-        let now = self.shared.clock.now();
         self.shared
-            .recorded
-            .note_held(&upstream, &pass.repo, pass.digest, Some(size), now)
+            .note_told(&upstream, &pass.repo, pass.digest, Some(size), asked)
             .await;
         Ok(size)
     }
@@ -196,6 +194,7 @@ impl Fills {
         let deadline = Instant::now() + self.shared.options.load().head_deadline;
         let turn = timeout_at(deadline, self.shared.bypasses.take(client));
         let turn = turn.await.map_err(|_elapsed| FillError::TooSlow)?;
+        let asked = Instant::now();
         let origin = self.shared.origin(&self.shared.asked(&pass.repo)?);
         let body = origin.open(pass.digest, range.start, Some(range.end));
         let body = match body.await {
@@ -205,16 +204,9 @@ impl Fills {
         if let Some(declared) = body.total().filter(|declared| *declared != size) {
             if pass.size.described.is_none() {
                 // What upstream told before is not so; the next request begins with what it tells now.
-                let now = self.shared.clock.now();
+                let upstream = &origin.upstream;
                 self.shared
-                    .recorded
-                    .note_held(
-                        &origin.upstream,
-                        &pass.repo,
-                        pass.digest,
-                        Some(declared),
-                        now,
-                    )
+                    .note_told(upstream, &pass.repo, pass.digest, Some(declared), asked)
                     .await;
             }
             return Err(FillError::SizeMismatch {

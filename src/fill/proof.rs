@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use super::error::FillError;
 use super::flight::Lost;
 use super::{Fills, Shared};
@@ -107,17 +109,15 @@ impl Fills {
     /// alone, for which they have the right.
     async fn ask_for_push(&self, repo: &RepoKey, digest: Digest) -> Result<(), FillError> {
         let shared = &self.shared;
-        let (asked_at, upstream) = (shared.clock.now(), shared.upstreams.of(repo)?);
+        let (asked, asked_at) = (Instant::now(), shared.clock.now());
+        let upstream = shared.upstreams.of(repo)?;
         let told = match upstream.is_ecr() {
             true => upstream.has_blob(&repo.repository, &digest).await,
             false => Err(UpstreamError::Unsupported),
         };
         match told {
             Ok(()) => {
-                let now = shared.clock.now();
-                let noting = shared
-                    .recorded
-                    .note_held(&upstream, repo, digest, None, now);
+                let noting = shared.note_told(&upstream, repo, digest, None, asked);
                 noting.await;
                 Ok(())
             }
@@ -201,6 +201,23 @@ impl Shared {
         self.recorded.is_pinned(repo, &reference).await
     }
 
+    /// Notes that upstream holds a blob, of `size` bytes where it told, as it said to a question from `asked` on;
+    /// unless the blob was deleted since.
+    pub(super) async fn note_told(
+        &self,
+        by: &Upstream,
+        repo: &RepoKey,
+        digest: Digest,
+        size: Option<u64>,
+        asked: Instant,
+    ) {
+        let deleted = self.deleted.get(repo, digest);
+        if deleted.is_none_or(|deleted| deleted < asked) {
+            let now = self.clock.now();
+            self.recorded.note_held(by, repo, digest, size, now).await;
+        }
+    }
+
     /// Notes what upstream said to a question asked at `asked_at`, unless it has said otherwise since.
     async fn note_absent(
         &self,
@@ -233,14 +250,13 @@ impl Shared {
         let answer = self
             .probes
             .run(key.clone(), move || async move {
-                let (asked_at, upstream) = (shared.clock.now(), shared.upstreams.of(&repo)?);
+                let (asked, asked_at) = (Instant::now(), shared.clock.now());
+                let upstream = shared.upstreams.of(&repo)?;
                 let answer = upstream.probe_blob(&repo.repository, &digest).await;
                 match &answer {
                     Ok(size) => {
-                        let now = shared.clock.now();
-                        let recorded = &shared.recorded;
-                        recorded
-                            .note_held(&upstream, &repo, digest, *size, now)
+                        shared
+                            .note_told(&upstream, &repo, digest, *size, asked)
                             .await;
                     }
                     Err(UpstreamError::Absent(absent)) => {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Fills, Received};
 use crate::access::{Action, Right};
@@ -118,6 +118,11 @@ impl Fills {
     /// As [`Fills::blob_pushed`].
     pub async fn blob_deleted(&self, right: &Right, repo: &RepoKey, digest: Digest) {
         debug_assert_eq!(right.action(), Action::Delete);
-        self.shared.recorded.forget_blob(repo, digest).await;
+        let shared = &self.shared;
+        shared.deleted.note(repo, digest, Instant::now());
+        shared
+            .probes
+            .abandon_those(|(asked, blob)| asked == repo && *blob == digest);
+        shared.recorded.forget_blob(repo, digest).await;
     }
 }

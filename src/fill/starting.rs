@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::FillError;
@@ -11,14 +13,37 @@ use super::flow::{Attendance, Flow};
 use super::front::{Front, Phase, TAIL};
 use super::proof::{KnownSize, Pass};
 use super::{Asked, Fills, Running};
+use crate::access::Turn;
 use crate::oci::Digest;
 use crate::telemetry::Outcome;
+
+/// For how long a fill that asks another upstream, and has no answer of it yet, is waited for before one's own is
+/// asked.
+const ELSEWHERE: Duration = Duration::from_secs(3);
 
 /// A fill that can be answered from.
 pub(super) struct Begun {
     pub(super) outcome: Outcome,
     pub(super) size: u64,
     pub(super) attendance: Attendance,
+}
+
+/// What is to be filled.
+pub(super) struct Wanted<'a> {
+    pub(super) digest: Digest,
+    pub(super) size: KnownSize,
+    /// Not by this one, which goes on for whoever waits for it.
+    pub(super) not: Option<&'a Arc<Flow>>,
+}
+
+/// A fill that was begun or joined.
+pub(super) struct Started {
+    pub(super) outcome: Outcome,
+    pub(super) attendance: Attendance,
+    /// Whom it asks.
+    pub(super) asked: Asked,
+    /// Takes a turn for it from others than who began it, for as long as it waits for one.
+    turns: mpsc::Sender<Turn>,
 }
 
 impl Fills {
@@ -30,17 +55,46 @@ impl Fills {
         client: Option<IpAddr>,
     ) -> Result<Option<Begun>, FillError> {
         let deadline = Instant::now() + self.shared.options.load().head_deadline;
+        let mut given_up = None;
         loop {
             let mine = self.shared.asked(&pass.repo)?;
-            let slot = Slot::Wanted(client);
-            let Some((outcome, attendance, asked)) =
-                self.start(&mine, pass.digest, pass.size, slot)
-            else {
+            let want = Wanted {
+                digest: pass.digest,
+                size: pass.size,
+                not: given_up.as_ref(),
+            };
+            let Some(started) = self.start(&mine, &want, Slot::Wanted(client)) else {
                 return Ok(None);
             };
-            match begun(attendance, deadline).await {
+            let Started {
+                outcome,
+                attendance,
+                asked,
+                turns,
+            } = started;
+            let is_elsewhere = !asked.upstream.is(&mine.upstream);
+            let patience = match is_elsewhere {
+                true => deadline.min(Instant::now() + ELSEWHERE),
+                false => deadline,
+            };
+            let flow = Arc::clone(attendance.flow());
+            let lending = async {
+                match outcome {
+                    Outcome::Joined => self.lend_turn(&turns, client).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let begun = tokio::select! {
+                biased;
+                begun = begun(attendance, patience) => begun,
+                () = lending => Err(FillError::Lost),
+            };
+            match begun {
                 // A no to another repository is none to this one. That fill is off the map by now.
                 Err(error) if error.is_of_another(&asked, &mine) => {}
+                Err(FillError::TooSlow) if is_elsewhere && patience < deadline => {
+                    given_up = Some(flow);
+                }
                 Err(error) => return Err(error),
                 Ok((size, attendance)) => {
                     return Ok(Some(Begun {
@@ -53,32 +107,48 @@ impl Fills {
         }
     }
 
-    /// Begins a fill, or joins the one that somebody began, and tells whom it asks. `None` if
+    /// While a fill waits for a turn of whoever began it, whoever waits for it has it take one of theirs, if that
+    /// comes first. Never returns.
+    async fn lend_turn(&self, turns: &mpsc::Sender<Turn>, client: Option<IpAddr>) {
+        tokio::select! {
+            () = turns.closed() => {}
+            turn = self.shared.slots.take(client) => {
+                // Where another was first, this one goes back.
+                let _ = turns.try_send(turn);
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Begins a fill, or joins the one that somebody began. `None` if
     /// the blob is on disk by now: a fill leaves the map after the blob was kept, so who looked into the
     /// store a moment too early does not fetch it once more.
-    pub(super) fn start(
-        &self,
-        mine: &Asked,
-        digest: Digest,
-        size: KnownSize,
-        slot: Slot,
-    ) -> Option<(Outcome, Attendance, Asked)> {
+    pub(super) fn start(&self, mine: &Asked, want: &Wanted<'_>, slot: Slot) -> Option<Started> {
+        let Wanted { digest, size, not } = *want;
         let origin = self.shared.origin(mine);
         let mut running = self.shared.running();
         if let Some(fill) = running.get(&digest)
+            && not.is_none_or(|flow| !Arc::ptr_eq(flow, &fill.flow))
             && let Some(attendance) = fill.flow.join()
         {
-            return Some((Outcome::Joined, attendance, fill.asked.clone()));
+            return Some(Started {
+                outcome: Outcome::Joined,
+                attendance,
+                asked: fill.asked.clone(),
+                turns: fill.turns.clone(),
+            });
         }
         if self.shared.store.blob_now(&digest).is_some() {
             return None;
         }
         let flow = Flow::new(digest, Front::connecting(), None);
+        let (turns, lent) = mpsc::channel(1);
         running.insert(
             digest,
             Running {
                 asked: mine.clone(),
                 flow: Arc::clone(&flow),
+                turns: turns.clone(),
             },
         );
         drop(running);
@@ -93,8 +163,13 @@ impl Fills {
             spare: Arc::clone(&self.shared.spare_lanes),
             metrics: self.shared.metrics.clone(),
         };
-        filling.launch(Arc::clone(&self.shared), slot);
-        Some((Outcome::Miss, attendance, mine.clone()))
+        filling.launch(Arc::clone(&self.shared), slot, lent);
+        Some(Started {
+            outcome: Outcome::Miss,
+            attendance,
+            asked: mine.clone(),
+            turns,
+        })
     }
 }
 

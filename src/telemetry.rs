@@ -21,9 +21,9 @@
 //! | `oci.repository`, `oci.reference` | what was asked for, as the client wrote it |
 //! | `oci.ns` | the registry that a mirror was asked for it as (`?ns=`) |
 //! | `cache.outcome` | `hit`, `miss`, `joined`, `stale` or `bypass`; `none` where the cache took no part |
-//! | `body.bytes` | bytes of the answer's body that were sent |
-//! | `elapsed_ms` | from the request's head to the end of its answer |
-//! | `end` | `clean`, or `aborted` where the client did not get all of it |
+//! | `body.bytes` | bytes of the answer's body that its connection took |
+//! | `elapsed_ms` | from the request's head until its connection had taken the whole answer |
+//! | `end` | `clean`, or `aborted` where its connection did not take it all; what that took last, a megabyte at most, may be lost with it |
 //! | `error` | what went wrong, for operators |
 //! | `upstream.name` | which upstream that leads to, by its configured name; in other events: which they are about |
 //! | `upstream.is_fallback` | true where another upstream answered in its place |

@@ -169,12 +169,12 @@ impl RequestMetrics {
         );
         registry.register(
             "response_bytes",
-            "Bytes of bodies sent to clients, by how the cache took part",
+            "Bytes of bodies that clients' connections took, by how the cache took part",
             self.body_bytes.clone(),
         );
         registry.register(
             "request_duration_seconds",
-            "From a request's head to the end of its answer",
+            "From a request's head until its connection had taken the whole answer",
             self.seconds.clone(),
         );
         let totals = [

@@ -148,6 +148,8 @@ struct Shared {
     terms: ArcSwap<Terms>,
     /// Scheme and authority of where the registry is reached.
     base: Uri,
+    /// Where the registry is by its own name, and where it is reached.
+    homes: [Origin; 2],
     /// The registry's own authority, whatever it is reached by.
     host: HeaderValue,
     client: Arc<Client>,
@@ -288,6 +290,7 @@ impl Upstream {
         };
         let host = HeaderValue::from_str(registry.authority()).map_err(|_| SetupError::Endpoint)?;
         let credentials = Arc::new(credentials);
+        let homes = [own, home.clone()];
         let redirects = RedirectPolicy::new(&registry, home, redirect_hosts);
         let prober = Prober {
             registry: registry.clone(),
@@ -300,6 +303,7 @@ impl Upstream {
         Ok(Self {
             shared: Arc::new(Shared {
                 redirects,
+                homes,
                 base,
                 host,
                 client,

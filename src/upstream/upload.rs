@@ -419,10 +419,7 @@ impl Shared {
         let Some(named) = Origin::of(uri) else {
             return false;
         };
-        let own = format!("https://{}/", self.options.registry.authority());
-        let own = own.parse::<Uri>().ok().and_then(|own| Origin::of(&own));
-        let homes = own.into_iter().chain(Origin::of(&self.base));
-        homes.into_iter().any(|home| {
+        self.homes.iter().any(|home| {
             let is_usual = named.has_default_port() && home.has_default_port();
             named.host() == home.host() && (named.port() == home.port() || is_usual)
         })

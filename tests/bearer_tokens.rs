@@ -438,6 +438,29 @@ async fn k05_while_the_service_fails_what_is_cached_is_served_and_no_push_begins
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn k05_while_the_service_fails_a_registry_that_asks_for_a_password_is_given_none() {
+    // Older than what was made just now when it ends.
+    let life = long_enough_to_push().await.max(Duration::from_secs(6));
+    let rig = Rig::telling_like(Manner::Harbor).await;
+    let ann = rig.ann();
+    rig.tokens.set_lives(life, Duration::from_secs(300));
+    push_image(&ann, APP, "v1", &bytes(1000)).await;
+    assert_eq!(ann.get(&tag("v1")).await.status, 200);
+    rig.tokens.set_form(Form::Failing);
+    until("the token has ended", async || {
+        let pulled = ann.get(&tag("v1")).await;
+        assert_eq!(pulled.status, 200, "{}", pulled.text());
+        pulled.header("x-cache") == Some("stale")
+    })
+    .await;
+    rig.tokens.set_form(Form::Distribution);
+    until("tokens are obtained again", async || {
+        ann.get(&tag("v1")).await.header("x-cache") == Some("hit")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn u12_a_service_that_throttles_is_left_alone_by_all_and_nobody_is_told() {
     let rig = Rig::start().await;
     let ann = rig.ann();

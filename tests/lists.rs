@@ -538,9 +538,12 @@ fn by_basic(simulator: &Simulator, folder: &Path) -> Builder {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_has_pages_where_referrers_would_be_knows_of_none_and_is_there() {
     let simulator = Simulator::builder().start().await.expect("a simulator");
-    image::push(&simulator);
+    let known = image::push(&simulator).top;
+    refer(&simulator, &known, SBOM);
     let folder = tempfile::tempdir().expect("a folder");
     let proxy = by_basic(&simulator, folder.path()).start();
+    let known = format!("/v2/{REPOSITORY}/referrers/{}", known.digest);
+    assert_eq!(listed(&proxy.client().get(&known).await).len(), 1);
     let other = |body: &'static str| {
         Fault::Answer(CannedAnswer {
             status: 200,
@@ -565,6 +568,10 @@ async fn a_registry_that_has_pages_where_referrers_would_be_knows_of_none_and_is
             let answer = proxy.client().get(&path).await;
             assert_eq!(answer.status, 404, "{number}: {}", answer.text());
         }
+        // It hides none that were listed before.
+        let stale = proxy.client().get(&known).await;
+        assert_stale(&stale);
+        assert_eq!(listed(&stale).len(), 1, "{number}");
         rule.remove();
     }
     let opened = "ecr_proxy_upstream_breaker_openings_total";
@@ -594,6 +601,14 @@ async fn what_another_host_of_the_registry_says_is_not_there_is_not() {
         let told = (answer.status, &*answer.error_code());
         assert_eq!(told, (404, code), "{path}");
     }
+    // Storage is none that says so.
+    let sent = simulator.faults();
+    let sent = sent.on(Listener::Registry, "GET", "/v2/team/app/manifests/v2");
+    sent.then(Fault::redirect(&format!("{}/bucket/x", other.endpoint())));
+    let lost = other.faults().on(Listener::Registry, "GET", "/bucket/x");
+    lost.then(Fault::status(404, "NoSuchKey"));
+    let answer = proxy.client().get("/v2/team/app/manifests/v2").await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::str::FromStr as _;
+use std::thread;
+use std::time::Duration;
 
 use crate::files;
 
@@ -85,12 +87,20 @@ pub enum ReadUsersError {
 }
 
 impl Users {
-    /// Reads a user file.
+    /// How long a file that lost users is given to be written to its end: who rewrites it in place empties
+    /// it first, and nobody is to be locked out by that.
+    pub const SETTLING: Duration = Duration::from_millis(250);
+
+    /// Reads a user file; one that is empty once more, [`SETTLING`](Self::SETTLING) later, so it may block for as long.
     ///
     /// # Errors
     /// It cannot be read, as [`files::read_text`] says, or has faulty lines.
     pub fn read(file: &Path) -> Result<Self, ReadUsersError> {
-        let text = files::read_text(file)?;
+        let mut text = files::read_text(file)?;
+        if text.is_empty() {
+            thread::sleep(Self::SETTLING);
+            text = files::read_text(file)?;
+        }
         match text.is_empty() {
             true => Err(ReadUsersError::Empty),
             false => Ok(Self::parse(&text)?),

@@ -2,19 +2,14 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use super::chain;
-use crate::access::{Access, ReadUsersError, Users};
+use crate::access::{Access, Users};
 use crate::config::Config;
 use crate::jobs::{Reload, Reread};
 use crate::proxy::Policy;
-
-/// How long a file that lost users is given to be written to its end: who rewrites it in place empties
-/// it first, and nobody is to be locked out by that.
-const SETTLING: Duration = Duration::from_millis(250);
 
 /// Has `policy` take over what the user file of `config` holds when it changes. What cannot be used changes
 /// nothing.
@@ -45,15 +40,14 @@ pub(super) fn read(config: &Config, in_use: &Access) -> Result<Users, String> {
     let Some(file) = &config.access.users_file else {
         return Ok(Users::default());
     };
-    let named =
-        |error: &ReadUsersError| format!("access.users: {}: {}", file.display(), chain(error));
-    let read = || Users::read(file).map_err(|error| named(&error));
-    match Users::read(file) {
-        Ok(users) if users.len() >= in_use.users().len() => Ok(users),
-        Ok(_) | Err(ReadUsersError::Empty) => {
-            thread::sleep(SETTLING);
-            read()
-        }
-        Err(error) => Err(named(&error)),
+    let read = || {
+        let named = |error| format!("access.users: {}: {}", file.display(), chain(&error));
+        Users::read(file).map_err(named)
+    };
+    let users = read()?;
+    if users.len() >= in_use.users().len() {
+        return Ok(users);
     }
+    thread::sleep(Users::SETTLING);
+    read()
 }

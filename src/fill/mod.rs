@@ -160,6 +160,8 @@ struct Running {
     flow: Arc<Flow>,
     /// Where it takes a turn, for as long as it waits for one.
     turns: mpsc::Sender<Turn>,
+    /// It took the place of one that did not get on, and is waited for whatever it asks: there are two at most.
+    is_second: bool,
 }
 
 /// A repository, and the registry that speaks for it.

@@ -13,7 +13,7 @@ use super::lists::WALK;
 use super::{Fills, Shared};
 use crate::access::Right;
 use crate::oci::{Digest, Reference, Referrers, RepoKey, Tag, media_type};
-use crate::telemetry::Outcome;
+use crate::telemetry::{Outcome, StaleReason};
 use crate::upstream::{Deadline, Upstream, UpstreamError, Wrong};
 
 /// Longest list that is recorded, in bytes: lists stay in memory with their repository.
@@ -57,7 +57,12 @@ impl Fills {
         let found = match right.credential() {
             Some(_) => ask(repo.clone()).await,
             None => shared.anywhere(repo, ask).await,
-        }?;
+        };
+        let found = found.map_err(|error| match shared.may_keep_no_referrers(repo, &error) {
+            // Nothing is known here that it could hide. Clients look under the tag for them then.
+            true => UpstreamError::Unsupported.into(),
+            false => error,
+        })?;
         Ok(match artifact_type {
             Some(artifact_type) => found.map(|list| list.of_type(artifact_type)),
             None => found,
@@ -93,6 +98,10 @@ impl Fills {
                 let noting = self.shared.note_referrers(&upstream, repo, subject, &list);
                 noting.await;
                 Ok(list)
+            }
+            // That is not known for sure, so it is not recorded.
+            Err(error) if self.shared.may_keep_no_referrers(repo, &error) => {
+                self.listed_by_tag(repo, subject).await
             }
             listed => listed,
         }
@@ -173,6 +182,11 @@ impl Shared {
             .await;
     }
 
+    fn may_keep_no_referrers(&self, repo: &RepoKey, error: &FillError) -> bool {
+        let upstream = self.upstreams.of(repo);
+        matches!((upstream, error), (Ok(upstream), FillError::Upstream(error)) if upstream.may_keep_no_referrers(error))
+    }
+
     /// What is known to refer to a manifest after an `error` of upstream, as long ago as the oldest of it was
     /// confirmed; the error if nothing is, or it is a no. A list that upstream gave counts before the index under
     /// the fallback tag, and either before manifests that were confirmed no later.
@@ -182,8 +196,10 @@ impl Shared {
         subject: Digest,
         error: FillError,
     ) -> Result<Found<Referrers>, FillError> {
-        let Some(reason) = error.stale_reason() else {
-            return Err(error);
+        let reason = match error.stale_reason() {
+            Some(reason) => reason,
+            None if self.may_keep_no_referrers(repo, &error) => StaleReason::Unreachable,
+            None => return Err(error),
         };
         let listed = self.recorded.referrer_list(repo, subject).await?;
         let mut known = listed.and_then(|listed| {

@@ -17,8 +17,8 @@ use crate::access::Turn;
 use crate::oci::Digest;
 use crate::telemetry::Outcome;
 
-/// For how long a fill that asks another upstream, and has no answer of it yet, is waited for before one's own is
-/// asked.
+/// For how long a fill that asks another upstream is waited for, once it asks, before one's own is asked as well: of
+/// one that does not answer nobody knows for how long. Where it does in the end, the blob comes twice.
 const ELSEWHERE: Duration = Duration::from_secs(3);
 
 /// A fill that can be answered from.
@@ -44,6 +44,8 @@ pub(super) struct Started {
     pub(super) asked: Asked,
     /// Takes a turn for it from others than who began it, for as long as it waits for one.
     turns: mpsc::Sender<Turn>,
+    /// See [`Running`].
+    is_second: bool,
 }
 
 impl Fills {
@@ -71,13 +73,14 @@ impl Fills {
                 attendance,
                 asked,
                 turns,
+                is_second,
             } = started;
-            let is_elsewhere = !asked.upstream.is(&mine.upstream);
-            let patience = match is_elsewhere {
-                true => deadline.min(Instant::now() + ELSEWHERE),
-                false => deadline,
-            };
+            let may_give_up = !asked.upstream.is(&mine.upstream) && !is_second;
             let flow = Arc::clone(attendance.flow());
+            let giving_up = async {
+                turns.closed().await;
+                tokio::time::sleep(ELSEWHERE).await;
+            };
             let lending = async {
                 match outcome {
                     Outcome::Joined => self.lend_turn(&turns, client).await,
@@ -86,15 +89,16 @@ impl Fills {
             };
             let begun = tokio::select! {
                 biased;
-                begun = begun(attendance, patience) => begun,
+                begun = begun(attendance, deadline) => begun,
+                () = giving_up, if may_give_up => {
+                    given_up = Some(flow);
+                    continue;
+                }
                 () = lending => Err(FillError::Lost),
             };
             match begun {
                 // A no to another repository is none to this one. That fill is off the map by now.
                 Err(error) if error.is_of_another(&asked, &mine) => {}
-                Err(FillError::TooSlow) if is_elsewhere && patience < deadline => {
-                    given_up = Some(flow);
-                }
                 Err(error) => return Err(error),
                 Ok((size, attendance)) => {
                     return Ok(Some(Begun {
@@ -136,11 +140,13 @@ impl Fills {
                 attendance,
                 asked: fill.asked.clone(),
                 turns: fill.turns.clone(),
+                is_second: fill.is_second,
             });
         }
         if self.shared.store.blob_now(&digest).is_some() {
             return None;
         }
+        let is_second = running.contains_key(&digest);
         let flow = Flow::new(digest, Front::connecting(), None);
         let (turns, lent) = mpsc::channel(1);
         running.insert(
@@ -149,6 +155,7 @@ impl Fills {
                 asked: mine.clone(),
                 flow: Arc::clone(&flow),
                 turns: turns.clone(),
+                is_second,
             },
         );
         drop(running);
@@ -169,6 +176,7 @@ impl Fills {
             attendance,
             asked: mine.clone(),
             turns,
+            is_second,
         })
     }
 }

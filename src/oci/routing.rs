@@ -142,7 +142,10 @@ impl Routes {
             Some(Namespace::Registry(registry)) => Some(registry.as_str()),
             Some(Namespace::Any) | None => None,
         });
-        let is_another = |known: &str| known != without_port(known);
+        let is_another = |known: &str| {
+            let known = known.strip_suffix(":443").unwrap_or(known);
+            known != without_port(known)
+        };
         let mut others = homes.chain(routes).filter(|known| is_another(known));
         (!others.any(|known| is_same_registry(known, registry))).then_some(ours)
     }

@@ -67,7 +67,7 @@ impl Shared {
         let target = self.at_home(&question.path)?;
         let outgoing = self.outgoing(question, target, Some(caller));
         let answer = self.sent(&outgoing, connected_by).await;
-        let answer = answer.inspect_err(|error| self.breaker.failed(error))?;
+        let answer = answer.inspect_err(|error| self.heard_nothing(question, error))?;
         let status = answer.status();
         let answer = self.of_the_registry(answer).await?;
         if status == StatusCode::TOO_MANY_REQUESTS {

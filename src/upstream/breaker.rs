@@ -246,12 +246,14 @@ impl Breaker {
     /// As that of `answer`.
     pub(super) async fn watched<T>(&self, answer: impl Future<Output = T>) -> T {
         tokio::pin!(answer);
-        match tokio::time::timeout(SUSPECT_AFTER, &mut answer).await {
-            Ok(answer) => answer,
-            Err(_elapsed) => {
-                self.suspect();
-                answer.await
+        let mut patience = SUSPECT_AFTER;
+        loop {
+            if let Ok(answer) = tokio::time::timeout(patience, &mut answer).await {
+                return answer;
             }
+            self.suspect();
+            // One that was looked into, and others were answered, says nothing of what came after those.
+            patience = SUSPECT_TIME;
         }
     }
 

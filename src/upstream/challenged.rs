@@ -147,12 +147,13 @@ impl Challenged {
             Some(Challenge::Basic) => match known {
                 // Others were challenged at once.
                 Some(way @ Way::Basic(_)) => way,
-                // So Harbor answers whatever came; without a token service it is the registry that changed.
+                // So Harbor answers whatever came. Where the token service is none any more, or does not know us,
+                // it is the registry that changed.
                 Some(Way::Bearer(bearer)) if sent.is_some() => {
                     match bearer.refresher.instead_of(sent, deadline).await {
                         Ok(token) => return Ok(token),
-                        Err(TokenError::NotGranted) => return Err(UpstreamError::Refused),
-                        Err(_) => self.basic_way(scope)?,
+                        Err(TokenError::Denied | TokenError::Odd(_)) => self.basic_way(scope)?,
+                        Err(error) => return Err(without_token(error)),
                     }
                 }
                 // It changed how it is logged in to.
@@ -185,8 +186,11 @@ impl Challenged {
         };
         match way {
             Way::Basic(token) => match sent {
-                // What was sent is all there is.
-                Some(sent) if Arc::ptr_eq(sent, &token) => Err(UpstreamError::BadCredentials),
+                // What was sent is all there is, unless the registry has changed: the next question asks it.
+                Some(sent) if Arc::ptr_eq(sent, &token) => {
+                    self.ways.invalidate(&scope.to_string());
+                    Err(UpstreamError::BadCredentials)
+                }
                 Some(_) | None => Ok(token),
             },
             Way::Bearer(bearer) => {

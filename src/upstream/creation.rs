@@ -18,7 +18,8 @@ use crate::oci::{Pattern, RepositoryName};
 
 use super::Upstream;
 use super::ecr::EcrApi;
-use super::error::{Unreachable, UpstreamError};
+use super::error::UpstreamError;
+use super::exchange::is_broken_off;
 use super::gate::backoff;
 use super::meter::Meter;
 use super::unfinished::{Noted, Unfinished};
@@ -343,8 +344,4 @@ pub(super) fn is_told_absent(error: &UpstreamError) -> bool {
 /// arrived.
 pub(super) fn may_be_absent(error: &UpstreamError) -> bool {
     is_told_absent(error) || is_broken_off(error)
-}
-
-fn is_broken_off(error: &UpstreamError) -> bool {
-    *error == UpstreamError::Unreachable(Unreachable::Broken)
 }

@@ -88,15 +88,16 @@ impl Shared {
                         .inspect_err(|error| self.without_token(error))?
                 }
             };
+            // As it is now, however long the answer takes.
+            let sent = self.credentials.sent(token.as_ref(), question.scope);
             let outgoing = self.outgoing(question, target.clone(), token.as_deref());
             let answer = match self.sent(&outgoing, connected_by).await {
                 Ok(answer) => answer,
                 Err(error) => {
-                    let is_broken = error == UpstreamError::Unreachable(Unreachable::Broken);
-                    match question.breaks {
-                        Breaks::LookedInto if is_broken => return Err(error),
-                        Breaks::MayBeAbsent if is_broken => self.breaker.suspect(),
-                        _ => self.breaker.failed(&error),
+                    self.heard_nothing(question, &error);
+                    let is_broken = is_broken_off(&error);
+                    if is_broken && question.breaks == Breaks::LookedInto {
+                        return Err(error);
                     }
                     let again = matches!(error, UpstreamError::Unreachable(_))
                         && question.carried.may_be_repeated();
@@ -148,7 +149,6 @@ impl Shared {
             // Without a readable body a 403 is a denial.
             let body = answer.read(MAX_ERROR_BODY).await.unwrap_or_default();
             let told = || told::told(status, &body, &self.names());
-            let sent = self.credentials.sent(token.as_ref(), question.scope);
             match verdict(status, &headers, &body, sent) {
                 // What a push is told in so many words is about the push.
                 Some(Verdict::Renew) | None
@@ -193,6 +193,17 @@ impl Shared {
                 Some(Verdict::Renew) | None => {
                     return Err(UpstreamError::Wrong(Wrong::Status(status.as_u16())));
                 }
+            }
+        }
+    }
+
+    /// Tells the breaker of a question that has no answer, as far as that says anything of the upstream.
+    pub(super) fn heard_nothing(&self, question: &Question<'_>, error: &UpstreamError) {
+        match question.breaks {
+            Breaks::LookedInto if is_broken_off(error) => {}
+            Breaks::MayBeAbsent if is_broken_off(error) => self.breaker.suspect(),
+            Breaks::AreFailures | Breaks::MayBeAbsent | Breaks::LookedInto => {
+                self.breaker.failed(error);
             }
         }
     }
@@ -335,6 +346,11 @@ impl Shared {
         );
         UpstreamError::Refused
     }
+}
+
+/// There was a connection, and no answer.
+pub(super) fn is_broken_off(error: &UpstreamError) -> bool {
+    *error == UpstreamError::Unreachable(Unreachable::Broken)
 }
 
 /// The address of a path below `base`.

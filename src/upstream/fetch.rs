@@ -116,9 +116,9 @@ impl Shared {
                 | StatusCode::RANGE_NOT_SATISFIABLE => {
                     return Ok(Followed::Content(answer));
                 }
-                // Registries that are spread over several hosts send on to whichever has the rest of the API.
+                // Registries that are spread over several hosts send on to whichever speaks the API for them.
                 StatusCode::NOT_FOUND
-                    if question.kind != Kind::Blob && !redirect::is_signed(&target) =>
+                    if question.kind != Kind::Blob && target.path().starts_with("/v2/") =>
                 {
                     return Ok(Followed::Content(answer));
                 }

@@ -145,16 +145,9 @@ impl Upstream {
             accept: Some(HeaderValue::from_static(media_type::OCI_INDEX)),
             ..Question::get(Kind::Referrers, path, Scope::Pull(repository))
         };
-        // What a registry that knows of no referrers has there may be anything: a page, or a way to one. Clients
-        // take that for what it means, too.
-        let may_be_anything = *self.registry().kind() == RegistryKind::Other;
         let answer = match self.fetch(&question).await {
+            // So some registries say that they know of no referrers, and clients take it for that.
             Err(UpstreamError::Wrong(Wrong::Status(400))) => {
-                return Err(UpstreamError::Unsupported);
-            }
-            Err(UpstreamError::Wrong(Wrong::Intercepted | Wrong::Redirect(_)))
-                if may_be_anything =>
-            {
                 return Err(UpstreamError::Unsupported);
             }
             answer => answer?,
@@ -169,15 +162,23 @@ impl Upstream {
         let next = next_page(answer.headers());
         let bytes = answer.read(MAX_LIST).await?;
         // Distribution-spec, "Listing Referrers": always an image index.
-        match Referrers::from_index(&bytes) {
-            Ok(list) => Ok(ReferrersPage {
-                list,
-                size: bytes.len(),
-                next,
-            }),
-            Err(_) if may_be_anything => Err(UpstreamError::Unsupported),
-            Err(_) => Err(UpstreamError::Wrong(Wrong::Malformed)),
-        }
+        let list = Referrers::from_index(&bytes);
+        let list = list.map_err(|_| UpstreamError::Wrong(Wrong::Malformed))?;
+        Ok(ReferrersPage {
+            list,
+            size: bytes.len(),
+            next,
+        })
+    }
+
+    /// True where an error of [`Upstream::referrers`] may be all that the registry has to say of having none: one of
+    /// no known kind may have anything there, a page or a way to a login.
+    pub fn may_keep_no_referrers(&self, error: &UpstreamError) -> bool {
+        *self.registry().kind() == RegistryKind::Other
+            && matches!(
+                error,
+                UpstreamError::Wrong(Wrong::Intercepted | Wrong::Redirect(_) | Wrong::Malformed)
+            )
     }
 }
 

@@ -8,7 +8,7 @@ use std::str::FromStr as _;
 use crate::access::{Action, Who};
 use crate::cli::clients::{self, ClientHost};
 use crate::config::{Config, Route};
-use crate::oci::{Because, Namespace, RepositoryName, Routes};
+use crate::oci::{Because, NameRoute, Namespace, RepositoryName, Routes};
 use crate::upstream::Registry;
 
 const DOCKER_HUB: &str = "docker.io";
@@ -189,7 +189,10 @@ impl<'a> Mirrors<'a> {
         let mut registries = Vec::new();
         for registry in homes.chain(named).chain(any) {
             // What has a name of ours is asked for by that.
-            if self.routes.own_name(&registry).is_none() && !registries.contains(&registry) {
+            let mut hosts = self.hosts.iter();
+            let is_ours = self.routes.own_name(&registry).is_some()
+                || hosts.any(|host| host.to_string() == registry);
+            if !is_ours && !registries.contains(&registry) {
                 registries.push(registry);
             }
         }
@@ -248,7 +251,9 @@ impl<'a> Mirrors<'a> {
                 Some(Namespace::Registry(_)) => {}
                 Some(Namespace::Any) | None if self.is_of_its_own(route, registry) => {}
                 Some(Namespace::Any) => elsewhere.push(route.to_string()),
-                None if names.repository.is_some() => elsewhere.push(route.to_string()),
+                None if names.repository.is_some() || self.is_home(route, registry) => {
+                    elsewhere.push(route.to_string());
+                }
                 None => {}
             }
         }
@@ -257,13 +262,20 @@ impl<'a> Mirrors<'a> {
 
     /// Whether a route leads the registry's names to the registry, as they are.
     fn is_of_its_own(&self, route: &Route, registry: &str) -> bool {
-        let names = &route.names;
+        let NameRoute {
+            strip_prefix,
+            add_prefix,
+            ..
+        } = &route.names;
+        strip_prefix.is_none() && add_prefix.is_none() && self.is_home(route, registry)
+    }
+
+    /// Whether a route leads to the registry.
+    fn is_home(&self, route: &Route, registry: &str) -> bool {
         let mut upstreams = self.config.upstreams.iter();
-        names.strip_prefix.is_none()
-            && names.add_prefix.is_none()
-            && upstreams.any(|it| {
-                *it.name == *names.upstream && it.registry.name().eq_ignore_ascii_case(registry)
-            })
+        upstreams.any(|it| {
+            *it.name == *route.names.upstream && it.registry.name().eq_ignore_ascii_case(registry)
+        })
     }
 
     fn domain(&self, host: &ClientHost) -> Option<&str> {

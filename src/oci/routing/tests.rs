@@ -145,6 +145,24 @@ fn another_server_on_a_host_of_ours_is_another_registry() {
 }
 
 #[test]
+fn the_usual_port_tells_no_other_server() {
+    let old = Home {
+        upstream: "old".into(),
+        registry: "a.test:443".to_owned(),
+    };
+    let mut prod = old.clone();
+    (prod.upstream, prod.registry) = ("prod".into(), "prod.example".to_owned());
+    let at_ours = NameRoute {
+        domain: Some("a.test".to_owned()),
+        ..route("prod")
+    };
+    let routes = Routes::new(vec!["a.test".to_owned()], vec![at_ours], vec![prod, old]);
+    for ns in [None, Some("a.test"), Some("a.test:443")] {
+        assert_eq!(found(&routes, "a.test", ns, "app"), "prod/app", "{ns:?}");
+    }
+}
+
+#[test]
 fn any_ns_is_any() {
     let routes = routes(vec![NameRoute {
         ns: Some(Namespace::Any),

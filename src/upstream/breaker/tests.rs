@@ -264,6 +264,21 @@ async fn while_others_are_answered_probes_in_vain_open_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn o05_who_waits_on_is_told_though_others_were_answered_before() {
+    let link = Fake::new(Link::BlackHole);
+    let breaker = link.breaker();
+    breaker.suspect();
+    breaker.answered();
+    let began = Instant::now();
+    let error = tokio::select! {
+        () = breaker.watched(std::future::pending::<()>()) => unreachable!(),
+        error = breaker.link_down() => error,
+    };
+    assert!(matches!(error, UpstreamError::Away(_)), "{error}");
+    assert!(began.elapsed() <= SUSPECT_AFTER + 2 * SUSPECT_TIME);
+}
+
+#[tokio::test(start_paused = true)]
 async fn o11_those_who_waited_do_not_set_out_as_one() {
     let link = Fake::new(Link::Refused);
     let breaker = Arc::new(link.breaker());

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -172,19 +173,22 @@ impl Partial {
     /// # Errors
     /// As [`Self::write`].
     pub fn append(&mut self, piece: &[u8]) -> Result<(), AppendError> {
-        self.write(self.written, piece)
+        self.write(self.written, piece).map(drop)
     }
 
-    /// Writes `piece` at `offset`, and hashes it if it comes next; what lies ahead is hashed later, by
-    /// [`Self::catch_up`]. Pieces of 256 KiB and more make cheap reads later.
+    /// Writes what is missing of `piece`, which begins at `offset`, and hashes it if it comes next; what lies
+    /// ahead is hashed later, by [`Self::catch_up`]. What is in the file stays as it is, for it may be hashed
+    /// already. Pieces of 256 KiB and more make cheap reads later.
+    ///
+    /// Returns the offsets that were hashed from `piece`: of these it holds what the file does.
     ///
     /// # Errors
-    /// See [`AppendError`]; `piece` then does not count as written and is not in the hash, so the
-    /// caller can go on without the disk, see [`Self::abandon`].
-    pub fn write(&mut self, offset: u64, piece: &[u8]) -> Result<(), AppendError> {
-        let len = piece.len() as u64;
+    /// See [`AppendError`]; nothing of `piece` is then in the hash, so the caller can go on without the
+    /// disk, see [`Self::abandon`].
+    pub fn write(&mut self, offset: u64, piece: &[u8]) -> Result<Range<u64>, AppendError> {
         let declared = self.content.len();
-        let Some(end) = offset.checked_add(len).filter(|end| *end <= declared) else {
+        let end = offset.checked_add(piece.len() as u64);
+        let Some(end) = end.filter(|end| *end <= declared) else {
             return Err(AppendError::TooLong { declared });
         };
         if offset > self.present.end_from(self.written) && self.marks.is_none() {
@@ -193,23 +197,30 @@ impl Partial {
             self.mark()?;
         }
         let content = self.content.content();
-        if let Err(error) = content.file.write_all_at(piece, offset) {
-            self.shared.write_failed(&error);
-            return Err(AppendError::Disk(error));
+        // In range: of offsets within the piece.
+        let of = |span: &Range<u64>| {
+            &piece[(span.start - offset) as usize..(span.end - offset) as usize]
+        };
+        let missing = self.present.gaps(offset..end);
+        for gap in &missing {
+            if let Err(error) = content.file.write_all_at(of(gap), gap.start) {
+                self.shared.write_failed(&error);
+                return Err(AppendError::Disk(error));
+            }
+            content.space.allocated(gap.end - gap.start);
+            self.present.add(gap.clone());
+            self.unmarked += gap.end - gap.start;
         }
-        content.space.allocated(len);
-        let is_next = offset == self.written && !self.is_behind();
-        self.present.add(offset..end);
-        self.unmarked += len;
         if self.marks.is_some() && self.unmarked >= MARKED_EVERY.max(declared / MOST_MARKS) {
             self.mark()?;
         }
         // Last, so that what is refused is in no hash.
-        if is_next {
-            self.hasher.update(piece);
-            self.written = end;
-        }
-        Ok(())
+        let Some(next) = missing.into_iter().find(|gap| gap.start == self.written) else {
+            return Ok(offset..offset);
+        };
+        self.hasher.update(of(&next));
+        self.written = next.end;
+        Ok(next)
     }
 
     /// Notes what is in the file, if it may be gone on with at all.

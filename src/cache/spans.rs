@@ -37,15 +37,19 @@ impl Spans {
         span.map_or(offset, |span| span.end.max(offset))
     }
 
-    /// What is not there of the first `len` bytes.
-    pub fn gaps(&self, len: u64) -> Vec<Range<u64>> {
+    /// What is not there of these offsets.
+    pub fn gaps(&self, of: Range<u64>) -> Vec<Range<u64>> {
         let mut gaps = Vec::new();
-        let mut at = 0;
-        for span in &self.0 {
-            gaps.push(at..span.start.min(len));
+        let mut at = of.start;
+        let first = self.0.partition_point(|span| span.end <= of.start);
+        for span in self.0.iter().skip(first) {
+            if span.start >= of.end {
+                break;
+            }
+            gaps.push(at..span.start);
             at = span.end;
         }
-        gaps.push(at..len);
+        gaps.push(at..of.end);
         gaps.retain(|gap| !gap.is_empty());
         gaps
     }
@@ -124,7 +128,13 @@ mod tests {
             let both: Vec<bool> = naive(&a).iter().zip(naive(&b)).map(|(a, b)| *a && b).collect();
             prop_assert_eq!(set(&left.both(&right)), both);
             let gaps: Vec<bool> = naive(&a).iter().map(|is| !is).collect();
-            prop_assert_eq!(naive(&left.gaps(64)), gaps);
+            prop_assert_eq!(naive(&left.gaps(0..64)), gaps);
+            for of in b {
+                let gaps: Vec<bool> = (0..64)
+                    .map(|at| of.contains(&at) && !naive(&a)[at as usize])
+                    .collect();
+                prop_assert_eq!(naive(&left.gaps(of)), gaps);
+            }
             for at in 0..64 {
                 let run = naive(&a).iter().skip(at as usize).take_while(|is| **is).count() as u64;
                 prop_assert_eq!(left.end_from(at), at + run);

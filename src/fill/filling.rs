@@ -152,7 +152,7 @@ impl Filling {
         let origin = self.origin.held_to(&note, len);
         let again = Again::new(origin, digest, len, self.patience, self.metrics.clone());
         let present = partial.present().end_from(0);
-        let gaps = partial.present().gaps(len);
+        let gaps = partial.present().gaps(0..len);
         let download = match gaps.first() {
             None => None,
             Some(gap) => match again.download(gap.start, gap.end).await {
@@ -197,7 +197,7 @@ impl Filling {
         let way = Way {
             again,
             download: Some(download),
-            gaps: Spans::default().gaps(len),
+            gaps: Spans::default().gaps(0..len),
             may_share,
         };
         let sink = self.transfer(way, sink).await?;

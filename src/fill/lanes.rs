@@ -272,7 +272,7 @@ impl Drop for Opening {
 
 /// How a stretch ended, where nothing went wrong.
 enum Carried {
-    /// All of it was passed on.
+    /// All of it was passed on, or is another's now.
     Whole,
     /// Nobody takes any more.
     Unwanted,
@@ -314,6 +314,10 @@ impl Shared {
             let Some((offset, piece)) = pieces.next(end).await? else {
                 return Ok(Carried::Whole);
             };
+            // Where the lane before went on into this stretch it brings this, too.
+            if !self.stretches().claim(lane) {
+                return Ok(Carried::Whole);
+            }
             let bytes = piece.len() as u64;
             self.arrived.fetch_add(bytes, Ordering::Relaxed);
             let held_back = pieces.take_held_back().as_micros() as u64;

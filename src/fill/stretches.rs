@@ -1,6 +1,7 @@
 //! Which connection fetches which part of a blob. Pure.
 //!
-//! Invariants: no byte is fetched by two; whoever is in front is never told to wait; while anything is
+//! Invariants: no byte is passed on by two, though the beginning of a part may be fetched by its own lane
+//! and by the one before it, which goes on; whoever is in front is never told to wait; while anything is
 //! missing somebody fetches it.
 
 use std::ops::Range;
@@ -18,7 +19,7 @@ struct Stretch {
     end: u64,
     /// How far its connection reaches, which may be beyond what is left to it.
     reach: u64,
-    /// Whether anything has come of it yet.
+    /// Whether a piece of it is being passed on, or was.
     has_begun: bool,
 }
 
@@ -75,7 +76,7 @@ impl Stretches {
             at: start,
             end,
             reach: end,
-            has_begun: lane == 0,
+            has_begun: false,
         };
         self.taken.insert(after, stretch);
         Some(start..end)
@@ -101,15 +102,21 @@ impl Stretches {
         stretch.map_or(0, |stretch| stretch.end)
     }
 
-    /// Bytes of a lane have arrived; true at the end of its part. Where its connection reaches further, and
-    /// whoever has the next part has nothing of it yet, it goes on.
+    /// Whether a piece that a lane has at hand is its own to be passed on, as it is until
+    /// [`advance`](Self::advance); false where the lane before it went on into its part.
+    pub(super) fn claim(&mut self, lane: u64) -> bool {
+        let stretch = self.taken.iter_mut().find(|stretch| stretch.lane == lane);
+        stretch.map(|stretch| stretch.has_begun = true).is_some()
+    }
+
+    /// Bytes that a lane claimed were passed on; true at the end of its part. Where its connection reaches
+    /// further, and whoever has the next part has nothing of it at hand yet, it goes on.
     pub(super) fn advance(&mut self, lane: u64, bytes: u64) -> bool {
         let Some(index) = self.taken.iter().position(|stretch| stretch.lane == lane) else {
             return true;
         };
         let stretch = &mut self.taken[index];
         stretch.at += bytes;
-        stretch.has_begun = true;
         if stretch.at < stretch.end {
             return false;
         }
@@ -187,6 +194,7 @@ impl Stretches {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Spans;
     use proptest::prelude::*;
 
     const MIB: u64 = 1024 * 1024;
@@ -252,12 +260,40 @@ mod tests {
         assert!(!stretches.stay_alone());
     }
 
+    #[test]
+    fn u09_a_part_of_which_a_piece_is_at_hand_is_taken_over_by_nobody() {
+        let mut stretches = Stretches::new(0, whole(100 * MIB));
+        stretches.set_width(2);
+        stretches.share(10 * MIB);
+        assert_eq!(stretches.take(1, u64::MAX), Some(10 * MIB..100 * MIB));
+        assert!(stretches.claim(1));
+        assert!(stretches.advance(0, 10 * MIB), "the next has begun");
+        stretches.advance(1, MIB);
+        assert_eq!(stretches.left(), 89 * MIB);
+    }
+
+    #[test]
+    fn u09_a_piece_of_a_part_that_was_taken_over_is_nobodys() {
+        let mut stretches = Stretches::new(0, whole(100 * MIB));
+        stretches.set_width(2);
+        stretches.share(10 * MIB);
+        assert_eq!(stretches.take(1, u64::MAX), Some(10 * MIB..100 * MIB));
+        assert!(!stretches.advance(0, 10 * MIB), "it goes on");
+        assert!(!stretches.claim(1));
+        assert_eq!(stretches.end(0), 100 * MIB);
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Width(usize),
         Share(u64),
         Take(u64),
-        Advance(usize, u64),
+        /// A lane has so many bytes at hand.
+        Receive(usize, u64),
+        /// It may pass them on, or throws them away.
+        Claim(usize),
+        /// It has passed them on.
+        Advance(usize),
         Leave(usize),
     }
 
@@ -266,21 +302,36 @@ mod tests {
             (1usize..6).prop_map(Step::Width),
             (0u64..8 * MIB).prop_map(Step::Share),
             (MIB..8 * MIB).prop_map(Step::Take),
-            (0usize..6, 1u64..MIB).prop_map(|(index, bytes)| Step::Advance(index, bytes)),
+            (0usize..6, 1u64..MIB).prop_map(|(nth, bytes)| Step::Receive(nth, bytes)),
+            (0usize..6).prop_map(Step::Claim),
+            (0usize..6).prop_map(Step::Advance),
             (1usize..6).prop_map(Step::Leave),
         ]
     }
 
+    /// A piece that a lane has, and whether it may be passed on.
+    struct Piece {
+        lane: u64,
+        offset: u64,
+        bytes: u64,
+        is_claimed: bool,
+    }
+
     proptest! {
         #[test]
-        fn every_byte_is_fetched_once(steps in proptest::collection::vec(step(), 0..200)) {
+        fn every_byte_is_passed_on_once(steps in proptest::collection::vec(step(), 0..300)) {
             const LEN: u64 = 32 * MIB;
             let mut stretches = Stretches::new(0, whole(LEN));
             let mut next_lane = 1;
-            let mut fetched = 0;
-            let end = (0..).map(|_| Step::Advance(0, MIB)).take(200);
-            let takes = (0..).map(|_| Step::Take(u64::MAX)).take(200);
-            let closing = end.zip(takes).flat_map(|(advance, take)| [advance, take]);
+            let mut pieces: Vec<Piece> = Vec::new();
+            let mut passed = Spans::default();
+            let round = [
+                Step::Take(u64::MAX),
+                Step::Receive(0, MIB),
+                Step::Claim(0),
+                Step::Advance(0),
+            ];
+            let closing = (0..200).flat_map(|_| round.clone());
             for step in steps.into_iter().chain(closing) {
                 match step {
                     Step::Width(width) => stretches.set_width(width),
@@ -290,22 +341,51 @@ mod tests {
                             next_lane += 1;
                         }
                     }
-                    Step::Advance(index, bytes) => {
-                        let at = stretches.taken.get(index).map(|s| (s.lane, s.end - s.at));
-                        if let Some((lane, left)) = at.filter(|(lane, _)| stretches.may_read(*lane)) {
-                            fetched += bytes.min(left);
-                            stretches.advance(lane, bytes.min(left));
+                    Step::Receive(index, bytes) => {
+                        let Some(stretch) = stretches.taken.get(index) else {
+                            continue;
+                        };
+                        let lane = stretch.lane;
+                        let has_one = pieces.iter().any(|piece| piece.lane == lane);
+                        if stretches.may_read(lane) && !has_one {
+                            pieces.push(Piece {
+                                lane,
+                                offset: stretch.at,
+                                bytes: bytes.min(stretch.end - stretch.at),
+                                is_claimed: false,
+                            });
+                        }
+                    }
+                    Step::Claim(nth) => {
+                        let Some(piece) = pieces.get_mut(nth) else {
+                            continue;
+                        };
+                        piece.is_claimed = stretches.claim(piece.lane);
+                        if !piece.is_claimed {
+                            pieces.remove(nth);
+                        }
+                    }
+                    Step::Advance(nth) => {
+                        if pieces.get(nth).is_some_and(|piece| piece.is_claimed) {
+                            let Piece { lane, offset, bytes, .. } = pieces.remove(nth);
+                            let span = offset..offset + bytes;
+                            prop_assert_eq!(passed.gaps(span.clone()), [span.clone()]);
+                            passed.add(span);
+                            stretches.advance(lane, bytes);
                         }
                     }
                     Step::Leave(index) => {
-                        if let Some(lane) = stretches.taken.get(index).map(|s| s.lane) {
+                        let lane = stretches.taken.get(index).map(|stretch| stretch.lane);
+                        let has_one = |lane| pieces.iter().any(|piece| piece.lane == lane);
+                        if let Some(lane) = lane.filter(|lane| !has_one(*lane)) {
                             prop_assert_eq!(stretches.leave(lane), Leaving::Behind);
                         }
                     }
                 }
-                prop_assert_eq!(stretches.left() + fetched, LEN);
+                let missing = passed.gaps(0..LEN).into_iter().map(|gap| gap.end - gap.start);
+                prop_assert_eq!(stretches.left(), missing.sum::<u64>());
             }
-            prop_assert_eq!(fetched, LEN);
+            prop_assert_eq!(stretches.left(), 0);
         }
     }
 }

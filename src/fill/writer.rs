@@ -72,10 +72,12 @@ pub(super) fn write(
         // Readers that are behind need the buffers more.
         let keep = buffers.is_ample();
         match partial.write(offset, &piece) {
-            Ok(()) if partial.written() == offset + piece.len() as u64 => {
-                flow.landed_at(offset, piece, keep);
+            Ok(hashed) if hashed.is_empty() => {}
+            Ok(hashed) => {
+                // In range: offsets within the piece.
+                let (from, to) = (hashed.start - offset, hashed.end - offset);
+                flow.landed_at(hashed.start, piece.slice(from as usize..to as usize), keep);
             }
-            Ok(()) => {}
             Err(error) => return give_up(partial, error, Some((offset, piece)), arrivals),
         }
     }

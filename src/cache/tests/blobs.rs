@@ -80,6 +80,28 @@ fn u02_more_than_declared_fails_early_and_harms_nothing() {
 }
 
 #[test]
+fn u09_what_is_in_the_file_is_never_written_over() {
+    let scene = Scene::new();
+    let store = scene.open();
+    let content = content(8, 30);
+    let digest = Digest::of(&content);
+    let mut partial = store.begin(digest, 30, b"").unwrap();
+    let lie = [0xee; 30];
+    assert_eq!(partial.write(0, &content[..10]).unwrap(), 0..10);
+    assert_eq!(partial.write(0, &lie[..10]).unwrap(), 0..0);
+    // Ahead of the hash as well, and where only a part of a piece is there.
+    assert_eq!(partial.write(20, &content[20..]).unwrap(), 20..20);
+    assert_eq!(partial.write(25, &lie[..5]).unwrap(), 25..25);
+    let mut piece = lie;
+    piece[10..20].copy_from_slice(&content[10..20]);
+    assert_eq!(partial.write(0, &piece).unwrap(), 10..20);
+    partial.catch_up(&mut [0; 30]).unwrap();
+    let blob = store.commit(partial.verify().unwrap()).unwrap();
+    assert_eq!(read(&blob), content);
+    assert_eq!(store.usage().final_bytes, 30);
+}
+
+#[test]
 fn u01_u03_short_or_wrong_content_never_gets_a_name() {
     let scene = Scene::new();
     let store = scene.open();

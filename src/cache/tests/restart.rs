@@ -185,7 +185,7 @@ fn c01_what_is_in_a_download_with_holes_is_known_after_a_restart() {
     let store = scene.open();
     let partial = taken_up(&store, &content);
     let gaps = [offset(1)..offset(4), offset(6)..offset(8)];
-    assert_eq!(partial.present().gaps(content.len() as u64), gaps);
+    assert_eq!(partial.present().gaps(0..content.len() as u64), gaps);
     drop((partial, store));
 
     let store = scene.open();
@@ -215,7 +215,7 @@ fn c01_what_was_not_noted_of_a_download_with_holes_is_not_believed_to_be_there()
     drop((partial, store));
     let store = scene.open();
     let partial = taken_up(&store, &content);
-    let gaps = partial.present().gaps(content.len() as u64);
+    let gaps = partial.present().gaps(0..content.len() as u64);
     let gap = (1 << 20)..(8 << 20);
     assert!(gaps.iter().eq([&gap]), "its length alone says otherwise");
 }

@@ -111,6 +111,38 @@ async fn u04_a_descriptor_that_lies_costs_no_other_repository_its_blob() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn u04_a_descriptor_that_lies_costs_no_download_what_came_of_it() {
+    const SIZE: u64 = 24 * MIB;
+    let mut stage = Stage::new().await;
+    let blob = stage.blob(SIZE);
+    let path = in_other(&stage, &blob);
+    let gate = Gate::new();
+    stage.spoil_times(&blob, 1, Fault::HoldAfter(SIZE / 2, gate.clone()));
+    let (mut connection, _) = stage.begin(&blob).await;
+    let half = connection.read_exactly(SIZE / 2 - MIB);
+    within("half of it", half).await.expect("half of it");
+    // It waits until somebody asks for it.
+    let failing = stage.spoil(&blob, [Fault::status(503, "down")]);
+    stage.proxy.kill9();
+    gate.open();
+    stage.proxy.restart();
+    let has_failed = |event: &support::Event| event.message() == "fill failed";
+    stage.proxy.log_until("a first try", has_failed).await;
+
+    describe_in_other(&stage, &blob, SIZE + 1).await;
+    failing.remove();
+    // Nothing of what is said of its size has to be sent for.
+    let gate = Gate::new();
+    let asked = stage.spoil_times(&blob, 1, Fault::HoldAfter(0, gate.clone()));
+    assert_eq!(stage.proxy.client().get(&path).await.status, 502);
+    gate.open();
+    asked.remove();
+    assert_whole(&stage.proxy.client().get(&blob.path).await, &blob);
+    let sent = stage.bytes_sent(&blob);
+    assert!(sent <= SIZE + SIZE / 10, "{sent} of {SIZE} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn p14_not_modified_tells_what_a_get_would_and_no_length() {
     let stage = Stage::new().await;
     let blob = stage.blob(MIB);

@@ -90,6 +90,98 @@ async fn what_broke_off_is_finished_for_nobody_in_particular() {
     );
 }
 
+/// Waits until going on with the download has failed since the last start.
+async fn fails_to_go_on(proxy: &Proxy) {
+    let has_failed = |event: &support::Event| event.message() == "fill failed";
+    proxy.log_until("that it cannot go on", has_failed).await;
+}
+
+/// Pulls until the upstream is asked again; fails if more was fetched than was missing.
+async fn assert_only_the_rest_is_fetched(proxy: &Proxy, simulator: &Simulator, digest: &str) {
+    let pulled = async {
+        loop {
+            let answer = proxy.client().get(&target(digest)).await;
+            if answer.status == 200 {
+                return answer;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let answer = within("the whole of it", pulled).await;
+    assert!(answer.clean_end);
+    assert_eq!(answer.digest(), digest);
+    let sent = fetched(simulator.journal());
+    assert!(
+        sent <= SIZE + SIZE / 10,
+        "{sent} of {SIZE} bytes were fetched"
+    );
+    proxy.assert_blobs_are_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u08_what_broke_off_is_still_there_after_a_time_offline() {
+    let (simulator, digest) = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    let gate = half_way(&proxy, &simulator, &digest).await;
+    proxy.kill9();
+    gate.open();
+    proxy.set("cache.offline", true);
+    proxy.restart();
+    assert_eq!(proxy.client().get(&target(&digest)).await.status, 503);
+    proxy.set("cache.offline", false);
+    proxy.restart();
+    assert_only_the_rest_is_fetched(&proxy, &simulator, &digest).await;
+}
+
+/// Whatever is answered first when a download is gone on with, what came of it stays.
+async fn costs_no_byte_twice(listener: Listener, fault: Fault) {
+    let (simulator, digest) = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    let gate = half_way(&proxy, &simulator, &digest).await;
+    proxy.kill9();
+    gate.open();
+    let blob = Pattern::digest(&*digest);
+    let faults = simulator.faults();
+    let rule = faults.on(listener, "GET", blob).then(fault);
+    proxy.restart();
+    fails_to_go_on(&proxy).await;
+    rule.remove();
+    assert_only_the_rest_is_fetched(&proxy, &simulator, &digest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u20_a_page_in_the_registrys_place_costs_no_byte_twice() {
+    costs_no_byte_twice(Listener::Registry, Fault::rubbish()).await;
+    costs_no_byte_twice(Listener::Storage, Fault::rubbish()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u08_an_identity_that_is_refused_for_a_while_costs_no_byte_twice() {
+    let denied = r#"{"errors":[{"code":"DENIED","message":"not now"}]}"#;
+    costs_no_byte_twice(Listener::Registry, Fault::status(403, denied)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u08_a_storage_that_has_it_not_for_a_while_costs_no_byte_twice() {
+    costs_no_byte_twice(Listener::Storage, Fault::status(404, "no such key")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u09_a_part_as_nobody_asked_for_it_is_answered_by_beginning_anew() {
+    let (simulator, digest) = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    let gate = half_way(&proxy, &simulator, &digest).await;
+    proxy.kill9();
+    gate.open();
+    let faults = simulator.faults();
+    let rule = faults.on(Listener::Storage, "GET", Pattern::digest(&*digest));
+    rule.then(Fault::ShiftRange(1));
+    proxy.restart();
+    let answer = proxy.client().get(&target(&digest)).await;
+    assert_eq!((answer.status, answer.digest()), (200, digest));
+    proxy.assert_blobs_are_sound();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn u09_other_content_after_a_restart_is_begun_anew_and_never_spliced() {
     let (simulator, digest) = simulator().await;

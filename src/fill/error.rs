@@ -2,7 +2,7 @@
 
 use super::Asked;
 use crate::telemetry::StaleReason;
-use crate::upstream::UpstreamError;
+use crate::upstream::{UpstreamError, Wrong};
 
 /// Why a request for content ends without it. Shared by everybody who waited for the same fill, so
 /// cheap to clone, and free of secrets as [`UpstreamError`] is.
@@ -52,9 +52,23 @@ pub enum FillError {
 }
 
 impl FillError {
-    /// True where the same question may be answered in a moment.
-    pub(super) fn is_retryable(&self) -> bool {
-        matches!(self, Self::Upstream(error) if error.retryable())
+    /// True where upstream has no part that goes on from what came before, and may have the whole: other
+    /// content, no parts at all, or another part than was asked for.
+    pub(super) fn is_of_the_part(&self) -> bool {
+        let Self::Upstream(error) = self else {
+            return false;
+        };
+        matches!(
+            error,
+            UpstreamError::ContentChanged
+                | UpstreamError::IgnoredRange
+                | UpstreamError::Wrong(Wrong::Malformed)
+        )
+    }
+
+    /// True where upstream said that it does not hold it.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::Upstream(UpstreamError::Absent(_)))
     }
 
     /// Why what is kept may be served instead of an answer; `None` where there was an answer.

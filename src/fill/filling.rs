@@ -132,8 +132,13 @@ impl Filling {
         }
     }
 
-    /// Goes on with a download that broke off, with what it lacks; `None` where there is none, or
-    /// upstream has other content now. Every byte that is there is hashed again on the way.
+    /// Goes on with a download that broke off, with what it lacks; `None` where there is none, or none that can
+    /// be gone on with: what came of it stays until another takes its place. Every byte that is there is hashed
+    /// again on the way.
+    ///
+    /// # Errors
+    /// Why there is no more of it for now; it is kept as it goes, unless its own repository says that it has
+    /// no such blob.
     async fn go_on(
         &self,
         size: KnownSize,
@@ -145,8 +150,8 @@ impl Filling {
         };
         let len = partial.declared();
         let note = interrupted::read_note(&note);
+        // Of two sizes upstream tells the right one.
         let Some((note, _)) = note.filter(|_| size.described.is_none_or(|size| size == len)) else {
-            blocking(move || partial.discard()).await?;
             return Ok(None);
         };
         let origin = self.origin.held_to(&note, len);
@@ -157,18 +162,15 @@ impl Filling {
             None => None,
             Some(gap) => match again.download(gap.start, gap.end).await {
                 Ok(download) => Some(download),
-                // The link is gone again, or this repository does not have what another one began with: the
-                // partial is kept as it goes.
-                Err(error)
-                    if error.is_retryable()
-                        || (error.is_of_its_repository() && !self.origin.is_of(&note)) =>
-                {
-                    return Err(error);
+                Err(error) if error.is_of_the_part() => {
+                    tracing::info!(oci.digest = %digest, %error, "a broken download cannot be gone on with");
+                    return Ok(None);
                 }
                 Err(error) => {
-                    tracing::info!(oci.digest = %digest, %error, "a broken download cannot be gone on with");
-                    blocking(move || partial.discard()).await?;
-                    return Ok(None);
+                    if error.is_absence() && self.origin.is_of(&note) {
+                        blocking(move || partial.discard()).await?;
+                    }
+                    return Err(error);
                 }
             },
         };
@@ -223,7 +225,13 @@ impl Filling {
 
     async fn begin(&self, len: u64, note: Vec<u8>) -> Result<Sink, FillError> {
         let (store, digest) = (self.store.clone(), self.flow.digest);
-        match blocking(move || store.begin(digest, len, &note)).await? {
+        let begin = move || {
+            if let Some((broken, _)) = store.resume(&digest) {
+                broken.discard();
+            }
+            store.begin(digest, len, &note)
+        };
+        match blocking(begin).await? {
             Ok(partial) => {
                 self.flow.land_in(partial.reader());
                 Ok(Sink::Disk(partial))

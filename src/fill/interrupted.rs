@@ -11,7 +11,7 @@ use super::proof::KnownSize;
 use crate::cache::Interrupted;
 use crate::oci::{RepoKey, RepositoryName};
 use crate::telemetry::Outcome;
-use crate::upstream::Validator;
+use crate::upstream::{UpstreamError, Validator};
 
 /// Where a download comes from, and how to tell that the content is still the same.
 #[derive(serde::Deserialize, serde::Serialize)]
@@ -66,8 +66,8 @@ impl Fills {
     /// elsewhere where its own upstream cannot answer.
     ///
     /// # Errors
-    /// Why the blob is still not whole; what was fetched is kept for the next attempt, if upstream still
-    /// has that content.
+    /// Why the blob is still not whole; what was fetched is kept for the next attempt, unless upstream says
+    /// that the blob is gone, or has sent other bytes than its digest says.
     ///
     /// # Cancel safety
     /// The fill goes on without the caller.
@@ -78,6 +78,10 @@ impl Fills {
         let Some(upstream) = self.shared.upstreams.named(&note.upstream) else {
             return Ok(());
         };
+        // For as long as the operator wants it so, which is no failure each time.
+        if upstream.is_offline() {
+            return Err(UpstreamError::Offline.into());
+        }
         let begun = RepoKey {
             upstream: Arc::clone(upstream.name()),
             repository,

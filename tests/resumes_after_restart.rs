@@ -6,9 +6,11 @@
 
 mod support;
 
+use ecr_proxy::cache::{CacheMetrics, Store, StoreOptions};
 use ecr_proxy::simulator::{
     BlobSource, Fault, Gate, Journal, Listener, Outage, Pattern, Simulator,
 };
+use support::disk::Injection;
 use support::{Proxy, within};
 
 const REPOSITORY: &str = "team/app";
@@ -225,6 +227,51 @@ async fn a_damaged_beginning_is_never_passed_on_whole() {
     let answer = proxy.client().get(&target(&digest)).await;
     assert_eq!((answer.status, answer.digest()), (200, digest));
     proxy.assert_blobs_are_sound();
+}
+
+/// As several connections leave it that were broken off: what comes behind `from` is in the file as well.
+fn add_what_lies_behind(proxy: &Proxy, digest: &str, source: &BlobSource, from: u64) {
+    let options = StoreOptions::new(proxy.cache_dir());
+    let store = Store::open(options, CacheMetrics::default()).expect("the killed proxy's store");
+    let digest = digest.parse().expect("a digest");
+    let (mut partial, _) = store.resume(&digest).expect("what broke off");
+    // As much at a time as is noted at once.
+    for at in (from..SIZE).step_by(2 * 1024 * 1024) {
+        let piece = source.read(at..SIZE.min(at + 2 * 1024 * 1024));
+        partial.write(at, &piece).expect("room on the disk");
+    }
+    assert_eq!(partial.present().gaps(0..SIZE).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d05_a_disk_that_fails_while_a_gap_is_filled_costs_no_client_a_byte() {
+    let (simulator, digest) = simulator().await;
+    let source = BlobSource::generated(11, SIZE);
+    let mut proxy = Proxy::before(&simulator);
+    let gate = half_way(&proxy, &simulator, &digest).await;
+    proxy.kill9();
+    gate.open();
+    add_what_lies_behind(&proxy, &digest, &source, SIZE / 4 * 3);
+    let gate = Gate::new();
+    let faults = simulator.faults();
+    let rule = faults.on(Listener::Storage, "GET", Pattern::digest(&*digest));
+    rule.times(1)
+        .then(Fault::HoldAfter(1024 * 1024, gate.clone()));
+    proxy.restart();
+    let mut client = proxy.client().start("GET", &target(&digest), &[]).await;
+    assert_eq!(client.head().await.expect("a head").status, 200);
+    // All that was there is hashed by then, and what comes is what is wanted next.
+    let begun = HALF + 256 * 1024;
+    let mut body = within("the beginning", client.read_exactly(begun)).await;
+    let injection = Injection::into(&proxy, ["pwrite64:error=EIO"]);
+    gate.open();
+    let rest = within("the rest", client.read_exactly(SIZE - begun)).await;
+    drop(injection);
+    let body = body.as_mut().expect("the beginning");
+    body.extend(rest.expect("the rest"));
+    assert!(*body == source.read(0..SIZE));
+    let sent = fetched(simulator.journal());
+    assert!(sent <= SIZE + SIZE / 10, "{sent} of {SIZE}");
 }
 
 /// What happens to a transfer.

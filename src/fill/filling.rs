@@ -39,14 +39,14 @@ pub(super) struct Filling {
 }
 
 /// Where the bytes go.
-enum Sink {
+pub(super) enum Sink {
     Disk(Partial),
     Memory { hash: Hasher, written: u64 },
 }
 
 impl Sink {
     /// Bytes that went there, in order.
-    fn written(&self) -> u64 {
+    pub(super) fn written(&self) -> u64 {
         match self {
             Self::Disk(partial) => partial.written(),
             Self::Memory { written, .. } => *written,
@@ -282,11 +282,14 @@ impl Filling {
     ) -> Result<Sink, FillError> {
         let partial = match sink {
             Sink::Disk(partial) => partial,
-            memory @ Sink::Memory { .. } => return self.remember_all(memory, arrivals).await,
+            memory @ Sink::Memory { .. } => {
+                let memory = self.remember_arrivals(memory, arrivals, &again).await?;
+                return self.remember_rest(memory, &again).await;
+            }
         };
         let (flow, buffers) = (Arc::clone(&self.flow), self.buffers.clone());
         let writing = move || writer::write(partial, arrivals, &flow, &buffers);
-        let (memory, written, piece) = match blocking(writing).await? {
+        let (mut memory, written, piece) = match blocking(writing).await? {
             Written::Whole(partial) => return Ok(Sink::Disk(partial)),
             Written::Broken(error) => return Err(error),
             Written::NoDisk {
@@ -303,32 +306,41 @@ impl Filling {
         };
         match piece {
             Some((offset, piece)) if offset == written && remainder.stay_alone() => {
-                let memory = self.remember(memory, piece).await?;
-                self.remember_all(memory, arrivals).await
+                memory = self.remember(memory, piece).await?;
+                memory = self.remember_arrivals(memory, arrivals, &again).await?;
             }
-            // What comes is not what is wanted next: ask for that, by one connection.
-            _ => {
-                drop(arrivals);
-                let mut download = again.download(written, again.len()).await?;
-                let mut memory = memory;
-                while let Some(piece) = download.next().await? {
-                    memory = self.remember(memory, piece).await?;
-                }
-                Ok(memory)
-            }
+            // What comes is not what is wanted next.
+            _ => drop(arrivals),
         }
+        self.remember_rest(memory, &again).await
     }
 
-    async fn remember_all(
+    /// Remembers what arrives as long as it is what is wanted next: what is behind that may have lain on the
+    /// disk alone, and nobody brings it.
+    pub(super) async fn remember_arrivals(
         &self,
         mut memory: Sink,
         mut arrivals: mpsc::Receiver<Arrival>,
+        again: &Again,
     ) -> Result<Sink, FillError> {
-        let len = self.flow.len().ok_or(FillError::Lost)?;
-        while memory.written() < len {
-            let arrival = arrivals.recv().await.ok_or(FillError::Lost)?;
-            let (_, piece) = arrival?;
-            memory = self.remember(memory, piece).await?;
+        while memory.written() < again.len() {
+            match arrivals.recv().await.transpose()? {
+                Some((offset, piece)) if offset == memory.written() => {
+                    memory = self.remember(memory, piece).await?;
+                }
+                Some(_) | None => break,
+            }
+        }
+        Ok(memory)
+    }
+
+    /// Asks for what is still missing, by one connection, and remembers it.
+    async fn remember_rest(&self, mut memory: Sink, again: &Again) -> Result<Sink, FillError> {
+        if memory.written() < again.len() {
+            let mut download = again.download(memory.written(), again.len()).await?;
+            while let Some(piece) = download.next().await? {
+                memory = self.remember(memory, piece).await?;
+            }
         }
         Ok(memory)
     }

@@ -101,8 +101,8 @@ struct Shared {
 pub(super) struct Remainder(Arc<Shared>);
 
 impl Remainder {
-    /// Makes sure that there will be one lane only, if there is but one now and it fetches all that is
-    /// left.
+    /// Makes sure that there will be one lane only, if there is but one now and it fetches all that no lane
+    /// has passed on; true if so. What others passed on may lie ahead of it, or come between its pieces.
     pub(super) fn stay_alone(&self) -> bool {
         self.0.stretches().stay_alone()
     }

@@ -1,19 +1,24 @@
-//! What a panic in the middle of the work leaves behind: nothing, and nobody waiting.
+//! What a panic in the middle of the work leaves behind: nothing, and nobody waiting. And what becomes of
+//! bytes that come in another order than readers want them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
-use super::filling::Landing;
+use super::download::Again;
+use super::filling::{Filling, Landing, Sink};
 use super::flow::Flow;
 use super::front::{Front, Phase};
+use super::proof::KnownSize;
 use super::verifying::Verdict;
 use super::{FillError, FillOptions, Fills, Running};
 use crate::buffers::BufferPool;
 use crate::cache::{CacheMetrics, Limit, Store, StoreOptions};
 use crate::clock::Clock;
-use crate::oci::{Digest, RepoKey};
+use crate::oci::{Digest, Hasher, RepoKey};
 use crate::telemetry::FillMetrics;
 use crate::upstream::{Auth, Registry, Upstream, UpstreamMetrics, UpstreamOptions};
 
@@ -40,6 +45,13 @@ fn fills(dir: &TempDir) -> Fills {
     )
 }
 
+fn repo() -> RepoKey {
+    RepoKey {
+        upstream: "test".into(),
+        repository: "team/app".parse().unwrap(),
+    }
+}
+
 /// Runs a task that panics while it holds `guard`; how those who wait on `flow` learn of it.
 async fn phase_after_panic(guard: impl Send + 'static, flow: &Flow) -> Phase {
     let mut waiting = flow.subscribe();
@@ -64,12 +76,8 @@ async fn c06_a_fill_that_panics_is_off_the_map_and_its_readers_are_told() {
     let shared = fills(&dir).shared;
     let digest = Digest::of(b"");
     let flow = Flow::new(digest, Front::connecting(), None);
-    let repo = RepoKey {
-        upstream: "test".into(),
-        repository: "team/app".parse().unwrap(),
-    };
     let running = Running {
-        asked: shared.asked(&repo).unwrap(),
+        asked: shared.asked(&repo()).unwrap(),
         flow: Arc::clone(&flow),
         turns: tokio::sync::mpsc::channel(1).0,
         is_second: false,
@@ -103,4 +111,48 @@ async fn c06_a_verification_that_panics_is_off_the_map_and_its_readers_are_told(
     let phase = phase_after_panic(verdict, &flow).await;
     assert!(matches!(phase, Phase::Failed(FillError::Lost)), "{phase:?}");
     assert!(verifying().is_empty(), "the next asker would wait for it");
+}
+
+#[tokio::test]
+async fn d05_without_a_disk_nothing_is_passed_on_but_what_comes_next() {
+    let dir = TempDir::new().unwrap();
+    let shared = fills(&dir).shared;
+    let digest = Digest::of(b"0123456789");
+    let flow = Flow::new(digest, Front::connecting(), None);
+    let _reader = flow.attend();
+    let filling = Filling {
+        origin: shared.origin(&shared.asked(&repo()).unwrap()),
+        flow: Arc::clone(&flow),
+        size: KnownSize {
+            described: None,
+            told: None,
+        },
+        store: shared.store.clone(),
+        buffers: shared.buffers.clone(),
+        patience: Duration::ZERO,
+        spare: Arc::clone(&shared.spare_lanes),
+        metrics: shared.metrics.clone(),
+    };
+    let metrics = shared.metrics.clone();
+    let again = Again::new(filling.origin.clone(), digest, 10, Duration::ZERO, metrics);
+    flow.restart(again.clone(), 0);
+    let after = async |pieces: &[(u64, &'static str)]| {
+        let (sender, arrivals) = mpsc::channel(4);
+        for (offset, piece) in pieces {
+            let piece = Bytes::from_static(piece.as_bytes());
+            sender.send(Ok((*offset, piece))).await.unwrap();
+        }
+        drop(sender);
+        flow.leave_disk(0, Hasher::new());
+        let memory = Sink::Memory {
+            hash: Hasher::new(),
+            written: 0,
+        };
+        let memory = filling.remember_arrivals(memory, arrivals, &again).await;
+        memory.unwrap().written()
+    };
+    assert_eq!(after(&[(0, "01"), (2, "234"), (5, "56789")]).await, 10);
+    assert_eq!(after(&[(0, "01"), (5, "56789"), (2, "234")]).await, 2);
+    assert_eq!(after(&[(0, "01"), (0, "01"), (2, "234")]).await, 2);
+    assert_eq!(after(&[(0, "01")]).await, 2, "the rest lay on the disk");
 }

@@ -4,10 +4,11 @@
 mod support;
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise};
-use support::blobs::{blob_file, metric, until};
+use support::blobs::{MIB, assert_whole, blob, blob_file, metric, pull, simulator, until};
 use support::disk::Injection;
 use support::large::{self, Small};
 use support::names::{NameServer, Says};
@@ -109,5 +110,29 @@ async fn d12_l08_hundreds_that_wait_for_the_disk_and_for_names_hold_up_nobody_el
     for task in slow.into_iter().chain(nameless) {
         task.abort();
     }
+    drop(injection);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d12_who_waits_for_a_whole_blob_waits_for_no_file_that_a_part_was_asked_of() {
+    let simulator = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    let [part, whole] = [1, 2].map(|seed| blob(&simulator, seed, MIB));
+    for blob in [&part, &whole] {
+        pull(&proxy, blob).await;
+        // As after a copy of the store: nothing tells that it was hashed.
+        let mode = fs::Permissions::from_mode(0o640);
+        fs::set_permissions(blob_file(&proxy, &blob.0), mode).expect("chmod");
+    }
+    proxy.restart();
+    let slow = format!("pread64:delay_enter={}", CALL.as_micros());
+    let injection = Injection::at(&blob_file(&proxy, &part.0), &proxy, [&*slow]);
+    let client = proxy.client();
+    let ranged = client.start("GET", &part.1, &[("range", "bytes=0-99")]);
+    let mut ranged = ranged.await;
+    assert_eq!(ranged.head().await.expect("a head").status, 206);
+    let answer = client.get(&whole.1).await;
+    assert_whole(&answer, &whole.0);
+    assert_eq!(answer.header("x-cache"), Some("hit"));
     drop(injection);
 }

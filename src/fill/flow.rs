@@ -36,6 +36,8 @@ pub(super) struct Flow {
     bytes: Mutex<Landed>,
     /// How many read, or [`ABANDONED`].
     readers: watch::Sender<usize>,
+    /// How many of those that came by [`Flow::attend_to`] wait for the verdict.
+    awaiting: watch::Sender<usize>,
     /// How far the fastest reader has come; watched by a fill that goes on without a disk.
     furthest: AtomicU64,
     moved: Notify,
@@ -89,6 +91,7 @@ impl Flow {
                 ..Landed::default()
             }),
             readers: watch::Sender::new(0),
+            awaiting: watch::Sender::new(0),
             furthest: AtomicU64::new(0),
             moved: Notify::new(),
             is_without_parts: AtomicBool::new(false),
@@ -321,14 +324,37 @@ impl Flow {
             }
             may
         });
-        joined.then(|| Attendance(Arc::clone(self)))
+        joined.then(|| Attendance::of(self, false))
     }
 
     /// Counts a reader for as long as the value lives. For a flow that cannot have been abandoned: it
     /// has not begun, or is of a file on disk.
     pub(super) fn attend(self: &Arc<Self>) -> Attendance {
         self.readers.send_modify(|readers| *readers += 1);
-        Attendance(Arc::clone(self))
+        Attendance::of(self, false)
+    }
+
+    /// The same, for a reader of a file on disk whose range ends at `end`: one that is to have the last bytes
+    /// waits for the verdict.
+    pub(super) fn attend_to(self: &Arc<Self>, end: u64) -> Attendance {
+        let awaits = self.len() == Some(end);
+        self.readers.send_modify(|readers| *readers += 1);
+        if awaits {
+            self.awaiting.send_modify(|awaiting| *awaiting += 1);
+        }
+        Attendance::of(self, awaits)
+    }
+
+    /// Whether anybody waits for the verdict on a file on disk.
+    pub(super) fn is_awaited(&self) -> bool {
+        *self.awaiting.borrow() > 0
+    }
+
+    /// Returns once somebody waits for the verdict on a file on disk.
+    pub(super) async fn until_awaited(&self) {
+        let mut awaiting = self.awaiting.subscribe();
+        // The sender is `self`.
+        let _ = awaiting.wait_for(|awaiting| *awaiting > 0).await;
     }
 
     /// Whether anybody reads; a body that nobody does gives way to others.
@@ -351,24 +377,36 @@ fn from(pieces: &VecDeque<(u64, Bytes)>, offset: u64) -> Option<Bytes> {
 }
 
 /// A reader's presence at a fill.
-pub(super) struct Attendance(Arc<Flow>);
+pub(super) struct Attendance {
+    flow: Arc<Flow>,
+    /// Whether it counts among those who wait for the verdict.
+    awaits: bool,
+}
 
 impl Attendance {
+    fn of(flow: &Arc<Flow>, awaits: bool) -> Self {
+        let flow = Arc::clone(flow);
+        Self { flow, awaits }
+    }
+
     pub(super) fn flow(&self) -> &Arc<Flow> {
-        &self.0
+        &self.flow
     }
 
     /// Tells how far this reader has come.
     pub(super) fn at(&self, offset: u64) {
-        self.0.furthest.fetch_max(offset, Ordering::AcqRel);
-        self.0.moved.notify_waiters();
+        self.flow.furthest.fetch_max(offset, Ordering::AcqRel);
+        self.flow.moved.notify_waiters();
     }
 }
 
 impl Drop for Attendance {
     fn drop(&mut self) {
-        self.0.readers.send_modify(|readers| *readers -= 1);
-        self.0.moved.notify_waiters();
+        if self.awaits {
+            self.flow.awaiting.send_modify(|awaiting| *awaiting -= 1);
+        }
+        self.flow.readers.send_modify(|readers| *readers -= 1);
+        self.flow.moved.notify_waiters();
     }
 }
 

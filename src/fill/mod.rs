@@ -115,6 +115,7 @@ use lists::Lists;
 use manifests::Manifests;
 use origin::Origin;
 use recorded::Recorded;
+use verifying::Verifiers;
 
 /// The gate. Clone is cheap and shares everything.
 #[derive(Clone)]
@@ -150,8 +151,7 @@ struct Shared {
     background_slots: Turns,
     /// For connections of fills beside each one's first.
     spare_lanes: Arc<Semaphore>,
-    /// One at a time: hashing a file again must not take both cores from those who are served.
-    verifiers: Arc<Semaphore>,
+    verifiers: Verifiers,
 }
 
 /// A fill in progress, and whom it asks for the blob.
@@ -211,7 +211,7 @@ impl Fills {
                 bypasses: Turns::new(bypasses),
                 background_slots: Turns::new(background_slots),
                 spare_lanes: Arc::new(Semaphore::new(lanes::SPARE_LANES)),
-                verifiers: Arc::new(Semaphore::new(1)),
+                verifiers: Verifiers::default(),
                 store,
                 upstreams,
                 buffers,

@@ -38,7 +38,7 @@ impl Fills {
             }
             Belief::Damaged => return Ok(None),
         };
-        let read = |range| {
+        let read = |range: ByteRange| {
             let source = match &source {
                 Believed::Mapped(blob, store, mapping) => Source::Mapped {
                     bytes: Bytes::from_owner(mapping.clone()),
@@ -50,7 +50,7 @@ impl Fills {
                     blob: blob.clone(),
                     store: store.clone(),
                 },
-                Believed::Flow(flow) => Source::Flow(Following::new(flow.attend())),
+                Believed::Flow(flow) => Source::Flow(Following::new(flow.attend_to(range.end))),
             };
             (
                 range,

@@ -23,18 +23,22 @@ use crate::telemetry::FillMetrics;
 use crate::upstream::{Auth, Registry, Upstream, UpstreamMetrics, UpstreamOptions};
 
 /// A waiter that has not learnt of a lost task by now never will, however busy the machine is.
-const SOON: Duration = Duration::from_secs(60);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 
-fn fills(dir: &TempDir) -> Fills {
+pub(super) fn store(dir: &TempDir) -> Store {
     let options = StoreOptions {
         max_size: Limit::Bytes(1 << 20),
         min_free: Limit::Bytes(0),
         ..StoreOptions::new(dir.path())
     };
+    Store::open(options, CacheMetrics::default()).unwrap()
+}
+
+pub(super) fn fills(dir: &TempDir) -> Fills {
     let registry = Registry::parse("registry.upstream.test").unwrap();
     let upstream = UpstreamOptions::new("test", registry, Auth::Anonymous);
     Fills::new(
-        Store::open(options, CacheMetrics::default()).unwrap(),
+        store(dir),
         Upstream::new(upstream, &UpstreamMetrics::default())
             .unwrap()
             .into(),

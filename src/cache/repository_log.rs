@@ -25,6 +25,8 @@ use super::references::{Change, Links};
 mod asking;
 mod reading;
 mod referrers;
+#[cfg(test)]
+mod tests;
 mod writing;
 
 pub(super) use reading::damaged;
@@ -41,6 +43,8 @@ const HELD_INTERVAL: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
 struct StoredAt {
+    /// Which of all manifests it is, in the order they came.
+    nth: u64,
     media_type: Arc<str>,
     checked: Checked,
     body: Body,
@@ -53,6 +57,12 @@ impl StoredAt {
             Body::Memory(bytes) => bytes.len(),
             Body::Disk { len, .. } => *len,
         }
+    }
+
+    /// The blobs it names that upstream has not denied since it came.
+    fn proves<'a>(&'a self, denied: &'a HashMap<Digest, u64>) -> impl Iterator<Item = &'a Digest> {
+        let blobs = self.links.blobs.iter().map(|(blob, _)| blob);
+        blobs.filter(|blob| denied.get(blob).is_none_or(|before| self.nth > *before))
     }
 }
 
@@ -101,7 +111,7 @@ struct ByUpstream {
 #[derive(Debug)]
 struct ByManifests {
     size: u64,
-    /// How many stored manifests name it.
+    /// How many stored manifests name it that came after upstream last denied it.
     manifests: u32,
     checked_at: SystemTime,
 }
@@ -113,6 +123,10 @@ pub(super) struct RepositoryLog {
     manifests: foldhash::HashMap<Digest, StoredAt>,
     by_upstream: HashMap<Digest, ByUpstream>,
     by_manifests: HashMap<Digest, ByManifests>,
+    /// How many manifests have come, those that are gone as well.
+    came: u64,
+    /// Blobs that upstream denied, with how many manifests had come by then: those prove nothing of it.
+    denied: HashMap<Digest, u64>,
     tags: HashMap<Tag, (Digest, Checked)>,
     /// What upstream lists as referring to a manifest, which need not be stored.
     referrers: HashMap<Digest, (Bytes, Checked)>,
@@ -137,6 +151,8 @@ impl RepositoryLog {
             manifests: foldhash::HashMap::default(),
             by_upstream: HashMap::new(),
             by_manifests: HashMap::new(),
+            came: 0,
+            denied: HashMap::new(),
             tags: HashMap::new(),
             referrers: HashMap::new(),
             salt: Salt::random(),
@@ -231,8 +247,7 @@ impl RepositoryLog {
                 self.referrers.insert(subject, (list, Checked::logged(at)));
             }
             Record::ForgetBlob(digest) => {
-                self.by_upstream.remove(&digest);
-                self.by_manifests.remove(&digest);
+                self.deny(&digest);
             }
             Record::ForgetManifest(digest) => {
                 self.remove_manifest(&digest);
@@ -268,7 +283,9 @@ impl RepositoryLog {
             held.checked_at = held.checked_at.max(at);
         }
         self.changes.push(Change::Manifest(digest, links.clone()));
+        self.came += 1;
         let stored = StoredAt {
+            nth: self.came,
             media_type: media_type.into(),
             checked: Checked::logged(at),
             body,
@@ -281,8 +298,7 @@ impl RepositoryLog {
         let Some(manifest) = self.manifests.remove(digest) else {
             return;
         };
-        for (blob, _) in manifest.links.blobs.iter() {
-            // A blob that upstream denied may be missing here.
+        for blob in manifest.proves(&self.denied) {
             if let Some(held) = self.by_manifests.get_mut(blob) {
                 held.manifests -= 1;
                 if held.manifests == 0 {
@@ -291,6 +307,16 @@ impl RepositoryLog {
             }
         }
         self.changes.push(Change::ManifestGone(*digest));
+    }
+
+    /// Upstream says that it does not hold a blob; false if nothing said that it does.
+    fn deny(&mut self, digest: &Digest) -> bool {
+        let was_heard = self.by_upstream.remove(digest).is_some();
+        let was_proven = self.by_manifests.remove(digest).is_some();
+        if was_proven {
+            self.denied.insert(*digest, self.came);
+        }
+        was_heard || was_proven
     }
 
     fn insert_tag(&mut self, tag: Tag, digest: Digest, at: SystemTime) {
@@ -310,7 +336,7 @@ impl RepositoryLog {
         let Some(manifest) = self.manifests.get_mut(digest) else {
             return false;
         };
-        for (blob, _) in manifest.links.blobs.iter() {
+        for blob in manifest.proves(&self.denied) {
             if let Some(held) = self.by_manifests.get_mut(blob) {
                 held.checked_at = held.checked_at.max(at);
             }
@@ -405,8 +431,7 @@ impl RepositoryLog {
     }
 
     pub(super) fn forget_blob(&mut self, digest: &Digest) {
-        let known = self.by_upstream.remove(digest).is_some();
-        if self.by_manifests.remove(digest).is_some() || known {
+        if self.deny(digest) {
             self.log(&Record::ForgetBlob(*digest));
         }
     }

@@ -100,14 +100,9 @@ impl Inner {
                     log.appended(at, frames.len(), &manifests);
                 }
             }
-            Batch::Rewrite {
-                salt,
-                small,
-                manifests,
-            } => {
+            Batch::Rewrite { salt, entries } => {
                 let name = repository.key.to_string();
-                let rewritten =
-                    RepositoryLog::write_new(&name, &directory, salt, small, manifests)?;
+                let rewritten = RepositoryLog::write_new(&name, &directory, salt, entries)?;
                 if let Some(log) = &mut *lock(&repository.log) {
                     log.adopt(&directory, rewritten)?;
                     self.tell(repository, log);

@@ -3,6 +3,7 @@
 //! A log is appended to, or written anew under another name and renamed. Both work on what was taken
 //! from the repository, so nobody who asks it waits for the disk.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -32,15 +33,32 @@ pub(in crate::cache) enum Batch {
     },
     Rewrite {
         salt: Salt,
-        /// Payloads without the manifests.
-        small: Vec<Vec<u8>>,
-        manifests: Vec<(Digest, Arc<str>, SystemTime, BodyRef)>,
+        /// In the order they are to be written.
+        entries: Vec<Entry>,
     },
 }
 
-/// Where a rewrite finds the body of a manifest.
+/// What a rewrite writes.
 #[derive(Debug)]
-pub(in crate::cache) struct BodyRef(Body);
+pub(in crate::cache) struct Entry(Content);
+
+#[derive(Debug)]
+enum Content {
+    Manifest {
+        digest: Digest,
+        at: SystemTime,
+        media_type: Arc<str>,
+        body: Body,
+    },
+    /// The payload of anything else.
+    Other(Vec<u8>),
+}
+
+impl Entry {
+    fn of(record: &Record<'_>) -> Self {
+        Self(Content::Other(record.encode()))
+    }
+}
 
 /// A log file written anew, under its temporary name.
 #[derive(Debug)]
@@ -62,6 +80,7 @@ impl RepositoryLog {
             self.rewrite = true;
             self.pending.clear();
             self.pending_manifests.clear();
+            self.drop_spent_denials();
             let batch = self.whole();
             // What comes from now on is appended to the new file.
             self.rewrite = false;
@@ -85,59 +104,76 @@ impl RepositoryLog {
             .values()
             .map(|manifest| framed(43 + manifest.media_type.len() + manifest.len()));
         let held = self.by_upstream.len() as u64 * framed(49);
+        let denied = self.denied.len() as u64 * framed(33);
         let tags = self.tags.keys().map(|tag| framed(41 + tag.as_str().len()));
         let referrers = self.referrers.values();
         let referrers = referrers.map(|(list, _)| framed(41 + list.len()));
-        let small = held + tags.sum::<u64>() + referrers.sum::<u64>();
+        let small = held + denied + tags.sum::<u64>() + referrers.sum::<u64>();
         HEADER_LEN as u64 + manifests.sum::<u64>() + small
     }
 
+    /// Forgets the denials that concern no manifest that is left.
+    fn drop_spent_denials(&mut self) {
+        let concerned: HashSet<Digest> = self
+            .manifests
+            .values()
+            .flat_map(|manifest| {
+                let blobs = manifest.links.blobs.iter().map(|(blob, _)| *blob);
+                blobs.filter(|blob| {
+                    let before = self.denied.get(blob);
+                    before.is_some_and(|before| manifest.nth <= *before)
+                })
+            })
+            .collect();
+        self.denied.retain(|blob, _| concerned.contains(blob));
+    }
+
     fn whole(&self) -> Batch {
-        let held = self.by_upstream.iter().map(|(digest, held)| {
-            Record::Held {
+        let mut manifests: Vec<_> = self.manifests.iter().collect();
+        manifests.sort_unstable_by_key(|(_, manifest)| manifest.nth);
+        let mut denied: Vec<_> = self.denied.iter().collect();
+        denied.sort_unstable_by_key(|(_, before)| **before);
+        let mut denied = denied.into_iter().peekable();
+        let denial = |(blob, _): (&Digest, &u64)| Entry::of(&Record::ForgetBlob(*blob));
+        let mut entries = Vec::new();
+        for (digest, manifest) in manifests {
+            // A denial comes after what it denies, and before what proves the blob again.
+            while let Some(before) = denied.next_if(|(_, before)| **before < manifest.nth) {
+                entries.push(denial(before));
+            }
+            entries.push(Entry(Content::Manifest {
+                digest: *digest,
+                at: manifest.checked.at,
+                media_type: manifest.media_type.clone(),
+                body: manifest.body.clone(),
+            }));
+        }
+        entries.extend(denied.map(denial));
+        // Behind the denials, for what was heard since.
+        entries.extend(self.by_upstream.iter().map(|(digest, held)| {
+            Entry::of(&Record::Held {
                 digest: *digest,
                 at: held.checked.at,
                 size: held.size,
-            }
-            .encode()
-        });
-        let tags = self.tags.iter().map(|(tag, (digest, checked))| {
-            Record::Tag {
+            })
+        }));
+        entries.extend(self.tags.iter().map(|(tag, (digest, checked))| {
+            Entry::of(&Record::Tag {
                 digest: *digest,
                 at: checked.at,
                 tag: tag.as_str(),
-            }
-            .encode()
-        });
-        // A blob that upstream denied although a manifest names it stays denied.
-        let denied = self.manifests.values().flat_map(|manifest| {
-            let blobs = manifest.links.blobs.iter();
-            blobs
-                .filter(|(blob, _)| !self.by_manifests.contains_key(blob))
-                .map(|(blob, _)| Record::ForgetBlob(*blob).encode())
-        });
-        let referrers = self.referrers.iter().map(|(subject, (list, checked))| {
-            Record::Referrers {
+            })
+        }));
+        entries.extend(self.referrers.iter().map(|(subject, (list, checked))| {
+            Entry::of(&Record::Referrers {
                 subject: *subject,
                 at: checked.at,
                 list,
-            }
-            .encode()
-        });
-        let small = denied.chain(held).chain(tags).chain(referrers).collect();
-        let manifests = self
-            .manifests
-            .iter()
-            .map(|(digest, manifest)| {
-                let body = BodyRef(manifest.body.clone());
-                let media_type = manifest.media_type.clone();
-                (*digest, media_type, manifest.checked.at, body)
             })
-            .collect();
+        }));
         Batch::Rewrite {
             salt: self.salt,
-            small,
-            manifests,
+            entries,
         }
     }
 
@@ -146,8 +182,7 @@ impl RepositoryLog {
         name: &str,
         directory: &OwnedFd,
         salt: Salt,
-        small: Vec<Vec<u8>>,
-        manifests: Vec<(Digest, Arc<str>, SystemTime, BodyRef)>,
+        entries: Vec<Entry>,
     ) -> io::Result<Rewritten> {
         layout::remove_name(directory, NEW_LOG)?;
         let mut new = layout::create_file(directory, NEW_LOG)?;
@@ -159,8 +194,20 @@ impl RepositoryLog {
             offsets: Vec::new(),
             lost: Vec::new(),
         };
-        for (digest, media_type, at, body) in manifests {
-            let bytes = match (body.0, &old) {
+        for Entry(content) in entries {
+            let (digest, at, media_type, body) = match content {
+                Content::Manifest {
+                    digest,
+                    at,
+                    media_type,
+                    body,
+                } => (digest, at, media_type, body),
+                Content::Other(payload) => {
+                    salt.append(&mut out, &payload);
+                    continue;
+                }
+            };
+            let bytes = match (body, &old) {
                 (Body::Memory(bytes), _) => Some(bytes),
                 (Body::Disk { offset, len }, Some(old)) => {
                     match read_body(old, offset, len, &digest) {
@@ -196,10 +243,6 @@ impl RepositoryLog {
                 rewritten.len += out.len() as u64;
                 out.clear();
             }
-        }
-        // After the manifests: a denial has to come after what it denies.
-        for payload in small {
-            salt.append(&mut out, &payload);
         }
         new.write_all(&out)?;
         rewritten.len += out.len() as u64;

@@ -32,24 +32,6 @@ async fn is_served(client: &Client, target: &str, digest: &str) {
     assert!(took < AT_ONCE, "{target}: {took:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn l06_half_handshakes_of_one_address_keep_nobody_else_out() {
-    let simulator = simulator().await;
-    let proxy = Proxy::before(&simulator);
-    let greedy = proxy.tls_client().at(GREEDY);
-    // More than there are turns for handshakes, each of which lasts for 10 s.
-    let mut halves = Vec::new();
-    for _ in 0..400 {
-        let mut half = greedy.dial().await;
-        half.write_all(b"\x16\x03\x01\x02\x00").await.expect("sent");
-        halves.push(half);
-    }
-    let began = Stopwatch::start();
-    assert_eq!(proxy.tls_client().get("/v2/").await.status, 200);
-    let took = began.took();
-    assert!(took < AT_ONCE, "a handshake took {took:?}");
-}
-
 /// The first message of a client, without the head of its record.
 fn hello(proxy: &Proxy) -> Vec<u8> {
     let config = support::pki::trusting(&proxy.pki().ca(), &[b"http/1.1"]);
@@ -64,6 +46,29 @@ fn hello(proxy: &Proxy) -> Vec<u8> {
 fn record(part: &[u8]) -> Vec<u8> {
     let length = u16::try_from(part.len()).expect("a part").to_be_bytes();
     [&[22, 3, 1], &length[..], part].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l06_handshakes_that_are_left_undone_keep_nobody_else_out() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let whole = record(&hello(&proxy));
+    // From none more than its half of the turns, from both more than all; and each stays for 10 s.
+    for said in [&b""[..], b"\x16\x03\x01\x02\x00", &whole] {
+        let mut left = Vec::new();
+        for greedy in ["127.0.0.2", "127.0.0.3"] {
+            let greedy = proxy.tls_client().at(greedy);
+            for _ in 0..200 {
+                let mut connection = greedy.dial().await;
+                connection.write_all(said).await.expect("sent");
+                left.push(connection);
+            }
+        }
+        let began = Stopwatch::start();
+        assert_eq!(proxy.tls_client().get("/v2/").await.status, 200);
+        let took = began.took();
+        assert!(took < AT_ONCE, "behind {said:?} a handshake took {took:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::server::Acceptor;
 use rustls::{AlertDescription, InvalidMessage};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 
 use super::coalesce::Coalescing;
 use super::framing::HeadGuard;
@@ -132,11 +133,12 @@ where
     }
 }
 
-type TlsStream = tokio_rustls::server::TlsStream<Coalescing<Watched<TcpStream>>>;
+type Socket = Coalescing<Watched<TcpStream>>;
+type TlsStream = tokio_rustls::server::TlsStream<Socket>;
 
 /// The TLS stream, or `None` where the handshake failed or the server drains.
 async fn handshake<R>(
-    stream: Coalescing<Watched<TcpStream>>,
+    stream: Socket,
     config: Arc<rustls::ServerConfig>,
     peer: SocketAddr,
     shared: &Shared<R>,
@@ -144,24 +146,19 @@ async fn handshake<R>(
 ) -> Result<Option<TlsStream>, Overdue> {
     let deadline = pulse.accepted() + shared.options.first_request_timeout;
     let mut draining = shared.draining.clone();
-    let work = async {
-        // Waiting for a turn counts against the same deadline.
-        let client = (!shared.options.is_shared(peer.ip())).then(|| peer.ip());
-        let _turn = shared.handshakes.take(client).await;
-        let mut accept = pin!(TlsAcceptor::from(config).accept(stream).into_fallible());
-        let accepted = std::future::poll_fn(|cx| {
-            pulse.begin_turn();
-            accept.as_mut().poll(cx)
-        });
-        accepted.await
-    };
+    let mut work = pin!(accept(stream, config, peer, shared));
+    // Every step is a turn of the task, which gathers what it writes within one.
+    let work = std::future::poll_fn(|cx| {
+        pulse.begin_turn();
+        work.as_mut().poll(cx)
+    });
     let outcome = tokio::select! {
         outcome = tokio::time::timeout_at(deadline, work) => outcome,
         _ = draining.wait_for(|is_draining| *is_draining) => return Ok(None),
     };
     match outcome {
         Ok(Ok(stream)) => Ok(Some(stream)),
-        Ok(Err((error, mut stream))) => {
+        Ok(Err((error, stream))) => {
             shared.metrics.handshake_failures.inc();
             match told(&error) {
                 Some(why) => {
@@ -170,6 +167,9 @@ async fn handshake<R>(
                 None => tracing::debug!(client.addr = %peer, %error, "TLS handshake failed"),
             }
             let last_words = async {
+                let Some(mut stream) = stream else {
+                    return;
+                };
                 // The alert that tells the client why is still parked. It may be gone already.
                 let _ = stream.shutdown().await;
                 let mut said = stream.take(LAST_WORDS_BYTES);
@@ -186,6 +186,33 @@ async fn handshake<R>(
             Err(Overdue::FirstRequest)
         }
     }
+}
+
+/// The TLS stream, or why there is none and where that can still be told.
+///
+/// A turn is for what we do, the signature above all, and not for what the client leaves undone: it is taken when
+/// the hello is whole, and over when that is answered. Whoever is silent before or after keeps nobody waiting.
+async fn accept<R>(
+    stream: Socket,
+    config: Arc<rustls::ServerConfig>,
+    peer: SocketAddr,
+    shared: &Shared<R>,
+) -> Result<TlsStream, (io::Error, Option<Socket>)> {
+    let mut hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    let hello = match (&mut hello).await {
+        Ok(hello) => hello,
+        Err(error) => return Err((error, hello.take_io())),
+    };
+    let client = (!shared.options.is_shared(peer.ip())).then(|| peer.ip());
+    let turn = shared.handshakes.take(client).await;
+    // A signature is made without a pause, so without this one nobody would ever find the turns taken, and a
+    // thousand hellos of one client would all be answered before the next of anybody else.
+    tokio::task::yield_now().await;
+    let answered = hello.into_stream(config).into_fallible();
+    drop(turn);
+    answered
+        .await
+        .map_err(|(error, stream)| (error, Some(stream)))
 }
 
 /// What an operator can do about a handshake that failed, where there is something: who does not trust whom, or

@@ -181,8 +181,8 @@ pub struct ServerOptions {
     pub max_connections_per_address: usize,
     /// What may be another while it runs.
     pub terms: Arc<ArcSwap<Terms>>,
-    /// Most TLS handshakes in progress at once, of which one address has no more than half; others wait,
-    /// under their own deadline.
+    /// Most TLS hellos that are being answered at once, of which one address has no more than half; others wait,
+    /// under their own deadline. A client that says nothing, or nothing more, takes none.
     pub max_handshakes: usize,
     /// Largest HTTP/1.1 request head, in bytes.
     pub max_header_bytes: usize,

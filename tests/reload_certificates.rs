@@ -121,6 +121,38 @@ async fn names_that_are_added_are_ordered_at_once_and_the_certificate_in_use_ser
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn started_anew_with_names_that_were_added_it_serves_those_it_has_a_certificate_for() {
+    let simulator = simulator().await;
+    let plan = Plan::new();
+    let port = free_port();
+    let pebble = plan.start(port, 1, YEAR);
+    let root = plan.root().await;
+    let builder = Proxy::builder().simulator(&simulator);
+    let builder = builder.listen([format!("https://127.0.0.1:{port}").as_str()]);
+    let mut proxy = builder.set("tls.acme", plan.keys(&[])).start();
+    until("there is a certificate", async || {
+        is_served(&proxy, DOMAIN, &root).await
+    })
+    .await;
+    pebble.pause();
+    proxy.set("server.domains", vec![DOMAIN, LATER]);
+    proxy.restart();
+    assert!(is_served(&proxy, DOMAIN, &root).await);
+    assert!(!is_served(&proxy, LATER, &root).await);
+    assert!(readyz(&proxy).await.contains("none for these names yet"));
+    let check = proxy.run(["check"]).stdout;
+    let told = |line: &str| line.starts_with("warn") && line.contains(LATER);
+    assert!(check.lines().any(told), "{check}");
+
+    pebble.go_on();
+    until_served(&proxy, LATER, &root, &root).await;
+    assert!(is_served(&proxy, DOMAIN, &root).await);
+    assert_eq!(orders(&proxy).await, 1.0);
+    let check = proxy.run(["check"]).stdout;
+    assert!(!check.lines().any(told), "{check}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_challenge_is_used_for_the_next_order_as_far_as_its_listener_is_there() {
     const LAST: &str = "last.mydomain.test";
     let simulator = simulator().await;

@@ -125,9 +125,10 @@ impl Origin {
                 let metrics = self.metrics.clone();
                 let acme = Acme::open(options.as_ref().clone(), &self.certificates, metrics);
                 let acme = acme.map_err(|error| vec![format!("tls.acme: {}", chain(&error))])?;
-                // One that has ended is renewed first.
-                let stored = acme.stored().filter(|pair| !is_worse(pair));
-                let pairs = stored.map(|pair| vec![pair.clone()]);
+                // One that has ended is renewed first, and one that is not for all names is better than none.
+                let present = acme.present().filter(|pair| !is_worse(pair));
+                let better_than_none = acme.stored().filter(|_| standing.is_none());
+                let pairs = present.or(better_than_none).map(|pair| vec![pair.clone()]);
                 (Source::Acme(Arc::new(acme)), pairs)
             }
             Tls::LocalCa => {

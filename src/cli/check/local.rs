@@ -69,14 +69,12 @@ pub(super) fn certificate(config: &Config, clock: &Clock) -> Vec<Finding> {
             }]
         }
     };
-    // What is missing or about to end is issued anew at start.
-    let own = matches!(config.tls, Tls::LocalCa | Tls::Acme { .. });
     let mut findings = Vec::new();
     let mut pairs = Vec::new();
     for files in &files {
         match files.load() {
             Ok(pair) => {
-                findings.push(dates(&pair, clock.now(), own));
+                findings.push(dates(&pair, clock.now(), &config.tls));
                 pairs.push(pair);
             }
             Err(error) => {
@@ -99,24 +97,34 @@ pub(super) fn certificate(config: &Config, clock: &Clock) -> Vec<Finding> {
         .map(String::as_str)
         .collect();
     let names = names.join(", ");
-    if missing.is_empty() {
-        findings.push(Finding::ok(SUBJECT, format!("names {names}")));
-    } else if own {
-        let text = format!("will be issued anew for {}", missing.join(", "));
-        findings.push(Finding::ok(SUBJECT, text));
-    } else {
-        findings.push(Finding::fail(
+    let of_missing = || format!("is not for {} but for {names}", missing.join(", "));
+    findings.push(match &config.tls {
+        _ if missing.is_empty() => Finding::ok(SUBJECT, format!("names {names}")),
+        Tls::LocalCa => {
+            let text = format!("will be issued anew for {}", missing.join(", "));
+            Finding::ok(SUBJECT, text)
+        }
+        Tls::Acme { .. } => Finding::warn(
             SUBJECT,
-            format!("is not for {} but for {names}", missing.join(", ")),
+            of_missing(),
+            "the proxy orders one for all names while it runs, and its /readyz says why there is none yet",
+        ),
+        Tls::Files(_) | Tls::Off => Finding::fail(
+            SUBJECT,
+            of_missing(),
             "obtain one for every name in server.domains, or correct the names",
-        ));
-    }
+        ),
+    });
     findings
 }
 
-fn dates(pair: &Pair, now: SystemTime, own: bool) -> Finding {
+fn dates(pair: &Pair, now: SystemTime, tls: &Tls) -> Finding {
     const SUBJECT: &str = "certificate";
-    let renew = if own { "restart the proxy" } else { "renew it" };
+    let renew = match tls {
+        Tls::LocalCa => "restart the proxy",
+        Tls::Acme { .. } => "the proxy renews it while it runs, and its /readyz says why it is not",
+        Tls::Files(_) | Tls::Off => "renew it",
+    };
     let standing = pair.standing(now);
     match standing {
         Standing::NotYet { .. } => {

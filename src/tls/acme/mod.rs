@@ -198,7 +198,7 @@ impl AcmeOptions {
 pub struct Acme {
     options: AcmeOptions,
     client: Https,
-    /// That which was stored, if it is for the names.
+    /// That which was stored, if it is for some of the names at least.
     stored: Option<Pair>,
     certificates: Certificates,
     /// Whether something else has taken its place, held while the certificates are replaced.
@@ -208,8 +208,8 @@ pub struct Acme {
 }
 
 impl Acme {
-    /// With the certificate that was stored, if there is one for these names. Those in use remain as they are
-    /// until there is a new one.
+    /// With the certificate that was stored, if there is one for any of these names. Those in use remain as they
+    /// are until there is a new one.
     ///
     /// # Errors
     /// The folder cannot be made, or the roots or the account's key cannot be read.
@@ -226,25 +226,33 @@ impl Acme {
         }
         let file = options.certificate();
         let stored = Pair::load(&file, &file).ok();
-        let stored = stored.filter(|pair| options.domains.iter().all(|name| pair.covers(name)));
-        let trouble = Trouble::default();
-        if stored.is_none() {
-            trouble.set("the ACME directory has issued none for these names yet".to_owned());
-        }
-        Ok(Self {
+        let stored = stored.filter(|pair| options.domains.iter().any(|name| pair.covers(name)));
+        let acme = Self {
             client: Https::new(&roots, options.egress.clone()).map_err(AcmeError::Tls)?,
             stored,
             certificates: certificates.clone(),
             is_retired: Mutex::default(),
             options,
-            trouble,
+            trouble: Trouble::default(),
             metrics,
-        })
+        };
+        if acme.present().is_none() {
+            let text = "the ACME directory has issued none for these names yet";
+            acme.trouble.set(text.to_owned());
+        }
+        Ok(acme)
     }
 
-    /// The certificate that was stored for these names, if there was one at first.
+    /// The certificate that was stored, if there was one at first for any of the names.
     pub fn stored(&self) -> Option<&Pair> {
         self.stored.as_ref()
+    }
+
+    /// The same, if it is for all of them: no other has to be ordered before it is due.
+    pub fn present(&self) -> Option<&Pair> {
+        let names = &self.options.domains;
+        let is_for_all = |pair: &&Pair| names.iter().all(|name| pair.covers(name));
+        self.stored().filter(is_for_all)
     }
 
     /// Since when and why there is no new certificate, while there should be one.
@@ -278,7 +286,7 @@ impl Acme {
     /// An order that is cut off is begun anew the next time.
     pub async fn keep(&self) {
         self.tell_account().await;
-        let mut present = self.stored.clone();
+        let mut present = self.present().cloned();
         let mut failures = 0;
         // What could not be written down, and when the next order may be made at the earliest.
         let mut unkept: Option<String> = None;

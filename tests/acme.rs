@@ -339,10 +339,13 @@ async fn a_directory_is_told_what_changes_about_the_account() {
         is_served(&proxy, &root).await
     })
     .await;
-    let read =
-        |proxy: &Proxy, name: &str| fs::read_to_string(stored(proxy).join(name)).expect("readable");
-    let account = |proxy: &Proxy| read(proxy, "account.json");
-    let told = |proxy: &Proxy| read(proxy, "told.json");
+    let read = |proxy: &Proxy| {
+        let text = fs::read(stored(proxy).join("account.json")).expect("readable");
+        let account: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        account
+    };
+    let account = |proxy: &Proxy| read(proxy)["key_pkcs8"].clone();
+    let told = |proxy: &Proxy| read(proxy)["told"].to_string();
     let first = account(&proxy);
     assert!(told(&proxy).contains("ops@mydomain.test"));
 
@@ -366,7 +369,39 @@ async fn a_directory_is_told_what_changes_about_the_account() {
         account(&proxy) != first
     })
     .await;
+    assert!(
+        told(&proxy).contains("kid-2"),
+        "and it is known at once whose"
+    );
     assert!(is_served(&proxy, &root).await);
     assert_eq!(metric(&proxy, ORDERS, &["result=\"ok\""]).await, 1.0);
     assert!(!readyz(&proxy).await.contains("certificate"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_began_anew_gets_a_new_account_and_issues_as_before() {
+    let simulator = simulator().await;
+    let plan = Plan::new();
+    let port = free_port();
+    let before = plan.start(port, 1, YEAR);
+    let root = plan.root().await;
+    let builder = Proxy::builder().simulator(&simulator);
+    let builder = builder.listen([format!("https://127.0.0.1:{port}").as_str()]);
+    let mut proxy = acme(builder, &plan, &[]).start();
+    until("there is a certificate", async || {
+        is_served(&proxy, &root).await
+    })
+    .await;
+    let account = fs::read(stored(&proxy).join("account.json")).expect("readable");
+
+    // It has all in memory.
+    drop(before);
+    let _anew = plan.start(port, 1, YEAR);
+    let root = plan.root().await;
+    proxy.set("server.domains", vec![DOMAIN, "later.mydomain.test"]);
+    proxy.reload().await;
+    until("it issues again", async || is_served(&proxy, &root).await).await;
+    assert_eq!(metric(&proxy, ORDERS, &["result=\"failed\""]).await, 0.0);
+    let kept = fs::read(stored(&proxy).join("account.json.old")).expect("readable");
+    assert_eq!(kept, account, "for a directory that is restored later");
 }

@@ -369,9 +369,17 @@ impl Acme {
 
     async fn obtain(&self) -> Result<Obtained, AcmeError> {
         let (options, folder) = (&self.options, self.options.folder());
-        let account = account::open(options, &folder, &self.client()?).await?;
+        let client = self.client()?;
+        let account = account::open(options, &folder, &client).await?;
         let challenges = self.certificates.challenges();
-        let (chain, key) = order::certificate(options, &account, challenges).await?;
+        let (chain, key) = match order::certificate(options, &account, challenges).await {
+            Err(error) if account::is_unknown(&error) => {
+                tracing::warn!("the ACME directory does not know our account: making a new one");
+                let account = account::create(options, &folder, &client).await?;
+                order::certificate(options, &account, challenges).await?
+            }
+            ordered => ordered?,
+        };
         let file = options.certificate();
         let both = format!("{key}{chain}");
         let pair = Pair::from_pem(both.as_bytes(), &file, both.as_bytes(), &file)?;

@@ -875,6 +875,93 @@ async fn l12_a_newcomer_finds_room_where_others_hold_all_of_it_idle() {
     assert_eq!(scene.metrics.connections_refused.get(), 0);
 }
 
+#[tokio::test]
+async fn l12_who_has_not_been_sent_all_of_an_answer_makes_no_room() {
+    let options = ServerOptions {
+        max_connections: 2,
+        ..ServerOptions::default()
+    };
+    let scene = Scene::start(options).await;
+    let newcomer = async || {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        let source = ([127, 0, 0, 2], 0).into();
+        socket.bind(source).expect("an address of this host");
+        let mut stream = socket.connect(scene.plain).await.expect("a connection");
+        // It is closed, which may come as a reset.
+        let _ = stream.write_all(GET).await;
+        assert_eq!(until_closed(&mut stream).await, "");
+    };
+    // Its body is all handed over, and far from all of it fits into the system.
+    let mut plain = Vec::new();
+    for _ in 0..2 {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(16 * 1024).expect("set");
+        let mut stream = socket.connect(scene.plain).await.expect("a connection");
+        let get = b"GET /large HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        stream.write_all(get).await.expect("written");
+        let mut first = vec![0];
+        stream.read_exact(&mut first).await.expect("it has begun");
+        plain.push((stream, first));
+    }
+    newcomer().await;
+    let expected = large();
+    for (mut stream, mut all) in plain {
+        let read = stream.read_to_end(&mut all);
+        timeout(SOON, read).await.expect("in time").expect("whole");
+        assert!(all.ends_with(&expected), "{} bytes came", all.len());
+    }
+    eventually(|| scene.metrics.connections_open.get() == 0).await;
+
+    // The window is smaller than the body, which h2 has all of.
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut h2 = scene.h2(1).await;
+        let answer = h2.send_request(request("/")).await;
+        held.push((h2, answer.expect("an answer").into_body()));
+    }
+    newcomer().await;
+    for (_open, body) in held {
+        let whole = timeout(SOON, body.collect()).await.expect("in time");
+        assert_eq!(whole.expect("whole").to_bytes(), "ok");
+    }
+    assert_eq!(scene.metrics.connections_displaced.get(), 0);
+}
+
+#[tokio::test]
+async fn u24_who_is_still_heard_out_after_a_refusal_makes_no_room() {
+    let options = ServerOptions {
+        max_connections: 2,
+        ..ServerOptions::default()
+    };
+    let scene = Scene::start(options).await;
+    let mut heard = Vec::new();
+    for _ in 0..2 {
+        let mut stream = scene.plain().await;
+        let put = b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n";
+        stream.write_all(put).await.expect("written");
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).await.expect("it has begun");
+        assert_eq!(&first, b"HTTP/1.1 405");
+        heard.push(stream);
+    }
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    let source = ([127, 0, 0, 2], 0).into();
+    socket.bind(source).expect("an address of this host");
+    let mut newcomer = socket.connect(scene.plain).await.expect("a connection");
+    assert_eq!(until_closed(&mut newcomer).await, "");
+    for mut stream in heard {
+        stream.write_all(&[0; 100_000]).await.expect("taken");
+        let mut rest = Vec::new();
+        let read = stream.read_to_end(&mut rest);
+        timeout(SOON, read)
+            .await
+            .expect("in time")
+            .expect("no reset");
+        assert!(rest.ends_with(b"ok"), "{}", String::from_utf8_lossy(&rest));
+    }
+    assert_eq!(scene.metrics.connections_displaced.get(), 0);
+}
+
 // Drain.
 
 #[tokio::test]

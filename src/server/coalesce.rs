@@ -18,7 +18,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::progress::Pulse;
+use super::progress::{Pulse, Unsent};
 use crate::buffers::{Buffer, BufferPool};
 
 /// A flush of less than this goes out at once: handshakes, heads and small answers want no delay,
@@ -50,6 +50,7 @@ struct Parked {
     buffer: Buffer,
     start: usize,
     end: usize,
+    _unsent: Unsent,
 }
 
 impl Parked {
@@ -147,6 +148,7 @@ impl<S: AsyncWrite + Unpin> Coalescing<S> {
             buffer,
             start: 0,
             end: 0,
+            _unsent: self.pulse.hold_unsent(),
         };
         let taken = parked.append(bufs);
         self.parked = Some(parked);
@@ -389,6 +391,18 @@ mod tests {
         scene.pulse.begin_turn();
         assert!(scene.flush());
         assert_eq!((scene.taken(), scene.is_parked()), (SMALL, false));
+    }
+
+    #[test]
+    fn a_connection_with_parked_bytes_is_not_idle() {
+        let mut scene = Scene::new(pool(), []);
+        assert!(scene.pulse.idle_since().is_some());
+        assert_eq!(scene.write(&[7; SMALL]), Poll::Ready(SMALL));
+        assert!(scene.flush(), "put off");
+        assert!(scene.pulse.idle_since().is_none());
+        scene.pulse.begin_turn();
+        assert!(scene.flush());
+        assert!(scene.pulse.idle_since().is_some());
     }
 
     #[test]

@@ -136,7 +136,7 @@ where
 type Socket = Coalescing<Watched<TcpStream>>;
 type TlsStream = tokio_rustls::server::TlsStream<Socket>;
 
-/// The TLS stream, or `None` where the handshake failed or the server drains.
+/// The TLS stream, or `None` where the handshake failed, the server drains or another needs the room.
 async fn handshake<R>(
     stream: Socket,
     config: Arc<rustls::ServerConfig>,
@@ -155,6 +155,7 @@ async fn handshake<R>(
     let outcome = tokio::select! {
         outcome = tokio::time::timeout_at(deadline, work) => outcome,
         _ = draining.wait_for(|is_draining| *is_draining) => return Ok(None),
+        () = pulse.told_to_leave() => return Ok(None),
     };
     match outcome {
         Ok(Ok(stream)) => Ok(Some(stream)),
@@ -178,6 +179,7 @@ async fn handshake<R>(
             tokio::select! {
                 _ = tokio::time::timeout(LAST_WORDS, last_words) => {}
                 _ = draining.wait_for(|is_draining| *is_draining) => {}
+                () = pulse.told_to_leave() => {}
             }
             Ok(None)
         }
@@ -328,6 +330,8 @@ async fn drive<C: Graceful, R>(
     let mut alarm = pin!(tokio::time::sleep(limits.first_request.min(look_again)));
     let mut draining = shared.draining.clone();
     let mut drain = pin!(draining.wait_for(|is_draining| *is_draining));
+    let mut leave = pin!(pulse.told_to_leave());
+    let mut was_told = false;
     // Once the connection has been told to end: when an idle one is dropped all the same.
     let mut ending: Option<Option<Instant>> = None;
 
@@ -339,6 +343,18 @@ async fn drive<C: Graceful, R>(
                     tracing::debug!(%error, "connection ended early");
                 }
                 return Poll::Ready(Ok(()));
+            }
+            if !was_told && leave.as_mut().poll(cx).is_ready() {
+                was_told = true;
+                // Another has its place already.
+                if pulse.idle_since().is_some() {
+                    return Poll::Ready(Ok(()));
+                }
+                if ending.is_none() {
+                    ending = Some(None);
+                    connection.as_mut().end_gracefully();
+                    continue;
+                }
             }
             if ending.is_none() && drain.as_mut().poll(cx).is_ready() {
                 ending = Some(None);

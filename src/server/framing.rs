@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::head::{Follows, HeadReader};
-use super::progress::Pulse;
+use super::progress::{Pulse, Unsent};
 
 /// What hyper reads where a request was refused. It is answered by the refusal, never run.
 const IN_PLACE_OF_A_REFUSED_HEAD: &[u8] =
@@ -68,16 +68,19 @@ struct Linger {
     left: usize,
     /// The end, or that of the wait for the next byte, whichever is earlier.
     alarm: Pin<Box<Sleep>>,
+    /// A close would take the last answer away.
+    _unsent: Unsent,
 }
 
 impl Linger {
-    fn begin() -> Self {
+    fn begin(pulse: &Arc<Pulse>) -> Self {
         let until = Instant::now() + LINGER;
         let alarm = tokio::time::sleep(LINGER_WITHOUT_A_BYTE);
         Self {
             until,
             left: LINGER_BYTES,
             alarm: Box::pin(alarm),
+            _unsent: pulse.hold_unsent(),
         }
     }
 
@@ -227,7 +230,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HeadGuard<S> {
     /// Reads and forgets until the client closes, sends nothing for [`LINGER_WITHOUT_A_BYTE`], has sent
     /// [`LINGER_BYTES`], or [`LINGER`] has passed.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let linger = self.linger.get_or_insert_with(Linger::begin);
+        let linger = &mut self.linger;
+        let linger = linger.get_or_insert_with(|| Linger::begin(&self.pulse));
         let mut scratch = [0; 16 * 1024];
         while linger.left > 0 && linger.alarm.as_mut().poll(cx).is_pending() {
             let mut forgotten = ReadBuf::new(&mut scratch);

@@ -2,15 +2,14 @@
 //!
 //! Invariant: a [`Place`] is counted from its making until it is dropped or told to leave. Only an idle connection
 //! is told to leave, and only one of a client that has at least two more than the one it makes room for: nobody
-//! takes turns with anybody, and a request that has begun is never cut for another.
+//! takes turns with anybody. It leaves by itself and at once; one that was asked for something meanwhile answers
+//! that first, so no request that has begun is ever cut for another, and no answer short.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::task::AbortHandle;
 
 use super::progress::Pulse;
 use crate::access::one_client;
@@ -37,8 +36,6 @@ struct Seat {
     client: IpAddr,
     is_shared: bool,
     pulse: Arc<Pulse>,
-    /// Ends the connection; `None` for a moment, until its task runs.
-    task: Option<AbortHandle>,
 }
 
 /// Why there is no place.
@@ -87,7 +84,6 @@ impl Places {
             client,
             is_shared,
             pulse: Arc::clone(pulse),
-            task: None,
         };
         taken.seats.insert(number, seat);
         *taken.counts.entry(client).or_default() += 1;
@@ -97,13 +93,6 @@ impl Places {
             number,
         };
         Ok((place, is_full))
-    }
-
-    /// Has the connection that took the place of this number end by the end of its task.
-    pub(super) fn runs_in(&self, number: u64, task: AbortHandle) {
-        if let Some(seat) = self.taken().seats.get_mut(&number) {
-            seat.task = Some(task);
-        }
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -123,12 +112,12 @@ impl Taken {
         let idle = self.seats.iter().filter_map(|(number, seat)| {
             let count = self.counts.get(&seat.client).copied().unwrap_or_default();
             let since = seat.pulse.idle_since()?;
-            let may_leave = count >= has + 2 && !seat.is_shared && seat.task.is_some();
+            let may_leave = count >= has + 2 && !seat.is_shared;
             may_leave.then_some((count, Reverse((since, *number))))
         });
         let (_, Reverse((_, number))) = idle.max().ok_or(Full::All)?;
-        if let Some(task) = self.remove(number).and_then(|seat| seat.task) {
-            task.abort();
+        if let Some(seat) = self.remove(number) {
+            seat.pulse.leave();
         }
         Ok(())
     }
@@ -153,13 +142,6 @@ pub(super) struct Place {
     number: u64,
 }
 
-impl Place {
-    /// Another one for each.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-}
-
 impl Drop for Place {
     fn drop(&mut self) {
         self.of.taken().remove(self.number);
@@ -168,7 +150,6 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
     use std::time::Duration;
 
     use tokio::task::{JoinHandle, yield_now};
@@ -189,16 +170,14 @@ mod tests {
         places.take(address, false, pulse).map(|(place, _)| place)
     }
 
-    /// A connection that does nothing, in a place of its own.
+    /// A connection that does nothing until it is told to leave, in a place of its own.
     fn open(places: &Places, address: &str, pulse: &Arc<Pulse>) -> JoinHandle<()> {
         let place = take_with(places, address, pulse).expect("room");
-        let number = place.number();
-        let task = tokio::spawn(async move {
+        let pulse = Arc::clone(pulse);
+        tokio::spawn(async move {
             let _place = place;
-            pending().await
-        });
-        places.runs_in(number, task.abort_handle());
-        task
+            pulse.told_to_leave().await;
+        })
     }
 
     #[test]
@@ -213,16 +192,14 @@ mod tests {
         assert!(take(&places, ONE).is_ok());
     }
 
-    #[tokio::test]
-    async fn a_balancer_is_not_one_client_and_makes_no_room() {
+    #[test]
+    fn a_balancer_is_not_one_client_and_makes_no_room() {
         let places = Places::new(3, 1);
         let pulse = Pulse::new(Instant::now());
         let balancer = ONE.parse().expect("an address");
         let taken = [(); 3].map(|()| {
             let taken = places.take(balancer, true, &pulse);
-            let (place, _) = taken.expect("below the cap");
-            places.runs_in(place.number(), tokio::spawn(pending::<()>()).abort_handle());
-            place
+            taken.expect("below the cap").0
         });
         assert!(places.take(balancer, true, &pulse).is_err(), "total cap");
         assert_eq!(take(&places, TWO).err(), Some(Full::All));
@@ -264,8 +241,14 @@ mod tests {
     async fn what_is_busy_makes_no_room() {
         let places = Places::new(3, 3);
         let pulse = Pulse::new(Instant::now());
-        let _request = pulse.begin_request();
         let _busy = [(); 3].map(|()| open(&places, ONE, &pulse));
+        let (_, request) = pulse.begin_request();
         assert_eq!(take(&places, TWO).err(), Some(Full::All));
+        // What was answered is not all gone yet.
+        let unsent = pulse.hold_unsent();
+        drop(request);
+        assert_eq!(take(&places, TWO).err(), Some(Full::All));
+        drop(unsent);
+        assert!(take(&places, TWO).is_ok());
     }
 }

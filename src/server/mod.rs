@@ -324,12 +324,10 @@ pub async fn run<H: Handler>(
         };
         let open = Open::new(metrics.connections_open.clone());
         let shared = Arc::clone(&shared);
-        let number = place.number();
-        let task = connections.spawn(async move {
+        connections.spawn(async move {
             let _counted = (place, open);
             connection::serve(accepted, shared, pulse).await;
         });
-        places.runs_in(number, task);
     }
 
     drop(acceptor);
@@ -358,10 +356,7 @@ pub async fn run<H: Handler>(
 }
 
 fn report_panic(ended: Result<(), JoinError>) {
-    // What made room for another was cancelled.
-    if let Err(error) = ended
-        && !error.is_cancelled()
-    {
+    if let Err(error) = ended {
         tracing::error!(%error, "connection task failed");
     }
 }

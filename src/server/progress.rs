@@ -13,6 +13,8 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use super::head::Refusal;
@@ -65,6 +67,10 @@ pub(super) struct Pulse {
     idle_since: AtomicU64,
     head_since: AtomicU64,
     blocked_since: AtomicU64,
+    /// How many pieces of answers are on their way to the socket.
+    unsent: AtomicUsize,
+    /// Told when the connection is to make room for another.
+    leave: Notify,
     /// How often the connection's task has been polled; see [`Pulse::turn`].
     turns: AtomicU32,
     /// The request, by its number on the connection, that must not run, and why.
@@ -84,6 +90,8 @@ impl Pulse {
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(NEVER),
             blocked_since: AtomicU64::new(NEVER),
+            unsent: AtomicUsize::new(0),
+            leave: Notify::new(),
             turns: AtomicU32::new(0),
             refused: OnceLock::new(),
             last: OnceLock::new(),
@@ -122,10 +130,34 @@ impl Pulse {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Since when nothing is asked on it, which may be since it was accepted; `None` while something is.
+    /// Since when nothing is asked on it, which may be since it was accepted; `None` while something is, or the
+    /// client has not been sent all of what it was answered.
+    ///
+    /// Only the connection's own task, between two polls, can be sure of it: elsewhere it may be out of date.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let since = self.idle_since.load(Ordering::Acquire);
-        (self.in_flight() == 0).then(|| self.accepted + Duration::from_millis(since))
+        let is_idle = self.in_flight() == 0
+            && self.unsent.load(Ordering::Acquire) == 0
+            && self.blocked_since.load(Ordering::Acquire) == NEVER;
+        is_idle.then(|| self.accepted + Duration::from_millis(since))
+    }
+
+    /// Something of an answer has yet to reach the socket, for as long as the guard is held.
+    pub(super) fn hold_unsent(self: &Arc<Self>) -> Unsent {
+        self.unsent.fetch_add(1, Ordering::AcqRel);
+        Unsent(Arc::clone(self))
+    }
+
+    /// Asks the connection to make room for another.
+    pub(super) fn leave(&self) {
+        self.leave.notify_one();
+    }
+
+    /// Resolves once when the connection is asked to make room, also where that was before.
+    ///
+    /// Cancel safety: what was not waited for to its end resolves the next time.
+    pub(super) fn told_to_leave(&self) -> Notified<'_> {
+        self.leave.notified()
     }
 
     pub(super) fn head_began(&self) {
@@ -202,6 +234,16 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.idle_since.store(self.0.now(), Ordering::Release);
         self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A piece of an answer between its making and the socket, or whatever else its client has yet to read it past.
+#[derive(Debug)]
+pub(super) struct Unsent(Arc<Pulse>);
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.0.unsent.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -22,7 +22,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
 use super::head::Refusal;
-use super::progress::{InFlight, Pulse};
+use super::progress::{InFlight, Pulse, Unsent};
 use super::{BoxError, Handler};
 
 /// No frame is on offer.
@@ -84,6 +84,7 @@ impl<H: Handler> Service<Request<Incoming>> for Requests<H> {
                 body,
                 rest: Bytes::new(),
                 offer,
+                pulse,
                 _in_flight: in_flight,
             }))
         };
@@ -100,6 +101,7 @@ pin_project! {
         // What of the body's last piece is still to be framed; in h2 only.
         rest: Bytes,
         offer: Option<Arc<Offer>>,
+        pulse: Arc<Pulse>,
         _in_flight: InFlight,
     }
 }
@@ -129,7 +131,16 @@ impl<B: Body<Data = Bytes, Error = BoxError>> Body for Answer<B> {
             offer.note(true);
         }
         let framed = this.rest.len().min(FRAME_BYTES);
-        Poll::Ready(Some(Ok(Frame::data(this.rest.split_to(framed)))))
+        let mut bytes = this.rest.split_to(framed);
+        // The body is dropped when h2 has its last frame, which may wait there for the client's window; it is the
+        // last one of its piece as well.
+        if this.rest.is_empty() {
+            bytes = Bytes::from_owner(Unwritten {
+                bytes,
+                _unsent: this.pulse.hold_unsent(),
+            });
+        }
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -142,6 +153,18 @@ impl<B: Body<Data = Bytes, Error = BoxError>> Body for Answer<B> {
             Some(exact) => SizeHint::with_exact(exact + rest),
             None => SizeHint::default(),
         }
+    }
+}
+
+/// A frame that h2 has not written.
+struct Unwritten {
+    bytes: Bytes,
+    _unsent: Unsent,
+}
+
+impl AsRef<[u8]> for Unwritten {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

@@ -1,5 +1,5 @@
 //! A disk, and a resolver, that hold up whoever waits for them hold up nobody else: hits from memory,
-//! files that are not open yet and the health of the process keep answering.
+//! files that are not open yet, newcomers, signals and the health of the process.
 
 mod support;
 
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise};
 use support::blobs::{MIB, assert_whole, blob, blob_file, metric, pull, simulator, until};
+use support::clock::Clock;
 use support::disk::Injection;
 use support::large::{self, Small};
 use support::names::{NameServer, Says};
@@ -134,5 +135,29 @@ async fn d12_who_waits_for_a_whole_blob_waits_for_no_file_that_a_part_was_asked_
     let answer = client.get(&whole.1).await;
     assert_whole(&answer, &whole.0);
     assert_eq!(answer.header("x-cache"), Some("hit"));
+    drop(injection);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d12_a_certificate_that_cannot_be_written_for_a_while_holds_up_nobody() {
+    let simulator = simulator().await;
+    let clock = Clock::right();
+    let builder = Proxy::builder().simulator(&simulator).local_ca();
+    let proxy = clock.govern(builder).start();
+    let slow = format!("fsync:delay_enter={}", CALL.as_micros());
+    let injection = Injection::into(&proxy, [slow.as_str()]);
+    // A leaf is for a year.
+    clock.ahead(Duration::from_secs(360 * 24 * 60 * 60));
+    let is_being_written = || {
+        let folder = fs::read_dir(proxy.state_dir().join("tls")).expect("a folder");
+        let mut files = folder.map(|entry| entry.expect("an entry").path());
+        files.any(|file| file.extension().is_some_and(|kind| kind == "tmp"))
+    };
+    until("a renewal waits for the disk", async || is_being_written()).await;
+    assert_eq!(proxy.client().get("/v2/").await.status, 200);
+    proxy.terminate();
+    let drains = |event: &support::Event| event.message() == "draining";
+    proxy.log_until("the signal is heard", drains).await;
+    assert!(is_being_written());
     drop(injection);
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 use super::{Failure, chain};
 use crate::config::{Config, Tls};
@@ -16,7 +17,7 @@ use crate::tls::{
 
 /// How often the dates are looked at. A leaf of the local CA is renewed a month ahead, but a clock that
 /// is corrected after start may leave it expired all at once, and no client waits long for another.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What shows the certificates, and who renews them.
 pub(super) struct Keeper {
@@ -27,6 +28,8 @@ pub(super) struct Keeper {
     said: Option<Standing>,
     /// Which of our domains the log was last told to be without one.
     uncovered: Vec<String>,
+    /// Why the log was last told that there is no new one, while that is so.
+    unrenewed: Option<String>,
 }
 
 /// The certificates in use, and where they come from. Clones share both.
@@ -208,6 +211,7 @@ impl Keeper {
             shown: Vec::new(),
             said: None,
             uncovered: Vec::new(),
+            unrenewed: None,
         };
         keeper.look();
         Ok(keeper)
@@ -256,29 +260,57 @@ impl Keeper {
             Source::None | Source::Acme(_) | Source::LocalCa(_) => Vec::new(),
         };
         let origin = self.origin.clone();
-        let renew = move || match &*origin.source() {
-            Source::Own(own) => {
-                let renewed = own.renew(SystemTime::now());
-                renewed.map(Reread::from).map_err(|error| error.to_string())
-            }
-            Source::None | Source::Acme(_) | Source::LocalCa(_) => Ok(Reread::Same),
+        let renew = move || {
+            // Another source takes the place of this one only between two calls; a file that cannot be read for a
+            // while keeps nobody else from it.
+            let own = match &*origin.source() {
+                Source::Own(own) => own.clone(),
+                Source::None | Source::Acme(_) | Source::LocalCa(_) => return Ok(Reread::Same),
+            };
+            let renewed = own.renew(SystemTime::now());
+            renewed.map(Reread::from).map_err(|error| error.to_string())
         };
         reload.watch("certificates", files, renew);
     }
 
+    /// Looks now and then for as long as it is not dropped, where it may wait for the disk.
+    ///
+    /// # Cancel safety
+    /// A look that has begun comes to its end.
+    pub(super) async fn keep_looking(self) {
+        let keeper = Arc::new(Mutex::new(self));
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let keeper = Arc::clone(&keeper);
+            let looked = tokio::task::spawn_blocking(move || {
+                let mut keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
+                keeper.look();
+            });
+            // A panic was told when it happened, and the next look may do without.
+            let _told = looked.await;
+        }
+    }
+
     /// Renews the local CA's certificate where it is due, for all handshakes to come, and tells how the
-    /// certificates stand where that has changed.
-    pub(super) fn look(&mut self) {
+    /// certificates stand where that has changed. Blocks on the disk.
+    fn look(&mut self) {
         let now = SystemTime::now();
         let certificates = &self.origin.certificates;
         if let Source::LocalCa(ca) = &mut *self.origin.source() {
-            match ca.renew_if_due(now) {
-                Ok(false) => {}
-                Ok(true) => {
-                    tracing::info!("the certificate was renewed");
-                    certificates.replace(vec![ca.pair().clone()]);
+            let renewed = ca.renew_if_due(now);
+            if let Ok(true) = renewed {
+                tracing::info!("the certificate was renewed");
+                certificates.replace(vec![ca.pair().clone()]);
+            }
+            // It is tried again at every look, and fails alike.
+            let failure = renewed.err().map(|error| chain(&error));
+            if failure != self.unrenewed {
+                if let Some(error) = &failure {
+                    tracing::error!(error, "the certificate could not be renewed");
                 }
-                Err(error) => tracing::error!(%error, "the certificate could not be renewed"),
+                self.unrenewed = failure;
             }
         }
         self.shown = self.origin.metrics.show(certificates, &self.shown);

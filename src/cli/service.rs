@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::certificate::{self, Keeper};
+use super::certificate::Keeper;
 use super::client_certificates::Handshakes;
 use super::mechanisms::Mechanisms;
 use super::running::{self, Load, Running};
@@ -243,6 +243,7 @@ impl Service {
             background.spawn(challenge_door::run(socket, challenges, stopped()));
         }
         background.spawn(self.keeper.obtain());
+        background.spawn(self.keeper.keep_looking());
         for address in &self.bound {
             tracing::info!(listen.addr = %address, "listening");
         }
@@ -272,14 +273,7 @@ impl Service {
             draining.send_replace(Some(Instant::now()));
         };
         let serving = server::run(listeners, receive, options, self.metrics.clone(), shutdown);
-        tokio::pin!(serving);
-        let mut look = tokio::time::interval(certificate::LOOK_EVERY);
-        let report = loop {
-            tokio::select! {
-                report = &mut serving => break report,
-                _ = look.tick() => self.keeper.look(),
-            }
-        };
+        let report = serving.await;
         let began = drain_began.borrow_and_update().unwrap_or_else(Instant::now);
         let deadline = began + terms.load().drain_timeout;
         tokio::join!(fills.drain(deadline), self.proxy.drain(deadline));

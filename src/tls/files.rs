@@ -28,8 +28,8 @@ impl PairFiles {
 
 /// Pairs that somebody else renews.
 ///
-/// Invariant: the certificates in use are as many as the files, in their order.
-#[derive(Debug)]
+/// Invariant: the certificates in use are as many as the files, in their order. Clones share those in use.
+#[derive(Clone, Debug)]
 pub struct OwnFiles {
     files: Vec<PairFiles>,
     /// What clients call us. A renewal that is no longer for one of them is a mistake.

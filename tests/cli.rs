@@ -657,6 +657,28 @@ fn check_tells_addresses_that_are_in_each_others_way() {
     }
 }
 
+#[test]
+fn on_a_host_without_ipv6_all_addresses_are_those_of_ipv4() {
+    let folder = tempfile::tempdir().expect("folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let admin = taken.local_addr().expect("bound").to_string();
+    // It binds one after the other, in its first thread, and fails at the one that is taken.
+    let output = Command::new(support::program("strace"))
+        .args(["-f", "-o", "/dev/null", "-e", "trace=socket"])
+        .args(["-e", "inject=socket:error=EAFNOSUPPORT:when=1"])
+        .args([env!("CARGO_BIN_EXE_ecr-proxy"), "serve", "--upstream", ECR])
+        .args(["--domain", "registry.mydomain.test", "--anonymous-pull"])
+        .args(["--cache-dir", &at("cache"), "--state-dir", &at("state")])
+        .args(["--listen", "https://[::]:0", "--admin", &admin])
+        .env_clear()
+        .output()
+        .expect("strace runs");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("{admin} (server.admin)")), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn check_names_the_iam_actions_that_are_missing() {
     let may = |key, actions: &[Action]| Principal::with_actions(key, "assumed-role/r/s", actions);

@@ -18,6 +18,7 @@ mod health;
 mod hello;
 mod iam_policy;
 mod import;
+mod listening;
 mod mechanisms;
 mod puller;
 mod running;

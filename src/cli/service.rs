@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::certificate::Keeper;
 use super::client_certificates::Handshakes;
+use super::listening::without_ipv6;
 use super::mechanisms::Mechanisms;
 use super::running::{self, Load, Running};
 use super::{Failure, chain, challenge_door, health, users};
@@ -367,7 +368,12 @@ async fn listeners(
 async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     let named =
         |error: io::Error| Failure::Failed(format!("cannot listen on {address} ({key}): {error}"));
-    TcpListener::bind(address).await.map_err(named)
+    let bound = TcpListener::bind(address).await;
+    let failed = bound.as_ref().err();
+    match failed.and_then(|error| without_ipv6(address, error)) {
+        Some(instead) => TcpListener::bind(instead).await.map_err(named),
+        None => bound.map_err(named),
+    }
 }
 
 /// The admin socket, if there is to be one. That of the default path is done without where it cannot be

@@ -13,6 +13,7 @@ use rustix::fs::statvfs;
 use super::Finding;
 use crate::cli::chain;
 use crate::cli::clients::local_ca;
+use crate::cli::listening::without_ipv6;
 use crate::clock::{self, Clock};
 use crate::config::{Config, Size, Tls};
 use crate::tls::{ClientCa, Pair, PairFiles, Standing};
@@ -293,6 +294,14 @@ fn share(total: u64, percent: f64) -> u64 {
     u64::try_from(share).unwrap_or(total)
 }
 
+/// As `serve` does it.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).or_else(|error| match without_ipv6(address, &error) {
+        Some(instead) => TcpListener::bind(instead),
+        None => Err(error),
+    })
+}
+
 /// Whether we can listen where we are to. All are held until the last is tried: one may be in another's way.
 pub(super) fn ports(config: &Config) -> Vec<Finding> {
     let admin = config.server.admin.map(|address| ("server.admin", address));
@@ -306,7 +315,7 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
     let mut held: Vec<(&str, SocketAddr, TcpListener)> = Vec::new();
     all.chain(challenges)
         .chain(admin)
-        .map(|(subject, address)| match TcpListener::bind(address) {
+        .map(|(subject, address)| match bind(address) {
             Ok(socket) => {
                 held.push((subject, address, socket));
                 Finding::ok(subject, format!("{address} is free"))

@@ -3,9 +3,10 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use ecr_proxy::simulator::{Flavour, ImageSpec, Listener, Outage, PushedImage, Simulator};
 use serde_json::json;
@@ -511,4 +512,38 @@ async fn pulls_go_on_while_a_bundle_is_taken_in() {
         }
     }
     pull_all(&site.client(), "v2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_root_puts_into_a_stopped_cache_of_another_user_is_that_users() {
+    const USER: &str = "12345";
+    let (_simulator, home) = two_images().await;
+    let image = format!("{REPOSITORY}:v1");
+    let bundle = export(&home, "site.tar", &[&image]);
+    let mut site = cut_off().start();
+    site.terminate();
+    assert!(site.wait().success());
+    // Below a folder that only root may enter, as systemd has it.
+    let folders = [site.cache_dir(), site.state_dir()];
+    fs::create_dir_all(site.state_dir()).expect("ours");
+    let chown = Command::new("chown")
+        .args(["-R", &format!("{USER}:{USER}")])
+        .args(&folders)
+        .status();
+    assert!(chown.expect("chown runs").success(), "it takes root");
+    fs::set_permissions(&bundle, Permissions::from_mode(0o600)).expect("ours");
+
+    import(&site, &bundle, &[]).fine();
+    site.run(["cache", "pin", &image]).fine();
+    let carried_on = export(&site, "on.tar", &[&image]);
+    for of in ["-uid", "-gid"] {
+        let find = Command::new("find")
+            .args(&folders)
+            .args(["!", of, USER])
+            .output();
+        let of_others = find.expect("find runs").stdout;
+        assert_eq!(String::from_utf8_lossy(&of_others), "", "{of}");
+    }
+    let written = fs::metadata(&carried_on).expect("a bundle");
+    assert_eq!(written.uid(), 0, "what is root's is root's");
 }

@@ -20,6 +20,7 @@ mod iam_policy;
 mod import;
 mod listening;
 mod mechanisms;
+mod owner;
 mod puller;
 mod running;
 mod serve;

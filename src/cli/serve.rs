@@ -5,8 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, geteuid, getrlimit, setrlimit};
 
+use super::owner::owner;
 use super::service::Service;
 use super::settings::Settings;
 use super::signals::{Signals, hangups};
@@ -46,6 +47,7 @@ pub(super) fn run(
     count_panics(metrics.panics.clone());
     raise_descriptor_limit(config.server_options().max_connections);
     announce(&config);
+    warn_of_another_owner(&config);
     let runtime = super::runtime()?;
     let ended = runtime.block_on(async {
         let signals = Signals::watch()?;
@@ -108,6 +110,19 @@ fn raise_descriptor_limit(max_connections: usize) {
             limit = granted,
             wanted,
             "the limit of open files is low for the connections allowed"
+        );
+    }
+}
+
+/// What another user has made is not ours to read, and some of it is only noticed when it is asked for.
+fn warn_of_another_owner(config: &Config) {
+    let own = geteuid();
+    if let Some((owner, _)) = owner(config).filter(|(owner, _)| *owner != own) {
+        tracing::warn!(
+            cache.owner = owner.as_raw(),
+            user = own.as_raw(),
+            "the cache belongs to another user: run as that one, or give cache.dir and server.state_dir with \
+             all in them to this one"
         );
     }
 }

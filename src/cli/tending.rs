@@ -1,11 +1,12 @@
 //! How a command reaches the operations: through the admin socket while the proxy runs, else within this
-//! process, which then has the store to itself.
+//! process, which then has the store to itself and leaves nothing in it that the proxy cannot read.
 
 use std::io::{self, Write};
 
 use bytes::Bytes;
 
 use super::mechanisms::{BuildError, Mechanisms};
+use super::owner::Acting;
 use super::settings::Settings;
 use super::signals::Signals;
 use super::{Failure, chain};
@@ -124,6 +125,8 @@ fn tend(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let config = settings.load(environment, Files::Required)?;
+    // Before a thread is started that makes anything.
+    let _acting = Acting::for_owner(&config)?;
     let filter = config.log_filter.as_deref().unwrap_or("warn");
     let _log = Log::start(LogFormat::Text, Some(filter), Metrics::new().log_dropped)
         .map_err(|error| Failure::Usage(error.to_string()))?;

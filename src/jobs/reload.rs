@@ -170,7 +170,8 @@ impl Reload {
     ///
     /// # Cancel safety
     /// Safe: a look that has begun comes to its end.
-    pub async fn run(mut self, mut asked: mpsc::Receiver<()>) {
+    pub async fn run(self, mut asked: mpsc::Receiver<()>) {
+        let reload = Arc::new(Mutex::new(self));
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -178,15 +179,14 @@ impl Reload {
                 _ = look.tick() => false,
                 Some(()) = asked.recv() => true,
             };
+            let reload = Arc::clone(&reload);
             let looked = tokio::task::spawn_blocking(move || {
-                self.look(forced, SystemTime::now());
-                self
+                let mut reload = reload.lock().unwrap_or_else(PoisonError::into_inner);
+                reload.look(forced, SystemTime::now());
             });
-            match looked.await {
-                Ok(back) => self = back,
-                // The panic was told when it happened.
-                Err(_) => return,
-            }
+            // A panic was told when it happened, and what it kept from being read is read when it changes, or
+            // when somebody asks again.
+            let _told = looked.await;
         }
     }
 
@@ -419,6 +419,25 @@ mod tests {
                 .map(String::as_str),
             Some("b")
         );
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_one_look_and_none_of_those_to_come() {
+        let mut reload = Reload::new(ReloadMetrics::default());
+        let (told, mut called) = mpsc::unbounded_channel();
+        let mut is_first = true;
+        reload.when_asked("configuration", move || {
+            told.send(()).expect("the test waits");
+            assert!(!std::mem::take(&mut is_first), "a fault of ours");
+            Ok(Reread::Same)
+        });
+        let (ask, asked) = mpsc::channel(1);
+        let run = tokio::spawn(reload.run(asked));
+        for _ in 0..2 {
+            ask.send(()).await.expect("it listens");
+            called.recv().await.expect("it reads");
+        }
+        run.abort();
     }
 
     #[test]

@@ -171,8 +171,8 @@ pub struct ServerOptions {
     pub header_timeout: Duration,
     /// From the end of an answer to the next complete head.
     pub idle_timeout: Duration,
-    /// How long a client may take no byte from its connection, or no frame from an h2 stream,
-    /// before that is closed. With body frames of 256 KiB the default asks for 4.3 KiB/s.
+    /// How long a client may take no byte from its connection, or no frame of 16 KiB from an h2 stream, before
+    /// that is closed. The default asks an h2 stream for 273 B/s, and HTTP/1.1 for a byte a minute.
     pub write_timeout: Duration,
     /// Most connections at once; of more, those are accepted and closed for which no client with more has an idle
     /// one to close.
@@ -231,7 +231,7 @@ pub struct Http2Options {
     pub stream_window_bytes: u32,
     /// The same for the whole connection.
     pub connection_window_bytes: u32,
-    /// How much of one answer may wait inside h2, in bytes. One body frame of 256 KiB fits.
+    /// How much of one answer may wait inside h2, in bytes.
     pub max_send_buffer_bytes: usize,
     /// Streams that the client may reset before they are accepted (rapid reset).
     pub max_pending_accept_reset_streams: usize,

@@ -28,6 +28,8 @@ fn the_service_unit_is_sound_and_gives_the_program_little() {
     let folder = tempfile::tempdir().expect("folder");
     let unit = folder.path().join("ecr-proxy.service");
     let text = fs::read_to_string(deploy("ecr-proxy.service")).expect("the unit");
+    // What keeps it from starting for a moment keeps it so for good otherwise.
+    assert!(text.contains("\nStartLimitIntervalSec=0\n"), "{text}");
     // systemd looks whether the program is there; the one under test is.
     let text = text.replace("/usr/local/bin/ecr-proxy", env!("CARGO_BIN_EXE_ecr-proxy"));
     fs::write(&unit, text).expect("a copy of the unit");

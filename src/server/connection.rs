@@ -33,6 +33,10 @@ use crate::buffers::BufferPool;
 /// ping and reads the last of what waits in h2's buffers; a silent one must not hold up a drain.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// Longest TLS hello, in bytes, with what its records take: as long as one record may be (RFC 8446, 5.1). Usual ones
+/// are below 3 KiB; those that are not whole yet are in memory, as many as there may be connections.
+const MAX_HELLO: u32 = 16 * 1024;
+
 /// How long a client whose handshake failed is listened to, and for how many bytes. It may have begun to ask, and
 /// would be told of a reset instead of the reason if nobody took that.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -146,7 +150,8 @@ async fn handshake<R>(
 ) -> Result<Option<TlsStream>, Overdue> {
     let deadline = pulse.accepted() + shared.options.first_request_timeout;
     let mut draining = shared.draining.clone();
-    let mut work = pin!(accept(stream, config, peer, shared));
+    pulse.await_hello(MAX_HELLO);
+    let mut work = pin!(accept(stream, config, peer, shared, pulse));
     // Every step is a turn of the task, which gathers what it writes within one.
     let work = std::future::poll_fn(|cx| {
         pulse.begin_turn();
@@ -199,9 +204,12 @@ async fn accept<R>(
     config: Arc<rustls::ServerConfig>,
     peer: SocketAddr,
     shared: &Shared<R>,
+    pulse: &Pulse,
 ) -> Result<TlsStream, (io::Error, Option<Socket>)> {
     let mut hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
-    let hello = match (&mut hello).await {
+    let came = (&mut hello).await;
+    pulse.hello_came();
+    let hello = match came {
         Ok(hello) => hello,
         Err(error) => return Err((error, hello.take_io())),
     };

@@ -58,6 +58,9 @@ impl fmt::Display for Overdue {
     }
 }
 
+/// In place of a number of bytes.
+const UNLIMITED: u32 = u32::MAX;
+
 /// The instants of one connection, in milliseconds since it was accepted.
 #[derive(Debug)]
 pub(super) struct Pulse {
@@ -73,6 +76,8 @@ pub(super) struct Pulse {
     leave: Notify,
     /// How often the connection's task has been polled; see [`Pulse::turn`].
     turns: AtomicU32,
+    /// How many bytes may still be read before they are a hello, or [`UNLIMITED`].
+    hello_left: AtomicU32,
     /// The request, by its number on the connection, that must not run, and why.
     refused: OnceLock<(u64, Refusal)>,
     /// The request after which nothing on this connection can be told apart any more.
@@ -93,6 +98,7 @@ impl Pulse {
             unsent: AtomicUsize::new(0),
             leave: Notify::new(),
             turns: AtomicU32::new(0),
+            hello_left: AtomicU32::new(UNLIMITED),
             refused: OnceLock::new(),
             last: OnceLock::new(),
             body_of: AtomicU64::new(NOBODY),
@@ -101,6 +107,28 @@ impl Pulse {
 
     pub(super) fn accepted(&self) -> Instant {
         self.accepted
+    }
+
+    /// From now on at most so many bytes are read, until [`Pulse::hello_came`]: reading more fails.
+    pub(super) fn await_hello(&self, at_most: u32) {
+        self.hello_left.store(at_most, Ordering::Relaxed);
+    }
+
+    pub(super) fn hello_came(&self) {
+        self.hello_left.store(UNLIMITED, Ordering::Relaxed);
+    }
+
+    fn note_read(&self, bytes: usize) -> io::Result<()> {
+        let left = self.hello_left.load(Ordering::Relaxed);
+        if left == UNLIMITED {
+            return Ok(());
+        }
+        let bytes = u32::try_from(bytes).unwrap_or(UNLIMITED);
+        let left = left.checked_sub(bytes);
+        let left = left
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a hello beyond measure"))?;
+        self.hello_left.store(left, Ordering::Relaxed);
+        Ok(())
     }
 
     fn now(&self) -> u64 {
@@ -276,7 +304,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_read(cx, buf)
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let outcome = Pin::new(&mut this.inner).poll_read(cx, buf);
+        this.pulse.note_read(buf.filled().len() - before)?;
+        outcome
     }
 }
 

@@ -546,4 +546,10 @@ async fn what_root_puts_into_a_stopped_cache_of_another_user_is_that_users() {
     }
     let written = fs::metadata(&carried_on).expect("a bundle");
     assert_eq!(written.uid(), 0, "what is root's is root's");
+    // Whoever runs the proxy has made its lock: folders alone say little.
+    std::os::unix::fs::chown(site.cache_dir().join("LOCK"), Some(0), Some(0)).expect("ours");
+    site.run(["cache", "unpin", &image]).fine();
+    site.run(["cache", "pin", &image]).fine();
+    let pins = fs::metadata(site.state_dir().join("pins")).expect("pins");
+    assert_eq!(pins.uid(), 0, "a proxy that runs as root");
 }

@@ -233,3 +233,40 @@ async fn a_registry_that_does_not_answer_keeps_no_other_from_sending_the_same_bl
     let first = first.answer("GET").await.expect("an answer");
     assert_eq!(support::store::digest(&first.body), layer);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_took_the_place_of_one_that_has_ended_is_waited_for_no_longer_than_that() {
+    let two = Two::start().await;
+    let same = || BlobSource::generated(1, 1 << 20);
+    let (layer, _) = put(&two.prod, "app", "v1", same());
+    put(&two.base, "app", "v1", same());
+    let proxy = side_by_side(two.builder()).start();
+    let (there, here) = (
+        format!("/v2/app/blobs/{layer}"),
+        format!("/v2/base/app/blobs/{layer}"),
+    );
+    let (first_gate, never) = (Gate::new(), Gate::new());
+    let storage = |simulator: &ecr_proxy::simulator::Simulator, faults: Vec<Fault>, times| {
+        let held = simulator.faults();
+        let held = held.on(Listener::Storage, "GET", Pattern::any());
+        held.times(times).all(faults);
+    };
+    let ended = Fault::status(404, "gone");
+    storage(&two.prod, vec![Fault::Hold(first_gate.clone()), ended], 1);
+    storage(&two.base, vec![Fault::Hold(never.clone())], 1);
+    let mut first = proxy.client().start("GET", &there, &[]).await;
+    first_gate.arrived(1).await;
+    // Passed over, by one that does not get on, either.
+    let mut second = proxy.client().start("GET", &here, &[]).await;
+    never.arrived(1).await;
+    first_gate.open();
+    assert_eq!(first.answer("GET").await.expect("an answer").status, 502);
+    let third = tokio::select! {
+        biased;
+        third = async { proxy.client().get(&there).await } => third,
+        second = second.answer("GET") => panic!("{second:?}"),
+    };
+    assert_eq!(support::store::digest(&third.body), layer);
+    never.open();
+    assert_eq!(second.answer("GET").await.expect("an answer").status, 200);
+}

@@ -581,6 +581,30 @@ async fn a_registry_that_has_pages_where_referrers_would_be_knows_of_none_and_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_pulled_hides_no_newer_referrers_of_a_registry_that_has_only_the_tag_for_them() {
+    let simulator = Simulator::builder().start().await.expect("a simulator");
+    let subject = image::push(&simulator).top;
+    let folder = tempfile::tempdir().expect("a folder");
+    let proxy = by_basic(&simulator, folder.path()).start();
+    let faults = simulator.faults();
+    let page = faults.on(Listener::Registry, "GET", "/referrers/");
+    page.then(Fault::rubbish());
+    // A client finds one under the tag, and pulls it.
+    let first = refer(&simulator, &subject, SBOM);
+    let tag = subject.digest.replace(':', "-");
+    let entry = format!(r#"{{"mediaType":"{MANIFEST}","digest":"{first}","size":2}}"#);
+    let index = format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{entry}]}}"#);
+    simulator.put_manifest(REPOSITORY, &tag, INDEX, index);
+    for reference in [&tag, &first] {
+        let path = format!("/v2/{REPOSITORY}/manifests/{reference}");
+        assert_eq!(proxy.client().get(&path).await.status, 200, "{reference}");
+    }
+    let path = format!("/v2/{REPOSITORY}/referrers/{}", subject.digest);
+    let answer = proxy.client().get(&path).await;
+    assert_eq!(answer.status, 404, "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_another_host_of_the_registry_says_is_not_there_is_not() {
     let simulator = Simulator::builder().start().await.expect("a simulator");
     let other = Simulator::builder().start().await.expect("a simulator");

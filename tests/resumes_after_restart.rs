@@ -185,6 +185,24 @@ async fn u09_a_part_as_nobody_asked_for_it_is_answered_by_beginning_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn u09_a_storage_that_has_no_parts_and_no_word_for_it_is_asked_for_the_whole() {
+    let (simulator, digest) = simulator().await;
+    let mut proxy = Proxy::before(&simulator);
+    let gate = half_way(&proxy, &simulator, &digest).await;
+    proxy.kill9();
+    gate.open();
+    let of_a_part = Pattern::matching(|entry| entry.header("range").is_some());
+    let faults = simulator.faults();
+    let rule = faults.on(Listener::Storage, "GET", of_a_part);
+    let rule = rule.then(Fault::status(400, "no ranges"));
+    proxy.restart();
+    let answer = proxy.client().get(&target(&digest)).await;
+    assert_eq!((answer.status, answer.digest()), (200, digest));
+    assert!(rule.taken() > 0, "a part was asked for");
+    proxy.assert_blobs_are_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn u09_other_content_after_a_restart_is_begun_anew_and_never_spliced() {
     let (simulator, digest) = simulator().await;
     let mut proxy = Proxy::before(&simulator);

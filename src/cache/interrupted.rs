@@ -92,15 +92,24 @@ impl Shared {
         is_marked: bool,
         note: Bytes,
     ) {
+        // Trying in vain keeps it no longer.
+        let written = content.content().file.metadata();
+        let written = written.and_then(|metadata| metadata.modified());
         let kept = Kept {
             name,
             content: content.clone(),
             present,
             is_marked,
             note,
-            since: SystemTime::now(),
+            since: written.unwrap_or_else(|_| SystemTime::now()),
         };
-        self.keep(content.digest(), kept);
+        let digest = content.digest();
+        self.keep(digest, kept);
+        // Another may have brought the whole meanwhile.
+        let is_stored = lock(&self.index).known(&digest).is_some();
+        if is_stored {
+            self.discard_interrupted(&digest);
+        }
     }
 
     fn keep(&self, digest: Digest, kept: Kept) {

@@ -16,14 +16,19 @@ use crate::config::Config;
 /// folder itself may be root's.
 pub(super) fn owner(config: &Config) -> Option<(Uid, Gid)> {
     let (cache, state) = (&config.cache.dir, &config.server.state_dir);
-    let marks = [cache.join("LOCK"), cache.clone(), state.clone()];
-    let mut marks = marks.iter().filter_map(|mark| fs::metadata(mark).ok());
-    let mark = marks.find(|mark| mark.uid() != 0)?;
-    Some((Uid::from_raw(mark.uid()), Gid::from_raw(mark.gid())))
+    // Made by whoever ran first. Without it the folders tell, which root may have made for another.
+    let mark = fs::metadata(cache.join("LOCK")).ok().or_else(|| {
+        let mut folders = [cache, state]
+            .into_iter()
+            .filter_map(|folder| fs::metadata(folder).ok());
+        folders.find(|folder| folder.uid() != 0)
+    })?;
+    (mark.uid() != 0).then(|| (Uid::from_raw(mark.uid()), Gid::from_raw(mark.gid())))
 }
 
 /// While it lives, what this thread makes belongs to the owner of the cache, and so does what is made by threads
-/// that it starts meanwhile. All else that root may do it may do: files that only root can read are read.
+/// that it starts meanwhile. All else that root may do they may do: files that only root can read are read. Programs
+/// that they start begin with root's real ids and the owner's effective ones, as of a set-user-id program.
 #[derive(Debug)]
 pub(super) struct Acting {
     before: Option<(Uid, Gid)>,

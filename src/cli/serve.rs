@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
-use rustix::process::{Resource, geteuid, getrlimit, setrlimit};
+use rustix::process::{Resource, Uid, geteuid, getrlimit, setrlimit};
 
 use super::owner::owner;
 use super::service::Service;
@@ -117,7 +117,8 @@ fn raise_descriptor_limit(max_connections: usize) {
 /// What another user has made is not ours to read, and some of it is only noticed when it is asked for.
 fn warn_of_another_owner(config: &Config) {
     let own = geteuid();
-    if let Some((owner, _)) = owner(config).filter(|(owner, _)| *owner != own) {
+    let is_another = |owner: Uid| owner != own && !own.is_root();
+    if let Some((owner, _)) = owner(config).filter(|(owner, _)| is_another(*owner)) {
         tracing::warn!(
             cache.owner = owner.as_raw(),
             user = own.as_raw(),

@@ -53,7 +53,7 @@ pub enum FillError {
 
 impl FillError {
     /// True where upstream has no part that goes on from what came before, and may have the whole: other
-    /// content, no parts at all, or another part than was asked for.
+    /// content, no parts at all, or an answer that is none to such a question.
     pub(super) fn is_of_the_part(&self) -> bool {
         let Self::Upstream(error) = self else {
             return false;
@@ -62,7 +62,8 @@ impl FillError {
             error,
             UpstreamError::ContentChanged
                 | UpstreamError::IgnoredRange
-                | UpstreamError::Wrong(Wrong::Malformed)
+                | UpstreamError::Unsupported
+                | UpstreamError::Wrong(Wrong::Malformed | Wrong::Encoded | Wrong::Status(_))
         )
     }
 

@@ -121,6 +121,11 @@ impl Flow {
         self.ended.send_replace(Some(kept));
     }
 
+    /// Whether the fill's task is not through, and goes on for whoever joins it.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.ended.borrow().is_none() && *self.readers.borrow() != ABANDONED
+    }
+
     /// Waits for the end of the fill's task, which comes after the verdict; true if the blob is on
     /// disk.
     pub(super) async fn until_ended(&self) -> bool {

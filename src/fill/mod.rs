@@ -160,8 +160,9 @@ struct Running {
     flow: Arc<Flow>,
     /// Where it takes a turn, for as long as it waits for one.
     turns: mpsc::Sender<Turn>,
-    /// It took the place of one that did not get on, and is waited for whatever it asks: there are two at most.
-    is_second: bool,
+    /// The one that it took the place of, which did not get on. While that runs, too, this one is waited for whatever
+    /// it asks.
+    passed: Option<Box<Running>>,
 }
 
 /// A repository, and the registry that speaks for it.

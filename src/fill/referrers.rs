@@ -196,9 +196,12 @@ impl Shared {
         subject: Digest,
         error: FillError,
     ) -> Result<Found<Referrers>, FillError> {
+        // Where the registry may keep none, only what it once listed shows that it does: clients that are told of none
+        // look under the tag for them, which tells of newer ones than are known here.
+        let may_keep_none = self.may_keep_no_referrers(repo, &error);
         let reason = match error.stale_reason() {
             Some(reason) => reason,
-            None if self.may_keep_no_referrers(repo, &error) => StaleReason::Unreachable,
+            None if may_keep_none => StaleReason::Unreachable,
             None => return Err(error),
         };
         let listed = self.recorded.referrer_list(repo, subject).await?;
@@ -206,6 +209,9 @@ impl Shared {
             let list = Referrers::from_array(&listed.entries).ok()?;
             Some((list, listed.checked_at))
         });
+        if known.is_none() && may_keep_none {
+            return Err(error);
+        }
         if known.is_none()
             && let Some(tag) = referrers_tag(&subject)
             && let Some(record) = self.recorded.tag(repo, &tag).await?

@@ -44,8 +44,15 @@ pub(super) struct Started {
     pub(super) asked: Asked,
     /// Takes a turn for it from others than who began it, for as long as it waits for one.
     turns: mpsc::Sender<Turn>,
-    /// See [`Running`].
+    /// It is waited for whatever it asks.
     is_second: bool,
+}
+
+impl Running {
+    fn is_second(&self) -> bool {
+        let passed = self.passed.as_ref();
+        passed.is_some_and(|passed| passed.flow.is_under_way())
+    }
 }
 
 impl Fills {
@@ -140,13 +147,15 @@ impl Fills {
                 attendance,
                 asked: fill.asked.clone(),
                 turns: fill.turns.clone(),
-                is_second: fill.is_second,
+                is_second: fill.is_second(),
             });
         }
         if self.shared.store.blob_now(&digest).is_some() {
             return None;
         }
-        let is_second = running.contains_key(&digest);
+        let passed = running.remove(&digest).map(Box::new);
+        let passed = passed.filter(|passed| passed.flow.is_under_way());
+        let is_second = passed.is_some();
         let flow = Flow::new(digest, Front::connecting(), None);
         let (turns, lent) = mpsc::channel(1);
         running.insert(
@@ -155,7 +164,7 @@ impl Fills {
                 asked: mine.clone(),
                 flow: Arc::clone(&flow),
                 turns: turns.clone(),
-                is_second,
+                passed,
             },
         );
         drop(running);

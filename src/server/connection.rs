@@ -14,7 +14,7 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::server::Acceptor;
-use rustls::{AlertDescription, InvalidMessage};
+use rustls::{AlertDescription, HandshakeKind, InvalidMessage};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -50,6 +50,8 @@ pub(super) struct Shared<R> {
     pub(super) metrics: ServerMetrics,
     pub(super) write_buffers: BufferPool,
     pub(super) handshakes: Turns,
+    /// For those who are asked for another hello (RFC 8446, 4.1.4).
+    pub(super) retries: Turns,
     /// Becomes true once, when the server drains.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -218,8 +220,18 @@ async fn accept<R>(
     // A signature is made without a pause, so without this one nobody would ever find the turns taken, and a
     // thousand hellos of one client would all be answered before the next of anybody else.
     tokio::task::yield_now().await;
-    let answered = hello.into_stream(config).into_fallible();
+    let mut is_retry = false;
+    let answered = hello.into_stream_with(config, |session| {
+        is_retry = session.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
+    });
+    let answered = answered.into_fallible();
     drop(turn);
+    // Who is asked for another hello, as few are, is signed for when that comes: they have turns of their own, from
+    // before it is read until all is done.
+    let _turn = match is_retry {
+        true => Some(shared.retries.take(client).await),
+        false => None,
+    };
     answered
         .await
         .map_err(|(error, stream)| (error, Some(stream)))

@@ -2,12 +2,13 @@
 //!
 //! Invariant: a [`Place`] is counted from its making until it is dropped or told to leave. Only an idle connection
 //! is told to leave, and only one of a client that has at least two more than the one it makes room for: nobody
-//! takes turns with anybody. It leaves by itself and at once; one that was asked for something meanwhile answers
-//! that first, so no request that has begun is ever cut for another, and no answer short.
+//! takes turns with anybody. It leaves by itself, at once unless it was asked for something meanwhile, which it
+//! answers first, so no request that has begun is ever cut for another, and no answer short. While too many do
+//! that nobody else has to leave.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,6 +21,8 @@ pub(super) struct Places {
     taken: Arc<Mutex<Taken>>,
     max: usize,
     max_per_address: usize,
+    /// How many may be on their way out, beyond `max`.
+    max_leaving: usize,
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +30,8 @@ struct Taken {
     seats: HashMap<u64, Seat>,
     /// How many seats each client has that has any.
     counts: HashMap<IpAddr, usize>,
+    /// Those that were told to leave, and have not.
+    leaving: HashSet<u64>,
     next: u64,
 }
 
@@ -53,6 +58,7 @@ impl Places {
             taken: Arc::default(),
             max,
             max_per_address,
+            max_leaving: (max / 16).max(4),
         }
     }
 
@@ -76,6 +82,9 @@ impl Places {
         }
         let is_full = taken.seats.len() >= self.max;
         if is_full {
+            if taken.leaving.len() >= self.max_leaving {
+                return Err(Full::All);
+            }
             taken.make_room(has)?;
         }
         let number = taken.next;
@@ -117,6 +126,7 @@ impl Taken {
         });
         let (_, Reverse((_, number))) = idle.max().ok_or(Full::All)?;
         if let Some(seat) = self.remove(number) {
+            self.leaving.insert(number);
             seat.pulse.leave();
         }
         Ok(())
@@ -144,7 +154,9 @@ pub(super) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.of.taken().remove(self.number);
+        let mut taken = self.of.taken();
+        taken.leaving.remove(&self.number);
+        taken.remove(self.number);
     }
 }
 
@@ -190,6 +202,25 @@ mod tests {
         assert_eq!(take(&places, TWO).err(), Some(Full::All));
         drop(first);
         assert!(take(&places, ONE).is_ok());
+    }
+
+    #[test]
+    fn l12_who_is_told_to_leave_and_stays_makes_room_a_few_times_only() {
+        let places = Places::new(100, 100);
+        let pulse = Pulse::new(Instant::now());
+        let mut kept: Vec<Place> = Vec::new();
+        kept.extend((0..100).map(|_| take_with(&places, ONE, &pulse).expect("room")));
+        let mut newcomers = Vec::new();
+        let refused = loop {
+            match take_with(&places, TWO, &pulse) {
+                Ok(place) => newcomers.push(place),
+                Err(full) => break full,
+            }
+        };
+        assert_eq!((refused, newcomers.len()), (Full::All, places.max_leaving));
+        // The one that has been idle for longest was the first to be told.
+        kept.remove(0);
+        assert!(take_with(&places, TWO, &pulse).is_ok(), "it has left");
     }
 
     #[test]

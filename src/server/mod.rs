@@ -289,6 +289,7 @@ pub async fn run<H: Handler>(
         metrics: metrics.clone(),
         write_buffers: BufferPool::new(WRITE_BUFFER_BYTES, options.max_write_buffers),
         handshakes: Turns::new(options.max_handshakes),
+        retries: Turns::new(options.max_handshakes / 4),
         draining,
         options,
     });

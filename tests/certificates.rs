@@ -17,7 +17,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, ClientConfig, HandshakeKind, ProtocolVersion};
 use support::blobs::{MIB, blob, metric, simulator, until};
 use support::pki::{Leaf, trusting, trusting_by};
-use support::{Client, Clock, Connection, DOMAIN, Event, Proxy, Stopwatch, within};
+use support::{Client, Clock, Connection, DOMAIN, Event, Proxy, Stopwatch, program, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -541,4 +541,34 @@ async fn a_certificate_that_ends_soon_is_told_and_its_renewal_ends_the_complaint
     proxy.signal(Signal::HUP);
     in_use(&proxy, &renewed).await;
     assert!(!readyz(&proxy).await.contains("\"certificate\""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_have_to_be_asked_for_another_hello_are_served() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    // More than there are turns for them at once.
+    let clients: Vec<_> = (0..100)
+        .map(|_| {
+            let client = std::process::Command::new(program("openssl"))
+                .args(["s_client", "-msg", "-verify_return_error"])
+                // It sends a key of the first alone, which nobody here takes.
+                .args(["-groups", "P-521:X25519", "-servername", DOMAIN])
+                .arg("-connect")
+                .arg(proxy.https().to_string())
+                .arg("-CAfile")
+                .arg(proxy.pki().ca())
+                .stdin(std::process::Stdio::null())
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::null())
+                .spawn();
+            client.expect("openssl runs")
+        })
+        .collect();
+    for client in clients {
+        let said = client.wait_with_output().expect("an end").stdout;
+        let said = String::from_utf8_lossy(&said);
+        assert!(said.contains("Verification: OK"), "{said}");
+        assert_eq!(said.matches("ServerHello").count(), 2, "{said}");
+    }
 }

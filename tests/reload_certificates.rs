@@ -7,8 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use ecr_proxy::simulator::Simulator;
 use support::blobs::{metric, simulator, until};
-use support::pebble::{Plan, free_port};
+use support::pebble::{Pebble, Plan, free_port};
 use support::{Client, Connection, DOMAIN, Event, Pki, Proxy, within};
 use tokio::io::AsyncReadExt as _;
 
@@ -76,20 +77,26 @@ fn use_acme(proxy: &mut Proxy, plan: &Plan, further: &[(&str, &str)]) {
     proxy.set("tls.acme", plan.keys(further));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn names_that_are_added_are_ordered_at_once_and_the_certificate_in_use_serves_meanwhile() {
-    let simulator = simulator().await;
-    let plan = Plan::new();
+/// A directory, its root, and a proxy that has a certificate of it.
+async fn certified(simulator: &Simulator, plan: &Plan) -> (Pebble, PathBuf, Proxy) {
     let port = free_port();
     let pebble = plan.start(port, 1, YEAR);
     let root = plan.root().await;
-    let builder = Proxy::builder().simulator(&simulator);
+    let builder = Proxy::builder().simulator(simulator);
     let builder = builder.listen([format!("https://127.0.0.1:{port}").as_str()]);
-    let mut proxy = builder.set("tls.acme", plan.keys(&[])).start();
+    let proxy = builder.set("tls.acme", plan.keys(&[])).start();
     until("there is a certificate", async || {
         is_served(&proxy, DOMAIN, &root).await
     })
     .await;
+    (pebble, root, proxy)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_added_are_ordered_at_once_and_the_certificate_in_use_serves_meanwhile() {
+    let simulator = simulator().await;
+    let plan = Plan::new();
+    let (pebble, root, mut proxy) = certified(&simulator, &plan).await;
     let account = accounts(&proxy);
 
     pebble.pause();
@@ -124,16 +131,7 @@ async fn names_that_are_added_are_ordered_at_once_and_the_certificate_in_use_ser
 async fn started_anew_with_names_that_were_added_it_serves_those_it_has_a_certificate_for() {
     let simulator = simulator().await;
     let plan = Plan::new();
-    let port = free_port();
-    let pebble = plan.start(port, 1, YEAR);
-    let root = plan.root().await;
-    let builder = Proxy::builder().simulator(&simulator);
-    let builder = builder.listen([format!("https://127.0.0.1:{port}").as_str()]);
-    let mut proxy = builder.set("tls.acme", plan.keys(&[])).start();
-    until("there is a certificate", async || {
-        is_served(&proxy, DOMAIN, &root).await
-    })
-    .await;
+    let (pebble, root, mut proxy) = certified(&simulator, &plan).await;
     pebble.pause();
     proxy.set("server.domains", vec![DOMAIN, LATER]);
     proxy.restart();

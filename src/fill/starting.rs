@@ -1,11 +1,12 @@
-//! Beginning a fill, or joining the one that somebody began: one a digest, whoever asks.
+//! Beginning a fill, or joining the one that somebody began: one a digest, whoever asks; and a second where the
+//! first asks another upstream, which does not answer.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::FillError;
 use super::filling::{Filling, Slot};
@@ -82,26 +83,21 @@ impl Fills {
                 turns,
                 is_second,
             } = started;
-            let may_give_up = !asked.upstream.is(&mine.upstream) && !is_second;
             let flow = Arc::clone(attendance.flow());
-            let giving_up = async {
-                turns.closed().await;
-                tokio::time::sleep(ELSEWHERE).await;
-            };
-            let lending = async {
-                match outcome {
-                    Outcome::Joined => self.lend_turn(&turns, client).await,
-                    _ => std::future::pending().await,
+            let is_in_vain = async {
+                self.until_in_turn(outcome, &turns, client).await;
+                match asked.upstream.is(&mine.upstream) || is_second {
+                    true => std::future::pending().await,
+                    false => sleep(ELSEWHERE).await,
                 }
             };
             let begun = tokio::select! {
                 biased;
                 begun = begun(attendance, deadline) => begun,
-                () = giving_up, if may_give_up => {
+                () = is_in_vain => {
                     given_up = Some(flow);
                     continue;
                 }
-                () = lending => Err(FillError::Lost),
             };
             match begun {
                 // A no to another repository is none to this one. That fill is off the map by now.
@@ -118,17 +114,21 @@ impl Fills {
         }
     }
 
-    /// While a fill waits for a turn of whoever began it, whoever waits for it has it take one of theirs, if that
-    /// comes first. Never returns.
-    async fn lend_turn(&self, turns: &mpsc::Sender<Turn>, client: Option<IpAddr>) {
+    /// Returns once a fill has its turn: that of whoever began it, or of a client that joined, whichever comes first.
+    async fn until_in_turn(
+        &self,
+        outcome: Outcome,
+        turns: &mpsc::Sender<Turn>,
+        client: Option<IpAddr>,
+    ) {
         tokio::select! {
-            () = turns.closed() => {}
-            turn = self.shared.slots.take(client) => {
+            () = turns.closed() => return,
+            turn = self.shared.slots.take(client), if outcome == Outcome::Joined => {
                 // Where another was first, this one goes back.
                 let _ = turns.try_send(turn);
             }
         }
-        std::future::pending().await
+        turns.closed().await;
     }
 
     /// Begins a fill, or joins the one that somebody began. `None` if

@@ -421,9 +421,12 @@ impl Answer {
 
     /// Sees to it that the connection is not used again.
     pub(super) fn poison(&self) {
-        if let Some(connected) = &*self.connection.connection_metadata() {
-            connected.poison();
-        }
+        self.came_by().poison();
+    }
+
+    /// Where it came from, for who finds out only when it is read.
+    pub(super) fn came_by(&self) -> CameBy {
+        CameBy(self.connection.clone())
     }
 
     /// Counts the bytes of bodies of this kind.
@@ -438,6 +441,18 @@ impl Answer {
     /// The body, with what must live as long.
     pub(super) fn into_body(self) -> (Incoming, OwnedSemaphorePermit) {
         (self.response.into_body(), self._slot)
+    }
+}
+
+/// The connection that an answer came by.
+pub(super) struct CameBy(CaptureConnection);
+
+impl CameBy {
+    /// Sees to it that it is not used again.
+    pub(super) fn poison(&self) {
+        if let Some(connected) = &*self.0.connection_metadata() {
+            connected.poison();
+        }
     }
 }
 

@@ -107,10 +107,15 @@ impl Upstream {
         if answer.status() != StatusCode::OK {
             return Err(unanswered(answer, Absent::Manifest).await);
         }
-        let headers = answer.headers().clone();
+        let (headers, came_by) = (answer.headers().clone(), answer.came_by());
         let max_bytes = self.shared.terms.load().manifest_max_bytes;
         let bytes = answer.read(max_bytes).await?;
-        verify(&headers, bytes, reference)
+        let verified = verify(&headers, bytes, reference);
+        if verified.is_err() {
+            // It may be the answer to another question, and the next one that to this.
+            came_by.poison();
+        }
+        verified
     }
 }
 

@@ -103,13 +103,7 @@ impl Shared {
             note,
             since: written.unwrap_or_else(|_| SystemTime::now()),
         };
-        let digest = content.digest();
-        self.keep(digest, kept);
-        // Another may have brought the whole meanwhile.
-        let is_stored = lock(&self.index).known(&digest).is_some();
-        if is_stored {
-            self.discard_interrupted(&digest);
-        }
+        self.keep(content.digest(), kept);
     }
 
     fn keep(&self, digest: Digest, kept: Kept) {

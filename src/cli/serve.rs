@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use rustix::process::{Resource, Uid, geteuid, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::owner::owner;
 use super::service::Service;
@@ -117,7 +118,9 @@ fn raise_descriptor_limit(max_connections: usize) {
 /// What another user has made is not ours to read, and some of it is only noticed when it is asked for.
 fn warn_of_another_owner(config: &Config) {
     let own = geteuid();
-    let is_another = |owner: Uid| owner != own && !own.is_root();
+    let reads_all = capabilities(None)
+        .is_ok_and(|sets| own.is_root() && sets.effective.contains(CapabilitySet::DAC_OVERRIDE));
+    let is_another = |owner: Uid| owner != own && !reads_all;
     if let Some((owner, _)) = owner(config).filter(|(owner, _)| is_another(*owner)) {
         tracing::warn!(
             cache.owner = owner.as_raw(),

@@ -412,14 +412,8 @@ impl Drop for Landing {
             let mut running = self.shared.running();
             // One that was abandoned may have a successor there already.
             let still = running.get(&self.flow.digest);
-            if still.is_some_and(|running| Arc::ptr_eq(&running.flow, &self.flow))
-                && let Some(ended) = running.remove(&self.flow.digest)
-                && self.outcome.is_err()
-                && let Some(passed) = ended.passed
-                && passed.flow.is_under_way()
-            {
-                // The one before it may get on yet.
-                running.insert(self.flow.digest, *passed);
+            if still.is_some_and(|running| Arc::ptr_eq(&running.flow, &self.flow)) {
+                running.remove(&self.flow.digest);
             }
         }
         self.shared.metrics.active.dec();

@@ -162,7 +162,7 @@ struct Running {
     turns: mpsc::Sender<Turn>,
     /// The one that it took the place of, which did not get on. While that runs, too, this one is waited for whatever
     /// it asks.
-    passed: Option<Box<Running>>,
+    passed: Option<Arc<Flow>>,
 }
 
 /// A repository, and the registry that speaks for it.

@@ -45,15 +45,8 @@ pub(super) struct Started {
     pub(super) asked: Asked,
     /// Takes a turn for it from others than who began it, for as long as it waits for one.
     turns: mpsc::Sender<Turn>,
-    /// It is waited for whatever it asks.
-    is_second: bool,
-}
-
-impl Running {
-    fn is_second(&self) -> bool {
-        let passed = self.passed.as_ref();
-        passed.is_some_and(|passed| passed.flow.is_under_way())
-    }
+    /// See [`Running`].
+    passed: Option<Arc<Flow>>,
 }
 
 impl Fills {
@@ -81,15 +74,18 @@ impl Fills {
                 attendance,
                 asked,
                 turns,
-                is_second,
+                passed,
             } = started;
             let flow = Arc::clone(attendance.flow());
             let is_in_vain = async {
                 self.until_in_turn(outcome, &turns, client).await;
-                match asked.upstream.is(&mine.upstream) || is_second {
-                    true => std::future::pending().await,
-                    false => sleep(ELSEWHERE).await,
+                if asked.upstream.is(&mine.upstream) {
+                    std::future::pending().await
                 }
+                if let Some(passed) = passed {
+                    passed.until_ended().await;
+                }
+                sleep(ELSEWHERE).await;
             };
             let begun = tokio::select! {
                 biased;
@@ -147,15 +143,14 @@ impl Fills {
                 attendance,
                 asked: fill.asked.clone(),
                 turns: fill.turns.clone(),
-                is_second: fill.is_second(),
+                passed: fill.passed.clone(),
             });
         }
         if self.shared.store.blob_now(&digest).is_some() {
             return None;
         }
-        let passed = running.remove(&digest).map(Box::new);
-        let passed = passed.filter(|passed| passed.flow.is_under_way());
-        let is_second = passed.is_some();
+        let passed = running.remove(&digest).map(|running| running.flow);
+        let passed = passed.filter(|flow| flow.is_under_way());
         let flow = Flow::new(digest, Front::connecting(), None);
         let (turns, lent) = mpsc::channel(1);
         running.insert(
@@ -164,7 +159,7 @@ impl Fills {
                 asked: mine.clone(),
                 flow: Arc::clone(&flow),
                 turns: turns.clone(),
-                passed,
+                passed: passed.clone(),
             },
         );
         drop(running);
@@ -185,7 +180,7 @@ impl Fills {
             attendance,
             asked: mine.clone(),
             turns,
-            is_second,
+            passed,
         })
     }
 }

@@ -221,22 +221,6 @@ fn c01_what_was_not_noted_of_a_download_with_holes_is_not_believed_to_be_there()
 }
 
 #[test]
-fn what_broke_off_of_a_blob_that_another_brought_is_not_kept() {
-    let scene = Scene::new();
-    let store = scene.open();
-    let all = content(9, 2 << 20);
-    let len = all.len() as u64;
-    let mut first = store.begin(Digest::of(&all), len, b"note").unwrap();
-    first.append(&all[..1 << 20]).unwrap();
-    let mut second = store.begin(Digest::of(&all), len, b"note").unwrap();
-    second.append(&all).unwrap();
-    store.commit(second.verify().unwrap()).unwrap();
-    drop(first);
-    assert_eq!(store.interrupted(), []);
-    assert_eq!(store.usage().temporary_bytes, 0);
-}
-
-#[test]
 fn a_download_gone_on_with_right_after_a_restart_is_no_debris() {
     let scene = Scene::new();
     let store = scene.open();

@@ -10,6 +10,7 @@ use ecr_proxy::cache::{CacheMetrics, Store, StoreOptions};
 use ecr_proxy::simulator::{
     BlobSource, Fault, Gate, Journal, Listener, Outage, Pattern, Simulator,
 };
+use support::blobs::until;
 use support::disk::Injection;
 use support::{Proxy, within};
 
@@ -30,6 +31,15 @@ fn target(digest: &str) -> String {
 /// Bytes of bodies that storage sent.
 fn fetched(journal: &Journal) -> u64 {
     journal.body_bytes(|entry| entry.listener == Listener::Storage)
+}
+
+/// What was on its way between storage and disk when it broke off, and no more.
+fn assert_little_came_twice(simulator: &Simulator) {
+    let sent = fetched(simulator.journal());
+    assert!(
+        sent <= SIZE + SIZE / 10,
+        "{sent} of {SIZE} bytes were fetched"
+    );
 }
 
 /// Begins a download and returns when half of it has reached a client.
@@ -60,12 +70,7 @@ async fn c01_u08_a_kill_half_way_costs_no_byte_twice() {
     let answer = proxy.client().get(&target(&digest)).await;
     assert_eq!((answer.status, answer.digest()), (200, digest.clone()));
     assert!(answer.clean_end);
-    // What was on its way between storage and disk when the kill came, and no more.
-    let sent = fetched(simulator.journal());
-    assert!(
-        sent <= SIZE + SIZE / 10,
-        "{sent} of {SIZE} bytes were fetched"
-    );
+    assert_little_came_twice(&simulator);
     let metrics = proxy.metrics().await;
     assert!(metrics.sum("ecr_proxy_upstream_resumes_total", &["result=\"resumed\""]) >= 1.0);
     proxy.assert_blobs_are_sound();
@@ -79,17 +84,11 @@ async fn what_broke_off_is_finished_for_nobody_in_particular() {
     proxy.kill9();
     gate.open();
     proxy.restart();
-    let kept = async {
-        while !proxy.assert_blobs_are_sound().contains(&digest) {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    within("the blob on disk", kept).await;
-    let sent = fetched(simulator.journal());
-    assert!(
-        sent <= SIZE + SIZE / 10,
-        "{sent} of {SIZE} bytes were fetched"
-    );
+    until("the blob is on disk", async || {
+        proxy.assert_blobs_are_sound().contains(&digest)
+    })
+    .await;
+    assert_little_came_twice(&simulator);
 }
 
 /// Waits until going on with the download has failed since the last start.
@@ -100,23 +99,16 @@ async fn fails_to_go_on(proxy: &Proxy) {
 
 /// Pulls until the upstream is asked again; fails if more was fetched than was missing.
 async fn assert_only_the_rest_is_fetched(proxy: &Proxy, simulator: &Simulator, digest: &str) {
-    let pulled = async {
-        loop {
-            let answer = proxy.client().get(&target(digest)).await;
-            if answer.status == 200 {
-                return answer;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    until("the whole of it", async || {
+        let answer = proxy.client().get(&target(digest)).await;
+        if answer.status == 200 {
+            assert!(answer.clean_end);
+            assert_eq!(answer.digest(), digest);
         }
-    };
-    let answer = within("the whole of it", pulled).await;
-    assert!(answer.clean_end);
-    assert_eq!(answer.digest(), digest);
-    let sent = fetched(simulator.journal());
-    assert!(
-        sent <= SIZE + SIZE / 10,
-        "{sent} of {SIZE} bytes were fetched"
-    );
+        answer.status == 200
+    })
+    .await;
+    assert_little_came_twice(simulator);
     proxy.assert_blobs_are_sound();
 }
 

@@ -258,7 +258,7 @@ impl Rules {
     /// The first rule that gives the anonymous rights on a domain, if one does. They belong to it, since
     /// clients decide by the answer to `/v2/` whether to send credentials at all.
     pub fn admit_anonymous(&self, domain: Option<&str>) -> Option<&Rule> {
-        self.first_for(domain, |subject| *subject == Subject::Anonymous)
+        self.admitting_anonymous(domain).next()
     }
 
     /// All rules that give the anonymous rights on a domain, from whichever networks.
@@ -269,23 +269,14 @@ impl Rules {
 
     /// The first rule that gives those who are logged in rights on a domain, if one does.
     pub fn admit_users(&self, domain: Option<&str>) -> Option<&Rule> {
-        self.first_for(domain, |subject| *subject != Subject::Anonymous)
-    }
-
-    fn first_for(
-        &self,
-        domain: Option<&str>,
-        is_one: impl Fn(&Subject) -> bool + Copy,
-    ) -> Option<&Rule> {
-        self.0.iter().find(|rule| rule.lets_in(domain, is_one))
+        let mut rules = self.0.iter();
+        rules.find(|rule| rule.lets_in(domain, |subject| *subject != Subject::Anonymous))
     }
 
     /// Whether the anonymous from this address have rights on the domain.
     pub(super) fn admit_anonymous_from(&self, place: Place<'_>) -> bool {
-        self.0.iter().any(|rule| {
-            rule.lets_in(place.domain, |subject| *subject == Subject::Anonymous)
-                && rule.is_for_address(place.address)
-        })
+        let mut rules = self.admitting_anonymous(place.domain);
+        rules.any(|rule| rule.is_for_address(place.address))
     }
 }
 

@@ -106,21 +106,20 @@ pub(super) fn admits_anonymous(config: &Config, host: &ClientHost) -> bool {
 pub(super) fn anonymous_networks(config: &Config, host: &ClientHost) -> Option<Vec<String>> {
     let mut domains = config.server.domains.iter();
     let domain = domains.find(|name| **name == host.name).map(String::as_str);
-    let rules: Vec<_> = config.access.rules.admitting_anonymous(domain).collect();
-    let networks = rules.iter().flat_map(|rule| &rule.networks);
-    match rules.iter().any(|rule| rule.networks.is_empty()) {
-        true => Some(Vec::new()),
-        false if rules.is_empty() => None,
-        false => {
-            let mut named: Vec<String> = Vec::new();
-            for network in networks.map(ToString::to_string) {
-                if !named.contains(&network) {
-                    named.push(network);
-                }
+    let mut rules = config.access.rules.admitting_anonymous(domain).peekable();
+    rules.peek()?;
+    let mut named: Vec<String> = Vec::new();
+    for rule in rules {
+        if rule.networks.is_empty() {
+            return Some(Vec::new());
+        }
+        for network in rule.networks.iter().map(ToString::to_string) {
+            if !named.contains(&network) {
+                named.push(network);
             }
-            Some(named)
         }
     }
+    Some(named)
 }
 
 /// Where the local CA's certificate is, once there is one.

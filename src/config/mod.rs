@@ -105,6 +105,13 @@ pub struct Server {
     pub drain_timeout: Duration,
 }
 
+impl Server {
+    /// Whether any listener speaks TLS.
+    pub fn has_tls(&self) -> bool {
+        self.listen.iter().any(|listen| listen.tls)
+    }
+}
+
 /// The socket through which the cache is tended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminSocket {

@@ -138,10 +138,7 @@ impl Routes {
     pub fn own_name(&self, registry: &str) -> Option<&str> {
         let ours = self.domain(host_of(registry))?;
         let homes = self.homes.iter().map(|home| home.registry.as_str());
-        let routes = self.routes.iter().filter_map(|route| match &route.ns {
-            Some(Namespace::Registry(registry)) => Some(registry.as_str()),
-            Some(Namespace::Any) | None => None,
-        });
+        let routes = self.routes.iter().filter_map(NameRoute::registry);
         let is_another = |known: &str| {
             let known = known.strip_suffix(":443").unwrap_or(known);
             known != without_port(known)
@@ -223,10 +220,7 @@ impl Routes {
             .homes
             .iter()
             .filter(|home| home.upstream == repo.upstream);
-        let registries = self.routes.iter().filter_map(|route| match &route.ns {
-            Some(Namespace::Registry(registry)) => Some(registry.as_str()),
-            Some(Namespace::Any) | None => None,
-        });
+        let registries = self.routes.iter().filter_map(NameRoute::registry);
         let registries = registries.chain(homes.map(|home| home.registry.as_str()));
         let by_domain = domains().map(|domain| (domain, Some(domain), None));
         let first = domains().next();
@@ -445,6 +439,14 @@ impl Routes {
 }
 
 impl NameRoute {
+    /// The registry that it is for alone, if it is.
+    pub fn registry(&self) -> Option<&str> {
+        match &self.ns {
+            Some(Namespace::Registry(registry)) => Some(registry),
+            Some(Namespace::Any) | None => None,
+        }
+    }
+
     /// What each name has to be that it is about: of its pattern, and below what is stripped.
     fn conditions(&self) -> [Pattern; 2] {
         let below = |prefix: &RepositoryName| format!("{prefix}/*/**").parse().ok();

@@ -180,10 +180,7 @@ impl<'a> Mirrors<'a> {
         let homes = self.config.upstreams.iter();
         let homes = homes.map(|upstream| upstream.registry.name().to_owned());
         let routes = self.leading.iter();
-        let named = routes.filter_map(|route| match &route.names.ns {
-            Some(Namespace::Registry(registry)) => Some(canonical(registry)),
-            Some(Namespace::Any) | None => None,
-        });
+        let named = routes.filter_map(|route| route.names.registry().map(canonical));
         let is_any = |route: &&&Route| route.names.ns == Some(Namespace::Any);
         let any = self.leading.iter().find(is_any).map(|_| ANY.to_owned());
         let mut registries = Vec::new();

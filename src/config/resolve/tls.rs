@@ -8,8 +8,7 @@ use crate::tls::{AcmeOptions, ClientUser, ExternalBinding, PairFiles, Proof};
 
 /// Notes what works and is probably not meant.
 pub(super) fn warnings(config: &Config) -> Option<String> {
-    let is_spoken = config.server.listen.iter().any(|listen| listen.tls);
-    let is_idle = matches!(config.tls, Tls::Files(_)) && !is_spoken;
+    let is_idle = matches!(config.tls, Tls::Files(_)) && !config.server.has_tls();
     is_idle.then(|| {
         "tls.cert: is of no use, for no listener speaks TLS: server.listen has http:// addresses alone".to_owned()
     })
@@ -39,7 +38,7 @@ impl Resolver {
                 return None;
             }
         }
-        let wanted = server?.listen.iter().any(|listen| listen.tls);
+        let wanted = server?.has_tls();
         Some(if wanted { Tls::LocalCa } else { Tls::Off })
     }
 
@@ -55,7 +54,7 @@ impl Resolver {
         if matches!((&ca, &user), (Some(None), Some(Some(_)))) {
             self.fault("tls.client_user", "has no meaning without tls.client_ca");
         }
-        let is_spoken = server.is_none_or(|server| server.listen.iter().any(|listen| listen.tls));
+        let is_spoken = server.is_none_or(Server::has_tls);
         if matches!(ca, Some(Some(_))) && !is_spoken {
             self.fault(
                 "tls.client_ca",
@@ -139,7 +138,7 @@ impl Resolver {
                 self.fault("server.domains", &reason);
             }
         }
-        if !server.listen.iter().any(|listen| listen.tls) {
+        if !server.has_tls() {
             self.fault("tls.acme.directory", "has no use: no listener speaks TLS");
         }
         let (proof, http_listen) = (proof?.unwrap_or(Proof::TlsAlpn), http_listen?);

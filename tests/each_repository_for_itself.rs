@@ -5,7 +5,9 @@ mod support;
 
 use std::time::Duration;
 
-use ecr_proxy::simulator::{BlobSource, Fault, Gate, Listener, Pattern, path_contains};
+use ecr_proxy::simulator::{
+    BlobSource, Entry, Fault, Gate, Listener, Pattern, Simulator, path_contains,
+};
 use support::blobs::{metric, until};
 use support::stage::{REPOSITORY, Stage, TestBlob, assert_whole};
 use support::two::{Two, put, side_by_side};
@@ -234,6 +236,80 @@ async fn a_registry_that_does_not_answer_keeps_no_other_from_sending_the_same_bl
     assert_eq!(support::store::digest(&first.body), layer);
 }
 
+/// The next blob that storage is asked for comes with these faults.
+fn spoil_once<const N: usize>(simulator: &Simulator, faults: [Fault; N]) {
+    let faults_of = simulator.faults();
+    let next = faults_of.on(Listener::Storage, "GET", Pattern::any());
+    next.times(1).all(faults);
+}
+
+/// How often storage was asked for a blob.
+fn times_asked(simulator: &Simulator) -> usize {
+    let is_asked = |entry: &Entry| entry.listener == Listener::Storage && entry.method == "GET";
+    simulator.journal().count(is_asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_passed_over_is_joined_again_where_the_one_after_it_has_failed() {
+    let two = Two::start().await;
+    let same = || BlobSource::generated(1, MIB);
+    let (layer, _) = put(&two.prod, "app", "v1", same());
+    put(&two.base, "app", "v1", same());
+    let proxy = side_by_side(two.builder()).start();
+    let (there, here) = (
+        format!("/v2/app/blobs/{layer}"),
+        format!("/v2/base/app/blobs/{layer}"),
+    );
+    let (head, half) = (Gate::new(), Gate::new());
+    let late = Fault::HoldAfter(MIB / 2, half.clone());
+    spoil_once(&two.prod, [Fault::Hold(head.clone()), late]);
+    spoil_once(&two.base, [Fault::status(404, "gone")]);
+    let mut first = proxy.client().start("GET", &there, &[]).await;
+    head.arrived(1).await;
+    assert_eq!(proxy.client().get(&here).await.status, 502);
+    head.open();
+    half.arrived(1).await;
+    let mut others = Vec::new();
+    for path in [&there, &here] {
+        let mut other = proxy.client().start("GET", path, &[]).await;
+        other.head().await.expect("an answer");
+        others.push(other);
+    }
+    half.open();
+    let first = first.answer("GET").await.expect("an answer");
+    assert_eq!(support::store::digest(&first.body), layer);
+    assert_eq!(times_asked(&two.prod), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_upstream_begins_to_send_late_reaches_those_who_wait_for_another() {
+    let two = Two::start().await;
+    let same = || BlobSource::generated(1, MIB);
+    let (layer, _) = put(&two.prod, "app", "v1", same());
+    put(&two.base, "app", "v1", same());
+    let proxy = side_by_side(two.builder()).start();
+    let (there, here) = (
+        format!("/v2/app/blobs/{layer}"),
+        format!("/v2/base/app/blobs/{layer}"),
+    );
+    let (head, never) = (Gate::new(), Gate::new());
+    spoil_once(&two.prod, [Fault::Hold(head.clone())]);
+    spoil_once(&two.base, [Fault::Hold(never.clone())]);
+    let mut first = proxy.client().start("GET", &there, &[]).await;
+    head.arrived(1).await;
+    let mut second = proxy.client().start("GET", &here, &[]).await;
+    never.arrived(1).await;
+    head.open();
+    for waiting in [&mut first, &mut second] {
+        let answer = waiting.answer("GET").await.expect("an answer");
+        assert_eq!(support::store::digest(&answer.body), layer);
+    }
+    let third = proxy.client().get(&there).await;
+    assert_eq!(support::store::digest(&third.body), layer);
+    assert_eq!((times_asked(&two.prod), times_asked(&two.base)), (1, 1));
+    never.open();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fill_that_took_the_place_of_one_that_has_ended_is_waited_for_no_longer_than_that() {
     let two = Two::start().await;
@@ -246,14 +322,9 @@ async fn a_fill_that_took_the_place_of_one_that_has_ended_is_waited_for_no_longe
         format!("/v2/base/app/blobs/{layer}"),
     );
     let (first_gate, never) = (Gate::new(), Gate::new());
-    let storage = |simulator: &ecr_proxy::simulator::Simulator, faults: Vec<Fault>, times| {
-        let held = simulator.faults();
-        let held = held.on(Listener::Storage, "GET", Pattern::any());
-        held.times(times).all(faults);
-    };
     let ended = Fault::status(404, "gone");
-    storage(&two.prod, vec![Fault::Hold(first_gate.clone()), ended], 1);
-    storage(&two.base, vec![Fault::Hold(never.clone())], 1);
+    spoil_once(&two.prod, [Fault::Hold(first_gate.clone()), ended]);
+    spoil_once(&two.base, [Fault::Hold(never.clone())]);
     let mut first = proxy.client().start("GET", &there, &[]).await;
     first_gate.arrived(1).await;
     // Passed over, by one that does not get on, either.

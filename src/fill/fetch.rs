@@ -76,7 +76,10 @@ impl Fills {
     /// True while any client waits for the upstream's bytes.
     pub fn are_attended(&self) -> bool {
         let running = self.shared.running();
-        running.values().any(|fill| fill.flow.is_attended())
+        running
+            .values()
+            .flatten()
+            .any(|fill| fill.flow.is_attended())
     }
 
     /// Sees to it that a blob is whole on disk, behind what clients ask for, and from elsewhere where the
@@ -153,7 +156,7 @@ impl Fills {
             let want = Wanted {
                 digest,
                 size,
-                not: None,
+                has_waited: false,
             };
             let Some(started) = self.start(&mine, &want, Slot::Had(slot)) else {
                 return Ok(Carried::Present);

@@ -1,5 +1,6 @@
 //! The task of a fill: one upstream body becomes a verified blob, while readers follow it.
 
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -410,10 +411,13 @@ impl Drop for Landing {
     fn drop(&mut self) {
         {
             let mut running = self.shared.running();
-            // One that was abandoned may have a successor there already.
-            let still = running.get(&self.flow.digest);
-            if still.is_some_and(|running| Arc::ptr_eq(&running.flow, &self.flow)) {
-                running.remove(&self.flow.digest);
+            if let Entry::Occupied(mut fills) = running.entry(self.flow.digest) {
+                fills
+                    .get_mut()
+                    .retain(|fill| !Arc::ptr_eq(&fill.flow, &self.flow));
+                if fills.get().is_empty() {
+                    fills.remove();
+                }
             }
         }
         self.shared.metrics.active.dec();

@@ -121,9 +121,16 @@ impl Flow {
         self.ended.send_replace(Some(kept));
     }
 
-    /// Whether the fill's task is not through, and goes on for whoever joins it.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.ended.borrow().is_none() && *self.readers.borrow() != ABANDONED
+    /// Whether it can be answered from.
+    pub(super) fn is_begun(&self) -> bool {
+        self.front.borrow().is_begun()
+    }
+
+    /// Waits until it can be answered from, which may be never.
+    pub(super) async fn until_begun(&self) {
+        let mut front = self.front.subscribe();
+        // The sender is `self`.
+        let _ = front.wait_for(Front::is_begun).await;
     }
 
     /// Waits for the end of the fill's task, which comes after the verdict; true if the blob is on

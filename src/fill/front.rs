@@ -55,6 +55,16 @@ impl Front {
         }
     }
 
+    /// Whether it can be answered from: of a blob that is sent only when verified the verdict is waited for, so that
+    /// what fails so far is still an answer of its own.
+    pub(super) fn is_begun(&self) -> bool {
+        match self.phase {
+            Phase::Connecting | Phase::Failed(_) => false,
+            Phase::Running { len } => len > TAIL,
+            Phase::Verified { .. } => true,
+        }
+    }
+
     /// How far the bytes are that need not be waited for from upstream.
     pub(super) fn at_hand(&self) -> u64 {
         self.contiguous.max(self.present)

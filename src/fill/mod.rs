@@ -6,7 +6,7 @@
 //!   wants a [`Right`] and the repository's own record, or the upstream's word, that it holds the digest.
 //!   That another repository holds the same blob is never enough.
 //! - **Fetched once.** A fill is a task of its own, one a digest; whoever asks meanwhile follows it, and
-//!   whoever leaves changes nothing.
+//!   whoever leaves changes nothing. Only where the upstream that it asks does not answer is another asked as well.
 //! - **Right bytes or no end.** What a [`Reader`] yields is bounded by the front of its flow, and only
 //!   `Front::released` says how far that is.
 //!
@@ -133,7 +133,8 @@ struct Shared {
     manifests: Manifests,
     lists: Lists,
     recorded: Recorded,
-    running: Mutex<HashMap<Digest, Running>>,
+    /// See [`starting`]; no list is empty.
+    running: Mutex<HashMap<Digest, Vec<Running>>>,
     verifying: Mutex<HashMap<Digest, Arc<Flow>>>,
     /// How much of cold blobs was asked for by ranges: bounded, lost on restart.
     asked: moka::sync::Cache<Digest, u64>,
@@ -160,9 +161,6 @@ struct Running {
     flow: Arc<Flow>,
     /// Where it takes a turn, for as long as it waits for one.
     turns: mpsc::Sender<Turn>,
-    /// The one that it took the place of, which did not get on. While that runs, too, this one is waited for whatever
-    /// it asks.
-    passed: Option<Arc<Flow>>,
 }
 
 /// A repository, and the registry that speaks for it.
@@ -333,7 +331,7 @@ impl Fills {
 }
 
 impl Shared {
-    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Running>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<Digest, Vec<Running>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

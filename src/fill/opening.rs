@@ -76,7 +76,7 @@ impl Fills {
             .shared
             .running()
             .get(&pass.digest)
-            .and_then(|running| running.flow.len());
+            .and_then(|fills| fills.iter().find_map(|fill| fill.flow.len()));
         if let Some(len) = running {
             return Ok(Found::by(Outcome::Joined, len));
         }

@@ -1,17 +1,19 @@
-//! Beginning a fill, or joining the one that somebody began: one a digest, whoever asks; and a second where the
-//! first asks another upstream, which does not answer.
+//! Beginning a fill, or joining the one that somebody began: one a digest, whoever asks; and another beside it
+//! where it asks another upstream, which does not answer. At most one for each upstream, then.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::FillError;
 use super::filling::{Filling, Slot};
 use super::flow::{Attendance, Flow};
-use super::front::{Front, Phase, TAIL};
+use super::front::{Front, Phase};
 use super::proof::{KnownSize, Pass};
 use super::{Asked, Fills, Running};
 use crate::access::Turn;
@@ -30,11 +32,12 @@ pub(super) struct Begun {
 }
 
 /// What is to be filled.
-pub(super) struct Wanted<'a> {
+pub(super) struct Wanted {
     pub(super) digest: Digest,
     pub(super) size: KnownSize,
-    /// Not by this one, which goes on for whoever waits for it.
-    pub(super) not: Option<&'a Arc<Flow>>,
+    /// Whether those that ask another upstream, which does not answer, have been waited for. They go on for whoever
+    /// waits for them.
+    pub(super) has_waited: bool,
 }
 
 /// A fill that was begun or joined.
@@ -45,8 +48,30 @@ pub(super) struct Started {
     pub(super) asked: Asked,
     /// Takes a turn for it from others than who began it, for as long as it waits for one.
     turns: mpsc::Sender<Turn>,
-    /// See [`Running`].
-    passed: Option<Arc<Flow>>,
+    /// The others of the same blob, none of which could be answered from.
+    others: Vec<Arc<Flow>>,
+}
+
+/// How willingly a fill is joined, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// It can be answered from.
+    Begun,
+    /// It asks the upstream that would be asked anyway.
+    AsksTheSame,
+    AsksAnother,
+}
+
+impl Running {
+    fn standing(&self, mine: &Asked) -> Standing {
+        if self.flow.is_begun() {
+            Standing::Begun
+        } else if self.asked.upstream.is(&mine.upstream) {
+            Standing::AsksTheSame
+        } else {
+            Standing::AsksAnother
+        }
+    }
 }
 
 impl Fills {
@@ -58,13 +83,13 @@ impl Fills {
         client: Option<IpAddr>,
     ) -> Result<Option<Begun>, FillError> {
         let deadline = Instant::now() + self.shared.options.load().head_deadline;
-        let mut given_up = None;
+        let mut has_waited = false;
         loop {
             let mine = self.shared.asked(&pass.repo)?;
             let want = Wanted {
                 digest: pass.digest,
                 size: pass.size,
-                not: given_up.as_ref(),
+                has_waited,
             };
             let Some(started) = self.start(&mine, &want, Slot::Wanted(client)) else {
                 return Ok(None);
@@ -74,26 +99,24 @@ impl Fills {
                 attendance,
                 asked,
                 turns,
-                passed,
+                others,
             } = started;
-            let flow = Arc::clone(attendance.flow());
             let is_in_vain = async {
                 self.until_in_turn(outcome, &turns, client).await;
                 if asked.upstream.is(&mine.upstream) {
                     std::future::pending().await
                 }
-                if let Some(passed) = passed {
-                    passed.until_ended().await;
-                }
                 sleep(ELSEWHERE).await;
             };
             let begun = tokio::select! {
                 biased;
-                begun = begun(attendance, deadline) => begun,
-                () = is_in_vain => {
-                    given_up = Some(flow);
-                    continue;
-                }
+                begun = begun(attendance, deadline) => Some(begun),
+                () = any_begun(&others) => None,
+                () = is_in_vain => None,
+            };
+            let Some(begun) = begun else {
+                has_waited = true;
+                continue;
             };
             match begun {
                 // A no to another repository is none to this one. That fill is off the map by now.
@@ -127,41 +150,38 @@ impl Fills {
         turns.closed().await;
     }
 
-    /// Begins a fill, or joins the one that somebody began. `None` if
+    /// Begins a fill, or joins one that somebody began. `None` if
     /// the blob is on disk by now: a fill leaves the map after the blob was kept, so who looked into the
     /// store a moment too early does not fetch it once more.
-    pub(super) fn start(&self, mine: &Asked, want: &Wanted<'_>, slot: Slot) -> Option<Started> {
-        let Wanted { digest, size, not } = *want;
+    pub(super) fn start(&self, mine: &Asked, want: &Wanted, slot: Slot) -> Option<Started> {
+        let Wanted {
+            digest,
+            size,
+            has_waited,
+        } = *want;
         let origin = self.shared.origin(mine);
         let mut running = self.shared.running();
-        if let Some(fill) = running.get(&digest)
-            && not.is_none_or(|flow| !Arc::ptr_eq(flow, &fill.flow))
-            && let Some(attendance) = fill.flow.join()
-        {
+        let fills = running.get(&digest).map_or(&[][..], Vec::as_slice);
+        if let Some((fill, attendance)) = join_best(fills, mine, has_waited) {
             return Some(Started {
                 outcome: Outcome::Joined,
+                others: others(fills, attendance.flow()),
                 attendance,
                 asked: fill.asked.clone(),
                 turns: fill.turns.clone(),
-                passed: fill.passed.clone(),
             });
         }
         if self.shared.store.blob_now(&digest).is_some() {
             return None;
         }
-        let passed = running.remove(&digest).map(|running| running.flow);
-        let passed = passed.filter(|flow| flow.is_under_way());
         let flow = Flow::new(digest, Front::connecting(), None);
+        let others = others(fills, &flow);
         let (turns, lent) = mpsc::channel(1);
-        running.insert(
-            digest,
-            Running {
-                asked: mine.clone(),
-                flow: Arc::clone(&flow),
-                turns: turns.clone(),
-                passed: passed.clone(),
-            },
-        );
+        running.entry(digest).or_default().push(Running {
+            asked: mine.clone(),
+            flow: Arc::clone(&flow),
+            turns: turns.clone(),
+        });
         drop(running);
         let attendance = flow.attend();
         let filling = Filling {
@@ -180,20 +200,38 @@ impl Fills {
             attendance,
             asked: mine.clone(),
             turns,
-            passed,
+            others,
         })
     }
+}
+
+/// Joins the fill that is joined most willingly, but none that has been given up.
+fn join_best<'a>(
+    fills: &'a [Running],
+    mine: &Asked,
+    has_waited: bool,
+) -> Option<(&'a Running, Attendance)> {
+    let standings = fills.iter().map(|fill| (fill.standing(mine), fill));
+    let mut fills: Vec<_> = standings
+        .filter(|(standing, _)| !has_waited || *standing != Standing::AsksAnother)
+        .collect();
+    fills.sort_by_key(|(standing, _)| *standing);
+    let mut fills = fills.into_iter();
+    fills.find_map(|(_, fill)| Some((fill, fill.flow.join()?)))
+}
+
+/// Those of these fills that cannot be answered from as yet, without this one.
+fn others(fills: &[Running], one: &Arc<Flow>) -> Vec<Arc<Flow>> {
+    let others = fills.iter().map(|fill| &fill.flow);
+    let others = others.filter(|flow| !Arc::ptr_eq(flow, one) && !flow.is_begun());
+    others.cloned().collect()
 }
 
 /// Waits for the head of the upstream's answer, and for the verdict on a blob that is sent only when
 /// verified, so that what fails so far is still an answer of its own.
 async fn begun(attendance: Attendance, deadline: Instant) -> Result<(u64, Attendance), FillError> {
     let mut front = attendance.flow().subscribe();
-    let ready = front.wait_for(|front| match front.phase {
-        Phase::Connecting => false,
-        Phase::Running { len } => len > TAIL,
-        Phase::Verified { .. } | Phase::Failed(_) => true,
-    });
+    let ready = front.wait_for(|front| front.is_begun() || matches!(front.phase, Phase::Failed(_)));
     let phase = match timeout_at(deadline, ready).await {
         Ok(Ok(front)) => front.phase.clone(),
         Ok(Err(_)) => return Err(FillError::Lost),
@@ -203,5 +241,18 @@ async fn begun(attendance: Attendance, deadline: Instant) -> Result<(u64, Attend
         Phase::Running { len } | Phase::Verified { len } => Ok((len, attendance)),
         Phase::Failed(error) => Err(error),
         Phase::Connecting => Err(FillError::TooSlow),
+    }
+}
+
+/// Returns once one of these can be answered from.
+async fn any_begun(flows: &[Arc<Flow>]) {
+    let begun = flows.iter().map(|flow| flow.until_begun());
+    if begun
+        .collect::<FuturesUnordered<_>>()
+        .next()
+        .await
+        .is_none()
+    {
+        std::future::pending().await
     }
 }

@@ -84,9 +84,8 @@ async fn c06_a_fill_that_panics_is_off_the_map_and_its_readers_are_told() {
         asked: shared.asked(&repo()).unwrap(),
         flow: Arc::clone(&flow),
         turns: tokio::sync::mpsc::channel(1).0,
-        passed: None,
     };
-    shared.running().insert(digest, running);
+    shared.running().insert(digest, vec![running]);
     shared.metrics.active.inc();
     let landing = Landing {
         shared: Arc::clone(&shared),

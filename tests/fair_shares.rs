@@ -34,7 +34,10 @@ async fn is_served(client: &Client, target: &str, digest: &str) {
 
 /// The first message of a client, without the head of its record.
 fn hello(proxy: &Proxy) -> Vec<u8> {
-    let config = support::pki::trusting(&proxy.pki().ca(), &[b"http/1.1"]);
+    first_message(support::pki::trusting(&proxy.pki().ca(), &[b"http/1.1"]))
+}
+
+fn first_message(config: Arc<rustls::ClientConfig>) -> Vec<u8> {
     let name = rustls::pki_types::ServerName::try_from(DOMAIN).expect("a name");
     let mut client = rustls::ClientConnection::new(config, name).expect("a client");
     let mut record = Vec::new();
@@ -49,6 +52,29 @@ fn extensions_at(hello: &[u8]) -> usize {
     let length = u16::from_be_bytes([hello[suites], hello[suites + 1]]);
     let compression = suites + 2 + usize::from(length);
     compression + 1 + usize::from(hello[compression])
+}
+
+/// The same hello with no key in it, so that the server has to ask for another (RFC 8446, 4.2.8).
+fn without_keys(hello: &[u8]) -> Vec<u8> {
+    const KEY_SHARE: [u8; 2] = [0, 51];
+    let extensions_at = extensions_at(hello);
+    let mut left = &hello[extensions_at + 2..];
+    let mut extensions = Vec::new();
+    while let [a, b, c, d, rest @ ..] = left {
+        let (data, rest) = rest.split_at(usize::from(u16::from_be_bytes([*c, *d])));
+        match [*a, *b] {
+            KEY_SHARE => extensions.extend([0, 51, 0, 2, 0, 0]),
+            _ => extensions.extend_from_slice(&left[..4 + data.len()]),
+        }
+        left = rest;
+    }
+    let length = u16::try_from(extensions.len()).expect("short");
+    let mut without = hello[..extensions_at].to_vec();
+    without.extend(length.to_be_bytes());
+    without.extend(extensions);
+    let length = u16::try_from(without.len() - 4).expect("short");
+    without[2..4].copy_from_slice(&length.to_be_bytes());
+    without
 }
 
 /// A record of a handshake (RFC 8446, 5.1).
@@ -129,6 +155,75 @@ async fn l06_a_hello_in_fifty_records_is_one_and_one_beyond_measure_is_refused()
     assert_eq!(proxy.tls_client().get("/v2/").await.status, 200);
     let failed = metric(&proxy, "ecr_proxy_handshake_failures_total", &[]).await;
     assert!(failed >= 3.0, "{failed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l06_what_follows_a_hello_is_no_longer_than_it_either() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let trusting = support::pki::trusting_by(
+        &proxy.pki().ca(),
+        &[b"http/1.1"],
+        &[&rustls::version::TLS12],
+    );
+    let mut stream = proxy.tls_client().dial().await;
+    let hello = record(&first_message(trusting));
+    stream.write_all(&hello).await.expect("sent");
+    // A ClientKeyExchange (RFC 5246, 7.4.7) of which the end never comes.
+    let mut endless = vec![16, 0, 0xff, 0xf0];
+    endless.resize(48 * 1024, 0);
+    let records: Vec<u8> = endless.chunks(16 * 1024).flat_map(record).collect();
+    let _refused_early = stream.write_all(&records).await;
+    let mut answer = Vec::new();
+    let _reset = within("an end", stream.read_to_end(&mut answer)).await;
+    let ended = async |metric_name| metric(&proxy, metric_name, &[]).await;
+    assert_eq!(ended("ecr_proxy_handshake_failures_total").await, 1.0);
+    assert_eq!(ended("ecr_proxy_connections_expired_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l06_one_address_is_asked_for_another_hello_half_of_the_times_only() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let asks_again = record(&without_keys(&hello(&proxy)));
+    let greedy = proxy.tls_client().at(GREEDY);
+    let mut silent = Vec::new();
+    for _ in 0..32 {
+        let mut stream = greedy.dial().await;
+        stream.write_all(&asks_again).await.expect("sent");
+        let mut kind = [0];
+        let asked = stream.read_exact(&mut kind);
+        within("another hello is asked for", asked)
+            .await
+            .expect("an answer");
+        assert_eq!(kind, [22]);
+        silent.push(stream);
+    }
+    let whole = |address: &str| {
+        let client = std::process::Command::new(support::program("openssl"))
+            .args(["s_client", "-verify_return_error", "-servername", DOMAIN])
+            // It sends a key of the first alone, which nobody here takes.
+            .args(["-groups", "P-521:X25519", "-bind"])
+            .arg(format!("{address}:0"))
+            .arg("-connect")
+            .arg(proxy.https().to_string())
+            .arg("-CAfile")
+            .arg(proxy.pki().ca())
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn();
+        client.expect("openssl runs")
+    };
+    let is_served = |client: std::process::Child| {
+        let said = client.wait_with_output().expect("an end").stdout;
+        String::from_utf8_lossy(&said).contains("Verification: OK")
+    };
+    let mut one_more = whole(GREEDY);
+    assert!(is_served(whole("127.0.0.1")));
+    assert!(one_more.try_wait().expect("a child").is_none());
+    drop(silent);
+    assert!(is_served(one_more));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,13 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// are below 3 KiB; those that are not whole yet are in memory, as many as there may be connections.
 const MAX_HELLO: u32 = 16 * 1024;
 
+/// Most bytes of what follows a hello up to the end of the handshake: another hello, where one is asked for, and what
+/// came of the first request with the last message.
+const MAX_REPLY: u32 = 16 * 1024;
+
+/// Most bytes of a client's chain of certificates, where one is asked for: the longest message that is read.
+const MAX_CHAIN: u32 = 64 * 1024;
+
 /// How long a client whose handshake failed is listened to, and for how many bytes. It may have begun to ask, and
 /// would be told of a reset instead of the reason if nobody took that.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -105,8 +112,7 @@ where
     };
 
     let coalescing = Coalescing::new(socket, shared.write_buffers.clone(), Arc::clone(pulse));
-    let Some(stream) = handshake(coalescing, Arc::clone(&tls.tls), peer, shared, pulse).await?
-    else {
+    let Some(stream) = handshake(coalescing, &tls, peer, shared, pulse).await? else {
         return Ok(());
     };
     let session = stream.get_ref().1;
@@ -145,15 +151,14 @@ type TlsStream = tokio_rustls::server::TlsStream<Socket>;
 /// The TLS stream, or `None` where the handshake failed, the server drains or another needs the room.
 async fn handshake<R>(
     stream: Socket,
-    config: Arc<rustls::ServerConfig>,
+    tls: &Handshake,
     peer: SocketAddr,
     shared: &Shared<R>,
     pulse: &Pulse,
 ) -> Result<Option<TlsStream>, Overdue> {
     let deadline = pulse.accepted() + shared.options.first_request_timeout;
     let mut draining = shared.draining.clone();
-    pulse.await_hello(MAX_HELLO);
-    let mut work = pin!(accept(stream, config, peer, shared, pulse));
+    let mut work = pin!(accept(stream, tls, peer, shared, pulse));
     // Every step is a turn of the task, which gathers what it writes within one.
     let work = std::future::poll_fn(|cx| {
         pulse.begin_turn();
@@ -164,6 +169,7 @@ async fn handshake<R>(
         _ = draining.wait_for(|is_draining| *is_draining) => return Ok(None),
         () = pulse.told_to_leave() => return Ok(None),
     };
+    pulse.bound_reading(None);
     match outcome {
         Ok(Ok(stream)) => Ok(Some(stream)),
         Ok(Err((error, stream))) => {
@@ -200,17 +206,22 @@ async fn handshake<R>(
 /// The TLS stream, or why there is none and where that can still be told.
 ///
 /// A turn is for what we do, the signature above all, and not for what the client leaves undone: it is taken when
-/// the hello is whole, and over when that is answered. Whoever is silent before or after keeps nobody waiting.
+/// the hello is whole, and over when that is answered. Whoever is silent before or after keeps nobody waiting, but
+/// those who, like it, are asked for another hello.
 async fn accept<R>(
     stream: Socket,
-    config: Arc<rustls::ServerConfig>,
+    tls: &Handshake,
     peer: SocketAddr,
     shared: &Shared<R>,
     pulse: &Pulse,
 ) -> Result<TlsStream, (io::Error, Option<Socket>)> {
     let mut hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    pulse.bound_reading(Some(MAX_HELLO));
     let came = (&mut hello).await;
-    pulse.hello_came();
+    pulse.bound_reading(Some(match tls.name_client {
+        Some(_) => MAX_REPLY + MAX_CHAIN,
+        None => MAX_REPLY,
+    }));
     let hello = match came {
         Ok(hello) => hello,
         Err(error) => return Err((error, hello.take_io())),
@@ -221,7 +232,7 @@ async fn accept<R>(
     // thousand hellos of one client would all be answered before the next of anybody else.
     tokio::task::yield_now().await;
     let mut is_retry = false;
-    let answered = hello.into_stream_with(config, |session| {
+    let answered = hello.into_stream_with(Arc::clone(&tls.tls), |session| {
         is_retry = session.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest);
     });
     let answered = answered.into_fallible();

@@ -182,7 +182,8 @@ pub struct ServerOptions {
     /// What may be another while it runs.
     pub terms: Arc<ArcSwap<Terms>>,
     /// Most TLS hellos that are being answered at once, of which one address has no more than half; others wait,
-    /// under their own deadline. A client that says nothing, or nothing more, takes none.
+    /// under their own deadline. A client that says nothing, or nothing more, takes none; a quarter as many more are for
+    /// those who are asked for another hello, until their handshake ends.
     pub max_handshakes: usize,
     /// Largest HTTP/1.1 request head, in bytes.
     pub max_header_bytes: usize,

@@ -76,8 +76,8 @@ pub(super) struct Pulse {
     leave: Notify,
     /// How often the connection's task has been polled; see [`Pulse::turn`].
     turns: AtomicU32,
-    /// How many bytes may still be read before they are a hello, or [`UNLIMITED`].
-    hello_left: AtomicU32,
+    /// How many bytes may still be read of a handshake, or [`UNLIMITED`].
+    readable: AtomicU32,
     /// The request, by its number on the connection, that must not run, and why.
     refused: OnceLock<(u64, Refusal)>,
     /// The request after which nothing on this connection can be told apart any more.
@@ -98,7 +98,7 @@ impl Pulse {
             unsent: AtomicUsize::new(0),
             leave: Notify::new(),
             turns: AtomicU32::new(0),
-            hello_left: AtomicU32::new(UNLIMITED),
+            readable: AtomicU32::new(UNLIMITED),
             refused: OnceLock::new(),
             last: OnceLock::new(),
             body_of: AtomicU64::new(NOBODY),
@@ -109,25 +109,23 @@ impl Pulse {
         self.accepted
     }
 
-    /// From now on at most so many bytes are read, until [`Pulse::hello_came`]: reading more fails.
-    pub(super) fn await_hello(&self, at_most: u32) {
-        self.hello_left.store(at_most, Ordering::Relaxed);
-    }
-
-    pub(super) fn hello_came(&self) {
-        self.hello_left.store(UNLIMITED, Ordering::Relaxed);
+    /// From now on at most so many bytes are read, until it is called again: reading more fails.
+    pub(super) fn bound_reading(&self, at_most: Option<u32>) {
+        let readable = at_most.unwrap_or(UNLIMITED);
+        self.readable.store(readable, Ordering::Relaxed);
     }
 
     fn note_read(&self, bytes: usize) -> io::Result<()> {
-        let left = self.hello_left.load(Ordering::Relaxed);
+        let left = self.readable.load(Ordering::Relaxed);
         if left == UNLIMITED {
             return Ok(());
         }
         let bytes = u32::try_from(bytes).unwrap_or(UNLIMITED);
         let left = left.checked_sub(bytes);
-        let left = left
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a hello beyond measure"))?;
-        self.hello_left.store(left, Ordering::Relaxed);
+        let left = left.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "a message beyond measure")
+        })?;
+        self.readable.store(left, Ordering::Relaxed);
         Ok(())
     }
 

@@ -311,6 +311,44 @@ async fn what_one_upstream_begins_to_send_late_reaches_those_who_wait_for_anothe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_broke_off_of_a_blob_that_another_upstream_brought_is_given_up() {
+    let two = Two::start().await;
+    let same = || BlobSource::generated(1, 4 * MIB);
+    let (layer, _) = put(&two.prod, "app", "v1", same());
+    put(&two.base, "app", "v1", same());
+    let mut proxy = side_by_side(two.builder()).start();
+    let (head, half) = (Gate::new(), Gate::new());
+    let late = Fault::HoldAfter(2 * MIB, half.clone());
+    spoil_once(&two.prod, [Fault::Hold(head.clone()), late]);
+    let _first = proxy
+        .client()
+        .start("GET", &format!("/v2/app/blobs/{layer}"), &[])
+        .await;
+    head.arrived(1).await;
+    let here = format!("/v2/base/app/blobs/{layer}");
+    let second = proxy.client().get(&here).await;
+    assert_eq!(support::store::digest(&second.body), layer);
+    head.open();
+    half.arrived(1).await;
+    let fills = proxy.cache_dir().join("fills");
+    let noted = || {
+        let names = std::fs::read_dir(&fills).expect("a folder");
+        let names = names.map(|entry| entry.expect("an entry").path());
+        names
+            .filter(|path| path.extension() == Some("note".as_ref()))
+            .count()
+    };
+    until("it is under way", async || noted() == 1).await;
+    proxy.kill9();
+    half.open();
+    proxy.restart();
+    until("it is given up", async || noted() == 0).await;
+    let again = proxy.client().get(&here).await;
+    assert_eq!(again.header("x-cache"), Some("hit"));
+    assert_eq!(times_asked(&two.prod), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fill_that_took_the_place_of_one_that_has_ended_is_waited_for_no_longer_than_that() {
     let two = Two::start().await;
     let same = || BlobSource::generated(1, 1 << 20);

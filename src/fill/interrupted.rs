@@ -9,7 +9,7 @@ use super::found::Found;
 use super::origin::Origin;
 use super::proof::KnownSize;
 use crate::cache::Interrupted;
-use crate::oci::{RepoKey, RepositoryName};
+use crate::oci::{Digest, RepoKey, RepositoryName};
 use crate::telemetry::Outcome;
 use crate::upstream::{UpstreamError, Validator};
 
@@ -63,7 +63,7 @@ impl Fills {
     }
 
     /// Goes on with a download that broke off, for nobody in particular, to its end; from the same repository
-    /// elsewhere where its own upstream cannot answer.
+    /// elsewhere where its own upstream cannot answer. Where another has brought the blob meanwhile, it is given up.
     ///
     /// # Errors
     /// Why the blob is still not whole; what was fetched is kept for the next attempt, unless upstream says
@@ -72,6 +72,9 @@ impl Fills {
     /// # Cancel safety
     /// The fill goes on without the caller.
     pub async fn go_on(&self, interrupted: &Interrupted) -> Result<(), FillError> {
+        if self.is_wanted_no_more(interrupted.digest).await? {
+            return Ok(());
+        }
         let Some((note, repository)) = read_note(&interrupted.note) else {
             return Ok(());
         };
@@ -105,5 +108,20 @@ impl Fills {
         };
         self.shared.anywhere(begun, carry).await?;
         Ok(())
+    }
+
+    /// Gives up a download that broke off where another has brought the blob meanwhile; true if so.
+    async fn is_wanted_no_more(&self, digest: Digest) -> Result<bool, FillError> {
+        let store = self.shared.store.clone();
+        let give_up = move || {
+            let is_stored = matches!(store.blob(&digest), Ok(Some(blob)) if blob.stamped());
+            if is_stored && let Some((broken, _)) = store.resume(&digest) {
+                broken.discard();
+            }
+            is_stored
+        };
+        tokio::task::spawn_blocking(give_up)
+            .await
+            .map_err(|_| FillError::Lost)
     }
 }

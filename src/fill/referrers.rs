@@ -59,7 +59,7 @@ impl Fills {
             None => shared.anywhere(repo, ask).await,
         };
         let found = found.map_err(|error| match shared.may_keep_no_referrers(repo, &error) {
-            // Nothing is known here that it could hide. Clients look under the tag for them then.
+            // It never listed any here that this could hide. Clients look under the tag for them then.
             true => UpstreamError::Unsupported.into(),
             false => error,
         })?;
@@ -188,8 +188,9 @@ impl Shared {
     }
 
     /// What is known to refer to a manifest after an `error` of upstream, as long ago as the oldest of it was
-    /// confirmed; the error if nothing is, or it is a no. A list that upstream gave counts before the index under
-    /// the fallback tag, and either before manifests that were confirmed no later.
+    /// confirmed; the error if nothing is, if it is a no, or if the registry may keep no lists and never gave one. A
+    /// list that upstream gave counts before the index under the fallback tag, and either before manifests that were
+    /// confirmed no later.
     async fn known_referrers(
         &self,
         repo: &RepoKey,

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use support::h2::{DATA, Raw, WINDOW_UPDATE, frame, get};
 use support::image::{REPOSITORY, TAG};
 use support::{Client, DOMAIN, Proxy, Stopwatch, image, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 /// Where the one is that wants it all.
@@ -182,10 +184,65 @@ async fn l06_what_follows_a_hello_is_no_longer_than_it_either() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_may_come_with_the_last_message_of_the_handshake() {
+    let simulator = simulator().await;
+    let proxy = Proxy::before(&simulator);
+    let config = support::pki::trusting(&proxy.pki().ca(), &[b"http/1.1"]);
+    let name = rustls::pki_types::ServerName::try_from(DOMAIN).expect("a name");
+    let mut client = rustls::ClientConnection::new(config, name).expect("a client");
+    let mut stream = proxy.tls_client().dial().await;
+    let mut said = Vec::new();
+    client.write_tls(&mut said).expect("memory");
+    stream.write_all(&said).await.expect("sent");
+    let hear = async |client: &mut rustls::ClientConnection, stream: &mut TcpStream| {
+        let mut heard = [0; 4096];
+        let count = within("an answer", stream.read(&mut heard)).await;
+        let count = count.expect("an answer");
+        assert_ne!(count, 0, "an end");
+        let mut heard = &heard[..count];
+        while !heard.is_empty() {
+            client.read_tls(&mut heard).expect("TLS");
+            client.process_new_packets().expect("TLS");
+        }
+    };
+    while client.is_handshaking() {
+        hear(&mut client, &mut stream).await;
+    }
+    // Records as long as they may be.
+    let head = format!("PUT /v2/none HTTP/1.1\r\nhost: {DOMAIN}\r\ncontent-length: 60000\r\n\r\n");
+    let request = [head.as_bytes(), &[0; 60_000]].concat();
+    client.set_buffer_limit(None);
+    client.writer().write_all(&request).expect("memory");
+    said.clear();
+    while client.wants_write() {
+        client.write_tls(&mut said).expect("memory");
+    }
+    assert!(said.len() > request.len());
+    stream.write_all(&said).await.expect("sent");
+    let mut answer = [0; 8];
+    while client.reader().read(&mut answer).is_err() {
+        hear(&mut client, &mut stream).await;
+    }
+    assert_eq!(&answer, b"HTTP/1.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn l06_one_address_is_asked_for_another_hello_half_of_the_times_only() {
     let simulator = simulator().await;
     let proxy = Proxy::before(&simulator);
-    let asks_again = record(&without_keys(&hello(&proxy)));
+    // Each has 10 s: on a machine so busy that they have passed, it tells nothing.
+    for _ in 0..5 {
+        let began = Stopwatch::start();
+        ask_for_other_hellos(&proxy, &began).await;
+        if began.took() < AT_ONCE {
+            return;
+        }
+    }
+    panic!("a machine too busy for it");
+}
+
+async fn ask_for_other_hellos(proxy: &Proxy, began: &Stopwatch) {
+    let asks_again = record(&without_keys(&hello(proxy)));
     let greedy = proxy.tls_client().at(GREEDY);
     let mut silent = Vec::new();
     for _ in 0..32 {
@@ -221,9 +278,11 @@ async fn l06_one_address_is_asked_for_another_hello_half_of_the_times_only() {
     };
     let mut one_more = whole(GREEDY);
     assert!(is_served(whole("127.0.0.1")));
-    assert!(one_more.try_wait().expect("a child").is_none());
+    let is_over = one_more.try_wait().expect("a child").is_some();
+    let is_in_time = began.took() < AT_ONCE;
+    assert!(!is_over || !is_in_time);
     drop(silent);
-    assert!(is_served(one_more));
+    assert!(is_served(one_more) || !is_in_time);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,7 +18,7 @@ use super::opening::LOOKS;
 use super::proof::{KnownSize, Pass};
 use super::starting::{Started, Wanted};
 use super::verifying::Belief;
-use crate::cache::StoredManifest;
+use crate::cache::{Blob, StoredManifest};
 use crate::oci::{Digest, Reference, RepoKey, Tag};
 use crate::telemetry::Outcome;
 
@@ -132,14 +132,16 @@ impl Fills {
         let Some(blob) = self.shared.stored(pass).await? else {
             return Ok(None);
         };
-        match self.shared.believe(&blob).await? {
-            Belief::Believed => Ok(Some(blob.len())),
-            Belief::Verifying(flow) => {
-                let verdict = until_verdict(&flow, &|_, _| ()).await;
-                Ok(verdict.is_ok().then_some(blob.len()))
-            }
-            Belief::Damaged => Ok(None),
-        }
+        Ok(self.is_verified(&blob).await?.then_some(blob.len()))
+    }
+
+    /// Whether a file is what its name says, hashed anew where that is in doubt.
+    pub(super) async fn is_verified(&self, blob: &Blob) -> Result<bool, FillError> {
+        Ok(match self.shared.believe(blob).await? {
+            Belief::Believed => true,
+            Belief::Verifying(flow) => until_verdict(&flow, &|_, _| ()).await.is_ok(),
+            Belief::Damaged => false,
+        })
     }
 
     /// Fetches a blob in a background slot, or waits for whoever does.

@@ -121,6 +121,11 @@ impl Flow {
         self.ended.send_replace(Some(kept));
     }
 
+    /// Whether nobody can join it any more.
+    pub(super) fn is_given_up(&self) -> bool {
+        *self.readers.borrow() == ABANDONED
+    }
+
     /// Whether it can be answered from.
     pub(super) fn is_begun(&self) -> bool {
         self.front.borrow().is_begun()

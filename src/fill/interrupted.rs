@@ -112,16 +112,21 @@ impl Fills {
 
     /// Gives up a download that broke off where another has brought the blob meanwhile; true if so.
     async fn is_wanted_no_more(&self, digest: Digest) -> Result<bool, FillError> {
-        let store = self.shared.store.clone();
-        let give_up = move || {
-            let is_stored = matches!(store.blob(&digest), Ok(Some(blob)) if blob.stamped());
-            if is_stored && let Some((broken, _)) = store.resume(&digest) {
-                broken.discard();
-            }
-            is_stored
+        let is_there = match self.shared.named(digest).await? {
+            Some(blob) => self.is_verified(&blob).await?,
+            None => false,
         };
-        tokio::task::spawn_blocking(give_up)
-            .await
-            .map_err(|_| FillError::Lost)
+        if is_there {
+            let store = self.shared.store.clone();
+            let give_up = move || {
+                if let Some((broken, _)) = store.resume(&digest) {
+                    broken.discard();
+                }
+            };
+            tokio::task::spawn_blocking(give_up)
+                .await
+                .map_err(|_| FillError::Lost)?;
+        }
+        Ok(is_there)
     }
 }

@@ -83,7 +83,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 pub use catalog::Repositories;
@@ -135,6 +135,8 @@ struct Shared {
     recorded: Recorded,
     /// See [`starting`]; no list is empty.
     running: Mutex<HashMap<Digest, Vec<Running>>>,
+    /// Told when a fill begins beside another of the same blob.
+    beside: watch::Sender<()>,
     verifying: Mutex<HashMap<Digest, Arc<Flow>>>,
     /// How much of cold blobs was asked for by ranges: bounded, lost on restart.
     asked: moka::sync::Cache<Digest, u64>,
@@ -197,6 +199,7 @@ impl Fills {
                 lists: Lists::new(upstreams.clone()),
                 recorded,
                 running: Mutex::default(),
+                beside: watch::Sender::new(()),
                 verifying: Mutex::default(),
                 asked: moka::sync::Cache::builder()
                     .max_capacity(10_000)

@@ -1,13 +1,14 @@
 //! Beginning a fill, or joining the one that somebody began: one a digest, whoever asks; and another beside it
 //! where it asks another upstream, which does not answer. At most one for each upstream, then.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::FillError;
@@ -48,12 +49,10 @@ pub(super) struct Started {
     pub(super) asked: Asked,
     /// Takes a turn for it from others than who began it, for as long as it waits for one.
     turns: mpsc::Sender<Turn>,
-    /// The others of the same blob, none of which could be answered from.
-    others: Vec<Arc<Flow>>,
 }
 
 /// How willingly a fill is joined, the best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     /// It can be answered from.
     Begun,
@@ -85,6 +84,7 @@ impl Fills {
         let deadline = Instant::now() + self.shared.options.load().head_deadline;
         let mut has_waited = false;
         loop {
+            let beside = self.shared.beside.subscribe();
             let mine = self.shared.asked(&pass.repo)?;
             let want = Wanted {
                 digest: pass.digest,
@@ -99,8 +99,8 @@ impl Fills {
                 attendance,
                 asked,
                 turns,
-                others,
             } = started;
+            let flow = Arc::clone(attendance.flow());
             let is_in_vain = async {
                 self.until_in_turn(outcome, &turns, client).await;
                 if asked.upstream.is(&mine.upstream) {
@@ -111,7 +111,7 @@ impl Fills {
             let begun = tokio::select! {
                 biased;
                 begun = begun(attendance, deadline) => Some(begun),
-                () = any_begun(&others) => None,
+                () = self.until_another_has_begun(&flow, beside) => None,
                 () = is_in_vain => None,
             };
             let Some(begun) = begun else {
@@ -150,6 +150,25 @@ impl Fills {
         turns.closed().await;
     }
 
+    /// Returns once a fill of the same blob other than this one can be answered from. `beside` tells of those that
+    /// begin.
+    async fn until_another_has_begun(&self, one: &Arc<Flow>, mut beside: watch::Receiver<()>) {
+        loop {
+            let others: Vec<_> = {
+                let running = self.shared.running();
+                let fills = running.get(&one.digest).into_iter().flatten();
+                let others = fills.map(|fill| &fill.flow);
+                let others = others.filter(|flow| !Arc::ptr_eq(flow, one) && !flow.is_given_up());
+                others.cloned().collect()
+            };
+            tokio::select! {
+                () = any_begun(&others) => return,
+                // The sender is `self`.
+                _ = beside.changed() => {}
+            }
+        }
+    }
+
     /// Begins a fill, or joins one that somebody began. `None` if
     /// the blob is on disk by now: a fill leaves the map after the blob was kept, so who looked into the
     /// store a moment too early does not fetch it once more.
@@ -161,28 +180,42 @@ impl Fills {
         } = *want;
         let origin = self.shared.origin(mine);
         let mut running = self.shared.running();
-        let fills = running.get(&digest).map_or(&[][..], Vec::as_slice);
-        if let Some((fill, attendance)) = join_best(fills, mine, has_waited) {
+        let fills = running.entry(digest).or_default();
+        // Seen once: while it is looked at one may begin to be answered.
+        let seen: Vec<_> = fills
+            .iter()
+            .map(|fill| (fill.standing(mine), fill))
+            .collect();
+        let join = |standing| join(&seen, standing);
+        let joined = join(Standing::Begun);
+        if joined.is_none() && self.shared.store.blob_now(&digest).is_some() {
+            if fills.is_empty() {
+                running.remove(&digest);
+            }
+            return None;
+        }
+        let joined = joined.or_else(|| join(Standing::AsksTheSame));
+        let joined = joined.or_else(|| join(Standing::AsksAnother).filter(|_| !has_waited));
+        if let Some((fill, attendance)) = joined {
             return Some(Started {
                 outcome: Outcome::Joined,
-                others: others(fills, attendance.flow()),
                 attendance,
                 asked: fill.asked.clone(),
                 turns: fill.turns.clone(),
             });
         }
-        if self.shared.store.blob_now(&digest).is_some() {
-            return None;
-        }
         let flow = Flow::new(digest, Front::connecting(), None);
-        let others = others(fills, &flow);
         let (turns, lent) = mpsc::channel(1);
-        running.entry(digest).or_default().push(Running {
+        fills.push(Running {
             asked: mine.clone(),
             flow: Arc::clone(&flow),
             turns: turns.clone(),
         });
+        let is_beside = fills.len() > 1;
         drop(running);
+        if is_beside {
+            self.shared.beside.send_replace(());
+        }
         let attendance = flow.attend();
         let filling = Filling {
             origin: origin.wanted_by(flow.interest()),
@@ -200,31 +233,20 @@ impl Fills {
             attendance,
             asked: mine.clone(),
             turns,
-            others,
         })
     }
 }
 
-/// Joins the fill that is joined most willingly, but none that has been given up.
-fn join_best<'a>(
-    fills: &'a [Running],
-    mine: &Asked,
-    has_waited: bool,
+/// Joins the fill of this standing that has come furthest, but none that has been given up.
+fn join<'a>(
+    fills: &[(Standing, &'a Running)],
+    standing: Standing,
 ) -> Option<(&'a Running, Attendance)> {
-    let standings = fills.iter().map(|fill| (fill.standing(mine), fill));
-    let mut fills: Vec<_> = standings
-        .filter(|(standing, _)| !has_waited || *standing != Standing::AsksAnother)
-        .collect();
-    fills.sort_by_key(|(standing, _)| *standing);
+    let fills = fills.iter().filter(|(of, _)| *of == standing);
+    let mut fills: Vec<_> = fills.map(|(_, fill)| *fill).collect();
+    fills.sort_by_key(|fill| Reverse(fill.flow.at_hand()));
     let mut fills = fills.into_iter();
-    fills.find_map(|(_, fill)| Some((fill, fill.flow.join()?)))
-}
-
-/// Those of these fills that cannot be answered from as yet, without this one.
-fn others(fills: &[Running], one: &Arc<Flow>) -> Vec<Arc<Flow>> {
-    let others = fills.iter().map(|fill| &fill.flow);
-    let others = others.filter(|flow| !Arc::ptr_eq(flow, one) && !flow.is_begun());
-    others.cloned().collect()
+    fills.find_map(|fill| Some((fill, fill.flow.join()?)))
 }
 
 /// Waits for the head of the upstream's answer, and for the verdict on a blob that is sent only when

@@ -11,7 +11,7 @@ use super::reader::{Following, Reader, Source};
 use super::verifying::Belief;
 use super::{Content, Fills, Parts, Pass, Shared, Want};
 use crate::cache::{Blob, Damage, Mapping, Store};
-use crate::oci::ByteRange;
+use crate::oci::{ByteRange, Digest};
 use crate::telemetry::Outcome;
 
 impl Fills {
@@ -93,23 +93,28 @@ impl Fills {
 }
 
 impl Shared {
+    /// The file under the blob's name, if it is one.
+    pub(super) async fn named(&self, digest: Digest) -> Result<Option<Blob>, FillError> {
+        if let Some(blob) = self.store.blob_now(&digest) {
+            return Ok(Some(blob));
+        }
+        let store = self.store.clone();
+        let opened = tokio::task::spawn_blocking(move || store.blob(&digest)).await;
+        Ok(opened
+            .map_err(|_| FillError::Lost)?
+            .unwrap_or_else(|error| {
+                // A disk that cannot tell is a miss: the upstream has it as well.
+                tracing::warn!(oci.digest = %digest, %error, "cannot look into the cache");
+                None
+            }))
+    }
+
     /// The file under the blob's name, if it is one and has the size that a manifest tells.
     ///
     /// # Errors
     /// [`FillError::SizeMismatch`] where a manifest tells another size than the content has.
     pub(super) async fn stored(&self, pass: &Pass) -> Result<Option<Blob>, FillError> {
-        let blob = match self.store.blob_now(&pass.digest) {
-            Some(blob) => Some(blob),
-            None => {
-                let (store, digest) = (self.store.clone(), pass.digest);
-                let opened = tokio::task::spawn_blocking(move || store.blob(&digest)).await;
-                opened.map_err(|_| FillError::Lost)?.unwrap_or_else(|error| {
-                    // A disk that cannot tell is a miss: the upstream has it as well.
-                    tracing::warn!(oci.digest = %pass.digest, %error, "cannot look into the cache");
-                    None
-                })
-            }
-        };
+        let blob = self.named(pass.digest).await?;
         match (blob, pass.size.described) {
             // The file was hashed: it is the manifest that is wrong, and other repositories' may not be.
             (Some(blob), Some(expected)) if blob.len() != expected && blob.stamped() => {

@@ -38,8 +38,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 const MAX_HELLO: u32 = 16 * 1024;
 
 /// Most bytes of what follows a hello up to the end of the handshake: another hello, where one is asked for, and what
-/// came of the first request with the last message.
-const MAX_REPLY: u32 = 16 * 1024;
+/// was read with the last message of the first request, which may be a record and a part of the next.
+const MAX_REPLY: u32 = 40 * 1024;
 
 /// Most bytes of a client's chain of certificates, where one is asked for: the longest message that is read.
 const MAX_CHAIN: u32 = 64 * 1024;

@@ -110,7 +110,7 @@ async fn by_a_handshake_it_gets_a_certificate_as_soon_as_the_directory_answers_a
         .iter()
         .map(|event| event.line.clone())
         .collect();
-    support::store::assert_absent("the log", logs.as_bytes(), &secrets);
+    support::secrets::assert_absent("the log", logs.as_bytes(), &secrets);
 
     // Started anew it has what it had, and asks nobody.
     drop(pebble);
@@ -267,7 +267,7 @@ async fn a_directory_that_wants_to_know_whose_account_it_is_is_told_and_a_wrong_
     fs::write(&file, WRONG).expect("writable");
     let path = file.to_str().expect("a UTF-8 path");
     let keys = [("eab_kid", "kid-1"), ("eab_key_file", path)];
-    let proxy = acme(builder, &plan, &keys).start();
+    let proxy = acme(builder, &plan, &keys).env("RUST_LOG", "trace").start();
     until("the key is told to be wrong", async || {
         let page = readyz(&proxy).await;
         page.contains("does not take eab_kid") && page.contains("with the key of eab_key_file")

@@ -81,6 +81,7 @@ async fn s01_a_hit_needs_a_login_and_a_wrong_one_learns_nothing() {
     let proxy = Proxy::builder()
         .simulator(&simulator)
         .users(&user_line("ci", PASSWORD))
+        .env("RUST_LOG", "trace")
         .start();
     // As `docker login` does: a question without credentials, then the same with them.
     let without = proxy.tls_client().get("/v2/").await;

@@ -30,6 +30,7 @@ fn outside_aws(simulator: &Simulator) -> Builder {
         .upstream_key("registry", simulator.registry_host())
         .upstream_key("endpoint", simulator.endpoint())
         .env("AWS_ENDPOINT_URL_ECR", &simulator.api_endpoint())
+        .env("RUST_LOG", "trace")
 }
 
 /// Writes `text` where only its owner may read it, as a recipe says.

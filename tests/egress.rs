@@ -58,7 +58,8 @@ impl Scene {
             .upstream_key("endpoint", format!("https://{REGISTRY}"))
             .upstream_key("ca", self.pki.ca().to_str().expect("a UTF-8 path"))
             .upstream_key("redirect_hosts", vec![STORAGE, "169.254.169.254"])
-            .env("AWS_ENDPOINT_URL_ECR", &format!("https://{API}"));
+            .env("AWS_ENDPOINT_URL_ECR", &format!("https://{API}"))
+            .env("RUST_LOG", "trace");
         set(proxy).start()
     }
 

@@ -5,13 +5,22 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use ecr_proxy::simulator::{
-    CannedAnswer, FULL_ACCESS_KEY, Fault, ImageSpec, Listener, Pattern, PushedImage, Simulator,
+    CannedAnswer, FULL_ACCESS_KEY, Fault, ImageSpec, Listener, PULL_ONLY_ACCESS_KEY, Pattern,
+    PushedImage, Simulator,
 };
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use support::blobs::{idle, until};
 use support::image::{REPOSITORY, TAG};
 use support::names::{NameServer, Says};
-use support::{Answer, Proxy, image, store};
+use support::real::DockerRegistry;
+use support::secrets::Search;
+use support::users::{basic, login, user_line};
+use support::{Answer, DOMAIN, Proxy, TokenService, image, secrets};
 use tokio::net::TcpListener;
 
 /// A listener that nobody may ever connect to.
@@ -275,7 +284,7 @@ async fn s14_signed_addresses_are_told_nowhere_however_a_blob_fails() {
             !(300..400).contains(&answer.status),
             "a redirect was handed on"
         );
-        store::assert_absent("an answer", whole(&answer).as_bytes(), &secrets);
+        secrets::assert_absent("an answer", whole(&answer).as_bytes(), &secrets);
     }
     // At this level the HTTP client's own events are in the log, too.
     let logs = proxy.logs();
@@ -288,6 +297,217 @@ async fn s14_signed_addresses_are_told_nowhere_however_a_blob_fails() {
     proxy
         .assert_no_secrets(&["secret-of-the-simulator".to_owned()])
         .await;
+}
+
+/// What users, the registry and AWS know in this test and nobody else may.
+const PASSWORD: &str = "canary of ci's password?";
+const WRONG: &str = "canary~of~a~wrong~password";
+const QUERY: &str = "canary-of-a-query";
+const WEB_IDENTITY: &str = "canary-of-the-web-identity-token";
+const KEY_ID: &str = "ASIACANARYOFSESSION1";
+const SECRET_KEY: &str = "canary/of+the/secret+access+key";
+const SESSION: &str = "canary-of-the-session-token";
+
+/// Whatever somebody shows to be let in, and wherever they write it.
+async fn knock(proxy: &Proxy, path: &str, shown: &[String]) {
+    let mut requests = vec![String::new()];
+    for authorization in shown {
+        requests.push(format!("Authorization: {authorization}\r\n"));
+    }
+    let in_a_query = utf8_percent_encode(PASSWORD, NON_ALPHANUMERIC);
+    for target in [
+        path.to_owned(),
+        format!("{path}?password={in_a_query}&token={QUERY}"),
+        format!("/elsewhere?account=ci&password={in_a_query}&token={QUERY}"),
+        format!("http://ci:{in_a_query}@{DOMAIN}{path}"),
+    ] {
+        for headers in &requests {
+            let mut connection = proxy.client().connect().await;
+            let sent = format!(
+                "GET {target} HTTP/1.1\r\nHost: {DOMAIN}\r\n{headers}Connection: close\r\n\r\n"
+            );
+            connection.send(sent).await.expect("send");
+            let answer = connection.answer("GET").await.expect("an answer");
+            assert!(!(300..400).contains(&answer.status), "{target}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s16_secrets_of_every_kind_are_told_nowhere_at_any_level() {
+    let (simulator, _) = simulator().await;
+    simulator.trust_web_identity(WEB_IDENTITY);
+    let tokens = TokenService::start().await;
+    let registry = DockerRegistry::start_behind(&tokens);
+    let folder = tempfile::TempDir::new().expect("a temporary directory");
+    let token = folder.path().join("token");
+    fs::write(&token, WEB_IDENTITY).expect("the directory is writable");
+    // By the token of another identity, and by keys that AWS does not know.
+    let by_web_identity = |builder: support::proxy::Builder| {
+        builder
+            .env("AWS_ENDPOINT_URL_STS", &simulator.api_endpoint())
+            .env("AWS_REGION", "us-west-2")
+            .env("AWS_ROLE_ARN", "arn:aws:iam::000042290000:role/pull-only")
+            .env("AWS_ROLE_SESSION_NAME", "edge-1")
+            .env(
+                "AWS_WEB_IDENTITY_TOKEN_FILE",
+                token.to_str().expect("UTF-8"),
+            )
+    };
+    let by_keys = |builder: support::proxy::Builder| {
+        builder
+            .env("AWS_ACCESS_KEY_ID", KEY_ID)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+            .env("AWS_SESSION_TOKEN", SESSION)
+    };
+    let proxy = |set: &dyn Fn(support::proxy::Builder) -> support::proxy::Builder| {
+        let another = format!(
+            "name = 'hub'\nregistry = 'registry.upstream.test'\nauth = 'basic'\nusername = '{}'\n\
+             password_file = '{}'\nendpoint = '{}'",
+            support::token_service::ACCOUNT,
+            tokens.password_file().display(),
+            registry.endpoint()
+        );
+        let builder = Proxy::builder()
+            .upstream_key("registry", simulator.registry_host())
+            .upstream_key("endpoint", simulator.endpoint())
+            .env("AWS_ENDPOINT_URL_ECR", &simulator.api_endpoint())
+            .another_upstream(another.parse().expect("a table"))
+            .route([("repository", "hub/**"), ("upstream", "hub")])
+            .route([("repository", "**"), ("upstream", "prod")])
+            .users(&user_line("ci", PASSWORD))
+            .set("access.aws_tokens", true)
+            .env("RUST_LOG", "trace");
+        set(builder).start()
+    };
+    let (proxy, refused) = (proxy(&by_web_identity), proxy(&by_keys));
+
+    let of_aws = simulator.token(PULL_ONLY_ACCESS_KEY).expect("a principal");
+    let shown = [
+        basic("ci", PASSWORD),
+        basic("ci", WRONG),
+        basic("nobody", WRONG),
+        basic("AWS", &of_aws.password),
+        basic("AWS", WRONG),
+        format!("Bearer {}", of_aws.authorization_token),
+        format!("Basic {WRONG}"),
+        WRONG.to_owned(),
+    ];
+    let tag = format!("/v2/{REPOSITORY}/manifests/{TAG}");
+    let at_hub = "/v2/hub/app/manifests/v1";
+    let told = format!("{WRONG} {} {}", of_aws.password, tokens.secrets()[0]);
+    for path in [tag.as_str(), at_hub] {
+        knock(&proxy, path, &shown).await;
+    }
+    knock(&refused, &tag, &shown[..1]).await;
+    // Nor is what they say of it who are asked next.
+    let ci = login(proxy.client(), "ci", PASSWORD);
+    let of_aws = login(proxy.client(), "AWS", &of_aws.password);
+    let blob = |bytes: &str| {
+        let digest = simulator.put_blob(REPOSITORY, bytes.as_bytes().to_vec());
+        format!("/v2/{REPOSITORY}/blobs/{digest}")
+    };
+    let faults = [
+        Fault::status(500, &told),
+        Fault::status(400, &told),
+        Fault::status(403, &told),
+        Fault::Expired,
+        Fault::Reset,
+        Fault::rubbish(),
+        challenge(&format!("https://{WRONG}.example/")),
+    ];
+    for (number, fault) in faults.into_iter().enumerate() {
+        for listener in [Listener::Registry, Listener::Storage, Listener::Api] {
+            if listener == Listener::Api {
+                // So that it is asked.
+                simulator.expire_tokens();
+            }
+            let rule = simulator.faults().on(listener, "*", "/").times(3);
+            let rule = rule.then(fault.clone());
+            ci.get(&blob(&format!("{listener:?} {number}"))).await;
+            assert!(rule.taken() > 0, "{listener:?} {number}: nobody was asked");
+            of_aws.get(&tag).await;
+            simulator.faults().clear();
+            until("it is well again", async || {
+                let good = format!("{listener:?} {number}, well again");
+                ci.get(&blob(&good)).await.status == 200
+            })
+            .await;
+        }
+    }
+    idle(&proxy).await;
+
+    let logs = proxy.logs();
+    assert!(logs.iter().any(|event| event.level() == "TRACE"));
+    let mut secrets = [simulator.secrets(), tokens.secrets()].concat();
+    assert!(secrets.len() > 20, "few secrets: {}", secrets.len());
+    let known = [
+        PASSWORD,
+        WRONG,
+        QUERY,
+        WEB_IDENTITY,
+        KEY_ID,
+        SECRET_KEY,
+        SESSION,
+    ];
+    secrets.extend(known.map(str::to_owned));
+    secrets.extend(["X-Amz-Signature=", "X-Amz-Credential="].map(str::to_owned));
+    proxy.assert_no_secrets(&secrets).await;
+    refused.assert_no_secrets(&secrets).await;
+}
+
+/// What finds nothing finds nothing because there is nothing.
+#[test]
+fn the_search_for_secrets_finds_them_however_they_are_written() {
+    let secret = "canary?of>a~password";
+    let search = Search::new(&[secret.to_owned()]);
+    let percent = utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string();
+    let mut written = vec![
+        secret.to_owned(),
+        percent.to_lowercase(),
+        utf8_percent_encode(&STANDARD.encode(secret), NON_ALPHANUMERIC).to_string(),
+        percent,
+    ];
+    for before in ["", "c", "ci", "ci:", "AWS:"] {
+        for behind in ["", "x", "xx", "xxx"] {
+            let text = format!("{before}{secret}{behind}");
+            written.extend([STANDARD.encode(&text), URL_SAFE.encode(&text)]);
+        }
+    }
+    for text in written {
+        let line = format!(r#"{{"authorization":"Basic {text}"}}"#);
+        assert!(search.in_text(line.as_bytes()).is_some(), "{line}");
+    }
+    let spaced = Search::new(&["correct horse battery".to_owned()]);
+    assert!(
+        spaced
+            .in_text(b"password=correct+horse+battery&x")
+            .is_some()
+    );
+    let other = ["canary?of>a-password", "canary?of>a~passwor", ""];
+    for text in other
+        .into_iter()
+        .flat_map(|text| [text.to_owned(), STANDARD.encode(text)])
+    {
+        assert_eq!(search.in_text(text.as_bytes()), None, "{text}");
+    }
+
+    let folder = tempfile::TempDir::new().expect("a temporary directory");
+    let is_found = || {
+        let looked = std::panic::AssertUnwindSafe(|| search.assert_absent_below(folder.path()));
+        std::panic::catch_unwind(looked).is_err()
+    };
+    let file = folder.path().join("file");
+    fs::write(&file, "nothing").expect("writable");
+    assert!(!is_found());
+    fs::write(&file, STANDARD.encode(secret)).expect("writable");
+    assert!(is_found(), "in a short file");
+    let long = [&vec![b'x'; 2 << 20], secret.as_bytes()].concat();
+    fs::write(&file, long).expect("writable");
+    assert!(is_found(), "in a long file");
+    fs::rename(&file, folder.path().join(secret)).expect("writable");
+    fs::write(folder.path().join(secret), "nothing").expect("writable");
+    assert!(is_found(), "in a name");
 }
 
 #[tokio::test(flavor = "multi_thread")]

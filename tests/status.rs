@@ -60,7 +60,7 @@ async fn the_status_page_and_its_json_tell_what_is_there() {
     assert!(!text.contains("<script"), "{text}");
     for path in ["/", "/api/v1/status", "/api/v1/cache/images"] {
         let told = Client::operator(proxy.admin()).get(path).await;
-        support::store::assert_absent(path, &told.body, &simulator.secrets());
+        support::secrets::assert_absent(path, &told.body, &simulator.secrets());
     }
 }
 
@@ -84,7 +84,7 @@ async fn an_upstream_that_is_away_is_told_and_the_page_still_comes() {
     .await;
     let page = Client::operator(proxy.admin()).get("/").await.text();
     assert!(page.contains("no, since"), "{page}");
-    support::store::assert_absent("the page", page.as_bytes(), &simulator.secrets());
+    support::secrets::assert_absent("the page", page.as_bytes(), &simulator.secrets());
 }
 
 #[tokio::test(flavor = "multi_thread")]

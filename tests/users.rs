@@ -214,7 +214,7 @@ fn replace(file: &Path, text: &str) {
 async fn s04_k09_a_changed_user_file_is_felt_by_the_next_request_of_an_open_connection() {
     let (ci, dev) = (user_line("ci", PASSWORD), user_line("dev", PASSWORD));
     let (_simulator, builder) = before(&(ci.clone() + &dev)).await;
-    let proxy = builder.start();
+    let proxy = builder.env("RUST_LOG", "trace").start();
     let file = proxy.users_file();
     let authorization = basic("ci", PASSWORD);
     let headers = [("authorization", authorization.as_str())];

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body::Body;
@@ -97,6 +97,32 @@ impl Answer {
     }
 }
 
+/// What answers said: their heads, and bodies that are no blobs.
+#[derive(Debug, Clone, Default)]
+pub struct Heard(Arc<Mutex<Vec<u8>>>);
+
+impl Heard {
+    /// Longest body that is kept, in bytes.
+    const MAX_BODY: usize = 16 * 1024;
+
+    fn add(&self, said: &[u8]) {
+        let mut all = self.0.lock().expect("no panic");
+        all.extend_from_slice(said);
+        all.push(b'\n');
+    }
+
+    fn add_body(&self, body: &[u8]) {
+        if body.len() <= Self::MAX_BODY {
+            self.add(body);
+        }
+    }
+
+    /// All of it.
+    pub fn all(&self) -> Vec<u8> {
+        self.0.lock().expect("no panic").clone()
+    }
+}
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
@@ -105,6 +131,7 @@ pub struct Connection {
     stream: Box<dyn Stream>,
     /// Read and not yet taken.
     buffered: BytesMut,
+    heard: Heard,
 }
 
 /// How a body is framed.
@@ -136,6 +163,7 @@ impl Connection {
         Self {
             stream: Box::new(stream),
             buffered: BytesMut::new(),
+            heard: Heard::default(),
         }
     }
 
@@ -182,6 +210,7 @@ impl Connection {
                 .position(|four| four == b"\r\n\r\n")
             {
                 let text = self.buffered.split_to(at + 4);
+                self.heard.add(&text);
                 return parse_head(&text[..at]);
             }
             if self.fill().await? == 0 {
@@ -216,6 +245,7 @@ impl Connection {
                 }
             },
         };
+        self.heard.add_body(&body);
         (body, clean)
     }
 
@@ -337,6 +367,7 @@ pub struct Client {
     own: Option<Arc<Leaf>>,
     from: Option<IpAddr>,
     headers: Vec<(String, String)>,
+    heard: Heard,
 }
 
 impl Client {
@@ -348,6 +379,7 @@ impl Client {
             own: None,
             from: None,
             headers: Vec::new(),
+            heard: Heard::default(),
         }
     }
 
@@ -362,6 +394,13 @@ impl Client {
             ca: Some(ca.to_owned()),
             ..Self::plain(address)
         }
+    }
+
+    /// The same client, whose answers are kept there.
+    #[must_use]
+    pub fn heard_by(mut self, heard: &Heard) -> Self {
+        self.heard = heard.clone();
+        self
     }
 
     /// The same client, which shows a certificate of its own in handshakes.
@@ -388,13 +427,17 @@ impl Client {
     /// A connection of its own.
     pub async fn connect(&self) -> Connection {
         let stream = self.dial().await;
-        match &self.ca {
+        let connection = match &self.ca {
             None => Connection::over(stream),
             Some(ca) => {
                 let config = pki::trusting_as(ca, &[b"http/1.1"], self.own.as_deref());
                 let stream = handshake(stream, DOMAIN, config).await;
                 Connection::over(stream.expect("a trusted server"))
             }
+        };
+        Connection {
+            heard: self.heard.clone(),
+            ..connection
         }
     }
 
@@ -510,6 +553,8 @@ impl Client {
             }
         };
         driver.abort();
+        self.heard.add(format!("{:?}", head.headers).as_bytes());
+        self.heard.add_body(&body);
         Ok(Answer {
             status: head.status,
             head,

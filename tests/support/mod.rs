@@ -33,6 +33,7 @@ pub mod real;
 pub mod registries;
 pub mod sandbox;
 pub mod scene;
+pub mod secrets;
 pub mod stage;
 pub mod stopwatch;
 pub mod store;

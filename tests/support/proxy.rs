@@ -17,11 +17,24 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use toml::{Table, Value as Toml};
 
+use super::client::Heard;
+use super::secrets::Search;
 use super::token_service::{ACCOUNT, TokenService};
 use super::{Client, DOMAIN, PATIENCE, Pki, program, store, within};
 
 /// What the certificate of a proxy is for.
 const NAMES: [&str; 4] = [DOMAIN, "localhost", "127.0.0.1", "::1"];
+
+/// What operators are told, each to be read at the admin listener.
+const PAGES: [&str; 7] = [
+    "/",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/api/v1/status",
+    "/api/v1/cache/stats",
+    "/api/v1/cache/images",
+];
 
 /// The name of the user file.
 const USERS: &str = "users.htpasswd";
@@ -39,6 +52,8 @@ pub struct Proxy {
     mount: Option<String>,
     run: Run,
     earlier: Vec<Event>,
+    /// What its clients were answered.
+    heard: Heard,
 }
 
 /// One start of the program.
@@ -110,12 +125,12 @@ impl Proxy {
 
     /// A client of the first plain listener.
     pub fn client(&self) -> Client {
-        Client::plain(self.http())
+        Client::plain(self.http()).heard_by(&self.heard)
     }
 
     /// A client of the first TLS listener that trusts its CA.
     pub fn tls_client(&self) -> Client {
-        Client::tls(self.https(), &self.pki.ca())
+        Client::tls(self.https(), &self.pki.ca()).heard_by(&self.heard)
     }
 
     /// The CA that signed the proxy's certificate, unless it made one of its own.
@@ -351,16 +366,36 @@ impl Proxy {
         store::assert_blobs_are_sound(&self.cache_dir())
     }
 
-    /// Fails if one of `secrets` stands in anything the proxy said or wrote (invariant I4): its log,
-    /// its metrics, its directories.
+    /// Fails if one of `secrets` stands in anything the proxy said or wrote (invariant I4): its log, its
+    /// answers, what it tells operators, its arguments, its directories.
     pub async fn assert_no_secrets(&self, secrets: &[String]) {
-        let mut said = told(&self.logs());
-        if self.run.admin.is_some() {
-            said += &Client::operator(self.admin()).get("/metrics").await.text();
+        let search = Search::new(secrets);
+        self.assert_said_none_of(&search);
+        // It may have ended.
+        let arguments = fs::read(format!("/proc/{}/cmdline", self.pid()));
+        search.assert_absent("its arguments", &arguments.unwrap_or_default());
+        if let Some(admin) = self.run.admin {
+            for page in PAGES {
+                let told = Client::operator(admin).get(page).await;
+                let told = format!("{:?}\n{}", told.head.headers, told.text());
+                search.assert_absent(page, told.as_bytes());
+            }
         }
-        store::assert_absent("the log or /metrics", said.as_bytes(), secrets);
-        store::assert_absent_below(&self.cache_dir(), secrets);
-        store::assert_absent_below(&self.state_dir(), secrets);
+        search.assert_absent_below(&self.cache_dir());
+        search.assert_absent_below(&self.state_dir());
+    }
+
+    /// The log, and what [`Proxy::client`] and its like were answered.
+    fn assert_said_none_of(&self, search: &Search) {
+        search.assert_absent("the log", told(&self.logs()).as_bytes());
+        search.assert_absent("an answer", &self.heard.all());
+    }
+
+    /// The secrets that its environment holds, in nearly every test.
+    fn planted(&self) -> Vec<String> {
+        let names = ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+        let values = names.into_iter().filter_map(|name| self.env.get(name));
+        values.filter(|value| value.len() >= 8).cloned().collect()
     }
 }
 
@@ -370,6 +405,11 @@ impl Drop for Proxy {
         let _already_waited = self.run.child.wait();
         if std::thread::panicking() {
             eprintln!("the proxy said:\n{}", told(&self.logs()));
+            return;
+        }
+        let planted = self.planted();
+        if !planted.is_empty() {
+            self.assert_said_none_of(&Search::new(&planted));
         }
     }
 }
@@ -545,6 +585,7 @@ impl Builder {
             mount: self.mount,
             run,
             earlier: Vec::new(),
+            heard: Heard::default(),
         }
     }
 }

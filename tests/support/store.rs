@@ -71,28 +71,3 @@ pub fn bytes_below(folder: &Path) -> u64 {
         .filter_map(|file| Some(fs::metadata(file).ok()?.len()))
         .sum()
 }
-
-/// Fails if one of `secrets` stands in `bytes`.
-pub fn assert_absent(place: &str, bytes: &[u8], secrets: &[String]) {
-    assert!(!secrets.is_empty(), "no secret to look for");
-    let text = String::from_utf8_lossy(bytes); // secrets are ASCII, which this keeps
-    for secret in secrets {
-        assert!(secret.len() >= 8, "too short to be told from chance");
-        assert!(
-            !text.contains(secret.as_str()),
-            "a secret that begins with {:?} stands in {place}",
-            &secret[..8]
-        );
-    }
-}
-
-/// Fails if one of `secrets` stands in the name or content of a file below `folder`.
-pub fn assert_absent_below(folder: &Path, secrets: &[String]) {
-    for file in files_below(folder) {
-        let place = file.display().to_string();
-        assert_absent(&place, place.as_bytes(), secrets);
-        if let Ok(bytes) = fs::read(&file) {
-            assert_absent(&place, &bytes, secrets);
-        }
-    }
-}

@@ -57,6 +57,8 @@ struct State {
     told: Option<Duration>,
     denied: Vec<String>,
     asked: Vec<Asked>,
+    /// Every token so far.
+    issued: Vec<String>,
     /// How many more are throttled, and when the last was.
     to_throttle: u32,
     throttled: Option<Instant>,
@@ -116,6 +118,7 @@ impl TokenService {
                     told: None,
                     denied: Vec::new(),
                     asked: Vec::new(),
+                    issued: Vec::new(),
                     to_throttle: 0,
                     throttled: None,
                     early: 0,
@@ -214,6 +217,12 @@ impl TokenService {
         self.inner.state().asked.clone()
     }
 
+    /// Every token that it gave, and the account's password.
+    pub fn secrets(&self) -> Vec<String> {
+        let issued = self.inner.state().issued.clone();
+        issued.into_iter().chain([SECRET.to_owned()]).collect()
+    }
+
     /// How often it was asked for these scopes and no others.
     pub fn asked_for(&self, scopes: &[&str]) -> usize {
         let asked = self.asked();
@@ -269,6 +278,7 @@ impl Inner {
         }
         let number = state.asked.len();
         let token = self.token(account.as_deref(), &access, state.life, number);
+        state.issued.push(token.clone());
         let told = state.told.unwrap_or(state.life).as_secs();
         let body = match state.form {
             Form::Distribution => json!({ "token": token, "expires_in": told }),

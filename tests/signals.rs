@@ -4,12 +4,18 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::Stdio;
 
 use ecr_proxy::simulator::{FULL_ACCESS_KEY, Listener, Outage, PushedImage, Simulator, TokenReply};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use support::blobs::{metric, until};
 use support::image::{REPOSITORY, TAG};
 use support::pki::trusting;
-use support::{Answer, Client, DOMAIN, Event, Pki, Proxy, image, within};
+use support::users::{basic, user_line};
+use support::{Answer, Client, Connection, DOMAIN, Event, Pki, Proxy, image, within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -151,27 +157,184 @@ async fn a_client_that_leaves_is_told_as_an_aborted_end() {
     assert!(sent.is_some_and(|sent| sent < 64 << 20), "{}", aborted.line);
 }
 
+/// What would be a line of the log, or colour one, where it is written as it is.
+const FORGED: &str = "\n{\"message\":\"forged\"}\r\n\u{1b}[31m\u{9b}31m\"}\\";
+
+/// Requests with such text, or too much of any, wherever a client writes some.
+fn forgeries() -> Vec<Vec<u8>> {
+    // What a header may hold of it.
+    let shown = FORGED.replace(['\n', '\r', '\u{1b}'], " ");
+    let encoded = utf8_percent_encode(FORGED, NON_ALPHANUMERIC).to_string();
+    let long = "long".repeat(7_500);
+    let request = |line: &str, headers: &str, body: &str| {
+        let head = format!(
+            "{line} HTTP/1.1\r\nHost: {DOMAIN}\r\n{headers}Connection: close\r\n\r\n{body}"
+        );
+        head.into_bytes()
+    };
+    let get = |target: &str| request(&format!("GET {target}"), "", "");
+    let agent = |agent: &str| request("GET /v2/", &format!("User-Agent: {agent}\r\n"), "");
+    let user = |user: &str, password: &str| {
+        let login = basic(user, password);
+        request("GET /v2/", &format!("Authorization: {login}\r\n"), "")
+    };
+    let manifest = |media_type: &str| {
+        let body = serde_json::json!({ "schemaVersion": 2, "mediaType": media_type }).to_string();
+        let headers = format!(
+            "Authorization: {}\r\nContent-Length: {}\r\n\
+             Content-Type: application/vnd.oci.image.manifest.v1+json\r\n",
+            basic("ann", "open-sesame"),
+            body.len()
+        );
+        request(
+            &format!("PUT /v2/{REPOSITORY}/manifests/v1"),
+            &headers,
+            &body,
+        )
+    };
+    let mut all = vec![
+        request(&format!("{} /v2/", long.to_uppercase()), "", ""),
+        request(&format!("BREW{} /v2/", "!#$%&'*+-.^_`|~"), "", ""),
+        [
+            b"GET /v2/\xff\x1b[31m\xc2\x9b31m HTTP/1.1\r\nHost: ".as_slice(),
+            DOMAIN.as_bytes(),
+            b"\r\n\r\n",
+        ]
+        .concat(),
+        [
+            b"GET /v2/ HTTP/1.1\r\nUser-Agent: \xff\x9b31m\r\nConnection: close\r\nHost: "
+                .as_slice(),
+            DOMAIN.as_bytes(),
+            b"\r\n\r\n",
+        ]
+        .concat(),
+    ];
+    for text in [&shown, &long] {
+        all.push(agent(text));
+        all.push(manifest(text));
+        all.push(user(text, "x"));
+        all.push(user("ann", text));
+    }
+    all.extend([
+        user(FORGED, "x"),
+        user(&format!("ann{FORGED}"), "open-sesame"),
+        manifest(FORGED),
+    ]);
+    for text in [&encoded, &long] {
+        all.push(get(&format!("/{text}")));
+        all.push(get(&format!("/v2/{text}/manifests/v1")));
+        all.push(get(&format!("/v2/{REPOSITORY}/manifests/{text}")));
+        all.push(get(&format!("/v2/{REPOSITORY}/blobs/{text}")));
+        all.push(get(&format!("/v2/{REPOSITORY}/manifests/v1?ns={text}")));
+        all.push(get(&format!(
+            "/v2/{REPOSITORY}/tags/list?n={text}&last={text}"
+        )));
+    }
+    all
+}
+
+/// Sends each of them; the ids of the answers.
+async fn forge(at: SocketAddr) -> Vec<String> {
+    let mut ids = Vec::new();
+    for request in forgeries() {
+        let shown = String::from_utf8_lossy(&request[..request.len().min(100)]).into_owned();
+        let mut connection = Connection::plain(at).await;
+        connection.send(&request).await.expect("send");
+        let answer = connection.answer("GET").await;
+        let answer = answer.unwrap_or_else(|error| panic!("{shown}: {error}"));
+        match answer.header("x-request-id") {
+            Some(id) => ids.push(id.to_owned()),
+            // A head that is no request's is of no request.
+            None => assert_eq!(answer.status, 400, "{shown}"),
+        }
+    }
+    // One that everybody may make, so that all before it were told.
+    let last = Client::plain(at).with("authorization", &basic("ann", "open-sesame"));
+    let last = last.get("/v2/").await;
+    assert_eq!(last.status, 200);
+    ids.push(last.header("x-request-id").expect("an id").to_owned());
+    ids
+}
+
+fn assert_is_one_short_line(line: &str) {
+    assert!(line.len() < 3000, "{} bytes: {line:.200}", line.len());
+    assert!(!line.contains(char::is_control), "{line:?}");
+}
+
+async fn proxy_with_ann() -> (Simulator, Proxy) {
+    let (simulator, _) = simulator().await;
+    let proxy = Proxy::builder()
+        .simulator(&simulator)
+        .users(&user_line("ann", "open-sesame"))
+        .rule("users = ['ann']\nactions = ['pull', 'push']")
+        .start();
+    (simulator, proxy)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn s17_what_a_client_writes_forges_no_log_line() {
-    let (simulator, _) = simulator().await;
-    let proxy = Proxy::before(&simulator);
-    let mut connection = proxy.client().connect().await;
-    let agent = "\"}\\ \u{9b}31m {\"message\":\"forged\"} ".to_owned() + &"long".repeat(2000);
-    let request = format!(
-        "GET /v2/ HTTP/1.1\r\nHost: {DOMAIN}\r\nUser-Agent: {agent}\r\nConnection: close\r\n\r\n"
-    );
-    connection.send(request).await.expect("send");
-    let answer = connection.answer("GET").await.expect("an answer");
-    let event = completion(&proxy, &answer).await;
-    assert!(event.line.len() < 2000, "{} bytes", event.line.len());
-    assert!(
-        !event.line.contains(|c: char| c.is_control()),
-        "{}",
-        event.line
-    );
-    for event in proxy.logs() {
+    let (_simulator, proxy) = proxy_with_ann().await;
+    let ids = forge(proxy.http()).await;
+    let last = ids.last().cloned();
+    proxy
+        .log_until("the last", |event| event.field("request.id") == last)
+        .await;
+    let logs = proxy.logs();
+    for event in &logs {
+        assert_is_one_short_line(&event.line);
         assert!(!event.message().is_empty(), "no event: {}", event.line);
         assert_ne!(event.message(), "forged");
+    }
+    for id in ids {
+        let of = |event: &&Event| event.field("request.id").as_ref() == Some(&id);
+        assert_eq!(logs.iter().filter(of).count(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s17_nor_one_of_the_text_format() {
+    let (_simulator, mut proxy) = proxy_with_ann().await;
+    proxy.terminate();
+    assert!(proxy.wait().success());
+    // Text is what it writes unless it is told otherwise.
+    let mut serve = proxy.command(["serve"]);
+    let serve = serve.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut serve = serve.expect("the program was built");
+    let log = serve.stderr.take().expect("asked for a pipe");
+    let (at, is_at) = tokio::sync::oneshot::channel();
+    let reading = std::thread::spawn(move || {
+        let mut at = Some(at);
+        let mut lines = Vec::new();
+        for line in BufReader::new(log).split(b'\n') {
+            let line = String::from_utf8_lossy(&line.expect("a pipe")).into_owned();
+            let address = line.split(" listening listen.addr=http://").nth(1);
+            let address = address.filter(|_| !line.contains("admin listening"));
+            let address = address.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+            if let (Some(address), true) = (address, at.is_some()) {
+                let _gone = at.take().map(|at| at.send(address));
+            }
+            lines.push(line);
+        }
+        lines
+    });
+    let at = within("it listens", is_at).await.expect("it starts");
+    let ids = forge(at).await;
+    let process = pidfd_open(Pid::from_child(&serve), PidfdFlags::empty());
+    pidfd_send_signal(process.expect("one's own child"), Signal::TERM).expect("it runs");
+    assert!(serve.wait().expect("one's own child").success());
+    let lines = reading.join().expect("no panic");
+    for line in &lines {
+        assert_is_one_short_line(line);
+        // Each begins with the time and how much it matters.
+        let mut words = line.split_whitespace();
+        let time = words.next().unwrap_or_default();
+        assert!(humantime::parse_rfc3339(time).is_ok(), "{line:?}");
+        let level = words.next().unwrap_or_default();
+        assert!(["INFO", "WARN", "ERROR"].contains(&level), "{line:?}");
+    }
+    for id in ids {
+        let of = format!("request.id=\"{id}\"");
+        assert_eq!(lines.iter().filter(|line| line.contains(&of)).count(), 1);
     }
 }
 

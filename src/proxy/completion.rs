@@ -15,6 +15,10 @@ use crate::telemetry::{Completed, Outcome, RequestKind, RequestMetrics};
 /// what a stranger would like to store.
 const LONGEST_TEXT: usize = 256;
 
+/// Longest reason of a failure that is logged, in characters: ours are shorter, but some repeat what is wrong with a
+/// manifest in the words of whoever wrote it.
+const LONGEST_REASON: usize = 1024;
+
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -153,19 +157,23 @@ impl Completion {
 
     /// Why the request was refused, or its body broke off.
     pub(super) fn failed(&mut self, error: &dyn std::fmt::Display) {
-        self.error = Some(error.to_string());
+        self.error = Some(cut_to(LONGEST_REASON, &error.to_string()));
     }
 }
 
 /// A client's text, as far as it is logged. Control characters are spelled out: JSON has no need to
 /// escape those above U+007F, and a terminal that shows the log takes U+009B for an escape sequence.
 pub(super) fn cut(text: &str) -> String {
+    cut_to(LONGEST_TEXT, text)
+}
+
+fn cut_to(longest: usize, text: &str) -> String {
     let are_plain = |all, byte: u8| all & (b' '..0x7f).contains(&byte);
-    if text.len() <= LONGEST_TEXT && text.bytes().fold(true, are_plain) {
+    if text.len() <= longest && text.bytes().fold(true, are_plain) {
         return text.to_owned();
     }
     let mut cut = String::new();
-    for character in text.chars().take(LONGEST_TEXT) {
+    for character in text.chars().take(longest) {
         if character.is_control() {
             cut.extend(character.escape_unicode());
         } else {
@@ -173,6 +181,12 @@ pub(super) fn cut(text: &str) -> String {
         }
     }
     cut
+}
+
+/// A method, as far as it is logged. Any token may be one, and tokens are ASCII without control characters.
+fn method(method: &http::Method) -> &str {
+    let name = method.as_str();
+    name.get(..LONGEST_TEXT).unwrap_or(name)
 }
 
 impl Drop for Completion {
@@ -207,7 +221,7 @@ impl Drop for Completion {
             client.via = client.as_ref().map(|_| &*peer.text),
             client.user = self.who.as_ref().map(Who::as_str),
             client.agent = self.agent,
-            http.method = self.method.as_ref().map(http::Method::as_str),
+            http.method = self.method.as_ref().map(method),
             http.status = self.status,
             http.target = self.target,
             oci.repository = self.repository.as_ref().map(RepositoryName::as_str),
@@ -238,5 +252,8 @@ mod tests {
         assert_eq!(cut("docker/27 \u{e9}"), "docker/27 \u{e9}");
         assert_eq!(cut("a\u{9b}31m\tb"), "a\\u{9b}31m\\u{9}b");
         assert_eq!(cut(&"long".repeat(1000)).len(), LONGEST_TEXT);
+        let long = "BREW".repeat(1000).parse().expect("a method");
+        assert_eq!(method(&long).len(), LONGEST_TEXT);
+        assert_eq!(method(&http::Method::PATCH), "PATCH");
     }
 }

@@ -1,8 +1,10 @@
 //! The log on standard error.
 //!
 //! Invariant: writing an event never waits for whoever reads the log. Lines are gathered in memory, which
-//! has a bound, for a thread of their own; what does not fit is dropped and counted.
+//! has a bound, for a thread of their own; what does not fit is dropped and counted. Whatever its fields hold, an
+//! event is one line without control characters.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::mem;
 use std::str::FromStr as _;
@@ -185,15 +187,13 @@ impl Lines {
             thread::sleep(GATHER);
             let mut waiting = self.waiting();
             mem::swap(&mut batch, &mut waiting.bytes);
-            let lines = mem::take(&mut waiting.lines);
+            waiting.lines = 0;
             waiting.is_writing = true;
             drop(waiting);
 
             let lost = output.write(&batch);
-            // A line may hold line ends of its own; what is lost is never more than what there was.
             let lost = lost.iter().filter(|byte| **byte == b'\n').count();
-            let lost = u64::try_from(lost).unwrap_or(u64::MAX);
-            self.dropped.inc_by(lost.min(lines));
+            self.dropped.inc_by(u64::try_from(lost).unwrap_or(u64::MAX));
             // As much is kept as was needed lately.
             batch.shrink_to((2 * batch.len()).max(MIN_KEPT));
             batch.clear();
@@ -248,13 +248,32 @@ struct Line<'a>(&'a Lines);
 
 impl Write for Line<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.add(bytes);
+        self.0.add(&on_one_line(bytes));
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// An event as it is shown, with its control characters spelled out. The subscriber does that with text in quotes,
+/// and not with what displays itself.
+fn on_one_line(event: &[u8]) -> Cow<'_, [u8]> {
+    let text = String::from_utf8_lossy(event.strip_suffix(b"\n").unwrap_or(event));
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(event);
+    }
+    let mut line = String::with_capacity(2 * text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line.push('\n');
+    Cow::Owned(line.into_bytes())
 }
 
 /// An error with its causes, in one line.
@@ -363,6 +382,28 @@ mod tests {
         assert_eq!(event["error"], "a \"quoted\"\nname");
         let timestamp = event["timestamp"].as_str().expect("text");
         assert!(humantime::parse_rfc3339(timestamp).is_ok(), "{timestamp}");
+    }
+
+    #[test]
+    fn s17_an_event_is_one_line_of_text_whatever_it_holds() {
+        let output = Shared::default();
+        let (log, dispatch) =
+            Log::build(LogFormat::Text, None, Counter::default(), output.clone()).expect("log");
+        tracing::dispatcher::with_default(&dispatch, || {
+            let told = "a\nb\r\u{1b}[31m\u{9b}31m\u{e9}";
+            tracing::info!(shown = %told, quoted = told, debugged = ?told, "{told}");
+            tracing::info!("second");
+        });
+        drop(log);
+        let text = output.text();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.ends_with('\n'));
+        assert!(
+            !text.replace('\n', "").contains(char::is_control),
+            "{text:?}"
+        );
+        assert!(text.contains("shown=a\\nb\\r"), "{text}");
+        assert!(text.contains('\u{e9}'), "{text}");
     }
 
     #[test]

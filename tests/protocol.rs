@@ -5,8 +5,9 @@ mod support;
 
 use ecr_proxy::simulator::{FULL_ACCESS_KEY, Fault, ImageSpec, Listener, PushedImage, Simulator};
 use support::image::{REPOSITORY, TAG};
+use support::network::in_own_network;
 use support::store::files_below;
-use support::{Answer, DOMAIN, Proxy, image};
+use support::{Answer, Client, DOMAIN, Proxy, image};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -132,6 +133,48 @@ async fn p01_p02_p03_what_can_be_framed_in_two_ways_ends_the_connection() {
     let methods: Vec<_> = refused.map(|event| event.field("http.method")).collect();
     assert_eq!(methods, vec![None; heads.len()]);
     assert_eq!(rig.asked(), 0);
+}
+
+#[test]
+fn p05_from_elsewhere_only_our_names_are_answered() {
+    const HERE: &str = "10.54.0.1";
+    in_own_network(&[HERE], async || {
+        let rig = Rig::with(|proxy| proxy.listen(["https://0.0.0.0:0"])).await;
+        let ca = rig.proxy.pki().ca();
+        let port = rig.proxy.https().port();
+        let client = |address: &str| {
+            let address = format!("{address}:{port}").parse();
+            Client::tls(address.expect("an address"), &ca)
+        };
+        let target = format!("/v2/{REPOSITORY}/manifests/{TAG}");
+        let others = [
+            "evil.test",
+            HERE,
+            "127.0.0.1",
+            "localhost",
+            "evil.registry.mydomain.test",
+        ];
+        for host in others {
+            for path in ["/v2/", target.as_str()] {
+                let there = client(HERE).get_with(path, &[("host", host)]).await;
+                assert_eq!(there.status, 421, "{host} {path}: {}", there.text());
+                // One's own machine reaches it by whatever name it likes.
+                let here = client("127.0.0.1")
+                    .get_with("/v2/", &[("host", host)])
+                    .await;
+                assert_eq!(here.status, 200, "{host}: {}", here.text());
+            }
+        }
+        assert_eq!(rig.asked(), 0);
+        let metrics = rig.proxy.metrics().await;
+        let denied = metrics.sum("ecr_proxy_denied_total", &["reason=\"domain\""]);
+        assert_eq!(denied, 2.0 * others.len() as f64);
+        for host in [DOMAIN, "REGISTRY.MYDOMAIN.TEST:5000"] {
+            let ours = client(HERE).get_with(&target, &[("host", host)]).await;
+            assert_eq!(ours.status, 200, "{host}: {}", ours.text());
+        }
+        assert_eq!(client(HERE).get_h2(&target).await.status, 200);
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,6 +22,7 @@ pub mod h2;
 pub mod image;
 pub mod large;
 pub mod names;
+pub mod network;
 pub mod pebble;
 pub mod pki;
 pub mod port;

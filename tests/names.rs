@@ -1,17 +1,20 @@
 //! Whatever a name server says, or does not say, of a registry's name: who asks for what is not here is told in
-//! time, what is here is served, and an address that leads somewhere is found among those that do not.
+//! time, what is here is served, and an address that leads somewhere is found among those that do not. Where a
+//! name of storage leads into a private network, nobody goes.
 
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use ecr_proxy::simulator::{ImageSpec, Listener, Simulator};
+use ecr_proxy::simulator::{Fault, ImageSpec, Listener, Pattern, Simulator};
 use socket2::{Domain, Socket, Type};
 use support::blobs::until;
 use support::image::{REPOSITORY, TAG, push};
 use support::names::{NameServer, Says};
-use support::{Pki, Proxy, Stopwatch};
+use support::network::in_own_network;
+use support::{Pki, Proxy, Stopwatch, within};
+use tokio::net::TcpListener;
 
 const REGISTRY: &str = "registry.upstream.test";
 
@@ -144,4 +147,82 @@ async fn u15_an_address_that_answers_is_found_among_those_that_do_not() {
     assert_eq!(scene.manifest(TAG).await, 200);
     assert!(began.took() < IN_TIME, "{:?}", began.took());
     assert!(scene.names.asked() > 0);
+}
+
+/// A listener at each of these addresses, to which nobody has come.
+async fn listeners(addresses: &[&str]) -> Vec<(IpAddr, TcpListener)> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let address = address.parse().expect("an address");
+        let listener = TcpListener::bind(SocketAddr::new(address, 443)).await;
+        listeners.push((address, listener.expect("an address of this network")));
+    }
+    listeners
+}
+
+#[test]
+fn s11_a_name_of_storage_that_leads_into_a_forbidden_network_is_not_dialled() {
+    const PUBLIC: &str = "52.94.76.1";
+    const FORBIDDEN: [&str; 8] = [
+        "10.0.0.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "192.168.1.1",
+        "198.18.0.1",
+        "fd00:ec2::254",
+        "64:ff9b::a9fe:a9fe",
+        "2002:a00:1::1",
+    ];
+    let all: Vec<&str> = FORBIDDEN.into_iter().chain([PUBLIC]).collect();
+    in_own_network(&all, async || {
+        let simulator = Simulator::builder().start().await.expect("a simulator");
+        push(&simulator);
+        let names = NameServer::start(Says::NoName);
+        let proxy = Proxy::builder().simulator(&simulator).mount(&names.mount());
+        let proxy = proxy.start();
+        // One of those that ECR may name.
+        let host = simulator.registry_host();
+        let region = host.split('.').nth(3).expect("a region").to_owned();
+        let storage = format!("prod-{region}-starport-layer-bucket.s3.{region}.amazonaws.com");
+        let mut number = 0_u32;
+        let mut ask = async |addresses: Vec<IpAddr>| {
+            number += 1;
+            let digest = simulator.put_blob(REPOSITORY, number.to_le_bytes().to_vec());
+            let rule = simulator.faults();
+            let rule = rule.on(Listener::Registry, "GET", Pattern::digest(&digest));
+            let signed = format!("https://{storage}/x?X-Amz-Signature=canary-signature");
+            rule.then(Fault::redirect(&signed));
+            names.say(Says::To(addresses));
+            let path = format!("/v2/{REPOSITORY}/blobs/{digest}");
+            proxy.client().get(&path).await
+        };
+        let traps = listeners(&FORBIDDEN).await;
+        let public = listeners(&[PUBLIC]).await;
+        for (address, _) in &traps {
+            let asked = names.asked();
+            let answer = ask(vec![*address]).await;
+            assert_eq!(answer.status, 502, "{address}: {}", answer.text());
+            assert!(names.asked() > asked, "{address}: nobody asked for it");
+        }
+        let is_told = |event: &support::Event| {
+            let error = event.field("error").unwrap_or_default();
+            error.contains("forbidden network")
+        };
+        proxy.log_until("why", is_told).await;
+        // One that may be dialled is, from among all.
+        let every = traps.iter().chain(&public).map(|(address, _)| *address);
+        let (_, public) = &public[0];
+        let dialled = async {
+            drop(within("the public one is dialled", public.accept()).await);
+        };
+        let every = every.filter(IpAddr::is_ipv4).collect();
+        let (answer, ()) = tokio::join!(ask(every), dialled);
+        assert!((500..600).contains(&answer.status), "{}", answer.status);
+        for (address, trap) in &traps {
+            let came = tokio::time::timeout(Duration::ZERO, trap.accept()).await;
+            assert!(came.is_err(), "somebody connected to {address}");
+        }
+        let canary = "canary-signature".to_owned();
+        proxy.assert_no_secrets(&[canary]).await;
+    });
 }

@@ -3,7 +3,7 @@
 //! A credential is bound to an [`Origin`], and redirects and realms are judged by theirs. Pure.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use http::Uri;
 use http::uri::{Authority, Scheme};
@@ -111,7 +111,7 @@ pub(super) enum Reach {
     Loopback,
     /// Link-local, where cloud metadata services live, and addresses that are no host's.
     LinkLocal,
-    /// A private network (RFC 1918, RFC 6598, RFC 4193).
+    /// A private network (RFC 1918, RFC 6598, RFC 4193), or one that is nobody's in the internet.
     Private,
     /// The internet.
     Public,
@@ -120,38 +120,47 @@ pub(super) enum Reach {
 impl Reach {
     pub(super) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
-            IpAddr::V4(v4) => {
-                let [a, b, ..] = v4.octets();
-                if v4.is_loopback() {
-                    Self::Loopback
-                } else if v4.is_private() || (a == 100 && (b & 0xc0) == 64) {
-                    Self::Private
-                } else if v4.is_link_local()
-                    || v4.is_unspecified()
-                    || v4.is_multicast()
-                    || v4.is_broadcast()
-                    || a == 0
-                    || a >= 240
-                {
-                    Self::LinkLocal
-                } else {
-                    Self::Public
+            IpAddr::V4(v4) => Self::of_v4(v4),
+            IpAddr::V6(v6) => Self::of_v6(v6),
+        }
+    }
+
+    fn of_v4(v4: Ipv4Addr) -> Self {
+        match v4.octets() {
+            [127, ..] => Self::Loopback,
+            // Carriers' own (RFC 6598), and what tests of networks use (RFC 2544): some resolvers answer with
+            // the latter for whatever they send through a tunnel.
+            [100, b, ..] if (b & 0xc0) == 64 => Self::Private,
+            [198, 18 | 19, ..] => Self::Private,
+            _ if v4.is_private() => Self::Private,
+            [0, ..] | [192, 0, 0, _] | [240..=255, ..] => Self::LinkLocal,
+            _ if v4.is_link_local() || v4.is_multicast() => Self::LinkLocal,
+            _ => Self::Public,
+        }
+    }
+
+    fn of_v6(v6: Ipv6Addr) -> Self {
+        match v6.segments() {
+            _ if v6.is_loopback() => Self::Loopback,
+            // Translated (RFC 6052), or carried by 6to4 (RFC 3056): what counts is where it comes out.
+            [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+                let [[a, b], [c, d]] = [high.to_be_bytes(), low.to_be_bytes()];
+                match Self::of_v4(Ipv4Addr::new(a, b, c, d)) {
+                    // Of another host.
+                    Self::Loopback => Self::LinkLocal,
+                    reach @ (Self::LinkLocal | Self::Private | Self::Public) => reach,
                 }
             }
-            IpAddr::V6(v6) => {
-                if v6.is_loopback() {
-                    Self::Loopback
-                } else if v6.segments()[0] == 0xfd00 && v6.segments()[1] == 0xec2 {
-                    // The metadata service's IPv6 address, in the middle of the private range.
-                    Self::LinkLocal
-                } else if v6.is_unique_local() {
-                    Self::Private
-                } else if v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast() {
-                    Self::LinkLocal
-                } else {
-                    Self::Public
-                }
-            }
+            // Translated too, by a network's own rule (RFC 8215).
+            [0x64, 0xff9b, 1, ..] => Self::Private,
+            // The metadata service's IPv6 address, in the middle of the private range.
+            [0xfd00, 0xec2, ..] => Self::LinkLocal,
+            // Site-local addresses are private ones of another time (RFC 3879).
+            [0xfc00..=0xfdff | 0xfec0..=0xfeff, ..] => Self::Private,
+            // None at all, and IPv4 written as nobody does any more (RFC 4291, 2.5.5.1).
+            [0, 0, 0, 0, 0, 0, ..] => Self::LinkLocal,
+            _ if v6.is_unicast_link_local() || v6.is_multicast() => Self::LinkLocal,
+            _ => Self::Public,
         }
     }
 }
@@ -209,6 +218,29 @@ mod tests {
             ("192.168.1.1", Reach::Private),
             ("100.64.0.1", Reach::Private),
             ("fd12::1", Reach::Private),
+            ("fec0::1", Reach::Private),
+            ("feff::1", Reach::Private),
+            ("198.18.0.1", Reach::Private),
+            ("198.19.255.255", Reach::Private),
+            ("198.17.0.1", Reach::Public),
+            ("198.20.0.1", Reach::Public),
+            ("192.0.0.192", Reach::LinkLocal),
+            ("192.0.1.1", Reach::Public),
+            ("240.0.0.1", Reach::LinkLocal),
+            ("224.0.0.1", Reach::LinkLocal),
+            ("ff02::1", Reach::LinkLocal),
+            ("::10.0.0.1", Reach::LinkLocal),
+            ("::52.94.76.1", Reach::LinkLocal),
+            // Translated: where it comes out.
+            ("64:ff9b::10.0.0.1", Reach::Private),
+            ("64:ff9b::169.254.169.254", Reach::LinkLocal),
+            ("64:ff9b::127.0.0.1", Reach::LinkLocal),
+            ("64:ff9b::52.94.76.1", Reach::Public),
+            ("64:ff9b:1::52.94.76.1", Reach::Private),
+            ("2002:a00:1::1", Reach::Private),
+            ("2002:a9fe:a9fe::1", Reach::LinkLocal),
+            ("2002:7f00:1::1", Reach::LinkLocal),
+            ("2002:345e:4c01::1", Reach::Public),
             ("52.94.76.1", Reach::Public),
             ("100.128.0.1", Reach::Public),
             ("2600:1f00::1", Reach::Public),

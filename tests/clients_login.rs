@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ecr_proxy::simulator::{DENIED_ACCESS_KEY, PULL_ONLY_ACCESS_KEY};
+use ecr_proxy::simulator::{DENIED_ACCESS_KEY, ImageSpec, Listener, PULL_ONLY_ACCESS_KEY};
 use support::image::{REPOSITORY, TAG};
-use support::real::Dockerd;
+use support::port::Port;
+use support::real::{Dockerd, podman, podman_fails};
 use support::users::user_line;
 use support::{DOMAIN, Sandbox, Scene};
 
@@ -83,23 +84,56 @@ fn pull_secret(sandbox: &Sandbox, host: &str, user: &str) -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_secret_made_once_goes_on_working_past_tokens_and_restarts() {
     let mut scene = scene().await;
+    // A secret is of a host with its port.
+    let port = Port::v6();
+    let listen = format!("https://{}", port.address());
+    scene.proxy.set("server.listen", vec![listen]);
+    scene.proxy.restart();
     trust(&scene, "/etc/containers/certs.d");
-    let sandbox = &scene.sandbox;
-    let from = format!("docker://{}", scene.reference());
-    let mine = pull_secret(sandbox, &scene.host(), "ci");
-    let other = pull_secret(sandbox, &scene.host(), "eve");
+    let mine = pull_secret(&scene.sandbox, &scene.host(), "ci");
+    let other = pull_secret(&scene.sandbox, &scene.host(), "eve");
     let (mine, other) = (mine.to_string_lossy(), other.to_string_lossy());
-    let to = format!("oci:{}:v1", sandbox.path("image").display());
-    let copy = ["copy", "--all", "--authfile", &mine, &from, &to];
-    sandbox.must("skopeo", copy);
-    sandbox.must_fail("denied", "skopeo", ["inspect", "--authfile", &other, &from]);
-    sandbox.must_fail("authentication required", "skopeo", ["inspect", &from]);
+    let pulls = |scene: &Scene, tag: &str, folder: &str| {
+        let from = format!("docker://{}/{REPOSITORY}:{tag}", scene.host());
+        let to = format!("oci:{}:v1", scene.sandbox.path(folder).display());
+        let copy = ["copy", "--all", "--authfile", &mine, &from, &to];
+        scene.sandbox.must("skopeo", copy);
+    };
+    let tokens = |scene: &Scene| {
+        let asked = scene.ecr().expect("a simulator").journal();
+        asked.count(|entry| entry.listener == Listener::Api)
+    };
+    pulls(&scene, TAG, "image");
+    let from = format!("docker://{}", scene.reference());
+    let inspect = ["inspect", "--authfile", &other, &from];
+    scene.sandbox.must_fail("denied", "skopeo", inspect);
+    let inspect = ["inspect", &from];
+    scene
+        .sandbox
+        .must_fail("authentication required", "skopeo", inspect);
 
-    // What the proxy knows of ECR ends, and the secret of its client does not.
+    // What the proxy shows to ECR ends, and what its client shows does not.
+    let before = tokens(&scene);
+    let ecr = scene.ecr().expect("a simulator");
+    ecr.expire_tokens();
+    ecr.push_image(REPOSITORY, "later", ImageSpec::generated(5, [1000]));
+    pulls(&scene, "later", "later");
+    let renewed = tokens(&scene);
+    assert!(renewed > before, "no other token was asked for");
+
+    // Nor does it with the process.
+    scene.proxy.terminate();
+    assert!(scene.proxy.wait().success());
+    scene.proxy.restart();
+    let ecr = scene.ecr().expect("a simulator");
+    ecr.push_image(REPOSITORY, "last", ImageSpec::generated(6, [1000]));
+    pulls(&scene, "last", "last");
+    assert!(tokens(&scene) > renewed, "the token was on disk");
+    scene.proxy.kill9();
     scene.stop_upstream().await;
-    let to = format!("oci:{}:v1", scene.sandbox.path("again").display());
-    let copy = ["copy", "--all", "--authfile", &mine, &from, &to];
-    scene.sandbox.must("skopeo", copy);
+    scene.proxy.restart();
+    pulls(&scene, TAG, "again");
+    scene.proxy.assert_no_secrets(&[PASSWORD.to_owned()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,9 +152,15 @@ async fn podman_logs_in_and_out() {
     let right = login.into_iter().chain([PASSWORD, host.as_str()]);
     assert!(sandbox.must("podman", right).contains("Login Succeeded"));
     sandbox.must("skopeo", ["inspect", "--authfile", &auth, &from]);
+    let reference = scene.reference();
+    let pull = ["pull", "--authfile", &auth, &reference];
+    podman(sandbox, &pull);
+    podman(sandbox, &["rmi", "--all", "--force"]);
     sandbox.must("podman", ["logout", "--authfile", &auth, &host]);
     let inspect = ["inspect", "--authfile", &auth, &from];
     sandbox.must_fail("authentication required", "skopeo", inspect);
+    podman_fails(sandbox, "authentication required", &pull);
+    scene.proxy.assert_no_secrets(&[PASSWORD.to_owned()]).await;
 }
 
 /// A proxy that takes ECR's tokens, and passwords of tokens that may pull and may not.
@@ -149,15 +189,37 @@ async fn docker_logs_in_with_an_ecr_token_and_pulls_what_ecr_lets_it() {
         let host = ["--host", dockerd.host()];
         sandbox.must_fail(told, "docker", host.iter().chain(words).copied());
     };
-    let login = |password| ["login", "-u", "AWS", "-p", password, host.as_str()];
-    refused("401 Unauthorized", &login("not-a-token"));
+    let login = |password: &str| {
+        // As `aws ecr get-login-password | docker login -u AWS --password-stdin` writes it.
+        let printed = sandbox.path("printed");
+        sandbox.write(&printed, format!("{password}\n"));
+        let words = [
+            "-c",
+            r#"cat "$0" | docker --host "$1" login -u AWS --password-stdin "$2""#,
+            &printed.to_string_lossy(),
+            dockerd.host(),
+            &host,
+        ];
+        sandbox.run("bash", words)
+    };
+    let wrong = login("not-a-token");
+    assert!(
+        !wrong.success && wrong.said.contains("401 Unauthorized"),
+        "{wrong:?}"
+    );
     for turn in ["cold", "cached"] {
-        let said = run(&login(&may));
-        assert!(said.contains("Login Succeeded"), "{turn}: {said}");
+        let ran = login(&may);
+        assert!(
+            ran.success && ran.said.contains("Login Succeeded"),
+            "{turn}: {ran:?}"
+        );
         run(&["pull", &reference]);
         run(&["rmi", &reference]);
-        let said = run(&login(&may_not));
-        assert!(said.contains("Login Succeeded"), "{turn}: {said}");
+        let ran = login(&may_not);
+        assert!(
+            ran.success && ran.said.contains("Login Succeeded"),
+            "{turn}: {ran:?}"
+        );
         refused("denied", &["pull", &reference]);
     }
     scene.proxy.assert_no_secrets(&[may, may_not]).await;
@@ -179,6 +241,8 @@ async fn skopeo_and_podman_log_in_with_an_ecr_token() {
     let to = format!("oci:{}:v1", sandbox.path("image").display());
     let copy = ["copy", "--all", "--authfile", &auth, &from, &to];
     sandbox.must("skopeo", copy);
+    podman(sandbox, &["pull", "--authfile", &auth, &scene.reference()]);
     let creds = format!("AWS:{may_not}");
     sandbox.must_fail("denied", "skopeo", ["inspect", "--creds", &creds, &from]);
+    scene.proxy.assert_no_secrets(&[may, may_not]).await;
 }

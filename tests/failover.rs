@@ -4,6 +4,7 @@
 mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use ecr_proxy::simulator::{
     BlobSource, FULL_ACCESS_KEY, Fault, Gate, Listener, Outage, Pattern, Simulator,
@@ -12,7 +13,7 @@ use support::blobs::{MIB, assert_content, blob_file, idle, metric, outcome, unti
 use support::push::{self, APP, MANIFEST, PASSWORD, push_image, users};
 use support::two::{Two, pull, put};
 use support::users::login;
-use support::{Answer, Client, Proxy, store};
+use support::{Answer, Client, Proxy, Stopwatch, store};
 
 const SIZE: u64 = 1 << 18;
 
@@ -142,6 +143,52 @@ async fn a_no_is_not_gone_around_and_a_no_elsewhere_is_none() {
         entry.listener == Listener::Registry && entry.status == Some(401)
     };
     assert!(!two.base.journal().snapshot().iter().any(refused));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u12_a_region_that_throttles_without_end_is_not_waited_for_where_another_has_it() {
+    const TAGS: u64 = 4;
+    let two = Two::start().await;
+    for seed in 0..TAGS {
+        for simulator in [&two.prod, &two.base] {
+            let layer = BlobSource::generated(seed, SIZE);
+            put(simulator, "team/app", &format!("v{seed}"), layer);
+        }
+    }
+    let proxy = before(&two);
+    let client = proxy.client();
+    // The first image's manifest is known, and proves its layer here.
+    let known = client.get("/v2/team/app/manifests/v0").await;
+    assert_eq!((known.status, outcome(&known)), (200, Some("miss")));
+    let asked = || {
+        let journal = two.prod.journal();
+        journal.count(|entry| entry.listener == Listener::Registry)
+    };
+    let faults = two.prod.faults();
+    faults
+        .on(Listener::Registry, "*", Pattern::any())
+        .then(Fault::throttled(None));
+    let (before, watch) = (asked(), Stopwatch::start());
+    for seed in 0..TAGS {
+        let (manifest, layer) = pull(&client, &format!("v{seed}")).await.expect("an image");
+        let by_another = |said: &str| said.ends_with("; fallback");
+        assert!(by_another(&manifest), "{manifest}");
+        assert!(by_another(&layer), "{layer}");
+    }
+    let tags = client.get("/v2/team/app/tags/list").await;
+    assert_eq!(outcome(&tags), Some("bypass; fallback"));
+    // Less than throttling is waited out for one question where nobody else is to be asked.
+    let took = watch.took();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    let asked = asked() - before;
+    assert!(asked <= 8, "asked {asked} times meanwhile");
+
+    // It is asked again as soon as it answers.
+    faults.clear();
+    until("the first region is back", async || {
+        pull(&client, "v0").await.expect("v0").0 == "hit"
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

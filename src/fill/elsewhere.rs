@@ -58,6 +58,23 @@ impl Elsewhere {
         None
     }
 
+    /// Whether another repository than that of `origin` holds the blob, whose upstream can be asked for it as far
+    /// as is known.
+    pub(super) async fn has(&self, origin: &Origin, digest: Digest) -> bool {
+        let Some(shared) = self.shared.upgrade() else {
+            return false;
+        };
+        let fills = Fills { shared };
+        for repo in self.others(&fills.shared, origin) {
+            let upstream = fills.shared.upstreams.of(&repo);
+            let is_ready = upstream.is_ok_and(|it| it.is_ready(&repo.repository));
+            if is_ready && fills.establish(&repo, digest).await.is_ok() {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Returns once one of the others answers, at once if one does; never where there is none.
     async fn answers(&self, origin: &Origin) {
         let others = self.shared.upgrade().map_or_else(Vec::new, |shared| {

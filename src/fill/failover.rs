@@ -1,12 +1,15 @@
 //! Upstreams that stand in for one that cannot answer.
 //!
 //! The same repository elsewhere is a repository of its own: it is asked, recorded and proven for itself,
-//! and only while the first cannot answer. A no of the first is final, and a no of another is none.
+//! and only while the first cannot answer. A no of the first is final, and a no of another is none. One that throttles
+//! is still waited for beside the others: it may answer before them.
 //!
 //! Not for whoever is here by an ECR token: what its registry said is about its own repositories, and says
 //! nothing of what the bearer may read elsewhere.
 
+use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::FillError;
 use super::found::{Found, How};
@@ -14,12 +17,19 @@ use super::proof::Pass;
 use super::{Fills, Shared};
 use crate::oci::{Digest, RepoKey};
 use crate::telemetry::{Outcome, StaleReason};
-use crate::upstream::UpstreamError;
+use crate::upstream::{Upstream, UpstreamError};
+
+/// For how long an upstream's throttling is waited out where another may answer instead: it takes one pause and the
+/// next question to see whether a burst was the matter. Where none may, it is for as long as upstream questions wait.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is asked of an upstream, and may be asked of others in its place.
 pub(super) trait Place: Clone {
     /// The same of the upstreams that stand in for its own, in order.
     fn stand_ins(&self, shared: &Shared) -> Vec<Self>;
+
+    /// The upstream itself, where it is configured.
+    fn upstream(&self, shared: &Shared) -> Option<Upstream>;
 }
 
 impl Place for RepoKey {
@@ -31,13 +41,21 @@ impl Place for RepoKey {
         };
         upstreams.map(of).collect()
     }
+
+    fn upstream(&self, shared: &Shared) -> Option<Upstream> {
+        shared.upstreams.of(self).ok()
+    }
 }
 
 /// An upstream by its name.
 impl Place for Arc<str> {
     fn stand_ins(&self, shared: &Shared) -> Vec<Self> {
-        let upstream = shared.upstreams.named(self);
+        let upstream = self.upstream(shared);
         upstream.map_or_else(Vec::new, |upstream| upstream.fallback())
+    }
+
+    fn upstream(&self, shared: &Shared) -> Option<Upstream> {
+        shared.upstreams.named(self)
     }
 }
 
@@ -97,7 +115,22 @@ impl Shared {
     where
         A: Future<Output = Result<Found<T>, FillError>>,
     {
-        let found = ask(place.clone()).await;
+        let stood_in = async {
+            let Some(upstream) = place.upstream(self) else {
+                return pending().await;
+            };
+            upstream.throttles(PATIENCE).await;
+            match self.elsewhere(place, &ask).await {
+                Some(found) if !found.how.is_stale() => found,
+                Some(_) | None => pending().await,
+            }
+        };
+        let found = tokio::select! {
+            biased;
+            found = ask(place.clone()) => found,
+            // Its own question goes on for those for whom nothing stands in.
+            found = stood_in => return Ok(found),
+        };
         let wants_another = match &found {
             Ok(found) => found.how.wants_another(),
             Err(error) => error.wants_another(),
@@ -105,18 +138,30 @@ impl Shared {
         if !wants_another {
             return found;
         }
+        match self.elsewhere(place, &ask).await {
+            Some(other) if !other.how.is_stale() => Ok(other),
+            // None of them answers, and another one was served for it before.
+            kept => found.or_else(|error| kept.ok_or(error)),
+        }
+    }
+
+    /// What `ask` finds in the first place that answers of those that stand in for one; where none does, what
+    /// was last known in the first that had something.
+    async fn elsewhere<P: Place, T, A>(&self, place: &P, ask: impl Fn(P) -> A) -> Option<Found<T>>
+    where
+        A: Future<Output = Result<Found<T>, FillError>>,
+    {
         let mut kept = None;
         for other in place.stand_ins(self) {
             if let Ok(found) = ask(other).await {
                 let found = found.of_another();
                 if !found.how.is_stale() {
-                    return Ok(found);
+                    return Some(found);
                 }
                 kept.get_or_insert(found);
             }
         }
-        // None of them answers, and another one was served for it before.
-        found.or_else(|error| kept.ok_or(error))
+        kept
     }
 }
 

@@ -1,11 +1,13 @@
 //! A place that a blob comes from.
 
+use std::future::pending;
 use std::sync::{Arc, OnceLock};
 
 use super::elsewhere::Elsewhere;
 use super::error::FillError;
+use super::failover::PATIENCE;
 use crate::oci::{Digest, RepositoryName};
-use crate::upstream::{BlobBody, Interest, Span, Upstream, Validator};
+use crate::upstream::{BlobBody, Interest, Span, Upstream, UpstreamError, Validator};
 
 /// Where a fill's bytes come from, and how to tell that they still do.
 #[derive(Clone)]
@@ -68,6 +70,10 @@ impl Origin {
     }
 
     /// A body from `from` to `to` (or the end), of the content that was opened first.
+    ///
+    /// # Errors
+    /// The upstream's, and where another has the blob that it throttles, as soon as it does for longer than is
+    /// waited for then.
     pub(super) async fn open(
         &self,
         digest: Digest,
@@ -75,11 +81,30 @@ impl Origin {
         to: Option<u64>,
     ) -> Result<BlobBody, FillError> {
         let (span, same_as) = (Span { from, to }, self.validator.get());
-        let body = self
-            .upstream
-            .blob(&self.repository, &digest, span, same_as)
-            .await?;
+        let opening = self.upstream.blob(&self.repository, &digest, span, same_as);
+        let body = tokio::select! {
+            biased;
+            body = opening => body?,
+            error = self.throttles_alone(digest) => return Err(error.into()),
+        };
         let _ = self.validator.set(body.validator().clone());
         Ok(body.wanted_by(self.interest.clone()))
+    }
+
+    /// Returns once the upstream throttles where another has the blob and can be asked for it; why this one cannot.
+    async fn throttles_alone(&self, digest: Digest) -> UpstreamError {
+        let error = self.upstream.throttles(PATIENCE).await;
+        match self.is_elsewhere(digest).await {
+            true => error,
+            false => pending().await,
+        }
+    }
+
+    /// Whether another has the blob, and can be asked for it as far as is known.
+    async fn is_elsewhere(&self, digest: Digest) -> bool {
+        match &self.elsewhere {
+            Some(elsewhere) => elsewhere.has(self, digest).await,
+            None => false,
+        }
     }
 }

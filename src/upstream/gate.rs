@@ -103,6 +103,40 @@ impl Gate {
             }
         }
     }
+
+    /// Returns once what may wait for `patience` from now on would be refused, or after that time nothing passes:
+    /// how long the upstream asks to be left alone.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing.
+    pub(super) async fn refuses(&self, patience: Duration) -> Duration {
+        let mut changes = self.state.subscribe();
+        let deadline = Instant::now() + patience;
+        loop {
+            let now = Instant::now();
+            let state = *changes.borrow_and_update();
+            match state {
+                State::Closed { until, .. } if until > deadline.max(now) => return until - now,
+                State::Probing { .. } if deadline <= now => return MIN_PAUSE,
+                State::Probing { .. } => {
+                    let _ = tokio::time::timeout_at(deadline, changes.changed()).await;
+                }
+                // The sender is `self`, so this ends by a change alone.
+                State::Open | State::Closed { .. } => {
+                    let _ = changes.changed().await;
+                }
+            }
+        }
+    }
+
+    /// True while nothing passes.
+    pub(super) fn is_closed(&self) -> bool {
+        match *self.state.borrow() {
+            State::Open => false,
+            State::Closed { until, .. } => until > Instant::now(),
+            State::Probing { .. } => true,
+        }
+    }
 }
 
 impl Pass<'_> {
@@ -337,6 +371,38 @@ mod tests {
             .throttled(&headers("60"));
         let refused = gate.pass(deadline).await.err();
         assert_eq!(refused, Some(Duration::from_secs(60)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn u12_who_waits_for_less_is_told_as_soon_as_that_is_certain() {
+        let gate = Gate::open();
+        let began = Instant::now();
+        let pass = async || {
+            let pass = gate.pass(began + Duration::from_secs(20)).await;
+            pass.ok().unwrap()
+        };
+        let refuses = |seconds| gate.refuses(Duration::from_secs(seconds));
+        let told = async |seconds| {
+            let soon = tokio::time::timeout(Duration::from_secs(9), refuses(seconds));
+            soon.await.ok()
+        };
+        assert_eq!(told(1).await, None, "it is open");
+        assert!(!gate.is_closed());
+        pass().await.throttled(&headers("3"));
+        assert!(gate.is_closed());
+        assert_eq!(told(2).await, Some(Duration::from_secs(3)));
+        // One that is let through in time, and is not answered.
+        let began = Instant::now();
+        let (told, probe) = tokio::join!(refuses(5), pass());
+        assert_eq!(told, MIN_PAUSE);
+        assert_eq!(began.elapsed(), Duration::from_secs(5));
+        assert!(gate.is_closed());
+        // It closes for longer than whoever asked before may wait.
+        let (told, ()) = tokio::join!(refuses(1), async {
+            tokio::task::yield_now().await;
+            probe.throttled(&headers("2"));
+        });
+        assert_eq!(told, Duration::from_secs(2));
     }
 
     #[test]

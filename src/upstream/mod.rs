@@ -77,6 +77,7 @@ mod upstreams;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -114,6 +115,7 @@ pub use told::Told;
 pub use upload::{Begun, PutManifest, UploadBody, UploadPlace, upload_body};
 pub use upstreams::{PreparedUpstreams, UpstreamSet, Upstreams};
 
+use crate::oci::RepositoryName;
 use allowance::LastAllowance;
 use breaker::{Breaker, Probe};
 use challenged::{Challenged, Login};
@@ -375,6 +377,29 @@ impl Upstream {
     /// What the registry said last of the pulls that it still allows, where it says so.
     pub fn allowance(&self) -> Option<Allowance> {
         self.shared.allowance.get()
+    }
+
+    /// Returns once the registry throttles for longer than a question may wait that comes now and waits for
+    /// `patience`, and why that has no answer then.
+    ///
+    /// # Cancel safety
+    /// Leaving changes nothing.
+    pub async fn throttles(&self, patience: Duration) -> UpstreamError {
+        let retry_after = self.shared.gate.refuses(patience).await;
+        UpstreamError::Throttled { retry_after }
+    }
+
+    /// True where nothing is known that keeps it, or its storage, from answering now a question about
+    /// `repository`.
+    pub fn is_ready(&self, repository: &RepositoryName) -> bool {
+        let is_offline = *self
+            .shared
+            .terms
+            .load()
+            .offline
+            .of_name(repository.as_str());
+        let is_out = self.outage().or_else(|| self.storage_outage()).is_some();
+        !(is_offline || is_out || self.shared.gate.is_closed())
     }
 
     /// True once the upstream has answered a question, for as long as it is not known to have stopped.

@@ -299,7 +299,7 @@ fn write_upstreams(out: &mut String, upstreams: &[UpstreamState]) -> std::fmt::R
     for upstream in upstreams {
         write!(out, "<tr><td>{}</td>", Escaped(&upstream.name))?;
         let stand_in = upstream.stand_in.as_deref().unwrap_or_default();
-        for (outage, stand_in) in [(&upstream.outage, stand_in), (&upstream.storage_outage, "")] {
+        for outage in [&upstream.outage, &upstream.storage_outage] {
             match outage {
                 None => write!(out, "<td class=\"ok\">yes</td>")?,
                 Some(Trouble { since, reason }) => {

@@ -424,20 +424,29 @@ fn state_of(upstream: &Upstream, all: &[Upstream]) -> UpstreamState {
         since: Time(outage.since),
         reason: outage.cause.to_string(),
     };
+    let storage_outage = upstream.storage_outage();
+    let stand_in = || {
+        let answers = |name: &&Arc<str>| {
+            let mut all = all.iter();
+            let other = all.find(|other| other.name() == *name);
+            // Where storage alone is away, another's registry is not enough.
+            other.is_some_and(|other| {
+                let has_storage = outage.is_some() || other.storage_outage().is_none();
+                other.outage().is_none() && has_storage
+            })
+        };
+        let fallback = upstream.fallback();
+        fallback.iter().find(answers).map(ToString::to_string)
+    };
     UpstreamState {
         name: upstream.name().to_string(),
         is_answering: outage.is_none(),
-        stand_in: outage.as_ref().and_then(|_| {
-            let answers = |name: &&Arc<str>| {
-                let mut all = all.iter();
-                all.any(|other| other.name() == *name && other.outage().is_none())
-            };
-            let fallback = upstream.fallback();
-            let stand_in = fallback.iter().find(answers);
-            stand_in.map(ToString::to_string)
-        }),
+        stand_in: outage
+            .as_ref()
+            .or(storage_outage.as_ref())
+            .and_then(|_| stand_in()),
         outage: outage.map(trouble),
-        storage_outage: upstream.storage_outage().map(trouble),
+        storage_outage: storage_outage.map(trouble),
         token_valid_until: token.valid_until.map(Time),
         token_failing: token.failing.map(|(since, reason)| Trouble {
             since: Time(since),

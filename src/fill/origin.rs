@@ -72,14 +72,20 @@ impl Origin {
     /// A body from `from` to `to` (or the end), of the content that was opened first.
     ///
     /// # Errors
-    /// The upstream's, and where another has the blob that it throttles, as soon as it does for longer than is
-    /// waited for then.
+    /// The upstream's, and where another has the blob: that its storage does not answer, if that is known, and that
+    /// it throttles, as soon as it does for longer than is waited for then.
     pub(super) async fn open(
         &self,
         digest: Digest,
         from: u64,
         to: Option<u64>,
     ) -> Result<BlobBody, FillError> {
+        if let Some(outage) = self.upstream.storage_outage()
+            && self.is_elsewhere(digest).await
+        {
+            self.upstream.look_for_storage(&self.repository, &digest);
+            return Err(UpstreamError::Away(Box::new(outage.cause)).into());
+        }
         let (span, same_as) = (Span { from, to }, self.validator.get());
         let opening = self.upstream.blob(&self.repository, &digest, span, same_as);
         let body = tokio::select! {

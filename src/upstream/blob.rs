@@ -12,6 +12,7 @@ use super::question::{Kind, Question};
 use super::registry::RegistryKind;
 use super::said::{is_redirect, unanswered};
 use super::scope::Scope;
+use super::storage::{LOOK_AFTER, LOOK_TIME};
 
 impl Upstream {
     /// Makes sure that the registry says that the repository holds the blob, and returns the size if
@@ -137,6 +138,33 @@ impl Upstream {
             ) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Sees to it that somebody looks in the background whether storage answers again, by the first byte of a blob
+    /// that is wanted; one at a time.
+    pub fn look_for_storage(&self, repository: &RepositoryName, digest: &Digest) {
+        let Some(turn) = self.shared.storage.look() else {
+            return;
+        };
+        let (upstream, repository, digest) = (self.clone(), repository.clone(), *digest);
+        tokio::spawn(async move {
+            let first = Span {
+                from: 0,
+                to: Some(1),
+            };
+            let looking = async {
+                let question = blob_question(Kind::Blob, &repository, &digest)?;
+                let range = first.header();
+                let question = Question { range, ..question };
+                upstream.reach_storage(&question).await
+            };
+            // What came of it is told where it was heard.
+            let _ = tokio::time::timeout(LOOK_TIME, looking).await;
+            if upstream.storage_outage().is_some() {
+                tokio::time::sleep(LOOK_AFTER).await;
+            }
+            drop(turn);
+        });
     }
 
     /// Begins to read a blob. `same_as` is the validator of an earlier part that this one continues.

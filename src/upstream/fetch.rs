@@ -49,6 +49,22 @@ impl Upstream {
             }
         }
     }
+
+    /// Asks once where the registry sends us, so that it is known whether storage answers. A registry that has the
+    /// content itself needs none.
+    ///
+    /// # Errors
+    /// As [`UpstreamError`] says.
+    pub(super) async fn reach_storage(&self, question: &Question<'_>) -> Result<(), UpstreamError> {
+        let answer = self.ask(question).await?;
+        if is_redirect(answer.status()) {
+            let home = self.shared.at_home(&question.path)?;
+            self.shared.follow(question, home, answer).await?;
+        } else if answer.status().is_success() {
+            self.shared.storage.answered();
+        }
+        Ok(())
+    }
 }
 
 impl Shared {

@@ -1,16 +1,27 @@
 //! Whether the storage answers that the registry redirects to. It is not the registry's host, and may be
-//! away where that one answers; nothing is held back for it, it is only told.
+//! away where that one answers. It is told, and what another upstream has comes from there meanwhile; nothing else is
+//! held back for it, so that what is asked of it tells that it answers again.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::breaker::{LIMIT, Outage, weight};
 use super::error::UpstreamError;
 use super::meter::Meter;
 
+/// Within which a look at storage that does not answer has an answer: one that hangs must not keep the next from
+/// finding the way. Longer than a connection takes at most.
+pub(super) const LOOK_TIME: Duration = Duration::from_secs(6);
+/// Between the end of one look and the next.
+pub(super) const LOOK_AFTER: Duration = Duration::from_secs(1);
+
 /// What is known of an upstream's storage.
 pub(super) struct Storage {
     state: Mutex<State>,
+    /// Held while somebody looks whether it answers again.
+    looking: Arc<Semaphore>,
     meter: Meter,
 }
 
@@ -25,6 +36,7 @@ impl Storage {
     pub(super) fn new(meter: Meter) -> Self {
         Self {
             state: Mutex::default(),
+            looking: Arc::new(Semaphore::new(1)),
             meter,
         }
     }
@@ -32,6 +44,11 @@ impl Storage {
     /// Since when it does not answer and why, as of the last that was asked of it.
     pub(super) fn outage(&self) -> Option<Outage> {
         self.with(|state| state.outage.clone())
+    }
+
+    /// The turn of who looks whether it answers again; `None` while another has it.
+    pub(super) fn look(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.looking).try_acquire_owned().ok()
     }
 
     /// It answered, whatever the answer.

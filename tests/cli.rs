@@ -308,6 +308,101 @@ fn the_iam_policy_of_ecr_public_is_its_login() {
 }
 
 #[test]
+fn the_iam_policy_of_a_role_is_its_own_and_the_proxys_identity_may_assume_it() {
+    let folder = tempfile::tempdir().expect("folder");
+    let role = |account: &str| format!("arn:aws:iam::{account}:role/puller");
+    let (first, second) = (role("000042290001"), role("000042290002"));
+    let upstream = |account: &str, keys: &str| {
+        format!("[[upstream]]\nregistry = '{account}.dkr.ecr.eu-west-1.amazonaws.com'\n{keys}\n")
+    };
+    let text = [
+        "[server]\ndomains = ['a.test']\n".to_owned(),
+        upstream("000042290000", ""),
+        upstream("000042290001", &format!("role_arn = '{first}'")),
+        upstream("000042290002", &format!("role_arn = '{second}'")),
+        "[[route]]\nrepository = 'a/**'\nupstream = '000042290000.dkr.ecr.eu-west-1.amazonaws.com'\n"
+            .to_owned(),
+    ];
+    let file = config(folder.path(), &text.concat());
+    let statements = |output: &Output| {
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+        let policy: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        policy["Statement"].as_array().expect("statements").clone()
+    };
+    let of = |account: &str| format!("arn:aws:ecr:eu-west-1:{account}:repository/*");
+    let own = ran(&["iam-policy", "--push", "--config", &file]);
+    let sids_and_resources = |output: &Output| {
+        let each = statements(output).into_iter();
+        each.map(|it| (it["Sid"].clone(), it["Resource"].clone()))
+            .collect::<Vec<_>>()
+    };
+    let expected = |account: &str| {
+        let repositories = serde_json::Value::from(of(account));
+        vec![
+            ("Login".into(), "*".into()),
+            ("Pull".into(), repositories.clone()),
+            ("Push".into(), repositories),
+        ]
+    };
+    let mut expected_own = expected("000042290000");
+    let roles = serde_json::json!([first, second]);
+    expected_own.push(("AssumeRole".into(), roles));
+    assert_eq!(sids_and_resources(&own), expected_own);
+    assert_eq!(statements(&own)[3]["Action"], "sts:AssumeRole");
+    // Who pastes the one is told of the others.
+    for role in [&first, &second] {
+        let command = format!("ecr-proxy iam-policy --role {role} --push --config {file}");
+        assert!(stderr(&own).contains(&command), "{}", stderr(&own));
+    }
+    for (role, account) in [(&first, "000042290001"), (&second, "000042290002")] {
+        let words = ["iam-policy", "--role", role, "--push", "--config", &file];
+        let output = ran(&words);
+        assert_eq!(sids_and_resources(&output), expected(account));
+        assert_eq!(stderr(&output), "");
+    }
+    let output = ran(&[
+        "iam-policy",
+        "--role",
+        &role("000042290003"),
+        "--config",
+        &file,
+    ]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(stdout(&output), "");
+    let told = stderr(&output);
+    let none = format!("no upstream assumes the role {}", role("000042290003"));
+    for part in [&none, &first, &second] {
+        assert!(told.contains(part.as_str()), "{told}");
+    }
+}
+
+#[test]
+fn the_iam_policy_of_identities_of_their_own_says_that_it_is_for_all_of_them() {
+    let folder = tempfile::tempdir().expect("folder");
+    let upstream = |name: &str, account: &str, keys: &str| {
+        format!(
+            "[[upstream]]\nname = '{name}'\nregistry = '{account}.dkr.ecr.eu-west-1.amazonaws.com'\n{keys}\n"
+        )
+    };
+    let text = [
+        "[server]\ndomains = ['a.test']\n".to_owned(),
+        upstream("one", "000042290000", ""),
+        upstream("two", "000042290001", "profile = 'edge'"),
+        "[[route]]\nrepository = 'a/**'\nupstream = 'one'\n".to_owned(),
+    ];
+    let file = config(folder.path(), &text.concat());
+    let output = ran(&["iam-policy", "--config", &file]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let policy: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let resources = &policy["Statement"][1]["Resource"];
+    assert_eq!(resources.as_array().map(Vec::len), Some(2), "{policy}");
+    let told = stderr(&output);
+    for part in ["the AWS default chain (one)", "profile \"edge\" (two)"] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+#[test]
 fn the_iam_policy_is_json_and_the_least() {
     let output = ran(&["iam-policy", "--upstream", ECR, "--domain", "a.test"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -71,6 +71,13 @@ impl Moto {
         }
     }
 
+    /// A role of this account that may do what `policy` says, for those whom `trust` names.
+    fn role(&self, account: &str, policy: &str, trust: &str) -> String {
+        let role = self.ask(&["role", account, policy, trust]);
+        assert_eq!(role, role_of(account));
+        role_of(account)
+    }
+
     /// From now on signatures and rights count.
     fn enforce(&self) {
         self.ask(&["enforce", "0"]);
@@ -110,24 +117,40 @@ fn policy(actions: &[&str]) -> String {
     json!({"Version": "2012-10-17", "Statement": [statement]}).to_string()
 }
 
-/// What `iam-policy` prints for one who creates.
-fn printed_policy() -> String {
-    let host = host(OWN);
-    let words = [
-        "--upstream",
-        &host,
-        "--domain",
-        DOMAIN,
-        "--push",
-        "--create",
-    ];
+/// What `iam-policy` prints for this account's registry, of which these keys say more.
+fn printed_policy(account: &str, keys: &str, words: &[&str]) -> String {
+    let folder = TempDir::new().expect("a temporary directory");
+    let file = folder.path().join("config.toml");
+    let host = host(account);
+    let text =
+        format!("[server]\ndomains = ['{DOMAIN}']\n[[upstream]]\nregistry = '{host}'\n{keys}\n");
+    std::fs::write(&file, text).expect("one's own file");
     let printed = Command::new(env!("CARGO_BIN_EXE_ecr-proxy"))
-        .arg("iam-policy")
+        .args(["iam-policy", "--config"])
+        .arg(&file)
         .args(words)
         .output()
         .expect("the program was built");
     assert!(printed.status.success(), "{printed:?}");
     String::from_utf8(printed.stdout).expect("JSON")
+}
+
+/// The same for one who creates.
+fn creators_policy() -> String {
+    printed_policy(OWN, "", &["--push", "--create"])
+}
+
+/// What `iam-policy` prints for a proxy that assumes the account's role, and for that role.
+fn policies_with_role(account: &str) -> [String; 2] {
+    let role = role_of(account);
+    let keys = format!("role_arn = '{role}'");
+    let of_role = printed_policy(account, &keys, &["--push", "--role", &role]);
+    [printed_policy(account, &keys, &["--push"]), of_role]
+}
+
+/// The role that [`Moto::role`] makes.
+fn role_of(account: &str) -> String {
+    format!("arn:aws:iam::{account}:role/pull")
 }
 
 fn host(account: &str) -> String {
@@ -174,18 +197,23 @@ async fn what_is_signed_with_plain_keys_is_what_aws_would_compute() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_of_another_account_is_assumed_and_signs_with_its_session() {
     let moto = Moto::start();
-    let keys = moto.user(&policy(&["sts:AssumeRole"]));
-    let role = moto.ask(&["role", OTHER, &policy(&["ecr:GetAuthorizationToken"]), "{}"]);
-    let role = role.as_str().expect("an ARN");
+    let [own, of_role] = policies_with_role(OTHER);
+    let keys = moto.user(&own);
+    let role = moto.role(OTHER, &of_role, "{}");
     moto.enforce();
     // Its token is that of the role's account, and no other opens this.
     let registry = registry(OTHER);
     let secrets = [keys.secret.clone(), format!("{OTHER}-auth-token")];
     let set_up = || {
         let proxy = moto.proxy(&keys, OTHER, &registry);
-        proxy.upstream_key("role_arn", role)
+        proxy.upstream_key("role_arn", &*role)
     };
     carries(set_up, &secrets).await;
+    // What its own keys may do is no more than to become that role.
+    has_no_credentials(moto.proxy(&keys, OWN, &self::registry(OWN))).await;
+    let another = moto.proxy(&keys, OTHER, &registry);
+    let another = another.upstream_key("role_arn", format!("{role}-others"));
+    has_no_credentials(another).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,21 +246,20 @@ async fn has_no_credentials(proxy: Builder) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_that_trusts_an_external_id_is_assumed_with_that_and_no_other() {
     let moto = Moto::start();
-    let keys = moto.user(&policy(&["sts:AssumeRole"]));
+    let [own, of_role] = policies_with_role(OWN);
+    let keys = moto.user(&own);
     let trust = json!({"Version": "2012-10-17", "Statement": [{
         "Effect": "Allow",
         "Principal": {"AWS": "*"},
         "Action": "sts:AssumeRole",
         "Condition": {"StringEquals": {"sts:ExternalId": EXTERNAL_ID}},
     }]});
-    let may = policy(&["ecr:GetAuthorizationToken"]);
-    let role = moto.ask(&["role", OWN, &may, &trust.to_string()]);
-    let role = role.as_str().expect("an ARN");
+    let role = moto.role(OWN, &of_role, &trust.to_string());
     moto.enforce();
     let registry = registry(OWN);
     let with = |id: &str| {
         let proxy = moto.proxy(&keys, OWN, &registry);
-        let proxy = proxy.upstream_key("role_arn", role);
+        let proxy = proxy.upstream_key("role_arn", &*role);
         proxy.upstream_key("external_id", id)
     };
     carries(|| with(EXTERNAL_ID), &[EXTERNAL_ID.to_owned()]).await;
@@ -244,7 +271,7 @@ async fn a_role_that_trusts_an_external_id_is_assumed_with_that_and_no_other() {
         secret: WRONG_SECRET.to_owned(),
     };
     let proxy = moto.proxy(&wrong, OWN, &registry);
-    has_no_credentials(proxy.upstream_key("role_arn", role)).await;
+    has_no_credentials(proxy.upstream_key("role_arn", &*role)).await;
 }
 
 /// nginx, which lets pass to the registry what moto knows to be a repository, as ECR does.
@@ -353,7 +380,7 @@ fn rule(priority: u32) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_is_made_by_the_template_as_moto_understands_it() {
     let moto = Moto::start();
-    let keys = moto.user(&printed_policy());
+    let keys = moto.user(&creators_policy());
     let registry = registry(OWN);
     let gate = Gate::start(&moto, &registry).await;
     let proxy = moto.proxy(&keys, OWN, &registry);
@@ -398,7 +425,7 @@ async fn a_repository_is_made_by_the_template_as_moto_understands_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_moto_says_against_a_template_is_read_and_told_to_the_operator() {
     let moto = Moto::start();
-    let keys = moto.user(&printed_policy());
+    let keys = moto.user(&creators_policy());
     let registry = registry(OWN);
     let gate = Gate::start(&moto, &registry).await;
     let proxy = moto.proxy(&keys, OWN, &registry);

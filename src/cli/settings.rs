@@ -56,6 +56,11 @@ pub(super) struct Settings {
 }
 
 impl Settings {
+    /// The configuration file that is named.
+    pub(super) fn file(&self) -> Option<&PathBuf> {
+        self.config.as_ref()
+    }
+
     pub(super) fn load(self, environment: &dyn Strings, files: Files) -> Result<Config, Faults> {
         let file = self.config.clone();
         Config::load(Sources {

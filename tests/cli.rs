@@ -700,6 +700,59 @@ async fn check_names_the_iam_actions_that_rules_want_and_it_cannot_try() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn check_tells_whose_credentials_it_has_and_what_to_attach_to_them() {
+    use ecr_proxy::simulator::{DENIED_ACCESS_KEY, PULL_ONLY_ACCESS_KEY as KEY};
+    const ROLE: &str = "arn:aws:iam::000042290000:role/denied";
+    let simulator = Simulator::builder().start().await.expect("simulator");
+    simulator.trust_role("denied", KEY, None);
+    let folder = tempfile::tempdir().expect("folder");
+    let profiles = |key: &str| {
+        let file = folder.path().join(key);
+        let text = format!("[edge]\naws_access_key_id = {key}\naws_secret_access_key = s\n");
+        std::fs::write(&file, text).expect("file");
+        file.display().to_string()
+    };
+    let checked = |keys: &[(&str, &str)], key: &str| {
+        let mut proxy = support::Proxy::builder()
+            .simulator(&simulator)
+            .env("AWS_ENDPOINT_URL_STS", &simulator.api_endpoint())
+            .env("AWS_SHARED_CREDENTIALS_FILE", &profiles(key))
+            .env("AWS_ACCESS_KEY_ID", key);
+        for (name, value) in keys {
+            proxy = proxy.upstream_key(name, *value);
+        }
+        proxy.start().run(["check"]).stdout
+    };
+    let profile = ("profile", "edge");
+    let by_role = ("role_arn", ROLE);
+    for (keys, told) in [
+        (&[][..], "found in the AWS default chain\n"),
+        (&[profile], "found with profile \"edge\"\n"),
+        (
+            &[by_role],
+            "role arn:aws:iam::000042290000:role/denied, assumed with what the AWS default chain has\n",
+        ),
+        (
+            &[profile, by_role],
+            "role arn:aws:iam::000042290000:role/denied, assumed with what profile \"edge\" has\n",
+        ),
+    ] {
+        let said = checked(keys, KEY);
+        assert!(said.contains(told), "{told} in {said}");
+        // A role that is missing rights gets them, not whoever assumes it.
+        let mend = "attach what `ecr-proxy iam-policy --role arn:aws:iam::000042290000:role/denied` prints \
+                    to that role";
+        assert_eq!(said.contains(mend), keys.contains(&by_role), "{said}");
+    }
+    // Who may not assume it is told of that, and not to look for keys.
+    let said = checked(&[by_role], DENIED_ACCESS_KEY);
+    assert!(
+        said.contains("may assume the role arn:aws:iam::000042290000:role/denied"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn check_is_content_with_a_site_that_is_offline() {
     let simulator = Simulator::builder().start().await.expect("simulator");
     let proxy = support::Proxy::builder()

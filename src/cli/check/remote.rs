@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Finding;
 use crate::access::{Action, Rules};
 use crate::cli::iam_policy::{
-    CREATE_ACTIONS, DELETE_ACTION, DESCRIBE_ACTION, LIST_ACTION, PULL_ACTIONS, PUSH_ACTIONS,
+    CREATE_ACTIONS, DELETE_ACTION, DESCRIBE_ACTION, LIST_ACTION, PULL_ACTIONS, PUSH_ACTIONS, source,
 };
 use crate::config::{self, Auth};
 use crate::oci::{Digest, Reference, RepositoryName};
@@ -21,7 +21,68 @@ const NOTABLE_SKEW: Duration = Duration::from_secs(10);
 /// A repository that hardly exists: IAM decides before ECR looks for it.
 const NO_REPOSITORY: &str = "ecr-proxy-check/none";
 
-const TRY_POLICY: &str = "attach what `ecr-proxy iam-policy` prints to the proxy's identity";
+/// Who is asked for, as far as the configuration says.
+struct Identity<'a> {
+    profile: Option<&'a str>,
+    /// The ARN of the role that is assumed.
+    role: Option<&'a str>,
+}
+
+impl Identity<'_> {
+    fn of(auth: &Auth) -> Identity<'_> {
+        match auth {
+            Auth::Aws { profile, role } => Identity {
+                profile: profile.as_deref(),
+                role: role.as_ref().map(|role| &*role.arn),
+            },
+            Auth::Basic { .. } | Auth::Anonymous => Identity {
+                profile: None,
+                role: None,
+            },
+        }
+    }
+
+    /// Where its credentials are from, where they are good.
+    fn found(&self) -> String {
+        let source = source(self.profile);
+        match (self.role, self.profile) {
+            (Some(role), _) => format!("role {role}, assumed with what {source} has"),
+            // A profile that has none is followed by what else there is.
+            (None, Some(_)) => format!("found with {source}"),
+            (None, None) => format!("found in {source}"),
+        }
+    }
+
+    /// What to do where there are none that work.
+    fn none(&self) -> String {
+        let none = "none were found, or AWS does not know them: give the proxy an instance or pod role, \
+                    AWS_… variables, or a profile";
+        match self.role {
+            None => none.to_owned(),
+            Some(role) => format!(
+                "{none}; and look whether it may assume the role {role}, by its own policy, which \
+                 `ecr-proxy iam-policy` prints, and by the role's trust policy"
+            ),
+        }
+    }
+
+    /// The command that prints what it needs.
+    fn policy(&self) -> String {
+        match self.role {
+            None => "ecr-proxy iam-policy".to_owned(),
+            Some(role) => format!("ecr-proxy iam-policy --role {role}"),
+        }
+    }
+
+    /// What to do where a right is missing.
+    fn try_policy(&self) -> String {
+        let whom = match self.role {
+            None => "the proxy's identity",
+            Some(_) => "that role",
+        };
+        format!("attach what `{}` prints to {whom}", self.policy())
+    }
+}
 
 /// Everything about the upstream, in the order in which one thing needs another. What `rules` grant decides what
 /// it has to allow.
@@ -39,10 +100,11 @@ pub(super) async fn upstream(
             .collect::<Vec<_>>()
     };
     let aws = matches!(configured.auth, Auth::Aws { .. });
+    let identity = Identity::of(&configured.auth);
     let mut findings = Vec::new();
     let mut logged_in = true;
     if aws {
-        let (found, good) = token(upstream).await;
+        let (found, good) = token(upstream, &identity).await;
         findings.extend(quoting(found));
         logged_in = good;
     } else {
@@ -61,8 +123,8 @@ pub(super) async fn upstream(
     // ECR Public lets everybody pull.
     let is_private = upstream.registry().ecr().is_some();
     if aws && is_private && ping.is_ok() {
-        findings.extend(quoting(actions(upstream, repository).await));
-        findings.extend(untried(configured, rules));
+        findings.extend(quoting(actions(upstream, &identity, repository).await));
+        findings.extend(untried(configured, &identity, rules));
     }
     findings.extend(quoting(vec![reachable(configured, &ping)]));
     if let Ok(Ping {
@@ -75,7 +137,7 @@ pub(super) async fn upstream(
 }
 
 /// Credentials and token; whether there is one.
-async fn token(upstream: &Upstream) -> (Vec<Finding>, bool) {
+async fn token(upstream: &Upstream, identity: &Identity<'_>) -> (Vec<Finding>, bool) {
     const CREDENTIALS: &str = "credentials";
     const TOKEN: &str = "token";
     let error = match upstream.check_token().await {
@@ -84,22 +146,20 @@ async fn token(upstream: &Upstream) -> (Vec<Finding>, bool) {
                 || "obtained".to_owned(),
                 |until| format!("valid until {}", humantime::format_rfc3339_seconds(until)),
             );
-            let found = Finding::ok(CREDENTIALS, "found in the AWS default chain");
+            let found = Finding::ok(CREDENTIALS, identity.found());
             return (vec![found, Finding::ok(TOKEN, until)], true);
         }
         Err(error) => error,
     };
     let text = error.to_string();
-    let credentials = "none were found, or AWS does not know them: give the proxy an \
-                       instance or pod role, AWS_… variables, or a profile";
     let findings = match &error {
         UpstreamError::NoToken(TokenError::NoCredentials) => {
-            vec![Finding::fail(CREDENTIALS, text, credentials)]
+            vec![Finding::fail(CREDENTIALS, text, identity.none())]
         }
         UpstreamError::NoToken(TokenError::Denied) => vec![
-            Finding::ok(CREDENTIALS, "found in the AWS default chain"),
+            Finding::ok(CREDENTIALS, identity.found()),
             Finding::fail(TOKEN, text, ""),
-            missing("ecr:GetAuthorizationToken", TRY_POLICY),
+            missing("ecr:GetAuthorizationToken", &identity.try_policy()),
         ],
         UpstreamError::NoToken(TokenError::Unreachable | TokenError::TooSlow) => {
             let mend = "let the proxy reach the AWS API of the registry's region, over port 443";
@@ -119,22 +179,25 @@ fn missing(action: &str, mend: &str) -> Finding {
 }
 
 /// What is granted here, and cannot be tried without doing it.
-fn untried(configured: &config::Upstream, rules: &Rules) -> Vec<Finding> {
+fn untried(configured: &config::Upstream, identity: &Identity<'_>, rules: &Rules) -> Vec<Finding> {
+    let policy = identity.policy();
     let all = [
         (
             rules.grant(&configured.name, Action::Push),
             &PUSH_ACTIONS[..],
-            "write: `ecr-proxy iam-policy --push` prints a policy that grants them",
+            format!("write: `{policy} --push` prints a policy that grants them"),
         ),
         (
             rules.grant(&configured.name, Action::Delete),
             &[DELETE_ACTION],
-            "delete: grant it beside what `ecr-proxy iam-policy --push` prints",
+            format!("delete: grant it beside what `{policy} --push` prints"),
         ),
         (
             configured.create.is_some(),
             &CREATE_ACTIONS,
-            "make a repository: `ecr-proxy iam-policy --push --create` prints a policy that grants them",
+            format!(
+                "make a repository: `{policy} --push --create` prints a policy that grants them"
+            ),
         ),
     ];
     let wanted = all.into_iter().filter(|(is_wanted, ..)| *is_wanted);
@@ -154,7 +217,11 @@ fn untried(configured: &config::Upstream, rules: &Rules) -> Vec<Finding> {
 }
 
 /// The actions that a pull takes, each tried where it can do no harm.
-async fn actions(upstream: &Upstream, repository: Option<&RepositoryName>) -> Vec<Finding> {
+async fn actions(
+    upstream: &Upstream,
+    identity: &Identity<'_>,
+    repository: Option<&RepositoryName>,
+) -> Vec<Finding> {
     const SUBJECT: &str = "IAM";
     let fallback = NO_REPOSITORY.parse();
     let (Some(name), Ok(latest)) = (
@@ -167,8 +234,11 @@ async fn actions(upstream: &Upstream, repository: Option<&RepositoryName>) -> Ve
     let manifest = upstream.manifest(name, &latest).await.map(drop);
     let blob = upstream.probe_blob(name, &none).await.map(drop);
     let mend = match repository {
-        Some(_) => TRY_POLICY.to_owned(),
-        None => format!("{TRY_POLICY}; if it names repositories, try --repository NAME of one"),
+        Some(_) => identity.try_policy(),
+        None => format!(
+            "{}; if it names repositories, try --repository NAME of one",
+            identity.try_policy()
+        ),
     };
     let described = upstream.tag_mutability(name).await.map(drop);
     let listed = upstream.tags(name, Some(1), None).await.map(drop);

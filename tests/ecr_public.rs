@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use ecr_proxy::simulator::{DENIED_ACCESS_KEY, ImageSpec, Journal, Listener, Simulator};
 use support::Proxy;
 use support::proxy::Builder;
@@ -75,4 +77,29 @@ async fn an_account_that_may_not_log_in_is_told_from_one_that_may() {
         proxy.upstream_key("auth", "aws")
     });
     assert_eq!(pull(&proxy).await, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u12_manifests_go_at_the_rate_that_the_operator_says_and_layers_as_they_come() {
+    let ecr = public().await;
+    let paced = async |proxy: &Proxy| {
+        let metrics = proxy.metrics().await;
+        metrics.sum("ecr_proxy_upstream_paced_total", &[])
+    };
+    let as_ever = pulls(&ecr, |proxy| proxy.upstream_key("auth", "aws"));
+    for _ in 0..3 {
+        assert_eq!(pull(&as_ever).await, 200);
+    }
+    assert_eq!(paced(&as_ever).await, 0.0);
+    let slow = pulls(&ecr, |proxy| {
+        let proxy = proxy.upstream_key("auth", "aws");
+        proxy.upstream_key("requests_per_second", vec!["BatchGetImage=1"])
+    });
+    let began = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(pull(&slow).await, 200);
+    }
+    // The first is at once, and layers are not counted.
+    assert!(began.elapsed() >= Duration::from_secs(2));
+    assert_eq!(paced(&slow).await, 2.0);
 }

@@ -47,7 +47,7 @@ impl QuotaAction {
         Self::PutImage,
     ];
 
-    /// What AWS gives every account, per region and second (Amazon ECR User Guide, "Service quotas", April
+    /// What AWS gives every account for private registries, per region and second (Amazon ECR User Guide, "Service quotas", April
     /// 2026). All of them are raised on request.
     fn of_aws(self) -> u32 {
         match self {
@@ -94,7 +94,7 @@ impl Quotas {
         Self([None; QuotaAction::ALL.len()])
     }
 
-    /// What AWS gives an account that has asked for nothing else.
+    /// What AWS gives an account that has asked for nothing else, for its private registries.
     pub fn of_aws() -> Self {
         Self(QuotaAction::ALL.map(|action| NonZeroU32::new(action.of_aws())))
     }

@@ -186,22 +186,31 @@ impl Resolver {
     }
 
     /// Those of AWS with what is written instead; other registries have none that are known.
+    ///
+    /// ECR Public has only what is written. It limits "image pulls" a second, 1 for those without an account and 10
+    /// for those with one or on AWS, and does not say which requests are one: an image is a list, a manifest for
+    /// each platform and its layers, and a guess would hold up every cold pull by seconds. So its 429 is obeyed, as
+    /// any registry's.
     fn quotas(&mut self, registry: Option<&Registry>) -> Option<Quotas> {
         let written = self.many("upstream.requests_per_second", |text| {
             text.parse::<Quota>()
                 .map_err(|error| format!("{text:?}: {error}"))
         })?;
-        if !matches!(registry?.kind(), RegistryKind::Ecr(_)) {
-            if written.is_some() {
-                self.fault(
-                    "upstream.requests_per_second",
-                    "is about the quotas of private ECR registries",
-                );
+        let known = match registry?.kind() {
+            RegistryKind::Ecr(_) => Quotas::of_aws(),
+            RegistryKind::EcrPublic => Quotas::unlimited(),
+            RegistryKind::DockerHub | RegistryKind::Other => {
+                if written.is_some() {
+                    self.fault(
+                        "upstream.requests_per_second",
+                        "is about the quotas of ECR registries",
+                    );
+                }
+                return Some(Quotas::unlimited());
             }
-            return Some(Quotas::unlimited());
-        }
+        };
         let written = written.unwrap_or_default().into_iter();
-        Some(written.fold(Quotas::of_aws(), Quotas::with))
+        Some(written.fold(known, Quotas::with))
     }
 
     /// `None` if it is faulty, `Some(None)` without one.

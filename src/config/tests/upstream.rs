@@ -108,8 +108,14 @@ fn quotas_are_those_of_aws_where_nothing_else_is_written() {
     let written = "requests_per_second = [\"PutImage=20\"]";
     assert_eq!(quotas(ECR, written).ok(), Some(more));
     assert_eq!(quotas("docker.io", "").ok(), Some(Quotas::unlimited()));
+    // What ECR Public counts is not known, so only the operator can say.
+    let public = "public.ecr.aws";
+    assert_eq!(quotas(public, "").ok(), Some(Quotas::unlimited()));
+    let slow = Quotas::unlimited().with("BatchGetImage=1".parse().expect("a quota"));
+    let written_slow = "requests_per_second = [\"BatchGetImage=1\"]";
+    assert_eq!(quotas(public, written_slow).ok(), Some(slow));
     for (registry, written, fault) in [
-        ("docker.io", written, "is about the quotas of private ECR"),
+        ("docker.io", written, "is about the quotas of ECR"),
         (
             ECR,
             "requests_per_second = [\"PutImages=1\"]",

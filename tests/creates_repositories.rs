@@ -614,6 +614,45 @@ async fn u12_a_policy_that_aws_throttles_is_given_as_the_push_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn u12_what_aws_throttles_for_one_repository_all_wait_out_and_get() {
+    let rig = Rig::start(FULL_ACCESS_KEY, "").await;
+    let throttled = Fault::refused_by_aws("ThrottlingException", "Rate exceeded");
+    let faults = rig.ecr.faults();
+    let throttled = faults
+        .on(Listener::Api, "POST", "CreateRepository")
+        .then(throttled);
+    let push = |number: u32| {
+        let ann = rig.user("ann");
+        tokio::spawn(async move { begin(&ann, &format!("team/app{number}")).await })
+    };
+    let first = push(0);
+    // What it was told holds for all from here on: it asks once more, and they wait.
+    until("it is asked for again", async || throttled.taken() > 1).await;
+    let others: Vec<_> = (1..20).map(push).collect();
+    until("all are told that there is none", async || {
+        let told = |entry: &Entry| {
+            entry.listener == Listener::Registry
+                && entry.method == "POST"
+                && entry.status == Some(404)
+        };
+        rig.ecr.journal().count(told) == 20
+    })
+    .await;
+    until("it is asked for twice more", async || throttled.taken() > 3).await;
+    throttled.remove();
+    for pushed in [first].into_iter().chain(others) {
+        let answer = pushed.await.expect("no panic");
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    // One probe at a time, each after twice the time, however many wait.
+    let asked = rig.asked("CreateRepository");
+    assert!(asked <= 20 + 5, "{asked}");
+    let metrics = rig.proxy.metrics().await;
+    let counted = metrics.sum("ecr_proxy_upstream_throttled_total", &[]);
+    assert_eq!(counted, (asked - 20) as f64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_created_for_those_who_may_not_push_nor_by_a_pull() {
     let rig = Rig::start(FULL_ACCESS_KEY, "").await;
     let (ann, bob) = (rig.user("ann"), rig.user("bob"));

@@ -4,7 +4,8 @@
 //! operator wants it, and after the registry has said that there is no such repository; however many push
 //! at once, it is asked for once, and what was begun is ended, whoever leaves. What the program does not live
 //! to end, or AWS does not let it, is ended with a push to that repository within the hour, unless an operator
-//! was first. What AWS certainly did not make is nothing of ours to end.
+//! was first. While AWS throttles, one call at a time tries whether it still does, however many repositories
+//! are wanted. What AWS certainly did not make is nothing of ours to end.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use crate::oci::{Pattern, RepositoryName};
 
 use super::Upstream;
-use super::ecr::EcrApi;
+use super::ecr::{EcrApi, Making};
 use super::error::UpstreamError;
 use super::exchange::is_broken_off;
 use super::gate::backoff;
@@ -33,6 +34,8 @@ const MADE_FOR: Duration = Duration::from_secs(10);
 const UNTIL_KNOWN: Duration = Duration::from_secs(5);
 /// How long one has to make a repository what it should be, before another may go on.
 const TURN: Duration = Duration::from_secs(60);
+/// For how long a push waits for the lifecycle policy's turn while AWS throttles: it can be given later.
+const PUSH_WAITS: Duration = Duration::from_secs(2);
 /// When to go on with what AWS did not let us end.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Repositories that are remembered at once; each is forgotten once nothing about it is of use.
@@ -108,6 +111,7 @@ pub(super) struct Creator {
     recent: Cache<RepositoryName, Arc<Mutex<Option<Known>>>>,
     /// Those that are to get a lifecycle policy, and may not have it yet.
     unfinished: Arc<Unfinished>,
+    making: Making,
     meter: Meter,
 }
 
@@ -124,9 +128,11 @@ impl Creator {
         api: Arc<EcrApi>,
         creation: Creation,
         notes: Option<PathBuf>,
+        absorb_throttle: Duration,
         meter: Meter,
     ) -> Arc<Self> {
         Arc::new(Self {
+            making: Making::new(absorb_throttle, meter.clone()),
             unfinished: Arc::new(Unfinished::open(notes)),
             api,
             creation,
@@ -198,7 +204,8 @@ impl Creator {
         let template = &self.creation.template;
         let was_noted = template.lifecycle_policy.is_some()
             && self.unfinished.note(repository, TURN).await == Noted::Before;
-        let made = self.api.create_repository(repository, template).await;
+        let (api, making) = (&self.api, &self.making);
+        let made = api.create_repository(repository, template, making).await;
         let is_unclear = matches!(&made, Err(not_made) if not_made.is_unclear);
         let word = made.map_err(|not_made| not_made.error);
         self.meter.created(match &word {
@@ -234,13 +241,17 @@ impl Creator {
         tracing::info!(upstream.name = %upstream, oci.repository = %repository, "repository created");
         if let Some(policy) = &template.lifecycle_policy {
             // The images are what matters: without it they are pushed all the same.
-            self.give_policy(repository, policy).await;
+            let deadline = Instant::now() + PUSH_WAITS;
+            self.give_policy(repository, policy, deadline).await;
         }
         word
     }
 
-    async fn give_policy(&self, repository: &RepositoryName, policy: &str) {
-        let put = self.api.put_lifecycle_policy(repository, policy).await;
+    /// Waits until `deadline` for its turn while AWS throttles.
+    async fn give_policy(&self, repository: &RepositoryName, policy: &str, deadline: Instant) {
+        let (api, making) = (&self.api, &self.making);
+        let put = api.put_lifecycle_policy(repository, policy, making, deadline);
+        let put = put.await;
         self.meter.lifecycle_policy(match put {
             Ok(()) => "ok",
             Err(UpstreamError::Refused) => "refused",
@@ -268,8 +279,11 @@ impl Creator {
             let Some(policy) = policy.filter(|_| !is_too_old) else {
                 return creator.unfinished.forget(&repository).await;
             };
-            match creator.api.has_lifecycle_policy(&repository).await {
-                Ok(false) => creator.give_policy(&repository, policy).await,
+            let (api, making) = (&creator.api, &creator.making);
+            let deadline = making.absorbed_by();
+            let has = api.has_lifecycle_policy(&repository, making, deadline);
+            match has.await {
+                Ok(false) => creator.give_policy(&repository, policy, deadline).await,
                 // Another is not replaced: who gave it knew better.
                 Ok(true) => creator.unfinished.forget(&repository).await,
                 Err(UpstreamError::Refused) => creator.unfinished.put_off(&repository, REFUSED_FOR),

@@ -285,6 +285,7 @@ impl Upstream {
                     Arc::clone(api),
                     creation,
                     notes,
+                    limits.absorb_throttle,
                     meter.clone(),
                 ))
             }

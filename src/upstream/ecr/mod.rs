@@ -39,6 +39,7 @@ use super::registry::EcrHost;
 use super::secret::Secret;
 
 pub(super) use public::PublicApi;
+pub(super) use repositories::Making;
 
 /// The SDK bounds only connecting, by itself; an attempt that hangs must leave time for the next.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

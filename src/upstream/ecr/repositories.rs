@@ -15,20 +15,71 @@ use aws_sdk_ecr::types::{
     EncryptionConfiguration, EncryptionType, ImageScanningConfiguration, ImageTagMutability,
     ImageTagMutabilityExclusionFilter, ImageTagMutabilityExclusionFilterType, Tag,
 };
+use http::HeaderMap;
 use tokio::time::Instant;
 
 use super::{EcrApi, quietly};
 use crate::oci::RepositoryName;
 use crate::upstream::creation::{Created, Encryption, NotMade, Template};
 use crate::upstream::error::{Absent, Deadline, Unreachable, UpstreamError};
-use crate::upstream::gate::backoff;
+use crate::upstream::gate::{Gate, Pass, backoff};
+use crate::upstream::meter::Meter;
 use crate::upstream::mutability::TagMutability;
 use crate::upstream::told::{Told, redacted};
 
-/// Attempts to make one repository, the first included.
+/// Attempts to make one repository, the first included and those that are throttled not.
 const MAX_ATTEMPTS: u32 = 3;
 /// When to ask again for what AWS throttles without saying for how long.
 const THROTTLED_FOR: Duration = Duration::from_secs(2);
+
+/// What all calls that make repositories have in common: AWS throttles the account and no repository, so what
+/// one of them is told holds for all. One gate is for repositories and their policies, as whichever is made
+/// wants its policy next.
+pub(in crate::upstream) struct Making {
+    gate: Gate,
+    /// For how long throttling is waited out before a repository is not made.
+    absorb_throttle: Duration,
+    meter: Meter,
+}
+
+impl Making {
+    pub(in crate::upstream) fn new(absorb_throttle: Duration, meter: Meter) -> Self {
+        Self {
+            gate: Gate::open(),
+            absorb_throttle,
+            meter,
+        }
+    }
+
+    /// When what is begun now has waited for long enough.
+    pub(in crate::upstream) fn absorbed_by(&self) -> Instant {
+        Instant::now() + self.absorb_throttle
+    }
+
+    async fn pass(&self, deadline: Instant) -> Result<Pass<'_>, UpstreamError> {
+        let pass = self.gate.pass(deadline).await;
+        pass.map_err(|retry_after| UpstreamError::Throttled { retry_after })
+    }
+
+    /// Takes a failure for what it says of all calls: where AWS throttles, for how long nothing goes.
+    fn heard<E>(
+        &self,
+        pass: Pass<'_>,
+        error: &SdkError<E>,
+        reason: &UpstreamError,
+    ) -> Option<Duration> {
+        match (error, reason) {
+            (_, UpstreamError::Throttled { .. }) => {
+                self.meter.throttled();
+                // Its API does not say for how long.
+                return Some(pass.throttled(&HeaderMap::new()));
+            }
+            (SdkError::ServiceError(_), _) => pass.answered(),
+            _ => drop(pass),
+        }
+        None
+    }
+}
 
 impl EcrApi {
     /// Which tags of a repository may move.
@@ -76,20 +127,27 @@ impl EcrApi {
         })
     }
 
-    /// Makes a repository, which may be there by now.
+    /// Makes a repository, which may be there by now. What AWS throttles is waited out with all others.
     ///
     /// # Errors
     /// [`UpstreamError::Refused`] without the permission, [`UpstreamError::Told`] where AWS refuses this
-    /// one; otherwise that nobody answered as it should. Each with whether it may have been made.
+    /// one, [`UpstreamError::Throttled`] where it has no time for long; otherwise that nobody answered as it
+    /// should. Each with whether it may have been made.
     pub(in crate::upstream) async fn create_repository(
         self: &Arc<Self>,
         repository: &RepositoryName,
         template: &Template,
+        making: &Making,
     ) -> Result<Created, NotMade> {
-        let began = Instant::now();
+        let mut began = Instant::now();
+        let absorbed_by = making.absorbed_by();
         let mut is_unclear = false;
         let mut attempt = 1;
         loop {
+            let at_gate = Instant::now();
+            let pass = making.pass(absorbed_by).await;
+            let pass = pass.map_err(|error| NotMade { error, is_unclear })?;
+            began += at_gate.elapsed();
             let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
             let template = template.clone();
             let sent = Sent::default();
@@ -110,9 +168,11 @@ impl EcrApi {
                 });
             };
             let Err(error) = answer else {
+                pass.answered();
                 return Ok(Created::New);
             };
             if error.code() == Some("RepositoryAlreadyExistsException") {
+                pass.answered();
                 // It may be our own, of an attempt whose answer was lost.
                 return Ok(match is_unclear {
                     true => Created::New,
@@ -121,27 +181,35 @@ impl EcrApi {
             }
             let reason = self.refusal(&error);
             is_unclear |= sent.is_so() && !is_certainly_undone(&error, &reason);
+            let throttled = making.heard(pass, &error, &reason);
+            if throttled.is_some_and(|pause| Instant::now() + pause <= absorbed_by) {
+                continue;
+            }
             let is_late = began.elapsed() >= self.aws.timeout;
-            if attempt == MAX_ATTEMPTS || is_late || !reason.retryable() {
+            let is_last = attempt == MAX_ATTEMPTS || is_late || throttled.is_some();
+            if is_last || !reason.retryable() {
                 self.log_failure("CreateRepository", repository, &error, &reason);
-                return Err(NotMade {
-                    error: reason,
-                    is_unclear,
+                let error = throttled.map_or(reason, |retry_after| UpstreamError::Throttled {
+                    retry_after,
                 });
+                return Err(NotMade { error, is_unclear });
             }
             tokio::time::sleep(backoff(attempt)).await;
             attempt += 1;
         }
     }
 
-    /// Whether a repository has a lifecycle policy.
+    /// Whether a repository has a lifecycle policy. Until `deadline` it waits for its turn while AWS throttles.
     ///
     /// # Errors
     /// As [`EcrApi::create_repository`].
     pub(in crate::upstream) async fn has_lifecycle_policy(
         self: &Arc<Self>,
         repository: &RepositoryName,
+        making: &Making,
+        deadline: Instant,
     ) -> Result<bool, UpstreamError> {
+        let pass = making.pass(deadline).await?;
         let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
         let call = async move {
             let call = api.client().await.get_lifecycle_policy();
@@ -151,17 +219,24 @@ impl EcrApi {
         let answer = quietly(call).await;
         let answer = answer.ok_or(UpstreamError::Failing { status: 500 })?;
         match answer {
-            Ok(_) => Ok(true),
-            Err(error) if error.code() == Some("LifecyclePolicyNotFoundException") => Ok(false),
+            Ok(_) => {
+                pass.answered();
+                Ok(true)
+            }
+            Err(error) if error.code() == Some("LifecyclePolicyNotFoundException") => {
+                pass.answered();
+                Ok(false)
+            }
             Err(error) => {
                 let reason = self.refusal(&error);
+                making.heard(pass, &error, &reason);
                 self.log_failure("GetLifecyclePolicy", repository, &error, &reason);
                 Err(reason)
             }
         }
     }
 
-    /// Gives a repository its lifecycle policy.
+    /// Gives a repository its lifecycle policy. Until `deadline` it waits for its turn while AWS throttles.
     ///
     /// # Errors
     /// As [`EcrApi::create_repository`].
@@ -169,7 +244,10 @@ impl EcrApi {
         self: &Arc<Self>,
         repository: &RepositoryName,
         policy: &str,
+        making: &Making,
+        deadline: Instant,
     ) -> Result<(), UpstreamError> {
+        let pass = making.pass(deadline).await?;
         let (api, name) = (Arc::clone(self), repository.as_str().to_owned());
         let policy = policy.to_owned();
         let call = async move {
@@ -179,11 +257,18 @@ impl EcrApi {
         };
         let answer = quietly(call).await;
         let answer = answer.ok_or(UpstreamError::Failing { status: 500 })?;
-        answer.map(drop).map_err(|error| {
-            let reason = self.refusal(&error);
-            self.log_failure("PutLifecyclePolicy", repository, &error, &reason);
-            reason
-        })
+        match answer {
+            Ok(_) => {
+                pass.answered();
+                Ok(())
+            }
+            Err(error) => {
+                let reason = self.refusal(&error);
+                making.heard(pass, &error, &reason);
+                self.log_failure("PutLifecyclePolicy", repository, &error, &reason);
+                Err(reason)
+            }
+        }
     }
 
     /// What a failed call says, as far as clients may know.

@@ -1,55 +1,52 @@
 //! What the OCI distribution specification 1.1 asks of a registry for pulls and for the discovery of content,
-//! section by section, of the proxy and of Debian's docker-registry behind it: the same answers, and every
-//! difference is named (P21).
+//! section by section, of the proxy and of the registry behind it, Debian's docker-registry and ECR: the same
+//! answers, and every difference is named in `tests/conformance/differences.md` (P21).
 
 mod support;
 
+#[path = "conformance/differences.rs"]
+mod differences;
+
+use differences::Said;
+use ecr_proxy::simulator::FULL_ACCESS_KEY;
 use support::image::{REPOSITORY, TAG};
+use support::proxy::Builder;
+use support::users::login;
 use support::{Answer, Client, Scene};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// What of an answer the specification is about.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Said {
-    status: u16,
-    /// The code of an error; empty where there is content.
-    code: String,
-    media_type: String,
-    digest: String,
-    length: Option<u64>,
-    range: String,
-    /// Bytes, but of JSON what they mean.
-    body: Vec<u8>,
-}
-
-impl Said {
-    fn of(method: &str, answer: &Answer) -> Self {
-        let header = |name: &str| answer.header(name).unwrap_or_default().to_owned();
-        let mut said = Self {
-            status: answer.status,
-            ..Self::default()
-        };
-        if answer.status >= 400 {
-            // How an error is worded, and how long that is, is anybody's own.
-            if method != "HEAD" {
-                said.code = answer.error_code();
-            }
-            return said;
+fn said(method: &str, answer: &Answer) -> Said {
+    let mut said = Said::from([("status", answer.status.to_string())]);
+    if answer.status >= 400 {
+        // How an error is worded, and how long that is, is anybody's own.
+        if method != "HEAD" {
+            said.insert("code", answer.error_code());
         }
-        let media_type = header("content-type");
-        said.media_type = media_type.split(';').next().unwrap_or_default().to_owned();
-        said.digest = header("docker-content-digest");
-        said.range = header("content-range");
-        match said.media_type.as_str() {
-            "application/json" if method != "HEAD" => said.body = answer.json().to_string().into(),
-            _ => {
-                said.length = answer.head.content_length();
-                said.body = answer.body.clone();
-            }
-        }
-        said
+        return said;
     }
+    for (name, header) in [
+        ("Docker-Content-Digest", "docker-content-digest"),
+        ("Content-Range", "content-range"),
+    ] {
+        said.extend(answer.header(header).map(|value| (name, value.to_owned())));
+    }
+    let media_type = answer.header("content-type").unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default();
+    said.insert("Content-Type", media_type.to_owned());
+    // Of JSON what it means, however it is spaced.
+    match serde_json::from_slice::<serde_json::Value>(&answer.body) {
+        Ok(json) if !json["tags"].is_null() => {
+            said.insert("body", json.to_string());
+        }
+        _ => {
+            let length = answer.head.content_length();
+            said.extend(length.map(|length| ("Content-Length", length.to_string())));
+            said.insert("body", answer.digest());
+        }
+    }
+    said
 }
 
 /// One question of the specification's, and what is to come of it.
@@ -81,9 +78,27 @@ async fn ask(client: &Client, question: &Question) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn p21_pulls_are_answered_as_the_specification_and_the_registry_behind_have_it() {
+async fn p21_pulls_are_answered_as_the_specification_and_docker_registry_have_it() {
     let scene = Scene::docker_registry().await;
-    let (ours, theirs) = (scene.proxy.tls_client(), scene.direct());
+    let theirs = scene.direct();
+    compare("docker-registry", &scene, &theirs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p21_pulls_are_answered_as_the_specification_and_ecr_have_it() {
+    // Lists take more than a pull.
+    let proxy_may_list = |proxy: Builder| proxy.env("AWS_ACCESS_KEY_ID", FULL_ACCESS_KEY);
+    let scene = Scene::simulator_with(proxy_may_list).await;
+    let ecr = scene.ecr().expect("a simulator");
+    let token = ecr.token(FULL_ACCESS_KEY).expect("a principal");
+    let theirs = login(scene.direct(), "AWS", &token.password);
+    compare("ECR", &scene, &theirs).await;
+}
+
+/// Asks all questions of both, and fails unless the proxy answers as it is to, and as the registry but for what is
+/// documented.
+async fn compare(behind: &str, scene: &Scene, theirs: &Client) {
+    let ours = scene.proxy.tls_client();
     let of = |kind: &str, reference: &str| format!("/v2/{REPOSITORY}/{kind}/{reference}");
     let top = &scene.image().top.digest;
     let blob = &scene.image().blobs()[0].digest;
@@ -179,8 +194,9 @@ async fn p21_pulls_are_answered_as_the_specification_and_the_registry_behind_hav
         "/v2/no/such/tags/list".to_owned(),
         404,
     ));
+    let mut answers = Vec::new();
     for question in &questions {
-        let (told, expected) = (ask(&ours, question).await, ask(&theirs, question).await);
+        let (told, expected) = (ask(&ours, question).await, ask(theirs, question).await);
         assert_eq!(
             told.status,
             question.status,
@@ -189,12 +205,13 @@ async fn p21_pulls_are_answered_as_the_specification_and_the_registry_behind_hav
             told.text()
         );
         assert!(told.clean_end, "{}", question.section);
-        let (told, expected) = (
-            Said::of(question.method, &told),
-            Said::of(question.method, &expected),
-        );
-        assert_eq!(told, expected, "{} {}", question.method, question.section);
+        let method = question.method;
+        let step = format!("{method} {}", question.section);
+        answers.push((step, said(method, &expected), said(method, &told)));
     }
+    let steps = answers.iter();
+    let steps = steps.map(|(step, theirs, ours)| (step.as_str(), theirs, ours));
+    differences::compare("Pulls", behind, steps);
 }
 
 /// docker-registry does not offer referrers, and nobody's errors are worded like another's.

@@ -5,11 +5,14 @@
 
 mod support;
 
+#[path = "conformance/differences.rs"]
+mod differences;
 #[path = "conformance/script.rs"]
 mod script;
 
 use ecr_proxy::simulator::{FULL_ACCESS_KEY, Listener, Simulator};
-use script::{BLOB, Said, Script, joined, part, place};
+use script::{BLOB, Script, joined, part, place};
+use sha2::{Digest as _, Sha512};
 use support::push::{APP, MANIFEST, OTHER, PASSWORD, Rig, bytes, manifest, send, users};
 use support::real::DockerRegistry;
 use support::store::digest;
@@ -19,16 +22,9 @@ use support::{Client, Proxy};
 const ECR: &str = "ECR";
 const DOCKER_REGISTRY: &str = "docker-registry";
 
-/// The registry behind, the step, what it says and the proxy does not, what the proxy says instead, and why.
-const DIFFERENCES: &str = include_str!("conformance/differences.md");
-
-/// Statuses that the specification does not have: the registry behind, the step, the status, and why.
-const OUTSIDE: &[(&str, &str, u16, &str)] = &[(
-    ECR,
-    "an empty blob: PUT",
-    400,
-    "ECR takes no blob without a byte, and says so",
-)];
+/// The headings of `differences.md`.
+const PUSHES: &str = "Pushes, discovery and management";
+const OUTSIDE: &str = "Neither as the specification has it";
 
 /// An artifact without a config of its own, as ORAS makes one.
 fn artifact(of: &str, kind: &str, layer: &[u8]) -> String {
@@ -38,6 +34,12 @@ fn artifact(of: &str, kind: &str, layer: &[u8]) -> String {
         digest(layer),
         layer.len()
     )
+}
+
+fn sha512(content: &[u8]) -> String {
+    let hash = Sha512::digest(content);
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha512:{hex}")
 }
 
 async fn pushes(script: &mut Script) {
@@ -175,6 +177,16 @@ async fn pushes(script: &mut Script) {
     let line = ends(&script.begin("an empty blob: POST").await, &digest(b""));
     script
         .send("an empty blob: PUT", &[201], &line, BLOB, b"")
+        .await;
+    // Digests of another algorithm than SHA-256 are a registry's to take or not.
+    let by_sha512 = sha512(&blob);
+    let line = ends(&script.begin("by its SHA-512: POST").await, &by_sha512);
+    script
+        .send("by its SHA-512: PUT", &[201, 400], &line, BLOB, &blob)
+        .await;
+    let line = format!("GET {blobs}/{by_sha512}");
+    script
+        .ask("by its SHA-512: GET of the blob", &[200, 400, 404], &line)
         .await;
 
     for (name, query) in [
@@ -347,52 +359,21 @@ async fn all(client: Client) -> Script {
     script
 }
 
-/// Fails unless the two differ in what [`DIFFERENCES`] says, and in nothing else.
-fn compare(behind: &'static str, theirs: &Script, ours: &Script) {
-    let of_it = OUTSIDE.iter().filter(|(of, ..)| *of == behind);
-    let outside: Vec<_> = of_it.map(|(_, step, status, _)| (*step, *status)).collect();
-    assert_eq!(ours.outside, outside);
-    let mut found = Vec::new();
-    for ((step, theirs), (_, ours)) in theirs.said.iter().zip(&ours.said) {
-        let beside = |said: &Said, other: &Said| {
-            let own = said
-                .iter()
-                .filter(|(what, value)| other.get(*what) != Some(value));
-            let own: Vec<_> = own
-                .map(|(what, value)| format!("{what} {}", short(value)))
-                .collect();
-            own.join(", ")
-        };
-        let (told_by_it, told_here) = (beside(theirs, ours), beside(ours, theirs));
-        if !(told_by_it.is_empty() && told_here.is_empty()) {
-            found.push((*step, told_by_it, told_here));
-        }
-    }
-    found.dedup();
-    let rows = DIFFERENCES.lines().filter(|line| line.starts_with("| "));
-    let documented: Vec<_> = rows
-        .map(|row| row.split('|').map(str::trim).collect::<Vec<_>>())
-        .filter(|cells| cells[1] == behind)
-        .map(|cells| (cells[2], cells[3].to_owned(), cells[4].to_owned()))
+/// Fails unless the two differ in what is documented, and in nothing else.
+fn compare(behind: &str, theirs: &Script, ours: &Script) {
+    let outside = ours.outside.iter();
+    let outside: Vec<_> = outside
+        .map(|(step, status)| format!("{step}, {status}"))
         .collect();
-    let new = found.iter().filter(|one| !documented.contains(one));
-    let new: Vec<_> = new.collect();
-    assert!(new.is_empty(), "not documented: {new:#?}");
-    assert_eq!(found, documented, "what is documented is not so");
-}
-
-/// With `sha256:…` for every digest.
-fn short(value: &str) -> String {
-    let (mut out, mut rest) = (String::new(), value);
-    while let Some(at) = rest.find("sha256:") {
-        let (before, digest) = rest.split_at(at);
-        out += before;
-        out += "sha256:…";
-        rest = digest
-            .trim_start_matches("sha256:")
-            .trim_start_matches(|c: char| c.is_ascii_hexdigit());
-    }
-    out + rest
+    let documented = differences::rows(OUTSIDE, behind).into_iter();
+    let documented: Vec<_> = documented.map(|cells| cells[..2].join(", ")).collect();
+    assert_eq!(
+        outside, documented,
+        "statuses that the specification does not have"
+    );
+    let both = theirs.said.iter().zip(&ours.said);
+    let steps = both.map(|((step, theirs), (_, ours))| (*step, theirs, ours));
+    differences::compare(PUSHES, behind, steps);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,8 @@
 //! Steps of the specification, and what is kept of the answers to them.
 
-use std::collections::BTreeMap;
-
+use super::differences::Said;
 use super::support::push::{APP, MANIFEST, send};
 use super::support::{Answer, Client};
-
-/// What of an answer the specification is about, by its name.
-pub type Said = BTreeMap<&'static str, String>;
 
 /// Takes the steps, and keeps what is said to each.
 pub struct Script {

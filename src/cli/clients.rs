@@ -148,7 +148,8 @@ pub(super) fn trust_lines(client: Client, host: &ClientHost, ca: &Path) -> Strin
 /// The lines that write containerd's `hosts.toml` to `folder`: what is not had from `host` is asked of
 /// `server`, or of each image's own registry. What is pushed goes to the host where it is the server itself, as
 /// by its own name; what is had from a mirror is pushed to where it is from. `more` is what else there is to say
-/// of the host, lines of TOML.
+/// of the host, lines of TOML. Referrers are offered in a comment: a containerd that does not know the word refuses
+/// the whole file for it, 1.6 and 1.7 among them.
 pub(super) fn hosts_toml(
     folder: &str,
     server: Option<&str>,
@@ -161,8 +162,11 @@ pub(super) fn hosts_toml(
         false => "",
     };
     let server = server.map_or_else(String::new, |server| format!("server = \"{server}\"\n\n"));
-    let toml =
-        format!("{server}[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"{push}]\n{more}");
+    let capabilities = format!("capabilities = [\"pull\", \"resolve\"{push}");
+    let toml = format!(
+        "{server}[host.\"{url}\"]\n  {capabilities}]\n  # for a containerd that knows \"referrers\", \
+         as older ones refuse the file for it:\n  # {capabilities}, \"referrers\"]\n{more}"
+    );
     here_document(&format!("{folder}/hosts.toml"), &toml)
 }
 
@@ -234,6 +238,38 @@ mod tests {
             host["ca"].as_str(),
             Some("/etc/containerd/certs.d/a.test/ca.crt")
         );
+    }
+
+    #[test]
+    fn containerd_is_offered_referrers_only_as_a_comment_since_older_ones_refuse_the_word() {
+        let host = host("a.test", None);
+        for (server, plain, newer) in [
+            (
+                Some("https://a.test"),
+                &["pull", "resolve", "push"][..],
+                &["pull", "resolve", "push", "referrers"][..],
+            ),
+            (
+                None,
+                &["pull", "resolve"],
+                &["pull", "resolve", "referrers"],
+            ),
+        ] {
+            let lines = hosts_toml("/f", server, &host, "");
+            let (_, document) = lines.split_once("<<'END'\n").expect("a here-document");
+            let document = document.trim_end_matches("END\n");
+            let capabilities = |document: &str| {
+                let toml: toml::Table = document.parse().expect("TOML");
+                toml["host"]["https://a.test"]["capabilities"].clone()
+            };
+            assert_eq!(capabilities(document), toml::Value::from(plain.to_vec()));
+            let without = document
+                .lines()
+                .filter(|line| !line.starts_with("  capabilities"));
+            let document: Vec<_> = without.map(|line| line.replace("# cap", "cap")).collect();
+            let document = document.join("\n");
+            assert_eq!(capabilities(&document), toml::Value::from(newer.to_vec()));
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::oci::{
 
 pub use crate::access::fuzz_authorization as authorization;
 pub use crate::cache::{fuzz_bundle as bundle, fuzz_records as records};
-pub use crate::server::fuzz_head as head;
+pub use crate::server::{fuzz_frames as frames, fuzz_head as head};
 pub use crate::upstream::fuzz_token_reply as token_reply;
 
 /// A name, and what it is called with.
@@ -29,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("challenge", challenge),
     ("configuration", configuration),
     ("digest", digest),
+    ("frames", frames),
     ("head", head),
     ("htpasswd", htpasswd),
     ("image", image),

@@ -2,14 +2,17 @@
 
 mod support;
 
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ecr_proxy::simulator::{BlobSource, Listener, Simulator};
 use support::Proxy;
 use support::blobs::{MIB, metric, until};
 use support::h2::{
-    self, CALM, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING,
-    PRIORITY, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, field, frame, request,
+    self, ACK, CALM, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PADDED,
+    PING, PRIORITY, RST_STREAM, Raw, WINDOW_UPDATE, field, frame, request,
 };
 use tokio::io::AsyncWriteExt as _;
 
@@ -41,14 +44,15 @@ impl Flooder {
         let writes = async {
             for round in 0..rounds {
                 if writing.write_all(&next(round)).await.is_err() {
-                    return;
+                    // Why can still be read.
+                    break;
                 }
             }
             let _gone = writing.flush().await;
             // What was sent last is answered, too.
             let _gone = writing.write_all(&h2::ping()).await;
             let _gone = writing.flush().await;
-            std::future::pending::<()>().await;
+            std::future::pending::<Infallible>().await
         };
         let reads = async {
             while let Some(frame) = h2::next_frame(&mut reading).await {
@@ -65,8 +69,7 @@ impl Flooder {
         };
         let end = async {
             tokio::select! {
-                // A connection that broke while it was written to has said why, or nothing.
-                () = writes => End::Cut,
+                never = writes => match never {},
                 end = reads => end,
             }
         };
@@ -127,27 +130,40 @@ impl Scene {
     }
 }
 
+/// 10^5 of them in all. A connection is over long before, so that it takes several.
 #[tokio::test(flavor = "multi_thread")]
 async fn l09_rapid_resets_end_the_connection_and_cost_one_upstream_body() {
+    const RESETS: u32 = 100_000;
+    const AT_ONCE: u32 = 100;
     let scene = Scene::new().await;
     let path = scene.blob.clone();
-    let reset = move |round: u32| {
-        let stream = 2 * round + 1;
-        let mut both = frame(
-            HEADERS,
-            END_STREAM | END_HEADERS,
-            stream,
-            &request("GET", &path),
-        );
-        both.extend(frame(RST_STREAM, 0, stream, &CANCEL));
-        both
+    let sent = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&sent);
+    let resets = move |round: u32| -> Vec<u8> {
+        count.fetch_add(AT_ONCE, Ordering::Relaxed);
+        let each = (0..AT_ONCE).flat_map(|each| {
+            let stream = 2 * (round * AT_ONCE + each) + 1;
+            [
+                h2::get(stream, &path),
+                frame(RST_STREAM, 0, stream, &CANCEL),
+            ]
+            .concat()
+        });
+        each.collect()
     };
-    for _ in 0..2 {
-        // Cold the first time, warm the second.
-        let end = scene.flooder().await.flood(10_000, reset.clone()).await;
-        assert!(end == End::GoAway(CALM) || end == End::Cut, "{end:?}");
-        scene.is_unharmed().await;
+    let mut connections = 0;
+    // Cold the first time, warm from then on.
+    while sent.load(Ordering::Relaxed) < RESETS {
+        let flooder = scene.flooder().await;
+        let end = flooder.flood(RESETS / AT_ONCE, resets.clone()).await;
+        assert_eq!(end, End::GoAway(CALM));
+        connections += 1;
+        if connections == 1 {
+            scene.is_unharmed().await;
+        }
     }
+    println!("{connections} connections");
+    scene.is_unharmed().await;
     assert_eq!(scene.bodies(), 1);
 }
 
@@ -199,8 +215,9 @@ async fn l10_making_us_reset_streams_ends_the_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn l11_heads_without_end_and_tables_that_grow_end_the_connection() {
     let scene = Scene::new().await;
+    let begun = || frame(HEADERS, 0, 1, &request("GET", "/v2/"));
     let endless = |round: u32| match round {
-        0 => frame(HEADERS, 0, 1, &request("GET", "/v2/")),
+        0 => begun(),
         _ => frame(
             CONTINUATION,
             0,
@@ -208,14 +225,14 @@ async fn l11_heads_without_end_and_tables_that_grow_end_the_connection() {
             &field("x", "y".repeat(100).as_bytes()).repeat(100),
         ),
     };
-    let end = scene.flooder().await.flood(10_000, endless).await;
-    assert!(matches!(end, End::GoAway(_) | End::Cut), "{end:?}");
+    let end = scene.flooder().await.flood(100_000, endless).await;
+    assert_eq!(end, End::GoAway(CALM), "heads without end");
     let empty = |round: u32| match round {
-        0 => frame(HEADERS, 0, 1, &request("GET", "/v2/")),
+        0 => begun(),
         _ => frame(CONTINUATION, 0, 1, &[]),
     };
     let end = scene.flooder().await.flood(100_000, empty).await;
-    assert!(matches!(end, End::GoAway(_) | End::Cut), "{end:?}");
+    assert_eq!(end, End::GoAway(CALM), "heads of nothing");
     // One entry of 4 KB in the table, named by one byte as often as fits.
     let bomb = |round: u32| {
         let mut head = request("GET", "/v2/");
@@ -226,16 +243,21 @@ async fn l11_heads_without_end_and_tables_that_grow_end_the_connection() {
         head.extend(std::iter::repeat_n(0xbe, 8000));
         frame(HEADERS, END_STREAM | END_HEADERS, 2 * round + 1, &head)
     };
-    let _whichever = scene.flooder().await.flood(1000, bomb).await;
+    let end = scene.flooder().await.flood(1000, bomb).await;
+    assert_eq!(end, End::GoAway(CALM), "a table that grows");
     scene.is_unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn l11_floods_of_small_frames_cost_neither_memory_nor_others() {
+async fn l11_floods_of_small_frames_end_the_connection_and_cost_nobody_anything() {
+    const AT_ONCE: u32 = 100;
+    /// Of no type that there is (RFC 9113, 4.1).
+    const UNKNOWN: u8 = 0xfa;
     let scene = Scene::new().await;
-    let floods: [(&str, Flood); 4] = [
-        ("settings", |_| frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100])),
+    let floods: [(&str, Flood); 9] = [
+        ("settings", |_| h2::settings(&[(3, 100)])),
         ("pings", |_| frame(PING, 0, 0, b"flooding")),
+        ("answers to pings", |_| frame(PING, ACK, 0, b"flooding")),
         ("priorities", |round| {
             frame(PRIORITY, 0, 2 * (round % 1000) + 1, &[0, 0, 0, 0, 16])
         }),
@@ -243,17 +265,62 @@ async fn l11_floods_of_small_frames_cost_neither_memory_nor_others() {
             0 => frame(HEADERS, END_HEADERS, 1, &request("POST", "/v2/")),
             _ => frame(DATA, 0, 1, &[]),
         }),
+        ("padding", |round| match round {
+            0 => frame(HEADERS, END_HEADERS, 1, &request("POST", "/v2/")),
+            _ => frame(DATA, PADDED, 1, &[1, 0]),
+        }),
+        ("resets of what has ended", |round| match round {
+            0 => h2::get(1, "/v2/"),
+            _ => frame(RST_STREAM, 0, 1, &CANCEL),
+        }),
+        ("windows", |_| frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
+        ("who knows what", |_| frame(UNKNOWN, 0, 0, &[])),
     ];
     for (what, next) in floods {
-        let hundred = move |round: u32| -> Vec<u8> {
-            (0..100).flat_map(|each| next(round * 100 + each)).collect()
+        let many = move |round: u32| -> Vec<u8> {
+            let each = 0..AT_ONCE;
+            each.flat_map(|each| next(round * AT_ONCE + each)).collect()
         };
-        let flooding = tokio::spawn(scene.flooder().await.flood(1000, hundred));
+        let flood = scene.flooder().await.flood(100_000 / AT_ONCE, many);
+        let flooding = tokio::spawn(flood);
         let other = scene.proxy.tls_client().get(&scene.blob).await;
         assert!(other.status == 200 && other.clean_end, "{what}");
-        let _whichever = flooding.await.expect("a flood");
+        let end = flooding.await.expect("a flood");
+        assert_eq!(end, End::GoAway(CALM), "{what}");
         scene.is_unharmed().await;
     }
+    let ended = metric(&scene.proxy, "ecr_proxy_connections_flooded_total", &[]).await;
+    // h2 itself ends two of them.
+    assert!(ended >= 7.0, "{ended}");
+}
+
+/// A client that has little room makes some for each KiB, twice, and asks with every 16 how far away we are.
+#[tokio::test(flavor = "multi_thread")]
+async fn l11_a_client_that_takes_little_at_a_time_is_no_flood() {
+    const WINDOW: u32 = 1024;
+    let scene = Scene::new().await;
+    // SETTINGS_INITIAL_WINDOW_SIZE
+    let mut raw = Raw::connect(&scene.proxy.tls_client(), &[(4, WINDOW)]).await;
+    raw.send(h2::get(1, &scene.blob)).await.expect("sent");
+    let (mut came, mut frames) = (0, 0);
+    while came < 8 * MIB {
+        let frame = raw.frame().await.expect("a frame");
+        assert!(frame.kind != GOAWAY, "after {came} bytes");
+        if frame.kind != DATA || frame.payload.is_empty() {
+            continue;
+        }
+        came += frame.payload.len() as u64;
+        frames += 1;
+        let room = (frame.payload.len() as u32).to_be_bytes();
+        let mut said = h2::frame(WINDOW_UPDATE, 0, 0, &room);
+        said.extend(h2::frame(WINDOW_UPDATE, 0, 1, &room));
+        if frames % 16 == 0 {
+            said.extend(h2::frame(PING, 0, 0, b"how far?"));
+        }
+        // What follows the last byte may find nobody.
+        let _gone = raw.send(said).await;
+    }
+    println!("{frames} frames");
 }
 
 /// Whoever answers nobody's pings and takes no byte is not written to without end.

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::coalesce::Coalescing;
+use super::frames::FrameGuard;
 use super::framing::HeadGuard;
 use super::progress::{Limits, Overdue, Pulse, Watched};
 use super::service::{NextStream, Requests, StreamExecutor};
@@ -295,6 +296,7 @@ async fn http2<H: Handler, R>(
     pulse: &Arc<Pulse>,
 ) -> Result<(), Overdue> {
     let options = &shared.options;
+    let guard = FrameGuard::new(stream, shared.metrics.connections_flooded.clone());
     let next = NextStream::default();
     let executor = StreamExecutor {
         next: next.clone(),
@@ -312,7 +314,7 @@ async fn http2<H: Handler, R>(
         .max_local_error_reset_streams(options.h2.max_local_error_reset_streams)
         .keep_alive_interval(options.h2.keep_alive_interval)
         .keep_alive_timeout(options.h2.keep_alive_timeout)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(guard), service);
     drive(connection, shared, pulse).await
 }
 

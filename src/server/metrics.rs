@@ -15,6 +15,8 @@ pub struct ServerMetrics {
     pub connections_refused: Counter,
     /// Idle connections closed because all places were taken and somebody else had fewer.
     pub connections_displaced: Counter,
+    /// HTTP/2 connections closed because of too many frames that ask for nothing.
+    pub connections_flooded: Counter,
     /// TLS handshakes that failed or were not finished in time.
     pub handshake_failures: Counter,
     /// Connections closed because the client sent or took nothing in time; idle ones apart.
@@ -41,6 +43,11 @@ impl ServerMetrics {
                 "connections_displaced",
                 "Idle connections closed to make room for clients that had fewer",
                 &self.connections_displaced,
+            ),
+            (
+                "connections_flooded",
+                "HTTP/2 connections closed because of too many frames that ask for nothing",
+                &self.connections_flooded,
             ),
             (
                 "handshake_failures",

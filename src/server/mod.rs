@@ -36,6 +36,8 @@ use self::progress::Pulse;
 use crate::access::{Network, Turns};
 use crate::buffers::BufferPool;
 
+#[cfg(any(test, fuzzing))]
+pub use self::frames::fuzz_frames;
 pub use self::head::Refusal;
 #[cfg(any(test, fuzzing))]
 pub use self::head::fuzz_head;
@@ -43,6 +45,7 @@ pub use self::metrics::ServerMetrics;
 
 mod coalesce;
 mod connection;
+mod frames;
 mod framing;
 mod head;
 mod limits;

@@ -695,6 +695,50 @@ async fn l03_a_client_that_takes_no_bytes_is_closed() {
     eventually(|| scene.metrics.deadline_closed.get() == 2).await;
 }
 
+/// The system tells of room when more than a MiB has gone: longer than any of these deadlines, at this pace.
+#[tokio::test]
+async fn l03_a_client_that_reads_slowly_and_all_the_time_is_not_closed() {
+    const PIECE: usize = 64 * 1024;
+    const PAUSE: Duration = Duration::from_millis(400);
+    let write_timeout = Duration::from_secs(4);
+    let scene = Scene::start(ServerOptions {
+        write_timeout,
+        idle_timeout: SOON,
+        ..ServerOptions::default()
+    })
+    .await;
+    let get = b"GET /endless HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut plain = scene.plain().await;
+    plain.write_all(get).await.expect("written");
+    let mut tls = scene.tls(&["http/1.1"]).await;
+    tls.write_all(get).await.expect("written");
+    // As much as fits into the windows of the stream and the connection.
+    let mut greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    greeting.extend(b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff");
+    greeting.extend(b"\0\0\x04\x08\0\0\0\0\0\x7f\0\0\0");
+    let mut fields = b"\x82\x87\x04\x08/endless\x01".to_vec();
+    fields.push(NAME.len() as u8);
+    fields.extend(NAME.as_bytes());
+    greeting.extend([0, 0, fields.len() as u8, 1, 5, 0, 0, 0, 1]);
+    greeting.extend(fields);
+    let mut h2 = scene.tls(&["h2"]).await;
+    h2.write_all(&greeting).await.expect("written");
+
+    let mut piece = vec![0; PIECE];
+    let began = Instant::now();
+    while began.elapsed() < 3 * write_timeout {
+        for stream in [&mut plain as &mut (dyn Stream + Unpin), &mut tls, &mut h2] {
+            let read = timeout(SOON, stream.read_exact(&mut piece)).await;
+            read.expect("in time").expect("more comes");
+        }
+        assert_eq!(scene.metrics.deadline_closed.get(), 0);
+        // The pace is what is tested.
+        tokio::time::sleep(PAUSE).await;
+    }
+    // From now on they take nothing.
+    eventually(|| scene.metrics.deadline_closed.get() == 3).await;
+}
+
 #[tokio::test]
 async fn l03_an_h2_stream_that_is_not_taken_is_reset_and_the_others_go_on() {
     let mut scene = Scene::start(ServerOptions {

@@ -421,6 +421,7 @@ async fn drive<C: Graceful, R>(
                     connection.as_mut().end_gracefully();
                     continue;
                 }
+                Some((at, Overdue::Write)) if at <= now && pulse.look_again(&limits) => continue,
                 Some((at, why)) if at <= now => return Poll::Ready(Err(why)),
                 Some((at, _)) if at < alarm.deadline() || alarm.is_elapsed() => {
                     alarm.as_mut().reset(at);

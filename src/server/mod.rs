@@ -174,8 +174,9 @@ pub struct ServerOptions {
     pub header_timeout: Duration,
     /// From the end of an answer to the next complete head.
     pub idle_timeout: Duration,
-    /// How long a client may take no byte from its connection, or no frame of 16 KiB from an h2 stream, before
-    /// that is closed. The default asks an h2 stream for 273 B/s, and HTTP/1.1 for a byte a minute.
+    /// How long a client may take nothing from its connection, or no frame of 16 KiB from an h2 stream, before
+    /// that is closed. What it reads is seen in the steps in which its system makes room, of some 64 to 100 KiB:
+    /// the default asks a connection whose buffers are full for 2 KiB/s, and an h2 stream for 273 B/s.
     pub write_timeout: Duration,
     /// Most connections at once; of more, those are accepted and closed for which no client with more has an idle
     /// one to close.

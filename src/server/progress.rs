@@ -6,13 +6,15 @@
 
 use std::pin::Pin;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, atomic::AtomicU32};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{fmt, io};
 
+use socket2::{MsgHdr, SockRef};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
@@ -24,6 +26,10 @@ const NEVER: u64 = u64::MAX;
 
 /// The number of no request.
 const NOBODY: u64 = u64::MAX;
+
+/// How often a socket that takes nothing is asked before its client is given up. Streams of h2 have limits of their
+/// own, by which some bytes have to have left.
+const LOOKS: u32 = 4;
 
 /// The deadlines of a connection; see [`super::ServerOptions`] for what each means.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +76,10 @@ pub(super) struct Pulse {
     idle_since: AtomicU64,
     head_since: AtomicU64,
     blocked_since: AtomicU64,
+    /// When the socket was last asked whether it takes more; see [`Pulse::look_again`].
+    looked: AtomicU64,
+    /// The socket is to be asked with the next write, whatever it is known to be.
+    must_look: AtomicBool,
     /// How many pieces of answers are on their way to the socket.
     unsent: AtomicUsize,
     /// Told when the connection is to make room for another.
@@ -95,6 +105,8 @@ impl Pulse {
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(NEVER),
             blocked_since: AtomicU64::new(NEVER),
+            looked: AtomicU64::new(NEVER),
+            must_look: AtomicBool::new(false),
             unsent: AtomicUsize::new(0),
             leave: Notify::new(),
             turns: AtomicU32::new(0),
@@ -229,7 +241,25 @@ impl Pulse {
         self.last.get() == Some(&number) || self.body_of.load(Ordering::Acquire) == number
     }
 
-    /// The earliest deadline that applies now, if any.
+    /// Has the socket asked by the next write, at a [`Pulse::deadline`] for a client that takes nothing; false once
+    /// that was done at the end of the limit as well.
+    ///
+    /// The system tells of room only when a third of what it holds has gone, which is more than a MiB: until then a
+    /// client that reads slowly, and all the time, would pass for one that reads nothing. Asked, it takes more as soon
+    /// as there is any room.
+    pub(super) fn look_again(&self, limits: &Limits) -> bool {
+        let limit = u64::try_from(limits.write.as_millis()).unwrap_or(NEVER);
+        let blocked = self.blocked_since.load(Ordering::Acquire);
+        if self.looked.load(Ordering::Acquire) >= blocked.saturating_add(limit) {
+            return false;
+        }
+        self.looked.store(self.now(), Ordering::Release);
+        self.must_look.store(true, Ordering::Release);
+        true
+    }
+
+    /// The earliest deadline that applies now, if any. That for a client that takes nothing is the end of its limit,
+    /// or earlier the time to [look again](Self::look_again).
     pub(super) fn deadline(&self, limits: &Limits) -> Option<(Instant, Overdue)> {
         let at = |millis: u64, limit: Duration| {
             (millis != NEVER).then(|| self.accepted + Duration::from_millis(millis) + limit)
@@ -238,8 +268,10 @@ impl Pulse {
             return Some((self.accepted + limits.first_request, Overdue::FirstRequest));
         }
         let blocked = self.blocked_since.load(Ordering::Acquire);
-        if let Some(at) = at(blocked, limits.write) {
-            return Some((at, Overdue::Write));
+        if let Some(end) = at(blocked, limits.write) {
+            let look = at(self.looked.load(Ordering::Acquire), limits.write / LOOKS);
+            let due = look.map_or(end, |look| look.min(end));
+            return Some((due, Overdue::Write));
         }
         if self.in_flight() > 0 {
             return None;
@@ -273,6 +305,18 @@ impl Drop for Unsent {
     }
 }
 
+/// What may take bytes although nobody was told of room.
+pub(super) trait Ask {
+    /// Writes what it takes at once, which is [`io::ErrorKind::WouldBlock`] where that is nothing.
+    fn ask(&self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize>;
+}
+
+impl Ask for TcpStream {
+    fn ask(&self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        SockRef::from(self).sendmsg(&MsgHdr::new().with_buffers(bufs), 0)
+    }
+}
+
 /// A socket that notes since when it has been refusing bytes.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
@@ -284,15 +328,39 @@ impl<S> Watched<S> {
     pub(super) fn new(inner: S, pulse: Arc<Pulse>) -> Self {
         Self { inner, pulse }
     }
+}
 
-    fn note(&self, outcome: &Poll<io::Result<usize>>) {
-        let blocked = &self.pulse.blocked_since;
+impl<S: Ask> Watched<S> {
+    /// What came of writing `bufs`, which is not the last word where the socket is to be asked.
+    fn note(
+        &self,
+        mut outcome: Poll<io::Result<usize>>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let pulse = &self.pulse;
+        let must_look = pulse.must_look.load(Ordering::Relaxed);
+        if must_look {
+            pulse.must_look.store(false, Ordering::Relaxed);
+        }
+        // Whoever was promised a wake has it still.
+        if must_look && outcome.is_pending() {
+            outcome = match self.inner.ask(bufs) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                asked => Poll::Ready(asked),
+            };
+        }
+        let blocked = &pulse.blocked_since;
         let is_blocked = blocked.load(Ordering::Relaxed) != NEVER;
         match outcome {
-            Poll::Pending if !is_blocked => blocked.store(self.pulse.now(), Ordering::Release),
+            Poll::Pending if !is_blocked => {
+                let now = pulse.now();
+                pulse.looked.store(now, Ordering::Release);
+                blocked.store(now, Ordering::Release);
+            }
             Poll::Ready(_) if is_blocked => blocked.store(NEVER, Ordering::Release),
             Poll::Pending | Poll::Ready(_) => {}
         }
+        outcome
     }
 }
 
@@ -310,7 +378,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Ask + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -318,8 +386,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.inner).poll_write(cx, buf);
-        this.note(&outcome);
-        outcome
+        this.note(outcome, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -329,8 +396,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
-        this.note(&outcome);
-        outcome
+        this.note(outcome, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -370,6 +436,14 @@ mod tests {
         assert_eq!(due(), None);
         pulse.blocked_since.store(3000, Ordering::Release);
         assert_eq!(due(), Some((seconds(33), Overdue::Write)));
+        pulse.looked.store(18_000, Ordering::Release);
+        let look = seconds(18) + LIMITS.write / LOOKS;
+        assert_eq!(due(), Some((look, Overdue::Write)));
+        assert!(pulse.look_again(&LIMITS));
+        // At the end it was asked once more, and that is the end.
+        pulse.looked.store(33_000, Ordering::Release);
+        assert_eq!(due(), Some((seconds(33), Overdue::Write)));
+        assert!(!pulse.look_again(&LIMITS));
         pulse.blocked_since.store(NEVER, Ordering::Release);
 
         drop(in_flight);

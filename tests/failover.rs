@@ -229,6 +229,70 @@ async fn u12_a_region_that_throttles_without_end_is_not_waited_for_where_another
     .await;
 }
 
+/// The first region throttles the next question about a blob, for longer than another is left unasked.
+fn throttle_next(two: &Two, digest: &str) {
+    let faults = two.prod.faults();
+    let next = faults.on(Listener::Registry, "GET", Pattern::digest(digest));
+    next.times(1).then(Fault::throttled(Some("4")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u12_a_region_that_throttles_is_waited_for_where_the_next_has_lost_the_blob() {
+    let two = Two::start().await;
+    let mut layer = String::new();
+    for simulator in [&two.prod, &two.base] {
+        layer = put(simulator, "team/app", "v0", BlobSource::generated(0, SIZE)).0;
+    }
+    let proxy = before(&two);
+    let client = proxy.client();
+    // Both manifests are known, and prove the layer.
+    let outage = two.prod.faults();
+    outage
+        .on(Listener::Registry, "*", Pattern::any())
+        .then(Fault::status(503, "away"));
+    let known = client.get("/v2/team/app/manifests/v0").await;
+    assert_eq!(
+        (known.status, outcome(&known)),
+        (200, Some("miss; fallback"))
+    );
+    outage.clear();
+    until("the first region is back", async || {
+        let manifest = client.get("/v2/team/app/manifests/v0").await;
+        outcome(&manifest).is_some_and(|outcome| !outcome.ends_with("fallback"))
+    })
+    .await;
+    two.base.delete_blob("team/app", &layer);
+    throttle_next(&two, &layer);
+    let answer = client.get(&format!("/v2/team/app/blobs/{layer}")).await;
+    assert_content(&answer, &layer);
+    assert_eq!(outcome(&answer), Some("miss"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn u12_a_region_that_throttles_is_waited_for_by_whom_nothing_stands_in_for() {
+    let two = Two::start().await;
+    let mut layer = String::new();
+    for simulator in [&two.prod, &two.base] {
+        layer = put(simulator, "team/app", "v0", BlobSource::generated(0, SIZE)).0;
+    }
+    let proxy = two
+        .with_fallback()
+        .unset("access.anonymous")
+        .set("access.aws_tokens", true)
+        .start();
+    let token = two.prod.token(FULL_ACCESS_KEY).expect("a principal");
+    let client = login(proxy.client(), "AWS", &token.password);
+    let manifest = client.get("/v2/team/app/manifests/v0").await;
+    assert_eq!(manifest.status, 200, "{}", manifest.text());
+    // What ECR says of the token is known from here on.
+    let config = format!("/v2/team/app/blobs/{}", store::digest(b"{}"));
+    assert_eq!(client.get(&config).await.status, 200);
+    throttle_next(&two, &layer);
+    let answer = client.get(&format!("/v2/team/app/blobs/{layer}")).await;
+    assert_content(&answer, &layer);
+    assert_eq!(outcome(&answer), Some("miss"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn under_load_the_loss_of_the_first_region_fails_nobody() {
     const CLIENTS: usize = 8;

@@ -20,11 +20,17 @@ pub(super) struct Elsewhere {
     /// A fill keeps nothing alive that its owner has let go.
     shared: Weak<Shared>,
     repo: RepoKey,
+    /// Whether its own upstream is waited for until bytes came from there.
+    stays: bool,
 }
 
 impl Elsewhere {
-    pub(super) fn new(shared: Weak<Shared>, repo: RepoKey) -> Self {
-        Self { shared, repo }
+    pub(super) fn new(shared: Weak<Shared>, repo: RepoKey, stays: bool) -> Self {
+        Self {
+            shared,
+            repo,
+            stays,
+        }
     }
 
     /// The same bytes of another repository than that of `origin`, and where they come from now; `None`
@@ -59,8 +65,11 @@ impl Elsewhere {
     }
 
     /// Whether another repository than that of `origin` holds the blob, whose upstream can be asked for it as far
-    /// as is known.
+    /// as is known, and may be.
     pub(super) async fn has(&self, origin: &Origin, digest: Digest) -> bool {
+        if self.stays {
+            return false;
+        }
         let Some(shared) = self.shared.upgrade() else {
             return false;
         };

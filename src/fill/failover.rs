@@ -2,7 +2,7 @@
 //!
 //! The same repository elsewhere is a repository of its own: it is asked, recorded and proven for itself,
 //! and only while the first cannot answer. A no of the first is final, and a no of another is none. One that throttles
-//! is still waited for beside the others: it may answer before them.
+//! is still waited for beside the others, or after them for a blob: it may answer where they do not.
 //!
 //! Not for whoever is here by an ECR token: what its registry said is about its own repositories, and says
 //! nothing of what the bearer may read elsewhere.
@@ -60,6 +60,17 @@ impl Place for Arc<str> {
 }
 
 impl FillError {
+    /// Whether the upstream was not asked to the end, as another was believed to answer instead.
+    fn made_way(&self) -> bool {
+        let Self::Upstream(error) = self else {
+            return false;
+        };
+        matches!(
+            error,
+            UpstreamError::Throttled { .. } | UpstreamError::Away(_)
+        )
+    }
+
     /// True where another upstream may answer instead: its own could not, and is meant to be asked.
     pub(super) fn wants_another(&self) -> bool {
         match self {
@@ -217,6 +228,7 @@ impl Fills {
             found => return found,
         };
         let stand_ins = own.unwrap_or(&pass.repo).stand_ins(&self.shared);
+        let made_way = own.is_none() && !stand_ins.is_empty() && error.made_way();
         let others = own.cloned().into_iter().chain(stand_ins);
         for other in others.filter(|other| *other != pass.repo) {
             let is_own = own == Some(&other);
@@ -233,6 +245,14 @@ impl Fills {
                 Err(told) if is_own => error = told,
                 Err(_) => {}
             }
+        }
+        if made_way {
+            // For others, of which none had it.
+            let pass = Pass {
+                stays: true,
+                ..pass.clone()
+            };
+            return heard(pass).await;
         }
         Err(error)
     }

@@ -170,6 +170,8 @@ struct Running {
 struct Asked {
     repo: RepoKey,
     upstream: Upstream,
+    /// Whether it is waited for even where another might answer instead.
+    stays: bool,
 }
 
 impl Fills {
@@ -343,13 +345,25 @@ impl Shared {
         Ok(Asked {
             repo: repo.clone(),
             upstream: self.upstreams.of(repo)?,
+            stays: false,
         })
     }
 
+    /// Whom to ask on the strength of a pass.
+    fn asked_by(&self, pass: &Pass) -> Result<Asked, UpstreamError> {
+        let asked = self.asked(&pass.repo)?;
+        let stays = pass.stays;
+        Ok(Asked { stays, ..asked })
+    }
+
     fn origin(self: &Arc<Self>, asked: &Asked) -> Origin {
-        let Asked { repo, upstream } = asked.clone();
+        let Asked {
+            repo,
+            upstream,
+            stays,
+        } = asked.clone();
         let repository = repo.repository.clone();
-        let elsewhere = Elsewhere::new(Arc::downgrade(self), repo);
+        let elsewhere = Elsewhere::new(Arc::downgrade(self), repo, stays);
         Origin::new(upstream, repository).or(elsewhere)
     }
 }

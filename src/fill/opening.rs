@@ -195,7 +195,7 @@ impl Fills {
         let turn = timeout_at(deadline, self.shared.bypasses.take(client));
         let turn = turn.await.map_err(|_elapsed| FillError::TooSlow)?;
         let asked = Instant::now();
-        let origin = self.shared.origin(&self.shared.asked(&pass.repo)?);
+        let origin = self.shared.origin(&self.shared.asked_by(pass)?);
         let body = origin.open(pass.digest, range.start, Some(range.end));
         let body = match body.await {
             Err(FillError::Upstream(UpstreamError::IgnoredRange)) => return Ok(None),

@@ -85,7 +85,7 @@ impl Fills {
         let mut has_waited = false;
         loop {
             let beside = self.shared.beside.subscribe();
-            let mine = self.shared.asked(&pass.repo)?;
+            let mine = self.shared.asked_by(pass)?;
             let want = Wanted {
                 digest: pass.digest,
                 size: pass.size,
@@ -121,6 +121,8 @@ impl Fills {
             match begun {
                 // A no to another repository is none to this one. That fill is off the map by now.
                 Err(error) if error.is_of_another(&asked, &mine) => {}
+                // It made way for what stands in, which here nothing does.
+                Err(error) if mine.stays && !asked.stays && error.wants_another() => {}
                 Err(error) => return Err(error),
                 Ok((size, attendance)) => {
                     return Ok(Some(Begun {

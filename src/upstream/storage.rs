@@ -1,6 +1,6 @@
 //! Whether the storage answers that the registry redirects to. It is not the registry's host, and may be
-//! away where that one answers. It is told, and what another upstream has comes from there meanwhile; nothing else is
-//! held back for it, so that what is asked of it tells that it answers again.
+//! away where that one answers. It is told, and what another upstream has comes from there meanwhile, so somebody looks
+//! whether it answers again; nothing else is held back for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};

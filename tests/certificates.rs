@@ -297,9 +297,11 @@ async fn k02_a_bad_renewal_keeps_the_pair_and_is_told_until_it_is_mended() {
         assert_eq!(shown(&proxy, DOMAIN).await, first.der, "{case}");
         // Asked for again it is no news.
         proxy.signal(Signal::HUP);
-        let hangup = |event: &&Event| event.message().contains("SIGHUP");
-        until("the signal is taken", async || {
-            proxy.logs()[before..].iter().any(|event| hangup(&event))
+        // The last of what is read again, so that nothing reads any more what is written next.
+        let last =
+            |event: &Event| event.message().contains("again") && event.line.contains("client_ca");
+        until("all is read again", async || {
+            proxy.logs()[before..].iter().any(last)
         })
         .await;
         let complaints = |logs: &[Event]| {
